@@ -1,0 +1,151 @@
+"""The backbone: visible tokens and a class in, one condition vector z for every token out.
+
+Shape letters: B images, L tokens, V visible tokens, P buffer positions, C token channels, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emigm.config import ModelConfig
+
+LN_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; dropout on the weights and on the projection while training."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, n, D) => (B, n, D)
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+        return F.dropout(self.proj(y.transpose(1, 2).reshape(b, n, d)), p, self.training)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear, with dropout after both while training."""
+
+    def __init__(self, width: int, hidden: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return F.dropout(self.fc2(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.width, eps=LN_EPS)
+        self.attn = Attention(cfg.width, cfg.heads, cfg.dropout)
+        self.norm2 = nn.LayerNorm(cfg.width, eps=LN_EPS)
+        self.mlp = Mlp(cfg.width, int(cfg.width * cfg.mlp_ratio), cfg.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Backbone(nn.Module):
+    """Encoder of the visible tokens, decoder of all positions (MAE trick), or both of all (ablation)."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        positions = cfg.buffer + cfg.tokens
+        self.class_emb = nn.Embedding(cfg.classes, cfg.width)
+        # CFG with mask: the class of the unconditional pass is the decoder's mask token, one parameter.
+        self.fake_latent = nn.Parameter(torch.empty(1, cfg.width))
+        if not cfg.cfg_with_mask:
+            self.mask_token = nn.Parameter(torch.empty(1, 1, cfg.width))
+        self.z_proj = nn.Linear(cfg.token_channels, cfg.width)
+        self.z_proj_ln = nn.LayerNorm(cfg.width, eps=LN_EPS)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, positions, cfg.width))
+        self.encoder_blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.encoder_blocks))
+        self.encoder_norm = nn.LayerNorm(cfg.width, eps=LN_EPS)
+        self.decoder_embed = nn.Linear(cfg.width, cfg.width)
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, positions, cfg.width))
+        self.decoder_blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.decoder_blocks))
+        self.decoder_norm = nn.LayerNorm(cfg.width, eps=LN_EPS)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, cfg.tokens, cfg.width))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name == "class_emb.weight" or "." not in name:  # embeddings, positions, the fake and mask tokens
+                nn.init.normal_(parameter, std=self.cfg.init_std)
+
+    @property
+    def decoder_mask_token(self) -> Tensor:
+        """What stands at masked positions (D,)."""
+        return (self.fake_latent if self.cfg.cfg_with_mask else self.mask_token).view(-1)
+
+    def embed_class(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """Class embeddings (B, D) of labels (B,); the fake one where `dropped` (B,) is true."""
+        embedding = self.class_emb(labels)
+        return embedding if dropped is None else torch.where(dropped[:, None], self.fake_latent, embedding)
+
+    def forward(self, tokens: Tensor, mask: Tensor, condition: Tensor, n_visible: int | None) -> Tensor:
+        """Condition vectors of all tokens.
+
+        Args:
+            tokens: unit latents as tokens (B, L, C); values at masked positions are never read.
+            mask: True where masked, bool (B, L).
+            condition: class embeddings (B, D).
+            n_visible: unmasked tokens of every image, the same number (the MAE trick needs it; None is
+                allowed without the trick, and numbers may then differ).
+
+        Returns:
+            z (B, L, D).
+        """
+        cfg = self.cfg
+        buffer = condition[:, None].expand(-1, cfg.buffer, -1)  # (B, P, D)
+        buffer_position, position = self.encoder_pos_embed_learned[0].split([cfg.buffer, cfg.tokens])
+        if cfg.mae:
+            if n_visible is None:
+                raise ValueError("with the MAE trick every image needs the same number of visible tokens")
+            # A stable sort puts the visible positions first, in order, without a host sync.
+            visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]  # (B, V)
+            seen = self.z_proj(select_rows(tokens, visible)) + position[visible]
+        else:
+            seen = self.z_proj(tokens) + position
+        x = self.z_proj_ln(torch.cat([buffer + buffer_position, seen], dim=1))
+        if not cfg.mae:
+            hidden = F.pad(mask, (cfg.buffer, 0))[..., None]
+            x = torch.where(hidden, self.decoder_mask_token.to(x.dtype), x)
+        for block in self.encoder_blocks:
+            x = block(x)
+        x = self.decoder_embed(self.encoder_norm(x))  # (B, P + V, D), or (B, P + L, D) without the trick
+
+        if cfg.mae:
+            b, d = x.shape[0], x.shape[2]
+            every = self.decoder_mask_token.to(x.dtype).expand(b, cfg.tokens, d)
+            every = every.scatter(1, visible[..., None].expand(-1, -1, d), x[:, cfg.buffer :])
+            x = torch.cat([x[:, : cfg.buffer], every], dim=1)
+        x = x + self.decoder_pos_embed_learned
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_norm(x)[:, cfg.buffer :] + self.diffusion_pos_embed_learned
+
+
+def select_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[b, index[b, i]]: (B, L, C), (B, n) => (B, n, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

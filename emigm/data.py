@@ -1,0 +1,137 @@
+"""Datasets in; the sharded latent store; the resumable batch sampler.
+
+Three spaces of data: pixels (uint8 NCHW), raw latents (what is stored), unit latents (raw x scale, what the
+network sees).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from emigm.config import ConfigError, DataConfig
+from emigm.records import write_atomically, write_json
+
+INDEX = "index.json"
+SHARD_ROWS = 4096
+
+
+def load_split(cfg: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{"train", "holdout"} -> (pixels uint8 NCHW, labels int64)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # grey levels 0..16
+    labels = digits.target.astype(np.int64)
+    held_out = holdout_mask(labels, cfg.holdout, cfg.split_seed)
+    return {"train": (pixels[~held_out], labels[~held_out]), "holdout": (pixels[held_out], labels[held_out])}
+
+
+def holdout_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Bool (n,): the held-out images, the same fraction of every class (rounded), drawn with `seed`."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"benchmark.data.holdout = {fraction} is outside (0, 1)")
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(len(labels), dtype=bool)
+    for c in np.unique(labels):
+        members = np.flatnonzero(labels == c)
+        mask[rng.choice(members, round(fraction * len(members)), replace=False)] = True
+    return mask
+
+
+def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Write pixels (uint8 NCHW) and labels (int64) as one `.npz`."""
+    write_atomically(path, lambda p: np.savez(p, pixels=pixels, labels=labels))
+
+
+def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
+    try:
+        with np.load(path) as f:
+            return f["pixels"], f["labels"]
+    except (ValueError, OSError, KeyError, EOFError) as e:
+        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_latents(folder: Path, latents: np.ndarray, labels: np.ndarray, facts: dict) -> None:
+    """Write raw latents (n, ...) and labels (n,) as shards with checksums; the index comes last, so a folder
+    that has one is whole. `facts` (autoencoder, scale, ...) go into the index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for i, start in enumerate(range(0, len(latents), SHARD_ROWS)):
+        rows = slice(start, start + SHARD_ROWS)
+        path = folder / f"latents-{i:05d}.npy"
+        write_atomically(path, lambda p, rows=rows: np.save(p, np.ascontiguousarray(latents[rows])))
+        shards.append(
+            {"file": path.name, "rows": len(latents[rows]), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        )
+    write_json(folder / INDEX, {"facts": facts, "labels": labels.tolist(), "shards": shards})
+
+
+class LatentStore:
+    """Raw latents of a data set, memory-mapped shard by shard.
+
+    Raises:
+        ConfigError: the index or a shard is missing, truncated, or fails its checksum.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / INDEX
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; run the encode stage (dvc repro)")
+        try:
+            index = json.loads(path.read_text())
+        except json.JSONDecodeError as e:
+            raise ConfigError(f"{path}: not valid JSON ({e}); delete the folder and encode again") from e
+        self.facts = index["facts"]
+        self.labels = np.array(index["labels"], dtype=np.int64)
+        maps = []
+        for shard in index["shards"]:
+            file = self.folder / shard["file"]
+            if not file.is_file():
+                raise ConfigError(f"{file}: shard is missing; delete {self.folder} and run the encode stage again")
+            if file.stat().st_size != shard["bytes"]:
+                raise ConfigError(
+                    f"{file}: shard is truncated ({file.stat().st_size} bytes, expected {shard['bytes']}); "
+                    f"delete {self.folder} and run the encode stage again"
+                )
+            if sha256(file) != shard["sha256"]:
+                raise ConfigError(f"{file}: checksum differs; delete {self.folder} and run the encode stage again")
+            maps.append(np.load(file, mmap_mode="r"))
+        self._maps = maps
+        self._starts = np.cumsum([0] + [len(m) for m in maps])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Raw latents of the given images, in that order (n, ...)."""
+        out = np.empty((len(indices), *self._maps[0].shape[1:]), dtype=self._maps[0].dtype)
+        shard = np.searchsorted(self._starts, indices, side="right") - 1
+        for s in np.unique(shard):
+            here = shard == s
+            out[here] = self._maps[s][indices[here] - self._starts[s]]
+        return out
+
+
+def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
+    """Images of training step `step`: epochs are permutations of n, their remainder dropped (batch,)."""
+    if batch > n:
+        raise ConfigError(f"train.batch = {batch} is larger than the training set of {n} images")
+    per_epoch = n // batch
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return order[position * batch : (position + 1) * batch]

@@ -1,0 +1,96 @@
+"""The diffusion head: condition z, noisy token and time in; noise and variance out (MAR's per-token MLP).
+
+Shape letters: M tokens, C token channels, D backbone width, W head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from emigm.config import ModelConfig
+
+FREQUENCIES = 256
+LN_EPS = 1e-6
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features of the diffusion time, then a two-layer MLP."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """time (...,) in steps of the 1000-step process, fractions allowed => (..., W)."""
+        half = FREQUENCIES // 2
+        octave = torch.arange(half, dtype=torch.float32, device=time.device) / half
+        angle = time[..., None].float() * torch.exp(-math.log(10000) * octave)
+        features = torch.cat([angle.cos(), angle.sin()], dim=-1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+class ResidualBlock(nn.Module):
+    """MLP block with adaLN shift, scale and gate from the condition."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_ln = nn.LayerNorm(width, eps=LN_EPS)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
+        return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
+
+
+class FinalLayer(nn.Module):
+    """LayerNorm without parameters, adaLN shift and scale, projection to noise and variance."""
+
+    def __init__(self, width: int, out_channels: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=LN_EPS)
+        self.linear = nn.Linear(width, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
+        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+
+
+class DiffusionHead(nn.Module):
+    """p(token | z) as a diffusion model; its output holds the noise and the variance's interpolation."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        width, channels = cfg.head_width, cfg.token_channels
+        self.time_embed = TimeEmbedding(width)
+        self.cond_embed = nn.Linear(cfg.width, width)
+        self.input_proj = nn.Linear(channels, width)
+        self.res_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(cfg.head_blocks))
+        self.final_layer = FinalLayer(width, 2 * channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        for part in (*self.res_blocks, self.final_layer):  # blocks start as the identity
+            nn.init.zeros_(part.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
+        """x (M, C), time (M,) or (), z (M, D) => noise and variance (M, 2C)."""
+        return self.denoise(x, self.time_embed(time) + self.cond_embed(z))
+
+    def denoise(self, x: Tensor, y: Tensor) -> Tensor:
+        """As `forward`, from y (M, W) = embedded time + embedded condition."""
+        x = self.input_proj(x)
+        for block in self.res_blocks:
+            x = block(x, y)
+        return self.final_layer(x, y)

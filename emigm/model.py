@@ -1,0 +1,180 @@
+"""The eMIGM model: patches, backbone and diffusion head; its loss; saving and loading.
+
+Shape letters: B images, L tokens, M masked tokens of an image, C token channels, D width, R diffusion
+times a token is trained at (`diffusion_batch_mul`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from emigm import diffusion
+from emigm.backbone import Backbone, select_rows
+from emigm.config import ConfigError, ModelConfig, TrainConfig, as_dict, parse
+from emigm.head import DiffusionHead
+from emigm.records import write_atomically
+from emigm.schedules import draw_mask_count, elbo_weight
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+
+
+class TrainingDraw(NamedTuple):
+    """Everything random in one training step, so that the loss is a function."""
+
+    weight: float  # w(t) of the batch's masking time t
+    masked: Tensor  # positions of the masked tokens, ascending, int64 (B, M)
+    dropped: Tensor  # images whose class is dropped, bool (B,)
+    time: Tensor  # diffusion step of every masked token, int64 (R, B, M)
+    noise: Tensor  # (R, B, M, C)
+
+
+def draw_training(
+    cfg: ModelConfig, train: TrainConfig, batch: int, rng: np.random.Generator, generator: torch.Generator
+) -> TrainingDraw:
+    """Draw one step: the mask's size once for the batch (from `rng`), the rest for each image on the
+    generator's device."""
+    device = generator.device
+    t, count = draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng)
+    order = torch.rand(batch, cfg.tokens, generator=generator, device=device).argsort(dim=1)
+    shape = (train.diffusion_batch_mul, batch, count)
+    return TrainingDraw(
+        weight=1.0 if train.weight == "one" else float(elbo_weight(train.schedule, t)),
+        masked=order[:, :count].sort(dim=1).values,
+        dropped=torch.rand(batch, generator=generator, device=device) < train.label_dropout,
+        time=torch.randint(diffusion.T, shape, generator=generator, device=device),
+        noise=torch.randn(*shape, cfg.token_channels, generator=generator, device=device),
+    )
+
+
+class EMIGM(nn.Module):
+    """Effective and efficient masked image generation model."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        self.backbone = Backbone(cfg)
+        self.head = DiffusionHead(cfg)
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """Unit latents (B, channels, grid, grid) => tokens (B, L, C)."""
+        b, c, g, _ = latents.shape
+        p, n = self.cfg.patch, g // self.cfg.patch
+        return latents.view(b, c, n, p, n, p).permute(0, 2, 4, 1, 3, 5).reshape(b, n * n, c * p * p)
+
+    def unpatchify(self, tokens: Tensor) -> Tensor:
+        """Inverse of `patchify`."""
+        b, (p, c, g) = tokens.shape[0], (self.cfg.patch, self.cfg.channels, self.cfg.grid)
+        n = g // p
+        return tokens.reshape(b, n, n, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, g)
+
+    def forward(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> Tensor:
+        """Training loss, a scalar: the head's loss averaged over masked tokens and their R times, times w(t).
+
+        Args:
+            latents: unit latents (B, channels, grid, grid).
+            labels: classes, int64 (B,).
+            draw: the step's randomness.
+        """
+        loss, _ = self.token_losses(latents, labels, draw)
+        return loss.mean() * draw.weight
+
+    def token_losses(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> tuple[Tensor, Tensor]:
+        """(loss, squared error of the noise) of every masked token at every time, each (R, B, M)."""
+        tokens = self.patchify(latents)
+        mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        mask.scatter_(1, draw.masked, True)
+        z = self.condition(tokens, mask, labels, draw.masked.shape[1], draw.dropped)
+
+        # Only masked rows reach the head, and its condition is embedded once for all R times.
+        repeats = draw.time.shape[0]
+        z, x0 = select_rows(z, draw.masked), select_rows(tokens, draw.masked)  # (B, M, D), (B, M, C)
+        y = self.head.time_embed(draw.time) + self.head.cond_embed(z)  # (R, B, M, W)
+        x0 = x0.expand(repeats, -1, -1, -1).flatten(0, 2)
+        noise, time = draw.noise.flatten(0, 2), draw.time.flatten()
+        alpha_bar = diffusion.tables(diffusion.T, x0.dtype, str(x0.device)).alpha_bar[time, None]
+        output = self.head.denoise(diffusion.q_sample(x0, noise, alpha_bar), y.flatten(0, 2))
+        loss, mse = diffusion.denoising_loss(output.to(x0.dtype), x0, noise, time)
+        return loss.view_as(draw.time), mse.view_as(draw.time)
+
+    def condition(
+        self, tokens: Tensor, mask: Tensor, labels: Tensor, n_masked: int, dropped: Tensor | None = None
+    ) -> Tensor:
+        """z (B, L, D) of tokens (B, L, C) under mask (B, L), `n_masked` of each image; see `Backbone.forward`."""
+        condition = self.backbone.embed_class(labels, dropped)
+        return self.backbone(tokens, mask, condition, self.cfg.tokens - n_masked)
+
+
+def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, **facts: Any) -> None:
+    """Write `model.safetensors` and `config.json` into `folder`; `facts` (origin, latent scale, ...) go beside
+    the architecture. The weights come last, so a folder that has them is whole."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"model": as_dict(cfg), **facts}, indent=2) + "\n"
+    write_atomically(folder / CONFIG_FILE, lambda p: p.write_text(text))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_atomically(folder / WEIGHTS_FILE, lambda p: save_file(plain, p))
+
+
+def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Architecture and facts of a folder written by `save_model`."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    try:
+        tree = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"{path}: not valid JSON ({e}); train or import the model again") from e
+    return parse(ModelConfig, tree.pop("model", None), f"{path}: model"), tree
+
+
+def load_model(folder: str | Path, expect: ModelConfig | None = None, device: str = "cpu") -> EMIGM:
+    """Load a model for inference.
+
+    Args:
+        folder: written by `save_model`.
+        expect: the architecture the caller needs; another one in the folder is refused.
+        device: where to put it.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or holds another architecture.
+    """
+    cfg, _ = read_model_config(folder)
+    if expect is not None and cfg != expect:
+        mine, theirs = as_dict(expect), as_dict(cfg)
+        diff = ", ".join(f"{k} = {theirs[k]} (expected {mine[k]})" for k in mine if mine[k] != theirs[k])
+        raise ConfigError(f"{folder}: a model of another architecture: {diff}; train this size again")
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; train or import the model again")
+    try:
+        state = load_file(path)
+    except SafetensorError as e:
+        raise ConfigError(f"{path}: truncated or damaged ({e}); train or import the model again") from e
+    with torch.device("meta"):
+        model = EMIGM(cfg)
+    check_state(state, model, path)
+    model.load_state_dict(state, assign=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_state(state: dict[str, Tensor], model: nn.Module, source: str | Path) -> None:
+    """Raise ConfigError, naming the tensor, unless `state` fits `model` key by key and shape by shape."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(wanted.keys() - state.keys()):
+        raise ConfigError(f"{source}: tensor {name} is missing")
+    for name in sorted(state.keys() - wanted.keys()):
+        raise ConfigError(f"{source}: tensor {name} belongs to no part of this model")
+    for name, shape in wanted.items():
+        if state[name].shape != shape:
+            raise ConfigError(
+                f"{source}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}; "
+                "the weights are of another size"
+            )

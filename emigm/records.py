@@ -1,0 +1,154 @@
+"""Result records: one JSON file a run, with its provenance, written atomically, read as a table. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emigm.config import Benchmark, ConfigError
+
+SCHEMA = 1
+REPORTED_VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn", "torch-fidelity", "clean-fid", "diffusers", "dvc")
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Have `write(temporary)` make a file beside `path`, then move it there: readers never see half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, tree: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, so a failed measurement cannot pass as a number."""
+    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda p: p.write_text(text))
+
+
+def results_folder(benchmark: str) -> Path:
+    """Where a benchmark's tracked results lie."""
+    return Path("results") / benchmark
+
+
+def write_record(benchmark: Benchmark, stage: str, results: dict[str, Any], *, device: str, **settings: Any) -> Path:
+    """Write the record of one stage run.
+
+    Args:
+        benchmark: what was run.
+        stage: the record's name, such as "train-xs"; one file each.
+        results: the measured numbers.
+        device: where it was measured ("cpu", "cuda").
+        settings: the configuration that applied (dataclasses are expanded), seeds and sample counts.
+    """
+    path = results_folder(benchmark.name) / "records" / f"{stage}.json"
+    tree = {
+        "schema": SCHEMA,
+        "benchmark": benchmark.name,
+        "stage": stage,
+        "dry_run": benchmark.dry_run,
+        "settings": {k: _plain(v) for k, v in settings.items()},
+        "results": results,
+        "provenance": provenance(device),
+    }
+    write_json(path, tree)
+    return path
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Commit, time, versions and machine of this process."""
+    return {
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in REPORTED_VERSIONS},
+        "device": _device_name(device),
+        "machine": platform.machine(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """One record; raises ConfigError when it is missing, damaged or of another schema."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such record; the stage that writes it has not run (dvc repro)")
+    try:
+        tree = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"{path}: not valid JSON ({e}); delete it and run dvc repro") from e
+    if tree.get("schema") != SCHEMA:
+        raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")
+    return tree
+
+
+def read_records(folder: str | Path, pattern: str = "*.json") -> pd.DataFrame:
+    """All records of a `records` folder as one row each, nested keys joined with dots (`results.fid.mean`)."""
+    paths = sorted(Path(folder).glob(pattern))
+    return pd.json_normalize([read_record(p) for p in paths]) if paths else pd.DataFrame()
+
+
+def mean_and_spread(values: list[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (absent for one value) and the values themselves, in order."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    summary: dict[str, Any] = {"mean": mean, "n": n, "values": list(values)}
+    if n > 1:
+        summary["std"] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    return summary
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """HEAD's hash, with "+changes" where tracked code differs from it; None outside a git checkout."""
+    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml", "params.yaml"]
+    try:
+        head = _git("rev-parse", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(["git", *args], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch  # only a process that used it gets here
+
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return f"CPU: {line.split(':', 1)[1].strip()}"
+    return f"CPU: {platform.processor() or platform.machine()}"

@@ -1,0 +1,131 @@
+"""Mask schedules, mask draws, reveal counts, guidance windows and NFE (Tables 1 and 4, Figures 5 and 6).
+
+Pure functions on numbers and numpy arrays. Time runs from t = 1 (all tokens masked) to t = 0 (none).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+TIME_EPS = 1e-5
+"""Last time of sampling: the times of a run are N + 1 points from 1 to this."""
+TRAIN_EPS = 1e-3
+"""Training times are squeezed into [TRAIN_EPS, 1]."""
+
+
+def linear(t):
+    """gamma(t) = t and gamma'(t)."""
+    return t, np.ones_like(t)
+
+
+def cosine(t):
+    """gamma(t) = cos(pi/2 (1 - t)) and gamma'(t)."""
+    angle = math.pi / 2 * (1 - t)
+    return np.cos(angle), math.pi / 2 * np.sin(angle)
+
+
+def exp(t):
+    """gamma(t) = 1 - exp(-5 t) and gamma'(t)."""
+    decay = np.exp(-5 * t)
+    return 1 - decay, 5 * decay
+
+
+SCHEDULES: dict[str, Callable] = {"linear": linear, "cosine": cosine, "exp": exp}
+"""Table 4: name -> t -> (gamma(t), gamma'(t)); gamma(t) is the probability that a token is masked at t."""
+
+
+def gamma(schedule: str, t):
+    """Probability that a token is masked at time t in [0, 1]."""
+    return SCHEDULES[schedule](np.asarray(t, dtype=np.float64))[0]
+
+
+def elbo_weight(schedule: str, t):
+    """w(t) = gamma'(t) / gamma(t), the ELBO's weight (Table 4 prints it negated, since t runs from 1 to 0)."""
+    value, slope = SCHEDULES[schedule](np.asarray(t, dtype=np.float64))
+    return slope / value
+
+
+def train_time(u, t_min: float):
+    """Training time from u ~ U(0, 1): truncated to t >= t_min, then squeezed away from 0."""
+    return (1 - TRAIN_EPS) * np.maximum(u, t_min) + TRAIN_EPS
+
+
+def draw_mask_count(schedule: str, t_min: float, tokens: int, rng: np.random.Generator) -> tuple[float, int]:
+    """Time t and number of masked tokens of one training batch.
+
+    Each of `tokens` positions is masked with probability gamma(t), independently; both are drawn again
+    until at least two are masked.
+    """
+    while True:
+        t = float(train_time(rng.random(), t_min))
+        masked = int(rng.binomial(tokens, gamma(schedule, t)))
+        if masked >= 2:
+            return t, masked
+
+
+def sampling_times(steps: int) -> np.ndarray:
+    """The N + 1 times of a run, linear from 1 to TIME_EPS, float32 (N + 1,)."""
+    return np.linspace(1.0, TIME_EPS, steps + 1, dtype=np.float32)
+
+
+def reveal_probability(schedule: str, steps: int) -> np.ndarray:
+    """Probability that a still-masked token is revealed at each step: 1 - gamma(s)/gamma(t); 1 at the last, (N,)."""
+    g = gamma(schedule, sampling_times(steps))
+    probability = 1 - g[1:] / g[:-1]
+    probability[-1] = 1.0
+    return probability
+
+
+def reveal_counts(schedule: str, steps: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """Tokens revealed at each step, int (N,), summing to `tokens`.
+
+    Each masked token is revealed independently, but at least one at every step while any is left.
+    """
+    left, counts = tokens, []
+    for p in reveal_probability(schedule, steps):
+        n = min(left, max(1, int(rng.binomial(left, p))))
+        counts.append(n)
+        left -= n
+    return np.array(counts)
+
+
+def expected_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:
+    """Mean of `reveal_counts` (N,), exactly, by carrying the distribution of the number still masked (Figure 6)."""
+    law = np.zeros(tokens + 1)
+    law[tokens] = 1.0
+    means = []
+    for p in reveal_probability(schedule, steps):
+        following, mean = np.zeros_like(law), 0.0
+        for left in np.flatnonzero(law):
+            counts = np.arange(left + 1)
+            share = law[left] * binomial_law(left, p)
+            revealed = np.minimum(left, np.maximum(counts, 1))
+            mean += share @ revealed
+            np.add.at(following, left - revealed, share)
+        means.append(mean)
+        law = following
+    return np.array(means)
+
+
+def binomial_law(n: int, p: float) -> np.ndarray:
+    """Probabilities of 0..n successes in n trials (n + 1,)."""
+    if p >= 1:
+        return np.eye(n + 1)[n]
+    k = np.arange(n + 1)
+    log_choose = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k]
+    return np.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p)) if p > 0 else np.eye(n + 1)[0]
+
+
+def guided_steps(steps: int, cfg_scale: float, interval: tuple[float, float]) -> np.ndarray:
+    """Which steps use guidance: t_min < s <= t_max at the step's end s, bool (N,)."""
+    s = sampling_times(steps)[1:]
+    low, high = interval
+    return (s > np.float32(low)) & (s <= np.float32(high)) & (cfg_scale != 1.0)
+
+
+def nfe(steps: int, cfg_scale: float, interval: tuple[float, float]) -> float:
+    """Forward passes of the network for one image: N x (1 + fraction of guided steps) (Tables 2 and 3)."""
+    return steps + float(guided_steps(steps, cfg_scale, interval).sum())
