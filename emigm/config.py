@@ -17,8 +17,16 @@ from typing import Any, Literal
 import yaml
 
 
-class ConfigError(ValueError):
-    """A mistake in a configuration file or a command line; the message names the key and the remedy."""
+class UserError(Exception):
+    """Something the user can mend; stages show its message alone, without a traceback."""
+
+
+class ConfigError(UserError, ValueError):
+    """A mistake in a configuration, a command line or a file; the message names it and the remedy."""
+
+
+class RunError(UserError, RuntimeError):
+    """A run that went wrong; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,9 @@ class GateConfig:
     max_ratio: float = 0.95
     """A run fails when error(best) / error(first) is above this."""
     images: int = 512
-    """Held-out images the error is measured on."""
+    """Held-out images the error is measured on, at most."""
+    repeats: int = 16
+    """Random orders drawn for each of them."""
     enforce: bool = True
     """False: record the ratio and mark the run, but let the pipeline go on (dry runs only)."""
 
@@ -285,6 +295,8 @@ class Benchmark:
     """True: the numbers only show that the machinery runs; every table and figure says so."""
 
     def __post_init__(self):
+        if not self.gate.enforce and not self.dry_run:
+            raise ConfigError("benchmark.gate.enforce: false is for dry runs; set benchmark.dry_run: true as well")
         for size in self.sizes:
             _known("benchmark.sizes", size, self.ladder)
         for budget in self.budgets:

@@ -34,7 +34,9 @@ class Tables(NamedTuple):
     """Coefficients of a (possibly respaced) process with K steps, each (K,) in ascending noise."""
 
     time: Tensor  # int64: the step of the full process each step stands for
-    alpha_bar: Tensor
+    # x_t = signal * x0 + sigma * noise. In float32 neither can be had from the other, nor from alpha bar, near t = 0.
+    signal: Tensor
+    sigma: Tensor
     posterior_x0: Tensor  # q(x_{t-1} | x_t, x0) has mean posterior_x0 * x0 + posterior_xt * x_t
     posterior_xt: Tensor
     log_var_min: Tensor  # log variance of that posterior, its first entry replaced by its second
@@ -64,7 +66,8 @@ def tables(steps: int = T, dtype: torch.dtype = torch.float32, device: str = "cp
     variance = betas * (1 - previous) / (1 - alpha_bar)
     log_variance = np.log(np.append(variance[min(1, steps - 1)], variance[1:]) if steps > 1 else betas)
     columns = (
-        alpha_bar,
+        np.sqrt(alpha_bar),
+        np.sqrt(1 - alpha_bar),
         betas * np.sqrt(previous) / (1 - alpha_bar),
         (1 - previous) * np.sqrt(1 - betas) / (1 - alpha_bar),
         log_variance,
@@ -75,9 +78,10 @@ def tables(steps: int = T, dtype: torch.dtype = torch.float32, device: str = "cp
     )
 
 
-def q_sample(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_t = sqrt(abar) x0 + sqrt(1 - abar) noise; alpha_bar broadcasts over (M, C)."""
-    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+def q_sample(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) noise for tokens x0 (M, C) at steps t (M,)."""
+    tab = tables(T, x0.dtype, str(x0.device))
+    return tab.signal[t, None] * x0 + tab.sigma[t, None] * noise
 
 
 def denoising_loss(output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,9 +95,9 @@ def denoising_loss(output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tupl
     mse = (noise - eps).square().mean(-1)
 
     tab = tables(T, x0.dtype, str(x0.device))
-    abar, c_x0, c_xt, log_min, log_max = (column[t, None] for column in tab[1:])
-    x_t = q_sample(x0, noise, abar)
-    x0_hat = (1 / abar).sqrt() * x_t - (1 / abar - 1).sqrt() * eps.detach()
+    signal, sigma, c_x0, c_xt, log_min, log_max = (column[t, None] for column in tab[1:])
+    x_t = signal * x0 + sigma * noise
+    x0_hat = (x_t - sigma * eps.detach()) / signal
     mean = c_x0 * x0_hat + c_xt * x_t
     log_var = interpolated_log_variance(v, log_min, log_max)
     kl = gaussian_kl(c_x0 * x0 + c_xt * x_t, log_min, mean, log_var)
@@ -153,8 +157,7 @@ def ddpm_sample(
     x = noise[0]
     for i in reversed(range(steps)):
         eps, v = denoiser(x, tab.time[i].to(x.dtype)).chunk(2, dim=-1)
-        abar = tab.alpha_bar[i]
-        x0 = (1 / abar).sqrt() * x - (1 / abar - 1).sqrt() * eps
+        x0 = (x - tab.sigma[i] * eps) / tab.signal[i]
         if x0_clip is not None:
             x0 = x0.clamp(-x0_clip, x0_clip)
         x = tab.posterior_x0[i] * x0 + tab.posterior_xt[i] * x

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emigm.config import ModelConfig
+from emigm.diffusion import T
 
 FREQUENCIES = 256
 LN_EPS = 1e-6
@@ -83,6 +85,12 @@ class DiffusionHead(nn.Module):
         for part in (*self.res_blocks, self.final_layer):  # blocks start as the identity
             nn.init.zeros_(part.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+
+    def embed_steps(self, time: Tensor) -> Tensor:
+        """Embedded whole steps: int64 (...,) => (..., W); each of the T steps is embedded at most once."""
+        if time.numel() <= T:
+            return self.time_embed(time)
+        return F.embedding(time, self.time_embed(torch.arange(T, device=time.device)))
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
         """x (M, C), time (M,) or (), z (M, D) => noise and variance (M, 2C)."""

@@ -22,6 +22,7 @@ from emigm.config import ConfigError, ModelConfig, TrainConfig, as_dict, parse
 from emigm.head import DiffusionHead
 from emigm.records import write_atomically
 from emigm.schedules import draw_mask_count, elbo_weight
+from emigm.weights import check_state
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -96,11 +97,10 @@ class EMIGM(nn.Module):
         # Only masked rows reach the head, and its condition is embedded once for all R times.
         repeats = draw.time.shape[0]
         z, x0 = select_rows(z, draw.masked), select_rows(tokens, draw.masked)  # (B, M, D), (B, M, C)
-        y = self.head.time_embed(draw.time) + self.head.cond_embed(z)  # (R, B, M, W)
+        y = self.head.embed_steps(draw.time) + self.head.cond_embed(z)  # (R, B, M, W)
         x0 = x0.expand(repeats, -1, -1, -1).flatten(0, 2)
         noise, time = draw.noise.flatten(0, 2), draw.time.flatten()
-        alpha_bar = diffusion.tables(diffusion.T, x0.dtype, str(x0.device)).alpha_bar[time, None]
-        output = self.head.denoise(diffusion.q_sample(x0, noise, alpha_bar), y.flatten(0, 2))
+        output = self.head.denoise(diffusion.q_sample(x0, noise, time), y.flatten(0, 2))
         loss, mse = diffusion.denoising_loss(output.to(x0.dtype), x0, noise, time)
         return loss.view_as(draw.time), mse.view_as(draw.time)
 
@@ -163,18 +163,3 @@ def load_model(folder: str | Path, expect: ModelConfig | None = None, device: st
     check_state(state, model, path)
     model.load_state_dict(state, assign=True)
     return model.to(device).eval().requires_grad_(False)
-
-
-def check_state(state: dict[str, Tensor], model: nn.Module, source: str | Path) -> None:
-    """Raise ConfigError, naming the tensor, unless `state` fits `model` key by key and shape by shape."""
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name in sorted(wanted.keys() - state.keys()):
-        raise ConfigError(f"{source}: tensor {name} is missing")
-    for name in sorted(state.keys() - wanted.keys()):
-        raise ConfigError(f"{source}: tensor {name} belongs to no part of this model")
-    for name, shape in wanted.items():
-        if state[name].shape != shape:
-            raise ConfigError(
-                f"{source}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}; "
-                "the weights are of another size"
-            )

@@ -13,11 +13,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from emigm.config import Benchmark, ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 REPORTED_VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn", "torch-fidelity", "clean-fid", "diffusers", "dvc")
@@ -102,6 +103,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 def read_records(folder: str | Path, pattern: str = "*.json") -> pd.DataFrame:
     """All records of a `records` folder as one row each, nested keys joined with dots (`results.fid.mean`)."""
+    import pandas as pd  # a second to import, and only readers of tables need it
+
     paths = sorted(Path(folder).glob(pattern))
     return pd.json_normalize([read_record(p) for p in paths]) if paths else pd.DataFrame()
 

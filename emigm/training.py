@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from emigm import diffusion
 from emigm.backbone import select_rows
-from emigm.config import ConfigError, GateConfig, ModelConfig, TrainConfig, as_dict
+from emigm.config import ConfigError, GateConfig, ModelConfig, RunError, TrainConfig, as_dict
 from emigm.data import batch_indices
 from emigm.model import EMIGM, draw_training
 from emigm.records import write_atomically
@@ -27,15 +30,12 @@ CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""
 
 
-class TrainingError(RuntimeError):
-    """Training went wrong (the loss is not finite, or context does not help); says why."""
-
-
 class TrainResult(NamedTuple):
     """What a run leaves."""
 
     ema: dict[str, Tensor]  # EMA weights by name
     curve: list[tuple[int, float]]  # (step, mean loss of the steps since the last point)
+    seconds: float  # wall time, over all resumptions
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
@@ -74,7 +74,7 @@ def fingerprint(*parts: Any) -> str:
 def train(
     model_cfg: ModelConfig,
     cfg: TrainConfig,
-    fetch: Callable[[np.ndarray], Tensor],
+    fetch: Callable[[np.ndarray, torch.Generator], Tensor],
     labels: np.ndarray,
     *,
     seed: int,
@@ -88,7 +88,7 @@ def train(
     Args:
         model_cfg: architecture.
         cfg: recipe.
-        fetch: image indices (batch,) -> unit latents (batch, channels, grid, grid).
+        fetch: (image indices (batch,), generator for a posterior) -> unit latents (batch, channels, grid, grid).
         labels: class of every training image (n,).
         seed: of the initial weights, the batches, the masks and the noise.
         state_folder: where resume points go; the caller removes the folder when all is written.
@@ -97,7 +97,7 @@ def train(
         on_step: called with the number of finished steps and the last loss.
 
     Raises:
-        TrainingError: the loss is not finite.
+        RunError: the loss is not finite.
     """
     torch.manual_seed(seed)
     model = EMIGM(model_cfg).to(device).train()
@@ -106,7 +106,7 @@ def train(
     ema = [p.detach().clone() for p in parameters]
     curve: list[tuple[int, float]] = []
     recent: list[float] = []
-    start = 0
+    start, earlier = 0, 0.0
 
     key = fingerprint(as_dict(model_cfg), as_dict(cfg), seed, data_id)
     state_path = state_folder / f"train-{key}.pt"
@@ -115,16 +115,17 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema = [t.to(device) for t in state["ema"]]
-        start, curve, recent = state["step"], state["curve"], state["recent"]
+        start, curve, recent, earlier = state["step"], state["curve"], state["recent"], state["seconds"]
 
     generator = torch.Generator(device)
+    begun = time.perf_counter()
     for step in range(start, cfg.steps):
         index = batch_indices(step, len(labels), cfg.batch, seed)
         rng = np.random.default_rng([seed, step, 1])
         generator.manual_seed(int(rng.integers(2**62)))
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         draw = draw_training(model_cfg, cfg, cfg.batch, rng, generator)
-        x = fetch(index).to(device)
+        x = fetch(index, generator).to(device)
         loss = model(x, torch.from_numpy(labels[index]).to(device), draw)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
@@ -136,7 +137,7 @@ def train(
 
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {step} of seed {seed}; lower train.lr")
+            raise RunError(f"the loss is {value} at step {step} of seed {seed}; lower train.lr")
         recent.append(value)
         if (step + 1) % CURVE_EVERY == 0 or step + 1 == cfg.steps:
             curve.append((step + 1, math.fsum(recent) / len(recent)))
@@ -150,11 +151,12 @@ def train(
                 "step": step + 1,
                 "curve": curve,
                 "recent": recent,
+                "seconds": earlier + time.perf_counter() - begun,
             }
             write_atomically(state_path, lambda p, state=state: torch.save(state, p))
 
     names = [name for name, _ in model.named_parameters()]
-    return TrainResult(dict(zip(names, ema, strict=True)), curve)
+    return TrainResult(dict(zip(names, ema, strict=True)), curve, earlier + time.perf_counter() - begun)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -163,6 +165,23 @@ def read_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch.load raises many types for a damaged file
         raise ConfigError(f"{path}: damaged resume point ({e}); delete it to start this run over") from e
+
+
+def flops_per_step(model_cfg: ModelConfig, cfg: TrainConfig, draws: int = 8) -> int:
+    """Floating-point operations (two a multiply-add) of the matrix products of one training step, forward and
+    backward, over the global batch: the mean over `draws` masks, counted by torch on a batch of at most 32.
+
+    CPU attention has no flop formula but in its plain form, so that form is what is counted.
+    """
+    batch = min(cfg.batch, 32)
+    model = EMIGM(model_cfg).train()
+    latents = torch.zeros(batch, model_cfg.channels, model_cfg.grid, model_cfg.grid)
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for _ in range(draws):
+            draw = draw_training(model_cfg, cfg, batch, rng, generator)
+            model(latents, torch.zeros(batch, dtype=torch.int64), draw).backward()
+    return round(counter.get_total_flops() / draws * cfg.batch / batch)
 
 
 @torch.inference_mode()
@@ -192,8 +211,7 @@ def context_errors(
         noise = torch.randn(b, channels, generator=generator, device=tokens.device)
         target = order[:, -1:]
         x0 = select_rows(tokens, target)[:, 0]  # (B, C)
-        alpha_bar = diffusion.tables(diffusion.T, x0.dtype, str(x0.device)).alpha_bar[time, None]
-        x_t = diffusion.q_sample(x0, noise, alpha_bar)
+        x_t = diffusion.q_sample(x0, noise, time)
         for v in visible:
             mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device).scatter_(1, order[:, :v], False)
             z = select_rows(model.condition(tokens, mask, labels, length - v), target)[:, 0]
@@ -209,11 +227,11 @@ def context_ratio(errors: dict[int, float]) -> float:
 
 
 def check_context(errors: dict[int, float], gate: GateConfig, what: str) -> None:
-    """Raise TrainingError, saying why, unless seeing other tokens lowers the head's error enough."""
+    """Raise RunError, saying why, unless seeing other tokens lowers the head's error enough."""
     ratio = context_ratio(errors)
     if ratio > gate.max_ratio and gate.enforce:
         listed = ", ".join(f"{v} visible: {e:.4f}" for v, e in errors.items())
-        raise TrainingError(
+        raise RunError(
             f"{what}: the model ignores context: its error falls only to {ratio:.3f} of that at {min(errors)} visible "
             f"tokens (gate: {gate.max_ratio}; {listed}). It learned tokens from class and position alone, which FID, "
             "IS and accuracy do not reveal. Train it longer, or at another learning rate."

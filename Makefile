@@ -1,0 +1,35 @@
+# `make reproduce` and `make test` need nothing but Python 3.11-3.13 and a package index.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
+UV := 0.13.9
+
+.PHONY: reproduce test lint lock clean-env
+
+reproduce: $(READY)
+	$(RUN) dvc repro
+
+test: $(READY)
+	$(RUN) pytest $(PYTEST)
+
+lint: $(READY)
+	$(RUN) ruff check . && $(RUN) ruff format --check .
+
+# The stamp comes last: an interrupted installation starts over.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	    f"error: Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --require-hashes --requirement requirements.lock
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+# One resolution for Python 3.11 to 3.13 and all platforms, with checksums and no index's name.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-header \
+	    --no-annotate --output-file requirements.lock pyproject.toml
+
+clean-env:
+	rm -rf $(VENV)

@@ -1,0 +1,313 @@
+"""Autoencoders: pixels <-> raw latents <-> unit latents. The only file that knows third-party autoencoders.
+
+Three spaces of data, all NCHW:
+pixels, uint8;
+raw latents, float32, what `encode` gives and the disk holds (for KL-16 a distribution: its mean and
+log-variance side by side);
+unit latents, float32, a sample of the raw ones times the configured scale: what the network sees.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from emigm.config import AutoencoderConfig, ConfigError
+from emigm.weights import check_state, check_tensors, read_tensors
+
+BATCH = 16
+"""Images encoded or decoded at once; bounds the memory."""
+
+KL16_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    # Attention in the lowest level of the encoder, but none in that of the decoder. With a plain last level
+    # the file still loads but for 20 tensors, and every latent is wrong.
+    "down_block_types": ("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",) * 5,
+    "block_out_channels": (128, 128, 256, 256, 512),
+    "layers_per_block": 2,
+    "act_fn": "silu",
+    "latent_channels": 16,
+    "norm_num_groups": 32,
+    "sample_size": 256,
+    "scaling_factor": 0.2325,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+"""MAR's KL-16, as arguments of diffusers' AutoencoderKL (which does not apply the factor by itself)."""
+
+DCAE_CONFIG: dict[str, Any] = {
+    "in_channels": 3,
+    "latent_channels": 32,
+    "attention_head_dim": 32,
+    "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+    "encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "decoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "encoder_layers_per_block": (0, 4, 8, 2, 2, 2),
+    "decoder_layers_per_block": (0, 5, 10, 2, 2, 2),
+    "encoder_qkv_multiscales": ((),) * 6,  # diffusers' defaults are those of another DC-AE
+    "decoder_qkv_multiscales": ((),) * 6,
+    "downsample_block_type": "pixel_unshuffle",
+    "upsample_block_type": "pixel_shuffle",
+    "decoder_norm_types": ("batch_norm",) * 3 + ("rms_norm",) * 3,
+    "decoder_act_fns": ("relu",) * 3 + ("silu",) * 3,
+    "encoder_out_shortcut": True,
+    "decoder_in_shortcut": True,
+    "decoder_conv_act_fn": "relu",
+    "scaling_factor": 0.3189,
+}
+"""DC-AE f32c32-in-1.0, as arguments of diffusers' AutoencoderDC (which does not apply the factor by itself)."""
+
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+class Autoencoder(ABC):
+    """Maps between the three spaces. Works in evaluation mode and float32, without gradients.
+
+    Args:
+        scale: unit latents are raw ones times this.
+        device: where images and latents are worked on, a batch at a time; results go back to where the
+            arguments lie.
+    """
+
+    kind: ClassVar[str]
+    latent_channels: ClassVar[int | None] = None
+    """Channels of unit latents; None: as many as the images have."""
+    stride: ClassVar[int] = 1
+    """Pixels of an image's side that make one latent position."""
+    ignored: int = 0
+    """Tensors of the weights file that belong to no part of the autoencoder, such as a training loss's."""
+
+    def __init__(self, scale: float, device: str | torch.device = "cpu"):
+        self.scale = scale
+        self.device = torch.device(device)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor, batch: int = BATCH) -> Tensor:
+        """Pixels, uint8 (B, 3 or 1, H, W) => raw latents, float32 (B, ...)."""
+        self._check_pixels(pixels)
+        return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1), pixels, batch)
+
+    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Raw latents => unit latents (B, latent_channels, H / stride, W / stride).
+
+        Args:
+            raw: as `encode` gave them.
+            generator: draws the noise (on its own device) where raw latents are a distribution.
+        """
+        # Not under inference_mode: training differentiates through operations on this result.
+        return self._draw(raw, generator) * self.scale
+
+    @torch.inference_mode()
+    def decode(self, unit: Tensor, batch: int = BATCH) -> Tensor:
+        """Unit latents => pixels, uint8 (B, 3 or 1, H, W), rounded as numpy rounds (halves to even)."""
+        if self.latent_channels not in (None, unit.shape[1]):
+            raise ConfigError(
+                f"autoencoder kind: {self.kind} decodes latents of {self.latent_channels} channels, not of "
+                f"{unit.shape[1]}; set model.channels: {self.latent_channels}"
+            )
+
+        def pixels(z: Tensor) -> Tensor:
+            images = (self._decode(z.float() / self.scale) + 1) / 2
+            return (images * 255).clamp(0, 255).round().to(torch.uint8)
+
+        return self._in_batches(pixels, unit, batch)
+
+    @abstractmethod
+    def _encode(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] => raw latents."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor:
+        """A sample of raw latents => images, about in [-1, 1]."""
+
+    def _draw(self, raw: Tensor, generator: torch.Generator | None) -> Tensor:
+        """A sample of raw latents; themselves, unless they are a distribution."""
+        return raw
+
+    def _in_batches(self, fn: Callable[[Tensor], Tensor], x: Tensor, batch: int) -> Tensor:
+        return torch.cat([fn(part.to(self.device)).to(x.device) for part in x.split(batch)])
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        if pixels.dtype != torch.uint8:
+            raise TypeError(f"expected pixels as uint8 in 0..255, got {pixels.dtype}")
+        _, channels, height, width = pixels.shape
+        rgb = self.latent_channels is not None
+        if (rgb and channels != 3) or height % self.stride or width % self.stride:
+            raise ConfigError(
+                f"autoencoder kind: {self.kind} takes RGB images with sides that are multiples of {self.stride}, not "
+                f"{channels} x {height} x {width}; resize the images or set another kind"
+            )
+
+
+class Pixels(Autoencoder):
+    """No autoencoder: raw latents are the pixels, in [-1, 1]."""
+
+    kind = "pixels"
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class KL16(Autoencoder):
+    """MAR's variational autoencoder: 16 channels, stride 16; raw latents are its posterior (B, 32, H/16, W/16)."""
+
+    kind = "kl16"
+    latent_channels = 16
+    stride = 16
+
+    def __init__(self, module: nn.Module, scale: float, device: str | torch.device = "cpu", ignored: int = 0):
+        super().__init__(scale, device)
+        self.module = module
+        self.ignored = ignored
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.module.encode(images).latent_dist.parameters  # the log-variance is not clamped yet
+
+    def _draw(self, raw: Tensor, generator: torch.Generator | None) -> Tensor:
+        mean, logvar = raw.chunk(2, dim=1)
+        device = raw.device if generator is None else generator.device
+        noise = torch.randn(mean.shape, generator=generator, dtype=raw.dtype, device=device).to(raw.device)
+        return mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.module.decode(latents).sample
+
+
+class DCAE(Autoencoder):
+    """Deep compression autoencoder f32c32: 32 channels, stride 32; raw latents (B, 32, H/32, W/32) are exact."""
+
+    kind = "dcae"
+    latent_channels = 32
+    stride = 32
+
+    def __init__(self, module: nn.Module, scale: float, device: str | torch.device = "cpu"):
+        super().__init__(scale, device)
+        self.module = module
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.module.encode(images).latent
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.module.decode(latents).sample
+
+
+def encode_with_flips(ae: Autoencoder, pixels: Tensor, batch: int = BATCH) -> tuple[Tensor, Tensor]:
+    """Raw latents of the images, and of the images flipped left to right."""
+    return ae.encode(pixels, batch), ae.encode(pixels.flip(3), batch)
+
+
+def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Autoencoder:
+    """Build the configured autoencoder.
+
+    Args:
+        cfg: `weights` is a file, or a folder that holds one under its usual name.
+        device: where it works.
+
+    Raises:
+        ConfigError: the weights are missing or damaged, or are those of another model.
+    """
+    if cfg.kind == "pixels":
+        return Pixels(cfg.scale, device)
+    load, names, remedy = {
+        "kl16": (_load_kl16, ("kl16.ckpt", DIFFUSERS_FILE), "kl16.ckpt as MAR released it"),
+        "dcae": (_load_dcae, ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"),
+    }[cfg.kind]
+    try:
+        return load(_find(Path(cfg.weights), names), cfg.scale, device)
+    except ConfigError as e:
+        raise ConfigError(f"{e} (autoencoder.weights of kind: {cfg.kind} must name {remedy})") from e
+
+
+def kl16_official_name(name: str) -> str:
+    """Name in `kl16.ckpt` of the tensor that diffusers calls `name`."""
+    top = len(KL16_CONFIG["block_out_channels"]) - 1
+    rules: list[tuple[str, str | Callable[[re.Match], str]]] = [
+        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+        (r"down_blocks\.(\d)\.attentions", r"down.\1.attn"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        # The file counts the decoder's levels from the image, diffusers from the latents.
+        (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{top - int(m[1])}.block"),
+        (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{top - int(m[1])}.upsample"),
+        (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        (r"conv_shortcut", "nin_shortcut"),
+        (r"conv_norm_out", "norm_out"),
+        (r"group_norm", "norm"),
+        (r"to_([qkv])\.", r"\1."),
+        (r"to_out\.0", "proj_out"),
+    ]
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _load_kl16(path: Path, scale: float, device: str | torch.device) -> KL16:
+    from diffusers import AutoencoderKL  # importing diffusers takes seconds
+
+    with torch.device("meta"):
+        module = AutoencoderKL(**KL16_CONFIG)
+    state = read_tensors(path, part=None if path.suffix == ".safetensors" else "model")
+    ignored = 0
+    if any(name.startswith("encoder.down.") for name in state):
+        parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+        kept = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+        ignored = len(state) - len(kept)
+        # Checked under the file's own names and shapes, so that a message names what the file should have.
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        wanted = {
+            # The only matrices are attention's; the file has them as 1 x 1 convolutions.
+            kl16_official_name(name): (*shape, 1, 1) if len(shape) == 2 else shape
+            for name, shape in shapes.items()
+        }
+        check_tensors(kept, wanted, path)
+        state = {name: kept[kl16_official_name(name)].reshape(shape) for name, shape in shapes.items()}
+    return KL16(_fill(module, state, path, device), scale, device, ignored)
+
+
+def _load_dcae(path: Path, scale: float, device: str | torch.device) -> DCAE:
+    from diffusers import AutoencoderDC
+
+    with torch.device("meta"):
+        module = AutoencoderDC(**DCAE_CONFIG)
+    state = read_tensors(path)
+    if any(name.startswith("encoder.stages.") for name in state):
+        try:
+            from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers as convert
+        except ImportError as e:
+            raise ConfigError(
+                f"{path}: the installed diffusers cannot convert this layout; use the folder "
+                "dc-ae-f32c32-in-1.0-diffusers, or install diffusers 0.42"
+            ) from e
+        state = convert(state)
+    return DCAE(_fill(module, state, path, device), scale, device)
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], path: Path, device: str | torch.device) -> nn.Module:
+    """Give the `module`, built without memory, its tensors, strictly; in float32 and for inference only."""
+    check_state(state, module, path)
+    # Tensors are converted, not the module: diffusers warns of every conversion of a whole module.
+    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in state.items()}, assign=True)
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _find(path: Path, names: tuple[str, ...]) -> Path:
+    """The weights file: `path` itself, or the first of `names` in that folder."""
+    if not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise ConfigError(f"{path}: no {' or '.join(names)} in this folder")

@@ -1,0 +1,31 @@
+"""Gather the scores of all sizes and budgets for `dvc metrics` and `dvc plots`."""
+
+from __future__ import annotations
+
+from emigm.config import Benchmark
+from emigm.records import read_record, results_folder, write_atomically, write_json
+from emigm.workspace import run_stage
+
+
+def summarise(benchmark: Benchmark) -> None:
+    folder = results_folder(benchmark.name)
+    metrics: dict[str, dict] = {}
+    rows = ["size,budget,parameters,nfe,fid,fid_train_std,fid_sample_std"]
+    for size in benchmark.sizes:
+        trained = read_record(folder / "records" / f"train-{size}.json")["results"]
+        metrics[size] = {"parameters": trained["parameters"], "context_ratio": trained["context"]["ratio"]["mean"]}
+        for budget in benchmark.budgets:
+            scored = read_record(folder / "records" / f"evaluate-{size}-{budget}.json")["results"]["summary"]
+            sampled = read_record(folder / "records" / f"sample-{size}-{budget}.json")["results"]
+            metrics[size][f"n{budget}"] = {name: value["mean"] for name, value in scored.items()}
+            fid = scored["fid"]
+            row = (size, budget, trained["parameters"], sampled["nfe"], fid["mean"], fid["train_std"], fid["sample_std"])
+            rows.append(",".join("" if v is None else str(v) for v in row))
+    floors = read_record(folder / "records" / "reference.json")["results"]["floors"]
+    metrics["floors"] = {name: floor["fid"]["mean"] for name, floor in floors.items()}
+    write_json(folder / "metrics.json", metrics)
+    write_atomically(folder / "fid.csv", lambda p: p.write_text("\n".join(rows) + "\n"))
+
+
+if __name__ == "__main__":
+    run_stage(summarise)

@@ -1,0 +1,80 @@
+"""Tensors out of other people's files: safe reading, and strict checks of names and shapes."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from emigm.config import ConfigError
+
+
+def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
+    """Named tensors of a `.safetensors` file or of a PyTorch checkpoint (`.ckpt`, `.pth`, ...), on the CPU.
+
+    Args:
+        path: the file. A checkpoint is unpickled with tensors and plain values allowed, nothing else.
+        part: the entry of a checkpoint that holds the tensors (`.safetensors` has no entries); None: all of it.
+
+    Raises:
+        ConfigError: the file is missing, truncated or damaged, holds code, or has no such part.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Released eMIGM checkpoints hold their arguments: a Namespace, which runs no code. Mapping the file
+        # leaves optimizer states and other parts on the disk; the old format, which is no zip, cannot do that.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as e:  # both loaders raise many types for a damaged file
+        # PyTorch's own message goes on to advise unrestricted unpickling, so only the name is taken from it.
+        if forbidden := re.search(r"GLOBAL ([\w.]+)", str(e)):
+            raise ConfigError(
+                f"{path}: holds a {forbidden[1]}; only tensors and plain values are read, as other objects can run code"
+            ) from e
+        reason = "not a PyTorch checkpoint" if isinstance(e, pickle.UnpicklingError) else str(e) or type(e).__name__
+        reason = reason.splitlines()[0].split(". ")[0]
+        raise ConfigError(f"{path}: truncated, damaged or of another format ({reason}); download it again") from e
+    if part is not None:
+        if not isinstance(tree, dict) or part not in tree:
+            raise ConfigError(f"{path}: has no entry {part!r} with the tensors (found: {_summary(tree)})")
+        tree = tree[part]
+    if not isinstance(tree, dict) or not all(isinstance(v, Tensor) for v in tree.values()):
+        raise ConfigError(f"{path}: expected named tensors, found {_summary(tree)}")
+    return tree
+
+
+def check_state(state: dict[str, Tensor], model: nn.Module, source: str | Path) -> None:
+    """Raise ConfigError, naming the tensor, unless `state` fits `model` key by key and shape by shape."""
+    check_tensors(state, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, source)
+
+
+def check_tensors(state: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]], source: str | Path) -> None:
+    """Raise ConfigError, naming the tensor, unless `state` has just the `wanted` names, in the wanted shapes."""
+    for name in sorted(wanted.keys() - state.keys()):
+        raise ConfigError(f"{source}: tensor {name} is missing")
+    for name in sorted(state.keys() - wanted.keys()):
+        raise ConfigError(f"{source}: tensor {name} belongs to no part of this model")
+    for name, shape in wanted.items():
+        if state[name].shape != shape:
+            raise ConfigError(
+                f"{source}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}; "
+                "the weights are of another size"
+            )
+
+
+def _summary(tree: object) -> str:
+    if not isinstance(tree, dict):
+        return f"a {type(tree).__name__}"
+    entries = [f"{name}: {type(value).__name__}" for name, value in list(tree.items())[:4]]
+    return "{" + ", ".join(entries) + (", ..." if len(tree) > 4 else "") + "}"

@@ -1,0 +1,121 @@
+"""Where stages keep what they make, how they are started, and how they use the cores of one machine."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from emigm.config import Benchmark, UserError, load_benchmark
+
+STATE = Path(".state")
+"""Resume points of interrupted stages; a stage removes its own when all it makes is written."""
+
+
+def data_folder(benchmark: Benchmark) -> Path:
+    """Images, extractor, latents and reference statistics."""
+    return Path("data") / benchmark.name
+
+
+def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
+    """One trained model."""
+    return Path("models") / benchmark.name / size / f"seed{seed}"
+
+
+def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:
+    """Generated images of one size and budget."""
+    return Path("samples") / benchmark.name / f"{size}-{budget}"
+
+
+def samples_name(train_seed: int, sample_seed: int) -> str:
+    """File of the images of one training and one sampling seed."""
+    return f"train{train_seed}-seed{sample_seed}.npz"
+
+
+def run_stage(stage: Callable[..., None], *arguments: str) -> None:
+    """Parse the command line (`--params` and one option for each of `arguments`) and run the stage.
+
+    A user's mistake ends in its one message and exit status 1.
+    """
+    parser = argparse.ArgumentParser(description=(sys.modules[stage.__module__].__doc__ or "").strip().split("\n")[0])
+    parser.add_argument("--params", default="params.yaml", help="composed configuration (default: %(default)s)")
+    for name in arguments:
+        parser.add_argument(f"--{name}", required=True)
+    options = vars(parser.parse_args())
+    try:
+        stage(load_benchmark(options.pop("params")), **options)
+    except UserError as e:
+        sys.exit(f"error: {e}")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+Progress = Callable[[int], None]
+"""Called by a job with the number of its units that are done."""
+
+
+def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str) -> list[Any]:
+    """[job(item, progress) for item in items], on all cores, one thread each, under one progress bar with an ETA.
+
+    Small models use two cores better as two single-threaded processes than as one with two threads. Every job
+    runs to its end even when another fails; then the first failure is raised.
+
+    Args:
+        job: a module's function.
+        items: its arguments.
+        total: units of work in one job.
+        unit: their name.
+        label: what the bar is called.
+    """
+    # Forked workers share what is imported already; a child of a spawn imports torch again, for seconds.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    counters = context.Array("q", len(items))
+    processes = min(len(items), cores())
+    results: list[Any] = []
+    with ProcessPoolExecutor(processes, context, _start_worker, (counters,)) as pool:
+        futures = [pool.submit(_run_job, job, i, item) for i, item in enumerate(items)]
+        with tqdm(total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05) as bar:
+            waiting = set(futures)
+            while waiting:
+                _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                bar.update(sum(counters) - bar.n)
+        results = [f.result() for f in futures]
+    return results
+
+
+_counters: Any = None
+
+
+def _start_worker(counters: Any) -> None:
+    global _counters
+    _counters = counters
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _run_job(job: Callable[[Any, Progress], Any], index: int, item: Any) -> Any:
+    def progress(done: int) -> None:
+        _counters[index] = done
+
+    return job(item, progress)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
