@@ -134,8 +134,6 @@ class TrainConfig:
     label_dropout: float = 0.1
     diffusion_batch_mul: int = 4
     """Diffusion times (each with its own noise) a masked token is trained at in one step."""
-    flip: bool = True
-    """Train on horizontal flips too (encoded beside the image)."""
     checkpoint_every: int = 1000
     """Steps between resume points."""
 
@@ -193,6 +191,8 @@ class DataConfig:
     holdout: float = 0.25
     """Fraction of each class that is never trained on."""
     split_seed: int = 0
+    flips: bool = False
+    """Encode every training image with its horizontal flip, and train on either with equal chance."""
 
 
 @dataclass(frozen=True)

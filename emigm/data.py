@@ -66,7 +66,7 @@ def sha256(path: Path) -> str:
 
 
 def write_latents(folder: Path, latents: np.ndarray, labels: np.ndarray, facts: dict) -> None:
-    """Write raw latents (n, ...) and labels (n,) as shards with checksums; the index comes last, so a folder
+    """Write raw latents (n, views, ...) and labels (n,) as shards with checksums; the index comes last, so a folder
     that has one is whole. `facts` (autoencoder, scale, ...) go into the index."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
@@ -118,7 +118,7 @@ class LatentStore:
         return int(self._starts[-1])
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        """Raw latents of the given images, in that order (n, ...)."""
+        """Raw latents of the given images, in that order (n, views, ...): the image, then its flip if encoded."""
         out = np.empty((len(indices), *self._maps[0].shape[1:]), dtype=self._maps[0].dtype)
         shard = np.searchsorted(self._starts, indices, side="right") - 1
         for s in np.unique(shard):

@@ -41,9 +41,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=LN_EPS)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        # SiLU(y) is the same in every block, so `denoise` takes it once; the names stay the official ones.
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 3 * width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (M, W), y (M, W) after SiLU => (M, W)."""
         shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
         return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
 
@@ -55,9 +57,10 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=LN_EPS)
         self.linear = nn.Linear(width, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (M, W), y (M, W) after SiLU => (M, 2C)."""
         shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
 
@@ -98,7 +101,7 @@ class DiffusionHead(nn.Module):
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:
         """As `forward`, from y (M, W) = embedded time + embedded condition."""
-        x = self.input_proj(x)
+        x, y = self.input_proj(x), F.silu(y)
         for block in self.res_blocks:
             x = block(x, y)
         return self.final_layer(x, y)

@@ -107,12 +107,10 @@ def reveal(
         if n == 0:  # the "at least one" rule used up the tokens early
             break
         query = draw.order[:, done : done + n]  # (B, n)
-        z = model.condition(tokens, mask, labels, length - done)
-        z = [select_rows(z, query).flatten(0, 1)]  # (B n, D)
+        z = [condition_rows(model, tokens, mask, labels, length - done, query)]
         if guide:
             dropped = torch.ones(b, dtype=torch.bool, device=tokens.device)
-            free = model.condition(tokens, mask, labels, length - done, dropped)
-            z.append(select_rows(free, query).flatten(0, 1))
+            z.append(condition_rows(model, tokens, mask, labels, length - done, query, dropped))
         noise = select_rows_of_each(draw.noise, query).flatten(1, 2)  # (draws, B n, C)
         new = sample_tokens(model.head, z, noise, cfg).view(b, n, -1)
         tokens.scatter_(1, query[..., None].expand_as(new), new)
@@ -120,6 +118,20 @@ def reveal(
         done += n
         passes += len(z)
     return tokens, passes
+
+
+def condition_rows(
+    model: EMIGM, tokens: Tensor, mask: Tensor, labels: Tensor, n_masked: int, query: Tensor, dropped: Tensor | None = None
+) -> Tensor:
+    """z of the queried positions (B n, D)."""
+    if n_masked == tokens.shape[1]:
+        # Nothing is visible yet: z depends on the class alone, so each class is computed once.
+        labels, image = labels.unique(return_inverse=True)
+        k = len(labels)
+        z = model.condition(tokens[:k], mask[:k], labels, n_masked, None if dropped is None else dropped[:k])[image]
+    else:
+        z = model.condition(tokens, mask, labels, n_masked, dropped)
+    return select_rows(z, query).flatten(0, 1)
 
 
 def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:

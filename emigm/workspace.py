@@ -32,7 +32,7 @@ def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
 
 def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:
     """Generated images of one size and budget."""
-    return Path("samples") / benchmark.name / f"{size}-{budget}"
+    return Path("samples") / benchmark.name / size / budget
 
 
 def samples_name(train_seed: int, sample_seed: int) -> str:

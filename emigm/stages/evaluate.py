@@ -1,8 +1,9 @@
-"""Score the images of one size at one NFE budget: FID, IS, KID, precision, recall, and memorisation."""
+"""Score the images of one size at every NFE budget: FID, IS, KID, precision, recall, and memorisation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 
 from emigm.config import Benchmark
 from emigm.data import load_images
-from emigm.metrics import load_extractor, load_reference, nearest_distance, scores
+from emigm.metrics import Features, Reference, load_extractor, load_reference, nearest_distance, scores
 from emigm.records import write_record
 from emigm.workspace import data_folder, run_stage, samples_folder, samples_name
 
 
-def evaluate(benchmark: Benchmark, size: str, budget: str) -> None:
+def evaluate(benchmark: Benchmark, size: str) -> None:
     torch.set_num_threads(1)
     folder, evaluation = data_folder(benchmark), benchmark.evaluation
     reference = load_reference(folder / "reference.npz")  # before any work, in case it fails
@@ -25,9 +26,29 @@ def evaluate(benchmark: Benchmark, size: str, budget: str) -> None:
     # Nearest distances to sets of different sizes cannot be compared.
     train = train[np.random.default_rng(0).choice(len(train), len(holdout), replace=False)]
 
-    train_seeds = benchmark.train_config(size).seeds
+    results = {}
+    for budget in benchmark.budgets:
+        runs = score_runs(benchmark, size, budget, extract, reference, train, holdout)
+        metrics = [k for k in runs[0] if not k.endswith("_seed")]
+        results[budget] = {"runs": runs, "summary": {m: summarise(runs, m) for m in metrics}}
+    settings = {"size": size, "images": evaluation.images, "extractor": benchmark.extractor}
+    seeds = {"train_seeds": list(benchmark.train_config(size).seeds), "seeds": list(evaluation.seeds)}
+    write_record(benchmark, f"evaluate-{size}", results, device="cpu", **settings, **seeds)
+
+
+def score_runs(
+    benchmark: Benchmark,
+    size: str,
+    budget: str,
+    extract: Callable[[np.ndarray], Features],
+    reference: Reference,
+    train: np.ndarray,
+    holdout: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Scores of every training and sampling seed at one budget; `train` and `holdout` are equally many images."""
+    evaluation = benchmark.evaluation
     runs = []
-    for train_seed in train_seeds:
+    for train_seed in benchmark.train_config(size).seeds:
         for seed in evaluation.seeds:
             pixels, labels = load_images(samples_folder(benchmark, size, budget) / samples_name(train_seed, seed))
             run = {"train_seed": train_seed, "sample_seed": seed}
@@ -37,11 +58,7 @@ def evaluate(benchmark: Benchmark, size: str, budget: str) -> None:
                 "nearest_holdout": nearest_distance(pixels, holdout),
             }
             runs.append(run)
-    metrics = [k for k in runs[0] if not k.endswith("_seed")]
-    results = {"runs": runs, "summary": {m: summarise(runs, m) for m in metrics}}
-    settings = {"size": size, "budget": budget, "images": evaluation.images, "extractor": benchmark.extractor}
-    seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
-    write_record(benchmark, f"evaluate-{size}-{budget}", results, device="cpu", **settings, **seeds)
+    return runs
 
 
 def summarise(runs: list[dict[str, Any]], metric: str) -> dict[str, float | None]:
@@ -60,4 +77,4 @@ def summarise(runs: list[dict[str, Any]], metric: str) -> dict[str, float | None
 
 
 if __name__ == "__main__":
-    run_stage(evaluate, "size", "budget")
+    run_stage(evaluate, "size")

@@ -62,7 +62,7 @@ def shuffled_scores(benchmark: Benchmark, extract, reference, seed: int) -> dict
     store = LatentStore(data_folder(benchmark) / "latents" / "train")
     autoencoder = load_autoencoder(benchmark.autoencoder)
     raw = torch.from_numpy(store.rows(np.arange(len(store))))
-    unit = autoencoder.sample(raw, torch.Generator().manual_seed(seed))
+    unit = autoencoder.sample(raw[:, 0], torch.Generator().manual_seed(seed))
     with torch.device("meta"):
         model = EMIGM(benchmark.model_config(benchmark.sizes[0]))  # for its patches alone
     tokens = model.patchify(unit)

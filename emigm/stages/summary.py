@@ -14,8 +14,9 @@ def summarise(benchmark: Benchmark) -> None:
     for size in benchmark.sizes:
         trained = read_record(folder / "records" / f"train-{size}.json")["results"]
         metrics[size] = {"parameters": trained["parameters"], "context_ratio": trained["context"]["ratio"]["mean"]}
+        evaluated = read_record(folder / "records" / f"evaluate-{size}.json")["results"]
         for budget in benchmark.budgets:
-            scored = read_record(folder / "records" / f"evaluate-{size}-{budget}.json")["results"]["summary"]
+            scored = evaluated[budget]["summary"]
             sampled = read_record(folder / "records" / f"sample-{size}-{budget}.json")["results"]
             metrics[size][f"n{budget}"] = {name: value["mean"] for name, value in scored.items()}
             fid = scored["fid"]

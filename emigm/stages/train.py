@@ -57,7 +57,8 @@ def train_seed(benchmark: Benchmark, size: str, state: Path, seed: int, progress
     raw = torch.from_numpy(store.rows(np.arange(len(store))))
 
     def fetch(index: np.ndarray, generator: torch.Generator) -> torch.Tensor:
-        return autoencoder.sample(raw[index], generator)
+        view = torch.randint(raw.shape[1], (len(index),), generator=generator, device=generator.device).cpu()
+        return autoencoder.sample(raw[torch.from_numpy(index), view], generator)
 
     result = train(
         model_cfg,
@@ -75,7 +76,7 @@ def train_seed(benchmark: Benchmark, size: str, state: Path, seed: int, progress
     model.load_state_dict(result.ema)
     held_out = LatentStore(folder / "holdout")
     rows = np.arange(min(benchmark.gate.images, len(held_out)))
-    latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows)), torch.Generator().manual_seed(0))
+    latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows)[:, 0]), torch.Generator().manual_seed(0))
     labels = torch.from_numpy(held_out.labels[rows])
     errors = context_errors(model, latents, labels, benchmark.gate.visible, seed=0, repeats=benchmark.gate.repeats)
     return {"curve": result.curve, "seconds": result.seconds, "errors": errors}

@@ -1,0 +1,482 @@
+"""Autoencoders: the three spaces, and the files third parties publish their weights in.
+
+The networks under test are narrow: the same levels, blocks and tensor names as the published ones.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from emigm import autoencoder
+from emigm.autoencoder import KL16, Pixels, encode_with_flips, kl16_official_name, load_autoencoder
+from emigm.config import AutoencoderConfig, ConfigError
+from emigm.weights import read_tensors
+
+KL16_WIDTHS = (32, 32, 64, 64, 128)  # the published ones over 4
+DCAE_WIDTHS = (8, 16, 32, 32, 64, 64)  # the published ones over 16
+
+
+def random_pixels(*shape, seed=0):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def perturbed(shapes, seed=0):
+    """Random tensors that leave activations of order one, no norm or bias at its initial value."""
+    g = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=g)
+        if len(shape) > 1:
+            tensors[name] = noise / np.sqrt(np.prod(shape[1:]))
+        else:
+            tensors[name] = 0.1 * noise + (1 if name.endswith("weight") else 0)
+    return tensors
+
+
+# --- The KL-16 as its file describes it: names, shapes and the computation, with no diffusers in between.
+
+
+def ldm_shapes(widths):
+    """Names and shapes of the tensors in kl16.ckpt, for the given level widths."""
+    shapes = {}
+
+    def layer(name, *shape):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def block(name, c_in, c_out):
+        layer(f"{name}.norm1", c_in), layer(f"{name}.conv1", c_out, c_in, 3, 3)
+        layer(f"{name}.norm2", c_out), layer(f"{name}.conv2", c_out, c_out, 3, 3)
+        if c_in != c_out:
+            layer(f"{name}.nin_shortcut", c_out, c_in, 1, 1)
+
+    def attention(name, c):
+        layer(f"{name}.norm", c)
+        for part in ("q", "k", "v", "proj_out"):
+            layer(f"{name}.{part}", c, c, 1, 1)
+
+    top = widths[-1]
+    for side in ("encoder", "decoder"):
+        block(f"{side}.mid.block_1", top, top), block(f"{side}.mid.block_2", top, top)
+        attention(f"{side}.mid.attn_1", top)
+    layer("encoder.conv_in", widths[0], 3, 3, 3)
+    c = widths[0]
+    for i, width in enumerate(widths):
+        for j in range(2):
+            block(f"encoder.down.{i}.block.{j}", c, width)
+            c = width
+        if i < 4:
+            layer(f"encoder.down.{i}.downsample.conv", c, c, 3, 3)
+    attention("encoder.down.4.attn.0", top), attention("encoder.down.4.attn.1", top)
+    layer("encoder.norm_out", top), layer("encoder.conv_out", 32, top, 3, 3), layer("quant_conv", 32, 32, 1, 1)
+    layer("post_quant_conv", 16, 16, 1, 1), layer("decoder.conv_in", top, 16, 3, 3)
+    for i, width in reversed(list(enumerate(widths))):
+        for j in range(3):
+            block(f"decoder.up.{i}.block.{j}", c, width)
+            c = width
+        if i > 0:
+            layer(f"decoder.up.{i}.upsample.conv", c, c, 3, 3)
+    layer("decoder.norm_out", c), layer("decoder.conv_out", 3, c, 3, 3)
+    return shapes
+
+
+class LDM:
+    """What the tensors of kl16.ckpt compute."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def conv(self, name, x, **how):
+        return F.conv2d(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], **how)
+
+    def norm(self, name, x):
+        return F.group_norm(x, 32, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], 1e-6)
+
+    def block(self, name, x):
+        h = self.conv(f"{name}.conv1", F.silu(self.norm(f"{name}.norm1", x)), padding=1)
+        h = self.conv(f"{name}.conv2", F.silu(self.norm(f"{name}.norm2", h)), padding=1)
+        return h + (self.conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in self.tensors else x)
+
+    def attention(self, name, x):
+        h = self.norm(f"{name}.norm", x)
+        q, k, v = (self.conv(f"{name}.{part}", h).flatten(2) for part in "qkv")
+        weights = (q.transpose(1, 2) @ k / q.shape[1] ** 0.5).softmax(dim=2)
+        return x + self.conv(f"{name}.proj_out", (v @ weights.transpose(1, 2)).view_as(x))
+
+    def middle(self, name, x):
+        return self.block(f"{name}.block_2", self.attention(f"{name}.attn_1", self.block(f"{name}.block_1", x)))
+
+    def end(self, side, x):
+        return self.conv(f"{side}.conv_out", F.silu(self.norm(f"{side}.norm_out", x)), padding=1)
+
+    def moments(self, x):
+        x = self.conv("encoder.conv_in", x, padding=1)
+        for i in range(5):
+            for j in range(2):
+                x = self.block(f"encoder.down.{i}.block.{j}", x)
+                if i == 4:
+                    x = self.attention(f"encoder.down.4.attn.{j}", x)
+            if i < 4:
+                x = self.conv(f"encoder.down.{i}.downsample.conv", F.pad(x, (0, 1, 0, 1)), stride=2)
+        return self.conv("quant_conv", self.end("encoder", self.middle("encoder.mid", x)))
+
+    def images(self, z):
+        x = self.middle("decoder.mid", self.conv("decoder.conv_in", self.conv("post_quant_conv", z), padding=1))
+        for i in reversed(range(5)):
+            for j in range(3):
+                x = self.block(f"decoder.up.{i}.block.{j}", x)
+            if i > 0:
+                x = self.conv(f"decoder.up.{i}.upsample.conv", F.interpolate(x, scale_factor=2), padding=1)
+        return self.end("decoder", x)
+
+
+def save_kl16(path, tensors):
+    torch.save({"model": tensors}, path)
+    return AutoencoderConfig("kl16", 0.2325, str(path))
+
+
+@pytest.fixture
+def narrow_kl16(monkeypatch):
+    """Tensors of a narrow kl16.ckpt, which `load_autoencoder` then expects."""
+    monkeypatch.setitem(autoencoder.KL16_CONFIG, "block_out_channels", KL16_WIDTHS)
+    return perturbed(ldm_shapes(KL16_WIDTHS))
+
+
+# --- The DC-AE as its file describes it: names and shapes only.
+
+
+def dcae_official_layout(state):
+    """Tensors of diffusers' AutoencoderDC under the names and in the shapes of the published model.safetensors."""
+    names = [
+        (r"coder\.(?:down|up)_blocks\.(\d)\.(\d+)\.", r"coder.stages.\1.op_list.\2."),
+        (r"(op_list\.\d+)\.(conv[12])\.", r"\1.main.\2.conv."),
+        (r"(op_list\.\d+)\.norm\.", r"\1.main.conv2.norm."),
+        (r"(op_list\.\d+)\.conv\.", r"\1.main.conv.conv."),
+        (r"attn\.to_out\.", "context_module.main.proj.conv."),
+        (r"attn\.norm_out\.", "context_module.main.proj.norm."),
+        (r"conv_out\.conv_(inverted|depth|point)\.", r"local_module.main.\1_conv.conv."),
+        (r"(op_list\.\d+)\.conv_out\.norm\.", r"\1.local_module.main.point_conv.norm."),
+        (r"^encoder\.conv_in\.", "encoder.project_in.conv."),
+        (r"^encoder\.conv_out\.", "encoder.project_out.main.op_list.0.conv."),
+        (r"^decoder\.conv_in\.", "decoder.project_in.main.conv."),
+        (r"^decoder\.norm_out\.", "decoder.project_out.op_list.0."),
+        (r"^decoder\.conv_out\.conv\.", "decoder.project_out.op_list.2.conv.conv."),
+    ]
+    out = {}
+    for name, tensor in state.items():
+        if name.endswith(("to_k.weight", "to_v.weight")):
+            continue  # beside to_q
+        if name.endswith("to_q.weight"):
+            tensor = torch.cat([state[name.replace("to_q", f"to_{part}")] for part in "qkv"])
+            name = name.replace("attn.to_q.", "context_module.main.qkv.conv.")
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        out[name] = tensor[:, :, None, None].contiguous() if tensor.ndim == 2 else tensor
+    return out
+
+
+@pytest.fixture
+def narrow_dcae(monkeypatch):
+    """A narrow AutoencoderDC of diffusers, which `load_autoencoder` then expects."""
+    from diffusers import AutoencoderDC
+
+    for side in ("encoder", "decoder"):
+        monkeypatch.setitem(autoencoder.DCAE_CONFIG, f"{side}_block_out_channels", DCAE_WIDTHS)
+    torch.manual_seed(0)
+    module = AutoencoderDC(**autoencoder.DCAE_CONFIG).eval()
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point() and tensor.ndim == 1:  # norms and biases away from 0 and 1
+                tensor.add_(0.2 * torch.rand_like(tensor))
+    return module
+
+
+# --- Pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 0.7, 2.3])
+def test_every_pixel_value_survives_the_round_trip_of_kind_pixels(channels, scale):
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, channels, 1, 1)
+    ae = load_autoencoder(AutoencoderConfig("pixels", scale))
+    raw = ae.encode(pixels)
+    assert raw.dtype == torch.float32 and raw.min() == -1 and raw.max() == 1
+    unit = ae.sample(raw)
+    torch.testing.assert_close(unit, raw * scale)
+    assert torch.equal(ae.decode(unit), pixels)
+
+
+def test_decoded_pixels_are_clipped_and_rounded_as_numpy_does():
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 0, :4] = torch.tensor([0.0, -7.0, 7.0, 1.0])
+    decoded = Pixels(1.0).decode(x).numpy()
+    np.testing.assert_array_equal(decoded, np.round(np.clip((x.numpy() + 1) / 2 * 255, 0, 255)).astype(np.uint8))
+    assert decoded[0, 0, 0, :4].tolist() == [128, 0, 255, 255]
+
+
+def test_flips_are_encoded_beside_the_images():
+    pixels = random_pixels(3, 1, 8, 8)
+    ae = Pixels(1.0)
+    raw, flipped = encode_with_flips(ae, pixels)
+    assert torch.equal(ae.decode(raw), pixels)
+    assert torch.equal(ae.decode(flipped), pixels[..., torch.arange(7, -1, -1)])
+
+
+def test_a_loss_on_sampled_latents_can_be_differentiated():
+    layer = nn.Linear(8, 8)
+    pixels = Pixels(1.0)
+    kl16 = KL16(nn.Identity(), 0.2325)
+    for unit in (pixels.sample(pixels.encode(random_pixels(1, 1, 8, 8))), kl16.sample(torch.zeros(1, 32, 8, 8))):
+        layer(unit).sum().backward()
+    assert layer.weight.grad.isfinite().all()
+
+
+# --- KL-16
+
+
+def test_the_kl16_has_the_published_tensors():
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        module = AutoencoderKL(**autoencoder.KL16_CONFIG)
+    assert sum(p.numel() for p in module.parameters()) == 66_456_019
+    ours = {kl16_official_name(n): tuple(t.shape) for n, t in module.state_dict().items()}
+    published = ldm_shapes((128, 128, 256, 256, 512))
+    assert len(ours) == len(module.state_dict()) == len(published) == 312
+    assert {n: (*s, 1, 1) if len(s) == 2 else s for n, s in ours.items()} == published
+
+
+def test_a_kl16_checkpoint_computes_what_its_tensors_say(narrow_kl16, tmp_path):
+    ae = load_autoencoder(save_kl16(tmp_path / "kl16.ckpt", narrow_kl16))
+    ldm = LDM(narrow_kl16)
+    pixels = random_pixels(2, 3, 64, 48)
+    moments = ldm.moments(pixels.float() / 127.5 - 1)
+    raw = ae.encode(pixels)
+    assert raw.shape == (2, 32, 4, 3) and moments.std() > 0.1
+    torch.testing.assert_close(raw, moments, rtol=1e-4, atol=1e-5)
+
+    latents = moments[:, :16]
+    images = ldm.images(latents)
+    assert images.std() > 0.1
+    with torch.inference_mode():
+        torch.testing.assert_close(ae._decode(latents), images, rtol=1e-4, atol=1e-5)
+    expected = ((images + 1) / 2 * 255).clamp(0, 255).round()
+    assert (ae.decode(latents * 0.2325).float() - expected).abs().max() <= 1  # 1: a value beside a half
+    raw_flipped = encode_with_flips(ae, pixels)[1]
+    torch.testing.assert_close(raw_flipped, ldm.moments(pixels.flip(3).float() / 127.5 - 1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_layout_of_diffusers_loads_too(narrow_kl16, tmp_path):
+    ae = load_autoencoder(save_kl16(tmp_path / "kl16.ckpt", narrow_kl16))
+    folder = tmp_path / "diffusers"
+    folder.mkdir()
+    # Half precision, as many are published: it is computed in float32 all the same.
+    state = {n: t.half().contiguous() for n, t in ae.module.state_dict().items()}
+    save_file(state, folder / autoencoder.DIFFUSERS_FILE)
+    again = load_autoencoder(AutoencoderConfig("kl16", 0.2325, str(folder)))
+    pixels = random_pixels(1, 3, 32, 32)
+    assert again.encode(pixels).dtype == torch.float32
+    torch.testing.assert_close(again.encode(pixels), ae.encode(pixels), rtol=0.02, atol=0.02)
+
+
+def test_tensors_of_the_training_loss_are_ignored_and_counted(narrow_kl16, tmp_path):
+    assert load_autoencoder(save_kl16(tmp_path / "a.ckpt", narrow_kl16)).ignored == 0
+    extra = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(3)}
+    assert load_autoencoder(save_kl16(tmp_path / "b.ckpt", narrow_kl16 | extra)).ignored == 2
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda t: t.pop("encoder.down.4.attn.1.q.weight"), "encoder.down.4.attn.1.q.weight is missing"),
+        (lambda t: t.update({"encoder.down.3.attn.0.q.bias": torch.zeros(1)}), "encoder.down.3.attn.0.q.bias belongs"),
+        (lambda t: t.update({"quant_conv.weight": torch.zeros(8, 8, 1, 1)}), r"quant_conv.weight .*\(8, 8, 1, 1\)"),
+        (lambda t: t.clear(), "decoder.conv_in.bias is missing"),
+    ],
+)
+def test_a_kl16_file_with_other_tensors_is_refused_by_name(narrow_kl16, tmp_path, damage, message):
+    damage(narrow_kl16)
+    path = tmp_path / "kl16.ckpt"
+    with pytest.raises(ConfigError, match=f"{path}.*{message}.*kl16.ckpt as MAR") as e:
+        load_autoencoder(save_kl16(path, narrow_kl16))
+    assert "\n" not in str(e.value)
+
+
+def test_images_decode_in_batches_as_they_do_at_once(narrow_kl16, tmp_path, monkeypatch):
+    ae = load_autoencoder(save_kl16(tmp_path / "kl16.ckpt", narrow_kl16))
+    unit = torch.randn(5, 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    decode = ae._decode
+    monkeypatch.setattr(ae, "_decode", lambda z: (sizes.append(len(z)), decode(z))[1])
+    parts, whole = ae.decode(unit, batch=2), ae.decode(unit, batch=5)
+    assert sizes == [2, 2, 1, 5]
+    assert parts.dtype == torch.uint8 and parts.shape == (5, 3, 32, 32)
+    assert (parts.int() - whole.int()).abs().max() <= 1
+    pixels = random_pixels(5, 3, 32, 32)
+    torch.testing.assert_close(ae.encode(pixels, batch=2), ae.encode(pixels, batch=5))
+
+
+def test_kl16_latents_are_drawn_from_the_stored_distribution():
+    mean, std, scale = 3.0, 0.5, 0.2325
+    raw = torch.cat([torch.full((256, 16, 8, 8), mean), torch.full((256, 16, 8, 8), 2 * np.log(std))], dim=1)
+    ae = KL16(nn.Identity(), scale)
+    unit = ae.sample(raw, torch.Generator().manual_seed(0))
+    assert unit.shape == (256, 16, 8, 8)
+    assert unit.mean().item() == pytest.approx(mean * scale, abs=1e-3)
+    assert unit.std().item() == pytest.approx(std * scale, rel=1e-2)
+    assert torch.equal(unit, ae.sample(raw, torch.Generator().manual_seed(0)))
+    assert not torch.equal(unit, ae.sample(raw, torch.Generator().manual_seed(1)))
+
+
+def test_an_extreme_log_variance_is_clamped_when_drawn():
+    ae = KL16(nn.Identity(), 1.0)
+    noise = torch.randn(1, 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    for logvar, std in ((1e4, np.exp(10)), (-1e4, np.exp(-15))):
+        raw = torch.cat([torch.zeros(1, 16, 2, 2), torch.full((1, 16, 2, 2), logvar)], dim=1)
+        torch.testing.assert_close(ae.sample(raw, torch.Generator().manual_seed(0)), noise * std)
+
+
+# --- DC-AE
+
+
+def test_the_dcae_has_the_published_size():
+    from diffusers import AutoencoderDC
+
+    with torch.device("meta"):
+        module = AutoencoderDC(**autoencoder.DCAE_CONFIG)
+    assert sum(p.numel() for p in module.parameters()) == 323_356_460
+    published = {n: tuple(t.shape) for n, t in dcae_official_layout(module.state_dict()).items()}
+    assert len(published) == 338
+    assert published["encoder.project_in.conv.conv.weight"] == (64, 3, 3, 3)
+    assert published["decoder.stages.5.op_list.1.context_module.main.qkv.conv.weight"] == (3072, 1024, 1, 1)
+
+
+@pytest.mark.parametrize("layout", ["published", "diffusers"])
+def test_a_dcae_folder_computes_what_diffusers_does(narrow_dcae, tmp_path, layout):
+    state = narrow_dcae.state_dict()
+    if layout == "published":
+        save_file(dcae_official_layout(state), tmp_path / "model.safetensors")
+    else:
+        save_file(state, tmp_path / autoencoder.DIFFUSERS_FILE)
+    ae = load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(tmp_path)))
+    pixels = random_pixels(2, 3, 64, 64)
+    with torch.inference_mode():
+        latents = narrow_dcae.encode(pixels.float() / 127.5 - 1).latent
+        images = narrow_dcae.decode(latents).sample
+    raw = ae.encode(pixels)
+    assert raw.shape == (2, 32, 2, 2) and raw.std() > 0.1
+    torch.testing.assert_close(raw, latents)
+    unit = ae.sample(raw, torch.Generator())
+    torch.testing.assert_close(unit, raw * 0.3189)
+    expected = ((images + 1) / 2 * 255).clamp(0, 255).round()
+    assert expected.std() > 1
+    assert (ae.decode(unit).float() - expected).abs().max() <= 1
+    # Batch norms use their stored statistics, so an image does not depend on its batch.
+    assert (ae.decode(unit[:1]).int() - ae.decode(unit)[:1].int()).abs().max() <= 1
+    assert not any(p.requires_grad for p in ae.module.parameters())
+
+
+def test_a_dcae_file_with_other_tensors_is_refused_by_name(narrow_dcae, tmp_path):
+    tensors = dcae_official_layout(narrow_dcae.state_dict())
+    path = tmp_path / "model.safetensors"
+    cfg = AutoencoderConfig("dcae", 0.3189, str(path))
+    save_file(tensors | {"encoder.extra.weight": torch.zeros(1)}, path)
+    with pytest.raises(ConfigError, match=f"{path}.*encoder.extra.weight belongs to no part.*dc-ae-f32c32-in-1.0"):
+        load_autoencoder(cfg)
+    del tensors["decoder.stages.2.op_list.3.main.conv1.conv.bias"]
+    save_file(tensors, path)
+    with pytest.raises(ConfigError, match=f"{path}.*decoder.up_blocks.2.3.conv1.bias is missing"):
+        load_autoencoder(cfg)
+
+
+def test_weights_of_the_other_autoencoder_are_refused(narrow_kl16, narrow_dcae, tmp_path):
+    dcae, kl16 = tmp_path / "model.safetensors", tmp_path / "kl16.ckpt"
+    save_file(dcae_official_layout(narrow_dcae.state_dict()), dcae)
+    with pytest.raises(ConfigError, match=f"{dcae}: tensor .* is missing .*kind: kl16"):
+        load_autoencoder(AutoencoderConfig("kl16", 0.2325, str(dcae)))
+    save_kl16(kl16, narrow_kl16)
+    with pytest.raises(ConfigError, match=f"{kl16}: expected named tensors, found .*model: dict.*kind: dcae"):
+        load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(kl16)))
+
+
+# --- Mistakes
+
+
+@pytest.mark.parametrize("kind, channels, side", [("kl16", 3, 40), ("kl16", 1, 32), ("dcae", 3, 48), ("dcae", 1, 64)])
+def test_images_that_an_autoencoder_cannot_take_are_refused(kind, channels, side):
+    ae = {"kl16": autoencoder.KL16, "dcae": autoencoder.DCAE}[kind](nn.Identity(), 1.0)
+    with pytest.raises(ConfigError, match=f"kind: {kind} takes RGB images .* not {channels} x {side} x {side}"):
+        ae.encode(random_pixels(1, channels, side, side))
+
+
+def test_latents_of_another_autoencoder_are_refused():
+    with pytest.raises(ConfigError, match=r"16 channels, not of 32; set model\.channels: 16"):
+        KL16(nn.Identity(), 1.0).decode(torch.zeros(1, 32, 2, 2))
+
+
+def test_floats_are_not_taken_for_pixels():
+    with pytest.raises(TypeError, match="uint8"):
+        Pixels(1.0).encode(torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["kl16.ckpt", "old.ckpt", "kl16.safetensors"])
+def test_a_truncated_file_is_refused_by_name(tmp_path, name):
+    path = tmp_path / name
+    tensors = {"encoder.conv_in.weight": torch.zeros(1000)}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save({"model": tensors}, path, _use_new_zipfile_serialization=name != "old.ckpt")
+    assert read_tensors(path, None if path.suffix == ".safetensors" else "model").keys() == tensors.keys()
+    for size in (path.stat().st_size - 500, 20, 0):
+        os.truncate(path, size)
+        with pytest.raises(ConfigError, match=f"{path}: truncated, damaged.*download it again") as e:
+            read_tensors(path, "model")
+        assert "weights_only" not in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_missing_file_is_refused_with_what_to_give(tmp_path):
+    for kind, remedy in (("kl16", "kl16.ckpt as MAR"), ("dcae", "folder of dc-ae-f32c32-in-1.0")):
+        with pytest.raises(ConfigError, match=f"nothing.here: no such file.*{remedy}"):
+            load_autoencoder(AutoencoderConfig(kind, 1.0, str(tmp_path / "nothing.here")))
+        with pytest.raises(ConfigError, match=f"no .*{autoencoder.DIFFUSERS_FILE} in this folder.*{remedy}"):
+            load_autoencoder(AutoencoderConfig(kind, 1.0, str(tmp_path)))
+
+
+def test_a_checkpoint_without_the_expected_entry_is_refused(tmp_path):
+    path = tmp_path / "kl16.ckpt"
+    torch.save({"state_dict": {}, "epoch": 3}, path)
+    with pytest.raises(ConfigError, match=f"{path}: has no entry 'model'.*state_dict: dict, epoch: int"):
+        read_tensors(path, "model")
+
+
+class Malicious:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    path, witness = tmp_path / "kl16.ckpt", tmp_path / "witness"
+    torch.save({"model": {"a": torch.zeros(1)}, "extra": Malicious(witness)}, path)
+    with pytest.raises(ConfigError, match=f"{path}: holds a .*only tensors and plain values") as e:
+        read_tensors(path, "model")
+    assert not witness.exists() and "weights_only" not in str(e.value)
+
+
+def test_a_checkpoint_may_hold_its_command_line_arguments(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    tensors = {"a": torch.arange(3.0)}
+    torch.save({"model_ema": tensors, "args": argparse.Namespace(lr=1e-4), "epoch": 7}, path)
+    assert torch.equal(read_tensors(path, "model_ema")["a"], tensors["a"])

@@ -1,0 +1,184 @@
+"""The diffusion of single tokens: loss, DDPM and DPM-Solver++ against independent references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from emigm import diffusion
+from emigm.diffusion import (
+    T,
+    cosine_betas,
+    ddpm_sample,
+    denoising_loss,
+    discretised_log_likelihood,
+    dpm_solver_plan,
+    dpm_solver_sample,
+    gaussian_kl,
+    q_sample,
+    respaced_times,
+    singlestep_orders,
+    tables,
+)
+
+DATA_STD = 0.5
+
+
+def gaussian_denoiser(alpha_bar_at):
+    """The exact noise prediction for data N(0, DATA_STD^2), with variance at the posterior's end."""
+
+    def denoiser(x, time):
+        abar = alpha_bar_at(float(time))
+        eps = math.sqrt(1 - abar) * x / (abar * DATA_STD**2 + 1 - abar)
+        return torch.cat([eps, -torch.ones_like(x)], dim=-1)
+
+    return denoiser
+
+
+def continuous_alpha_bar(time):
+    """alpha_bar at the solver's own time input, interpolated in log alpha over the schedule's knots."""
+    log_abar = np.cumsum(np.log(1 - cosine_betas()))[:996]
+    return math.exp(np.interp(time / T + 1 / 996, np.arange(1, 997) / 996, log_abar))
+
+
+def test_betas_are_the_cosine_schedules():
+    abar = np.cumprod(1 - cosine_betas())
+    t = np.arange(1, T + 1) / T
+    expected = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    assert np.allclose(abar[:-2], expected[:-2], rtol=1e-9)
+    assert cosine_betas().max() == 0.999
+
+
+def test_kl_agrees_with_torch_distributions():
+    torch.manual_seed(0)
+    m1, l1, m2, l2 = torch.randn(4, 50, dtype=torch.float64)
+    p, q = (torch.distributions.Normal(m, (0.5 * v).exp()) for m, v in ((m1, l1), (m2, l2)))
+    assert torch.allclose(gaussian_kl(m1, l1, m2, l2), torch.distributions.kl_divergence(p, q))
+
+
+def test_discretised_likelihood_is_the_probability_of_the_bin():
+    x = torch.tensor([-1.0, -0.2, 0.3, 1.0], dtype=torch.float64)
+    mean, scale = torch.tensor(0.1, dtype=torch.float64), 0.2
+    ours = discretised_log_likelihood(x, mean, torch.tensor(math.log(scale))).exp().numpy()
+    low = np.where(x < -0.999, -np.inf, x - 1 / 255)
+    high = np.where(x > 0.999, np.inf, x + 1 / 255)
+    assert np.allclose(ours, norm.cdf(high, 0.1, scale) - norm.cdf(low, 0.1, scale), rtol=2e-2, atol=1e-6)
+
+
+def test_the_variational_bound_does_not_move_the_noise_prediction():
+    torch.manual_seed(0)
+    x0, noise, t = torch.randn(6, 3), torch.randn(6, 3), torch.tensor([0, 1, 10, 300, 700, 999])
+    output = torch.randn(6, 6, requires_grad=True)
+    loss, mse = denoising_loss(output, x0, noise, t)
+    by_loss, by_mse = (torch.autograd.grad(v.sum(), output, retain_graph=True)[0] for v in (loss, mse))
+    assert torch.equal(by_loss[:, :3], by_mse[:, :3])
+    assert (by_loss[:, 3:] != 0).all() and (by_mse[:, 3:] == 0).all()
+
+
+def test_at_time_0_the_bound_is_the_likelihood_of_the_data():
+    x0, noise = torch.full((1, 1), 0.3), torch.full((1, 1), 0.5)
+    output = torch.tensor([[0.5, 1.0]])  # exact noise, largest variance
+    loss, mse = denoising_loss(output, x0, noise, torch.tensor([0]))
+    scale = math.sqrt(cosine_betas()[0])
+    bits = -math.log2(norm.cdf(1 / 255 / scale) - norm.cdf(-1 / 255 / scale))
+    assert mse.item() == 0 and loss.item() == pytest.approx(bits, rel=2e-3)
+
+
+def test_q_sample_keeps_unit_variance():
+    torch.manual_seed(0)
+    t = torch.full((20000,), 500)
+    assert q_sample(torch.randn(20000, 1), torch.randn(20000, 1), t).var().item() == pytest.approx(1, abs=0.03)
+
+
+def test_respacing_keeps_the_ends_and_the_marginals():
+    times = respaced_times(14)
+    assert times[0] == 0 and times[-1] == T - 1 and len(set(times)) == 14
+    assert torch.equal(tables(14).signal, tables().signal[torch.from_numpy(times)])
+
+
+@pytest.mark.parametrize("steps", [0, T + 1])
+def test_impossible_ddpm_step_counts_are_refused(steps):
+    with pytest.raises(ValueError, match="solver_steps"):
+        respaced_times(steps)
+
+
+def test_ddpm_reaches_the_variance_of_gaussian_data():
+    abar = np.cumprod(1 - cosine_betas())
+    noise = torch.randn(250, 4000, 1, generator=torch.Generator().manual_seed(0))
+    x = ddpm_sample(gaussian_denoiser(lambda t: abar[round(t)]), noise, 250)
+    assert x.std().item() == pytest.approx(DATA_STD, rel=0.05)
+
+
+def test_x0_clip_bounds_what_ddpm_returns():
+    noise = 3 * torch.randn(14, 200, 1, generator=torch.Generator().manual_seed(0))
+
+    def wild(x, time):
+        return torch.cat([-x, -torch.ones_like(x)], dim=-1)
+
+    assert ddpm_sample(wild, noise, 14, x0_clip=0.7).abs().max() <= 0.7 + 1e-6
+    assert ddpm_sample(wild, noise, 14).abs().max() > 10
+
+
+def test_temperature_0_makes_ddpm_forget_its_step_noise():
+    abar = np.cumprod(1 - cosine_betas())
+    noise = torch.randn(14, 50, 2, generator=torch.Generator().manual_seed(0))
+    other = torch.cat([noise[:1], torch.zeros(13, 50, 2)])
+    denoiser = gaussian_denoiser(lambda t: abar[round(t)])
+    assert torch.equal(ddpm_sample(denoiser, noise, 14, temperature=0.0), ddpm_sample(denoiser, other, 14))
+
+
+@pytest.mark.parametrize("steps", range(3, 26))
+def test_dpm_solver_spends_exactly_its_steps(steps):
+    plan = dpm_solver_plan(steps)
+    assert len(plan) == steps == sum(singlestep_orders(steps))
+    assert [s.time for s in plan] == sorted((s.time for s in plan), reverse=True)
+
+
+def test_dpm_solver_starts_and_ends_where_the_schedule_does():
+    times = [s.time for s in dpm_solver_plan(8)]
+    expected = [998.996, 990.634, 964.952, 886.917, 673.572, 328.977, 110.850, 14.733]
+    assert times == pytest.approx(expected, abs=2e-3)
+
+
+def test_dpm_solver_converges_to_the_exact_solution_of_the_ode():
+    """For Gaussian data the flow multiplies the noise by a known factor."""
+    noise = torch.ones(1, 1, dtype=torch.float64)
+    end = continuous_alpha_bar(0)
+    start = continuous_alpha_bar(T - T / 996)
+    std = [math.sqrt(a * DATA_STD**2 + 1 - a) for a in (start, end)]
+    exact = std[1] / std[0]
+    errors = []
+    for steps in (12, 24, 48):
+        x = dpm_solver_sample(gaussian_denoiser(continuous_alpha_bar), noise, steps, torch.float64)
+        errors.append(abs(x.item() - exact))
+    assert errors[0] < 0.05 and errors[2] < 2e-3
+    assert errors[0] / errors[1] > 4 and errors[1] / errors[2] > 4  # order 3 would give 8
+
+
+def test_dpm_solver_without_enough_steps_is_refused():
+    with pytest.raises(ValueError, match="at least 3"):
+        dpm_solver_plan.__wrapped__(2)
+
+
+def test_dpm_solver_agrees_with_diffusers_given_its_grid():
+    """diffusers' singlestep scheduler, told the official grid and the official choice of formula at every substep."""
+    diffusers = pytest.importorskip("diffusers")
+    steps, plan = 8, dpm_solver_plan(8, torch.float64)
+    scheduler = diffusers.DPMSolverSinglestepScheduler(solver_order=3, lower_order_final=True, algorithm_type="dpmsolver++")
+    scheduler.set_timesteps(steps)
+    # The scheduler's sigma is sigma/alpha; its last is the end of the path.
+    ratios = [s.sigma / s.alpha for s in plan] + [(tables(dtype=torch.float64).sigma[0] / tables(dtype=torch.float64).signal[0]).item()]
+    scheduler.sigmas = torch.tensor(ratios, dtype=torch.float64)
+    scheduler.timesteps = torch.tensor([s.time for s in plan], dtype=torch.float64)
+    scheduler.set_begin_index(0)
+    assert scheduler.order_list == [1, 2, 3, 1, 2, 3, 1, 2]
+    denoiser = gaussian_denoiser(continuous_alpha_bar)
+    noise = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = noise
+    for i, t in enumerate(scheduler.timesteps):
+        scheduler.config.solver_type = "heun" if i in (1, 4) else "midpoint"
+        x = scheduler.step(denoiser(x, t)[:, :3], t, x).prev_sample
+    ours = diffusion.dpm_solver_sample(denoiser, noise, steps, torch.float64)
+    assert torch.allclose(x, ours, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,158 @@
+"""The model: architectures, the MAE trick, masking, and files."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from emigm.config import PAPER_MODELS, ConfigError, ModelConfig, TrainConfig
+from emigm.model import EMIGM, draw_training, load_model, save_model
+
+TINY = ModelConfig(
+    grid=4, channels=3, classes=5, width=16, encoder_blocks=1, decoder_blocks=2, heads=2, head_width=24, head_blocks=2, buffer=3
+)  # fmt: skip
+PAPER_COUNTS = {
+    (256, "xs"): 69_018_848,
+    (256, "s"): 96_640_544,
+    (256, "b"): 207_924_000,
+    (256, "l"): 478_325_280,
+    (256, "h"): 942_401_824,
+    (512, "xs"): 104_506_624,
+    (512, "s"): 132_145_728,
+    (512, "b"): 244_150_592,
+    (512, "l"): 478_403_136,
+}
+
+
+def random_model(cfg: ModelConfig = TINY, seed: int = 0) -> EMIGM:
+    """A model whose zero-initialised layers are not zero, so that every input matters."""
+    torch.manual_seed(seed)
+    model = EMIGM(cfg).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+@pytest.mark.parametrize("key", PAPER_COUNTS, ids=str)
+def test_the_papers_architectures_have_their_exact_parameter_counts(key):
+    with torch.device("meta"):
+        model = EMIGM(PAPER_MODELS[key])
+    assert sum(p.numel() for p in model.parameters()) == PAPER_COUNTS[key]
+
+
+def test_patches_are_undone_exactly():
+    model = EMIGM(dataclasses.replace(TINY, patch=2))
+    x = torch.randn(2, 3, 4, 4)
+    tokens = model.patchify(x)
+    assert tokens.shape == (2, 4, 12)
+    assert torch.equal(tokens[0, 1].view(3, 2, 2), x[0, :, :2, 2:])
+    assert torch.equal(model.unpatchify(tokens), x)
+
+
+@pytest.mark.parametrize("mae", [True, False])
+def test_masked_tokens_are_never_read_and_visible_ones_are(mae):
+    model = random_model(dataclasses.replace(TINY, mae=mae))
+    tokens, labels = torch.randn(2, 16, 3), torch.tensor([1, 4])
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, :10] = True
+    mask[1, 6:] = True
+    z = model.condition(tokens, mask, labels, 10)
+    assert torch.allclose(model.condition(torch.where(mask[..., None], 99.0, tokens), mask, labels, 10), z)
+    moved = tokens.clone()
+    moved[0, 15] += 1
+    assert not torch.allclose(model.condition(moved, mask, labels, 10)[0], z[0])
+
+
+def test_mae_trick_equals_attention_restricted_to_visible_tokens():
+    """With one image the encoder may as well be run by hand on the visible tokens alone."""
+    model = random_model()
+    b = model.backbone
+    tokens, labels = torch.randn(1, 16, 3), torch.tensor([2])
+    visible = torch.tensor([3, 7, 8])
+    mask = torch.ones(1, 16, dtype=torch.bool)
+    mask[0, visible] = False
+    positions = b.encoder_pos_embed_learned[0]
+    x = torch.cat([b.class_emb(labels).expand(3, -1) + positions[:3], b.z_proj(tokens[0, visible]) + positions[3 + visible]])
+    x = b.z_proj_ln(x)[None]
+    for block in b.encoder_blocks:
+        x = block(x)
+    x = b.decoder_embed(b.encoder_norm(x))[0]
+    full = b.fake_latent.expand(16, -1).clone()
+    full[visible] = x[3:]
+    x = (torch.cat([x[:3], full]) + b.decoder_pos_embed_learned[0])[None]
+    for block in b.decoder_blocks:
+        x = block(x)
+    expected = b.decoder_norm(x)[:, 3:] + b.diffusion_pos_embed_learned
+    assert torch.allclose(model.condition(tokens, mask, labels, 13), expected, atol=1e-5)
+
+
+def test_cfg_with_mask_shares_one_parameter_and_the_ablation_has_two():
+    shared, separate = EMIGM(TINY), EMIGM(dataclasses.replace(TINY, cfg_with_mask=False))
+    names = {n for n, _ in separate.named_parameters()} - {n for n, _ in shared.named_parameters()}
+    assert names == {"backbone.mask_token"}
+    assert shared.backbone.decoder_mask_token.data_ptr() == shared.backbone.fake_latent.data_ptr()
+
+
+def test_dropped_class_is_the_fake_token_whatever_the_label():
+    b = random_model().backbone
+    out = b.embed_class(torch.tensor([0, 3]), torch.tensor([True, False]))
+    assert torch.equal(out[0], b.fake_latent[0]) and torch.equal(out[1], b.class_emb.weight[3])
+
+
+def test_numbers_of_visible_tokens_must_be_equal_under_the_mae_trick():
+    model = random_model()
+    mask = torch.ones(1, 16, dtype=torch.bool)
+    with pytest.raises(ValueError, match="same number"):
+        model.backbone(torch.zeros(1, 16, 3), mask, torch.zeros(1, 16), None)
+
+
+def test_loss_averages_the_masked_tokens_and_starts_near_its_known_value():
+    """An untrained head predicts no noise: the squared error is the noise's variance, 1."""
+    torch.manual_seed(0)
+    model = EMIGM(TINY)
+    train = TrainConfig(steps=1, batch=64, lr=1e-3)
+    import numpy as np
+
+    draw = draw_training(TINY, train, 64, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    loss, mse = model.token_losses(torch.randn(64, 3, 4, 4), torch.zeros(64, dtype=torch.int64), draw)
+    assert loss.shape == (4, 64, draw.masked.shape[1])
+    assert mse.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_saved_models_come_back_equal(tmp_path):
+    model = random_model()
+    save_model(tmp_path / "m", model.state_dict(), TINY, origin="test")
+    again = load_model(tmp_path / "m", expect=TINY)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_size_is_refused_by_what_differs(tmp_path):
+    save_model(tmp_path, EMIGM(TINY).state_dict(), TINY)
+    with pytest.raises(ConfigError, match=r"width = 16 \(expected 32\)"):
+        load_model(tmp_path, expect=dataclasses.replace(TINY, width=32))
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
+    save_model(tmp_path, EMIGM(TINY).state_dict(), TINY)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"model\.safetensors.*(truncated|damaged)"):
+        load_model(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model": dataclasses.asdict(TINY)}))
+    with pytest.raises(ConfigError, match=r"model\.safetensors: no such file"):
+        load_model(tmp_path)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    state = dict(EMIGM(TINY).state_dict())
+    del state["head.input_proj.weight"]
+    save_model(tmp_path, state, TINY)
+    with pytest.raises(ConfigError, match=r"head\.input_proj\.weight"):
+        load_model(tmp_path)

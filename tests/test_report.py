@@ -1,0 +1,319 @@
+"""Tables, figures and the index, on records made up here (no number in this file was measured)."""
+
+# ruff: noqa: RUF001
+# γ, × and – are meant: they are the paper's notation.
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import nbformat
+import numpy as np
+import pandas as pd
+import papermill
+import pytest
+
+from emigm import report
+from emigm.config import PAPER_MODELS, ConfigError, GateConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.pictures import save_grid
+from emigm.records import mean_and_spread, write_record
+from emigm.report.figures import styled
+from emigm.schedules import nfe
+
+REPO = Path(__file__).parents[1]
+NOTEBOOKS = ("table2", "table3", "table4", "figure1", "figure4", "figure5", "figure6")
+FIGURES = (report.figure1, report.figure4, report.figure5, report.figure6)
+TABLES = (report.table2, report.table3, report.table4)
+LADDER = {"xs": 4.02, "s": 2.31, "b": 1.74, "l": 1.12, "h": 0.83}
+
+
+def write_results(root, name="digits", *, dry_run=False, sizes=LADDER, budgets=("4", "16"), train_seeds=(0, 1)):
+    """Records and grids as the stages write them, with made-up numbers; returns results/<name>."""
+    here = Path.cwd()
+    os.chdir(root)  # records go to the working directory's results/
+    try:
+        return _write_results(SimpleNamespace(name=name, dry_run=dry_run), sizes, budgets, list(train_seeds))
+    finally:
+        os.chdir(here)
+
+
+def _write_results(bench, sizes, budgets, train_seeds):
+    rng = np.random.default_rng(0)
+    extractor = {"kind": "digits-cnn", "steps": 600}
+
+    def record(stage, results, **settings):
+        return write_record(bench, stage, results, device="cpu", **settings)
+
+    def around(mean, spread, n=3):
+        return mean_and_spread([float(mean + spread * e) for e in rng.standard_normal(n)])
+
+    record("prepare", {"train_images": 1348, "holdout_images": 449, "classes": 10})
+    record("extractor", {"holdout_accuracy": 0.98, "train_accuracy": 1.0, "features": 64}, extractor=extractor)
+    shuffle = {"fid": around(2.39, 0.08), "isc": around(5.33, 0.04), "label_accuracy": around(0.938, 0.004)}
+    held_out = {"fid": {"mean": 0.42}, "isc": {"mean": 7.21}, "label_accuracy": {"mean": 0.98}, "images": 449}
+    floors = {"holdout": held_out, "class_shuffle": shuffle | {"images": 1348}}
+    floors["train_bootstrap"] = {"fid": around(0.25, 0.01), "images": 449}
+    real = {"isc": 7.39, "images": 1348}
+    record("reference", {"floors": floors, "real": real, "nearest": {"holdout_to_train": 1.71}}, extractor=extractor)
+    for i, (size, fid) in enumerate(sizes.items()):
+        model = ModelConfig(8, 1, 10, 24 + 8 * i, 1 + i // 2, 1 + i // 2, 4, 48, 2, patch=2)
+        ratio = around(0.9 - 0.02 * i, 0.01, len(train_seeds))
+        context = {"errors": {"0": around(0.18, 0.002), "8": around(0.16, 0.002)}, "ratio": ratio, "passed": i > 0}
+        trained = {"parameters": 24_000 * 2**i, "seconds": around(60 * 2**i, 3), "flops": int(4e12 * 2**i)}
+        trained |= {"flops_per_step": int(1e9 * 2**i), "images": 160_000, "final_loss": around(0.2, 0.01)}
+        train = TrainConfig(2500, 64, 3e-3, seeds=tuple(train_seeds))
+        gate = GateConfig((0, 8))
+        record(f"train-{size}", trained | {"context": context}, size=size, model=model, train=train, gate=gate)
+        scores = {}
+        for budget in budgets:
+            steps, cell = int(budget), {"size": size, "budget": budget}
+            cell |= {"images": 2000, "seeds": [0, 1, 2], "train_seeds": train_seeds}
+            sample = SampleConfig(steps, 12, 2.0, (0.1, 0.4))
+            passes = nfe(steps, 2.0, (0.1, 0.4)) - 0.02
+            seconds = around(0.0004 * steps * 1.5**i, 1e-5)
+            sampled = {"nfe": nfe(steps, 2.0, (0.1, 0.4)), "passes": passes, "seconds_per_image": seconds}
+            record(f"sample-{size}-{budget}", sampled, **cell, sample=sample)
+            means = {"fid": fid * (1 + 2 / steps), "isc": 7 / (1 + 0.05 * fid), "kid": 0.0031 * fid, "precision": 0.81}
+            means |= {"recall": 0.64, "label_accuracy": 0.97, "nearest_train": 1.52, "nearest_holdout": 1.77}
+            train_std = {k: 0.05 * v for k, v in means.items()} if len(train_seeds) > 1 else dict.fromkeys(means)
+            summary = {k: {"mean": v, "train_std": train_std[k], "sample_std": 0.02 * v} for k, v in means.items()}
+            scores[budget] = {"runs": [], "summary": summary}
+            pixels = rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+            save_grid(Path("results") / bench.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
+        seeds = {"images": 2000, "seeds": [0, 1, 2], "train_seeds": train_seeds}
+        record(f"evaluate-{size}", scores, size=size, **seeds, extractor=extractor)
+    return Path.cwd() / "results" / bench.name
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A checkout with results of digits (all sizes) and of a dry run, smoke."""
+    root = tmp_path_factory.mktemp("checkout")
+    (root / "dvc.yaml").touch()
+    write_results(root)
+    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0, "s": 28.0}, train_seeds=(0,))
+    return root
+
+
+@pytest.fixture
+def digits(root):
+    return report.load("digits", root)
+
+
+def code_of(name):
+    notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=4)
+    return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def remove(results, *stages):
+    """The same results without some records."""
+    kept = {stage: record for stage, record in results.records.items() if stage not in stages}
+    return report.Results(results.root, results.name, kept)
+
+
+def test_all_reported_rows_are_shown_in_the_papers_order(digits):
+    rows = report.reported()
+    for table, resolution in ((report.table2, "256"), (report.table3, "512")):
+        frame, expected = table(digits).frame, rows[rows["resolution"] == resolution]
+        assert frame["Family"].tolist() == expected["family"].tolist()
+        assert frame.iloc[:, 3].tolist() == expected["fid"].tolist()
+    assert len(rows) == 34 + 25
+
+
+def test_reported_parameters_match_the_paper_models_sizes():
+    ours = report.reported().query("family == 'Ours'")
+    sizes = {(int(r.resolution), r.method.split("-")[1].lower()) for r in ours.itertuples()}
+    assert sizes == set(PAPER_MODELS)
+
+
+def test_own_numbers_stand_beside_the_row_of_their_size_and_budget_rank(digits):
+    frame = report.table2(digits).frame.set_index(["Method", "NFE (paper)"])
+    fid = next(c for c in frame if c.startswith("FID on digits"))
+    assert frame.loc[("eMIGM-H", "16×1.2"), fid] == "1.245 ± 0.062"  # N = 4: 0.83 × 1.5, train_std 5%
+    assert frame.loc[("eMIGM-H", "128×1.4"), fid] == "0.934 ± 0.047"
+    assert frame.loc[("eMIGM-H", "128×1.4"), "NFE on digits"] == "16×1.31"
+    assert frame.loc[("eMIGM-H", "128×1.4"), "Params on digits"] == "384K"
+    assert frame.loc[("eMIGM-XS", "16×1.2"), "Context gate on digits"].startswith("FAILED (0.")
+    assert frame.loc[("eMIGM-S", "16×1.2"), "Context gate on digits"].startswith("passed (0.")
+
+
+def test_other_methods_are_marked_as_not_ours_to_run(digits):
+    table = report.table2(digits)
+    others = table.frame[table.frame["Family"] != "Ours"]
+    assert (others.iloc[:, 5:] == "–").all(axis=None)
+    assert "“–”: this project does not run the other methods" in "".join(table.notes)
+
+
+def test_fid_of_another_data_set_cannot_be_read_as_the_papers(digits):
+    table = report.table2(digits)
+    assert "FID on digits (64 features of a small CNN; not comparable with the paper's)" in table.frame
+    assert "digits is not ImageNet 256×256" in "".join(table.notes)
+    assert "Held-out" in table.below.frame["Model on digits"].str.cat(sep=" ")
+    assert "held-out real images (never trained on; 449 images) 0.42" in "".join(table.notes)
+
+
+def test_the_papers_own_data_set_matches_budgets_by_their_steps(root, tmp_path):
+    write_results(tmp_path, "imagenet256", sizes={"xs": 4.2}, budgets=("128",))
+    frame = report.table2(report.load("imagenet256", tmp_path)).frame.set_index(["Method", "NFE (paper)"])
+    assert "FID on imagenet256" in frame
+    assert frame.loc[("eMIGM-XS", "16×1.2"), "FID on imagenet256"] == "not run"
+    assert frame.loc[("eMIGM-XS", "128×1.4"), "FID on imagenet256"].startswith("4.2")
+
+
+def test_a_missing_record_reads_not_run(digits):
+    partial = remove(digits, "evaluate-l", "sample-l-16", "train-l")
+    frame = report.table2(partial).frame.set_index(["Method", "NFE (paper)"])
+    assert (frame.loc[("eMIGM-L", "128×1.4")].iloc[3:] == "not run").all()
+    metrics = report.metrics_table(partial).frame.set_index(["Model on digits", "N"])
+    assert (metrics.loc[("eMIGM-L", "16")] == "not run").all()
+    for make in TABLES:
+        table = make(partial)
+        for frame in (table.frame, table.below.frame if table.below is not None else table.frame):
+            assert not frame.isin(["", "0", "0.00", "nan", "None"]).any(axis=None)
+
+
+def test_without_any_record_everything_of_ours_reads_not_run(tmp_path):
+    (tmp_path / "results" / "digits").mkdir(parents=True)
+    empty = report.load("digits", tmp_path)
+    ours = report.table3(empty).frame.query("Family == 'Ours'").iloc[:, 5:]
+    assert (ours == "not run").all(axis=None)
+    for make in (*TABLES, report.figure1):
+        assert all(path.is_file() for path in make(empty).save())
+    assert "not run" in report.figure1(empty).caption
+    assert [text.get_text() for axes in report.figure4(empty).figure.axes for text in axes.texts] == ["not run"] * 3
+
+
+def test_mean_and_spread_are_shown_and_explained(digits, root):
+    table = report.metrics_table(digits)
+    cells = table.frame.iloc[:10, 3:]
+    assert cells.apply(lambda column: column.str.contains(" ± ")).all(axis=None)
+    assert "± is the standard deviation over 2 training seeds (of their means over 3 sampling seeds)." in "".join(
+        table.notes
+    )
+    smoke = " ".join(report.metrics_table(report.load("smoke", root)).notes)
+    assert "3 sampling seeds of one training run (nothing of other training runs)" in smoke
+
+
+def test_a_dry_run_is_marked_in_every_title_and_number_column(root):
+    smoke = report.load("smoke", root)
+    for make in (*TABLES, *FIGURES):
+        made = make(smoke)
+        assert made.title.startswith("DRY RUN: ")
+        assert made.notes[0].startswith("DRY RUN: ")
+        if isinstance(made, report.Picture):
+            assert made.figure.get_suptitle() == made.title
+        elif made.below is not None:
+            assert made.below.title.startswith("DRY RUN: ")
+            assert all("DRY RUN" in column for column in made.frame.columns[5:])  # the CSV has no title
+            assert "DRY RUN" in made.below.frame.columns[0]
+
+
+def test_schedule_table_agrees_with_the_printed_formulas(digits):
+    frame = report.table4(digits).frame
+    assert frame.iloc[:, -1].tolist() == ["yes"] * 3
+    assert frame.set_index("Schedule").loc["exp", "γ(0.2)"] == "0.6321"
+    assert "trained with exp and sampled with exp" in report.table4(digits).notes[-1]
+
+
+def test_saved_tables_read_back(digits):
+    paths = report.table2(digits).save()
+    assert [p.name for p in paths] == ["table2.md", "table2.csv", "table2-metrics.csv"]
+    page = paths[0].read_text(encoding="utf-8")
+    assert page.startswith("# Table 2") and "## All metrics on digits" in page
+    pd.testing.assert_frame_equal(pd.read_csv(paths[1], dtype=str), report.table2(digits).frame)
+
+
+@pytest.mark.parametrize("make", FIGURES)
+def test_a_figure_is_byte_identical_when_drawn_again(digits, make):
+    first = {path: path.read_bytes() for path in make(digits).save()}
+    assert {path.suffix for path in first} == {".png", ".svg"}
+    assert first == {path: path.read_bytes() for path in make(digits).save()}
+
+
+def test_single_budget_figure_4_says_that_training_compute_was_not_varied(digits):
+    picture = report.figure4(digits)
+    assert "one training budget" in picture.figure.axes[1].get_title()
+    assert len(picture.figure.axes) == 3
+
+
+def test_an_unknown_benchmark_lists_what_exists(root):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'digit': .*\(there are: digits, smoke\)"):
+        report.load("digit", root)
+
+
+def test_the_root_is_found_from_a_subfolder_and_its_absence_is_said(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root / "results" / "digits")
+    assert report.find_root() == root
+    monkeypatch.chdir(tmp_path.anchor)
+    with pytest.raises(ConfigError, match=r"no dvc.yaml in .*checkout"):
+        report.find_root()
+
+
+def test_the_index_shows_tables_and_pictures_without_dry_runs(root, digits):
+    for make in FIGURES:
+        (digits.folder / f"{make.__name__}.png").touch()  # only linked, never read
+    text = report.write_index(root).read_text(encoding="utf-8")
+    assert "Generated" in text.splitlines()[0]
+    assert "### Table 2: ImageNet 256×256" in text and "| eMIGM-XS " in text
+    assert text.count("### All metrics on digits") == 1
+    assert text.count("FID on digits: Fréchet distance of 64 features of a small CNN (trained to classify") == 1
+    for name in ("figure1", "figure4", "figure5", "figure6"):
+        assert f"(digits/{name}.png)" in text
+    assert "smoke" not in text and "DRY RUN" not in text
+    assert "1,348 training images, 449 held-out images" in text
+    assert "2,000 images × 3 sampling seeds × 2 training seeds" in text
+
+
+def test_the_index_lists_digits_first(root, tmp_path):
+    write_results(tmp_path, "cifar10", sizes={"xs": 9.0})
+    write_results(tmp_path, "digits", sizes={"xs": 4.0})
+    headings = [x for x in report.write_index(tmp_path).read_text(encoding="utf-8").splitlines() if x.startswith("## ")]
+    assert headings == ["## Digits (scikit-learn, 8×8 grey)", "## CIFAR-10"]
+    assert "Not run: `notebooks/figure1.ipynb` draws it." in (tmp_path / "results" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_valid_thin_and_without_outputs(name):
+    notebook, code = code_of(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    parameters = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert parameters == ['benchmark = "digits"']
+    trees = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
+    modules = {n.module for n in trees if isinstance(n, ast.ImportFrom)}
+    modules |= {alias.name for n in trees if isinstance(n, ast.Import) for alias in n.names}
+    assert modules == {"emigm"}
+
+
+def test_reports_never_import_torch():
+    code = "import sys, emigm.report; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+
+
+def test_a_notebook_runs_from_its_own_folder_with_results_only(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    write_results(tmp_path, sizes={"xs": 4.0})
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(REPO), prepend=os.pathsep)  # where the package is not installed
+    done = papermill.execute_notebook(
+        REPO / "notebooks" / "table2.ipynb",
+        folder / "out.ipynb",
+        {"benchmark": "digits"},
+        cwd=folder,
+        progress_bar=False,
+    )
+    assert "eMIGM-XS" in done.cells[-1].outputs[0].data["text/markdown"]
+    assert (tmp_path / "results" / "digits" / "table2.csv").is_file()
+
+
+def test_the_figures_style_does_not_leak_into_a_notebook():
+    before = dict(matplotlib.rcParams)
+    assert styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
+    assert dict(matplotlib.rcParams) == before

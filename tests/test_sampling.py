@@ -1,0 +1,94 @@
+"""Generation: a function of (weights, seed, image index)."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_model import TINY, random_model
+
+from emigm.config import SampleConfig
+from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
+from emigm.schedules import nfe, reveal_counts
+
+DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
+DDPM = dataclasses.replace(DPM, solver="ddpm", temperature=0.9, x0_clip=2.0)
+LABELS = torch.arange(11) % TINY.classes
+
+
+def latents(model, labels, cfg, **options):
+    return torch.cat([p.latents for p in generate(model, labels, cfg, chunk=4, **options)])
+
+
+@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
+def test_other_batch_sizes_give_the_same_images(cfg):
+    model = random_model()
+    whole = latents(model, LABELS, cfg, seed=3, batch=100)
+    for batch in (1, 3, 4):
+        assert torch.allclose(latents(model, LABELS, cfg, seed=3, batch=batch), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_any_part_of_a_run_can_be_made_alone():
+    model = random_model()
+    whole = latents(model, LABELS, DPM, seed=3)
+    part = latents(model, LABELS[5:9], DPM, seed=3, first=5)
+    assert torch.allclose(part, whole[5:9], rtol=1e-4, atol=1e-4)
+
+
+def test_seed_index_and_class_each_change_the_image():
+    model = random_model()
+    base = latents(model, LABELS[:1], DPM, seed=0)
+    assert not torch.allclose(latents(model, LABELS[:1], DPM, seed=1), base)
+    assert not torch.allclose(latents(model, LABELS[:1], DPM, seed=0, first=1), base)
+    assert not torch.allclose(latents(model, LABELS[1:2], DPM, seed=0), base)
+
+
+def test_the_same_call_gives_the_same_bits():
+    model = random_model()
+    assert torch.equal(latents(model, LABELS, DPM, seed=0), latents(model, LABELS, DPM, seed=0))
+
+
+def test_passes_counted_are_those_of_the_schedule():
+    model = random_model()
+    counts = reveal_counts(DPM.schedule, DPM.steps, TINY.tokens, random_stream(0, COUNTS, 0))
+    assert (counts > 0).all()
+    (piece,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
+    assert piece.passes == nfe(DPM.steps, DPM.cfg_scale, DPM.cfg_interval) == 6
+
+
+def test_the_network_is_called_as_often_as_counted():
+    model, calls = random_model(), []
+    model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    (piece,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
+    assert len(calls) == piece.passes
+
+
+def test_guidance_extrapolates_from_the_unconditional_noise_and_keeps_the_conditional_variance():
+    head = random_model().head
+    z = [torch.randn(5, TINY.width), torch.randn(5, TINY.width)]
+    x, time = torch.randn(5, 3), torch.tensor(300.0)
+    plain = [guided_denoiser(head, [c], 1.0)(x, time) for c in z]
+    guided = guided_denoiser(head, z, 3.0)(x, time)
+    (eps_c, var_c), (eps_u, _) = (p.chunk(2, dim=-1) for p in plain)
+    assert torch.allclose(guided, torch.cat([eps_u + 3 * (eps_c - eps_u), var_c], dim=-1), atol=1e-5)
+
+
+def test_guidance_outside_its_interval_changes_nothing():
+    model = random_model()
+    never = dataclasses.replace(DPM, cfg_interval=(0.0, 1e-6))
+    assert torch.equal(
+        latents(model, LABELS, never, seed=0), latents(model, LABELS, dataclasses.replace(DPM, cfg_scale=1.0), seed=0)
+    )
+
+
+def test_reveal_counts_are_shared_within_a_chunk_and_differ_between_chunks():
+    drawn = [reveal_counts("exp", 4, 256, random_stream(0, COUNTS, i)) for i in (0, 0, 1)]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
+def test_zero_images_and_unknown_classes_are_refused():
+    model = random_model()
+    with pytest.raises(ValueError, match="zero images"):
+        list(generate(model, LABELS[:0], DPM, seed=0))
+    with pytest.raises(ValueError, match=r"0\.\.4"):
+        list(generate(model, torch.tensor([9]), DPM, seed=0))

@@ -1,0 +1,108 @@
+"""Mask schedules, reveal counts, guidance windows and NFE."""
+
+import numpy as np
+import pytest
+
+from emigm.schedules import (
+    SCHEDULES,
+    binomial_law,
+    draw_mask_count,
+    elbo_weight,
+    expected_reveal_counts,
+    gamma,
+    guided_steps,
+    nfe,
+    reveal_counts,
+    reveal_probability,
+    train_time,
+)
+
+NAMES = sorted(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slope_is_the_derivative_of_gamma(name):
+    t, h = np.linspace(0.05, 0.95, 19), 1e-6
+    slope = SCHEDULES[name](t)[1]
+    assert np.allclose(slope, (gamma(name, t + h) - gamma(name, t - h)) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gamma_rises_from_nearly_0_to_nearly_1(name):
+    g = gamma(name, np.linspace(0, 1, 101))
+    assert g[0] == pytest.approx(0, abs=1e-12) and g[-1] == pytest.approx(1, abs=0.01)
+    assert (np.diff(g) > 0).all()
+
+
+def test_elbo_weights_are_those_of_table_4():
+    t = np.array([0.2, 0.5, 0.8])
+    angle = np.pi / 2 * (1 - t)
+    assert np.allclose(elbo_weight("linear", t), 1 / t)
+    assert np.allclose(elbo_weight("cosine", t), np.pi / 2 * np.tan(angle))
+    assert np.allclose(elbo_weight("exp", t), 5 * np.exp(-5 * t) / (1 - np.exp(-5 * t)))
+
+
+def test_train_time_is_truncated_and_ends_at_1():
+    assert train_time(0.0, 0.2) == pytest.approx(0.2 * 0.999 + 0.001)
+    assert train_time(1.0, 0.2) == 1.0
+
+
+def test_mask_counts_follow_the_binomial_law_and_leave_at_least_two():
+    rng = np.random.default_rng(0)
+    counts = np.array([draw_mask_count("exp", 0.2, 16, rng)[1] for _ in range(4000)])
+    assert counts.min() >= 2
+    t = train_time(np.random.default_rng(1).random(200_000), 0.2)
+    assert counts.mean() == pytest.approx(16 * gamma("exp", t).mean(), abs=0.15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("steps", "tokens"), [(1, 16), (4, 16), (16, 16), (16, 256), (128, 256)])
+def test_reveal_counts_reveal_every_token_once(name, steps, tokens):
+    counts = reveal_counts(name, steps, tokens, np.random.default_rng(0))
+    assert len(counts) == steps and counts.sum() == tokens
+    spent = np.cumsum(counts)
+    assert (counts[: np.searchsorted(spent, tokens) + 1] >= 1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expected_reveal_counts_are_the_mean_of_the_drawn_ones(name):
+    rng = np.random.default_rng(0)
+    drawn = np.array([reveal_counts(name, 8, 64, rng) for _ in range(4000)])
+    error = drawn.std(axis=0) / np.sqrt(len(drawn))
+    assert (np.abs(drawn.mean(axis=0) - expected_reveal_counts(name, 8, 64)) < 5 * error + 1e-9).all()
+
+
+def test_exp_predicts_fewer_tokens_early_than_linear_and_cosine():
+    first = {n: expected_reveal_counts(n, 16, 256)[:4].sum() for n in NAMES}
+    assert first["exp"] < first["cosine"] < first["linear"]
+
+
+def test_the_last_step_reveals_everything():
+    assert reveal_probability("exp", 16)[-1] == 1.0
+
+
+def test_binomial_law_sums_to_one_and_has_the_binomial_mean():
+    law = binomial_law(20, 0.3)
+    assert law.sum() == pytest.approx(1) and law @ np.arange(21) == pytest.approx(6)
+
+
+# N, interval, guided steps as counted in the official sampler's loop.
+BUDGETS = [
+    (16, (0.1, 0.3), 3),
+    (16, (0.2, 0.4), 3),
+    (128, (0.18, 0.6), 53),
+    (128, (0.05, 0.4), 45),
+    (128, (0.3, 0.7), 51),
+    (16, (0.15, 0.35), 3),
+    (64, (0.25, 0.5), 16),
+]
+
+
+@pytest.mark.parametrize(("steps", "interval", "guided"), BUDGETS)
+def test_nfe_of_the_papers_budgets(steps, interval, guided):
+    assert nfe(steps, 4.0, interval) == steps + guided
+
+
+def test_guidance_acts_on_a_half_open_interval_and_never_at_scale_1():
+    assert guided_steps(10, 2.0, (0.2, 0.4)).tolist() == [s in (6, 7) for s in range(10)]  # s = .40001 is out
+    assert not guided_steps(10, 1.0, (0.0, 1.0)).any()
