@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.cfg = cfg
         positions = cfg.buffer + cfg.tokens
-        self.class_emb = nn.Embedding(cfg.classes, cfg.width)
+        self.class_emb = nn.Embedding(cfg.classes, cfg.width, _weight=torch.empty(cfg.classes, cfg.width))
         # CFG with mask: the class of the unconditional pass is the decoder's mask token, one parameter.
         self.fake_latent = nn.Parameter(torch.empty(1, cfg.width))
         if not cfg.cfg_with_mask:
@@ -85,6 +85,8 @@ class Backbone(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        if self.fake_latent.is_meta:  # nothing to fill, and a first normal_ there imports modules for seconds
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

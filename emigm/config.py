@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, the paper's nine architectures, and the loader of `params.yaml`.
+"""Configuration: frozen dataclasses, and the loader of `params.yaml`.
 
 Every key of the YAML is a field here; an unknown key, or an option that cannot apply, is a
 `ConfigError` that names the key and what is allowed. No torch in this module.
@@ -78,34 +78,6 @@ class ModelConfig:
     def token_channels(self) -> int:
         """C, channels of a token."""
         return self.channels * self.patch**2
-
-
-def _paper(resolution: int, blocks: int, width: int, heads: int, head_blocks: int, head_width: int) -> ModelConfig:
-    return ModelConfig(
-        grid=16,
-        channels={256: 16, 512: 32}[resolution],
-        classes=1000,
-        width=width,
-        encoder_blocks=blocks,
-        decoder_blocks=blocks,
-        heads=heads,
-        head_width=head_width,
-        head_blocks=head_blocks,
-    )
-
-
-PAPER_MODELS: dict[tuple[int, str], ModelConfig] = {
-    (256, "xs"): _paper(256, 10, 448, 8, 3, 1024),
-    (256, "s"): _paper(256, 12, 512, 8, 3, 1024),
-    (256, "b"): _paper(256, 12, 768, 12, 6, 1024),
-    (256, "l"): _paper(256, 16, 1024, 16, 8, 1280),
-    (256, "h"): _paper(256, 20, 1280, 16, 12, 1536),
-    (512, "xs"): _paper(512, 10, 448, 8, 6, 1280),
-    (512, "s"): _paper(512, 12, 512, 8, 6, 1280),
-    (512, "b"): _paper(512, 12, 768, 12, 8, 1280),
-    (512, "l"): _paper(512, 16, 1024, 16, 8, 1280),
-}
-"""The nine architectures of Tables 2 and 3, by resolution and size."""
 
 
 @dataclass(frozen=True)
@@ -298,12 +270,12 @@ class Benchmark:
         if not self.gate.enforce and not self.dry_run:
             raise ConfigError("benchmark.gate.enforce: false is for dry runs; set benchmark.dry_run: true as well")
         for size in self.sizes:
-            _known("benchmark.sizes", size, self.ladder)
+            known("benchmark.sizes", size, self.ladder)
         for budget in self.budgets:
-            _known("benchmark.budgets", budget, self.sampling)
+            known("benchmark.budgets", budget, self.sampling)
         for budget, cfg in self.sampling.items():
             for size in cfg.overrides:
-                _known(f"benchmark.sampling.{budget}.overrides", size, self.ladder)
+                known(f"benchmark.sampling.{budget}.overrides", size, self.ladder)
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
             self.model_config(size), self.train_config(size)
             for budget in self.sampling:
@@ -311,18 +283,18 @@ class Benchmark:
 
     def model_config(self, size: str) -> ModelConfig:
         """Architecture of `size`; raises ConfigError for an unknown size."""
-        _known("size", size, self.ladder)
+        known("size", size, self.ladder)
         return parse(ModelConfig, {**self.model, **self.ladder[size].model}, f"benchmark.ladder.{size}.model")
 
     def train_config(self, size: str) -> TrainConfig:
         """Training recipe of `size`."""
-        _known("size", size, self.ladder)
+        known("size", size, self.ladder)
         return parse(TrainConfig, {**self.train, **self.ladder[size].train}, f"benchmark.ladder.{size}.train")
 
     def sample_config(self, size: str, budget: str) -> SampleConfig:
         """Sampling settings of `size` at `budget`."""
-        _known("size", size, self.ladder)
-        _known("budget", budget, self.sampling)
+        known("size", size, self.ladder)
+        known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
         where = f"benchmark.sampling.{budget}"
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
@@ -408,7 +380,8 @@ def _suggest(name: str, allowed) -> str:
     return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {', '.join(allowed)})"
 
 
-def _known(what: str, name: str, allowed) -> None:
+def known(what: str, name: str, allowed) -> None:
+    """Raise ConfigError, with the nearest match, unless `name` is one of `allowed`."""
     if name not in allowed:
         raise ConfigError(f"unknown {what} {name!r}{_suggest(name, allowed)}")
 

@@ -221,7 +221,7 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
         inner = lambda_at(time_at(torch.linspace(lam_s.item(), lam_t.item(), order + 1, dtype=dtype)))
         fractions = [(inner[j] - inner[0]) / (inner[order] - inner[0]) for j in range(1, order)]
         points = [s, *(time_at(lam_s + r * h) for r in fractions)]
-        alpha_s, sigma_s = coefficients(s)
+        _, sigma_s = coefficients(s)
         for j, point in enumerate(points):
             alpha_j, sigma_j = coefficients(point)
             last = j == order - 1

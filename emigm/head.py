@@ -79,6 +79,8 @@ class DiffusionHead(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        if self.input_proj.weight.is_meta:  # as in the backbone
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -64,6 +64,7 @@ def write_record(benchmark: Benchmark, stage: str, results: dict[str, Any], *, d
     tree = {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
+        "title": benchmark.title,
         "stage": stage,
         "dry_run": benchmark.dry_run,
         "settings": {k: _plain(v) for k, v in settings.items()},

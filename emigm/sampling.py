@@ -94,9 +94,7 @@ def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> I
 
 
 @torch.inference_mode()
-def reveal(
-    model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, draw: ImageDraw
-) -> tuple[Tensor, int]:
+def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, draw: ImageDraw) -> tuple[Tensor, int]:
     """Reveal all tokens in N steps; returns tokens (B, L, C) and the forward passes each image took."""
     b, length = draw.order.shape
     tokens = torch.zeros_like(draw.noise[0])
@@ -121,7 +119,13 @@ def reveal(
 
 
 def condition_rows(
-    model: EMIGM, tokens: Tensor, mask: Tensor, labels: Tensor, n_masked: int, query: Tensor, dropped: Tensor | None = None
+    model: EMIGM,
+    tokens: Tensor,
+    mask: Tensor,
+    labels: Tensor,
+    n_masked: int,
+    query: Tensor,
+    dropped: Tensor | None = None,
 ) -> Tensor:
     """z of the queried positions (B n, D)."""
     if n_masked == tokens.shape[1]:

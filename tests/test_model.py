@@ -6,12 +6,22 @@ import json
 import pytest
 import torch
 
-from emigm.config import PAPER_MODELS, ConfigError, ModelConfig, TrainConfig
+from emigm.config import ConfigError, ModelConfig, TrainConfig
 from emigm.model import EMIGM, draw_training, load_model, save_model
+from emigm.paper import PAPER_MODELS
 
 TINY = ModelConfig(
-    grid=4, channels=3, classes=5, width=16, encoder_blocks=1, decoder_blocks=2, heads=2, head_width=24, head_blocks=2, buffer=3
-)  # fmt: skip
+    grid=4,
+    channels=3,
+    classes=5,
+    width=16,
+    encoder_blocks=1,
+    decoder_blocks=2,
+    heads=2,
+    head_width=24,
+    head_blocks=2,
+    buffer=3,
+)
 PAPER_COUNTS = {
     (256, "xs"): 69_018_848,
     (256, "s"): 96_640_544,
@@ -74,7 +84,9 @@ def test_mae_trick_equals_attention_restricted_to_visible_tokens():
     mask = torch.ones(1, 16, dtype=torch.bool)
     mask[0, visible] = False
     positions = b.encoder_pos_embed_learned[0]
-    x = torch.cat([b.class_emb(labels).expand(3, -1) + positions[:3], b.z_proj(tokens[0, visible]) + positions[3 + visible]])
+    x = torch.cat(
+        [b.class_emb(labels).expand(3, -1) + positions[:3], b.z_proj(tokens[0, visible]) + positions[3 + visible]]
+    )
     x = b.z_proj_ln(x)[None]
     for block in b.encoder_blocks:
         x = block(x)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,40 +43,48 @@ def import_closure(source: str) -> set[str]:
     return {str(f.relative_to(ROOT)) for f in found if f != ROOT / "emigm" / "__init__.py"}
 
 
-def code_of(command: str, item: dict[str, str]) -> tuple[str, str]:
-    """(file a stage's command runs, its Python source)."""
-    words = command.split()
-    if words[:2] == ["python", "-m"]:
-        path = Path(*words[2].split(".")).with_suffix(".py")
-        return str(path), (ROOT / path).read_text()
-    assert words[0] == "papermill", f"unknown kind of command: {command}"
-    path = words[1].replace("${item.notebook}", item["notebook"])
-    cells = json.loads((ROOT / path).read_text())["cells"]
-    return path, "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+def code_of(stage: dict) -> tuple[set[str], set[str]]:
+    """(files a stage runs, project files they import); the notebooks' stage runs the notebooks too."""
+    words = stage["cmd"].split()
+    assert words[:2] == ["python", "-m"], f"unknown kind of command: {stage['cmd']}"
+    path = str(Path(*words[2].split(".")).with_suffix(".py"))
+    files, imported = {path}, import_closure((ROOT / path).read_text())
+    if "notebooks" in stage["deps"]:
+        for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+            cells = json.loads(notebook.read_text())["cells"]
+            imported |= import_closure("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+            files.add(f"notebooks/{notebook.name}")
+    return files, imported
 
 
-def instances():
-    for name, stage in STAGES.items():
-        for notebook in stage.get("matrix", {}).get("notebook", [None]):
-            yield pytest.param(stage, {"notebook": notebook}, id=f"{name}-{notebook}" if notebook else name)
-
-
-@pytest.mark.parametrize(("stage", "item"), instances())
-def test_every_stage_depends_on_all_project_code_it_imports(stage, item):
-    file, source = code_of(stage["cmd"], item)
-    listed = {d.replace("${item.notebook}", item["notebook"] or "") for d in stage["deps"]}
-    covered = lambda f: any(f == d or f.startswith(d + "/") for d in listed)  # noqa: E731
-    missing = sorted(f for f in import_closure(source) | {file} if not covered(f))
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_depends_on_all_project_code_it_imports(name):
+    files, imported = code_of(STAGES[name])
+    listed = STAGES[name]["deps"]
+    missing = sorted(f for f in files | imported if not any(f == d or f.startswith(d + "/") for d in listed))
     assert not missing, f"add to deps: {missing}"
 
 
-@pytest.mark.parametrize(("stage", "item"), instances())
-def test_every_code_dependency_is_used(stage, item):
-    file, source = code_of(stage["cmd"], item)
-    used = import_closure(source) | {file}
-    listed = [d.replace("${item.notebook}", item["notebook"] or "") for d in stage["deps"]]
-    stale = [d for d in listed if d.endswith((".py", ".ipynb")) and d not in used]
+@pytest.mark.parametrize("name", STAGES)
+def test_every_code_dependency_is_used(name):
+    files, imported = code_of(STAGES[name])
+    stale = [d for d in STAGES[name]["deps"] if d.endswith(".py") and d not in files | imported]
     assert not stale, f"remove from deps: {stale}"
+
+
+def test_every_file_of_a_table_or_figure_in_results_is_made_by_a_stage():
+    """A number nobody can reproduce must not lie in results/."""
+    made = {
+        next(iter(o))
+        for s in STAGES.values()
+        for kind in ("outs", "metrics", "plots")
+        for o in s.get(kind, [])
+        if isinstance(o, dict)
+    }
+    patterns = [re.compile(re.sub(r"\\\$\\\{[^}]*\\\}", "[^/]+", re.escape(m))) for m in made]
+    tracked = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
+    strays = [str(p.relative_to(ROOT)) for p in tracked if not any(q.match(str(p.relative_to(ROOT))) for q in patterns)]
+    assert not strays
 
 
 def test_the_import_closure_sees_imports_inside_functions():

@@ -78,7 +78,9 @@ def test_a_resume_point_of_another_configuration_or_data_set_is_not_used(tmp_pat
     with pytest.raises(Killed):
         run(tmp_path, kill_at=8)
     fresh = run(tmp_path / "fresh", data_id="other")
-    assert all(torch.equal(a, b) for a, b in zip(run(tmp_path, data_id="other").ema.values(), fresh.ema.values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(run(tmp_path, data_id="other").ema.values(), fresh.ema.values(), strict=True)
+    )
 
 
 def test_a_damaged_resume_point_is_named(tmp_path):
@@ -156,7 +158,14 @@ def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):
     cfg = dataclasses.replace(MODEL, dropout=0.0, init_std=0.5)
     recipe = TrainConfig(steps=250, batch=64, lr=3e-3, weight_decay=0.0, ema=0.98, warmup_steps=10)
     result = train(
-        cfg, recipe, lambda i, g: latents[i], labels, seed=0, state_folder=tmp_path, data_id="equal", on_step=lambda *_: None
+        cfg,
+        recipe,
+        lambda i, g: latents[i],
+        labels,
+        seed=0,
+        state_folder=tmp_path,
+        data_id="equal",
+        on_step=lambda *_: None,
     )
     model = EMIGM(cfg).eval()
     model.load_state_dict(result.ema)

@@ -19,13 +19,6 @@ from emigm.records import ConfigError, read_record
 
 NOT_RUN, NONE = "not run", "–"
 SIZES = ("xs", "s", "b", "l", "h")
-TITLES = {
-    "digits": "Digits (scikit-learn, 8×8 grey)",
-    "smoke": "Smoke run of the digits",
-    "cifar10": "CIFAR-10",
-    "imagenet256": "ImageNet 256×256",
-    "imagenet512": "ImageNet 512×512",
-}
 EXTRACTORS = {
     "digits-cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100")
 }
@@ -72,7 +65,7 @@ class Results:
     @property
     def title(self) -> str:
         """The benchmark's name in headings."""
-        return TITLES.get(self.name, self.name)
+        return next((record["title"] for record in self.records.values()), self.name)
 
     @property
     def label(self) -> str:

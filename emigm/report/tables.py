@@ -17,7 +17,6 @@ from emigm.report.results import (
     METRICS,
     NONE,
     NOT_RUN,
-    TITLES,
     Results,
     bullets,
     count,
@@ -159,7 +158,7 @@ def table4(results: Results) -> Table:
 
 def _beside_reported(results: Results, resolution: int) -> Table:
     own = results.name == f"imagenet{resolution}"  # the benchmark is what the paper's table is about
-    data, where = TITLES[f"imagenet{resolution}"], results.label
+    data, where = f"ImageNet {resolution}×{resolution}", results.label
     name = f"table{PAPER_TABLES[resolution]}"
     rows, lines = [], reported().query("resolution == @resolution", local_dict={"resolution": str(resolution)})
     budgets = _budgets_for(results, lines, own)

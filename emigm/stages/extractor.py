@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from emigm.classifier import DIGITS_FEATURES, load_classifier, save_classifier, train_digits_classifier
 from emigm.config import Benchmark
 from emigm.data import load_images
-from emigm.metrics import DIGITS_FEATURES, load_extractor, save_classifier, train_digits_classifier
 from emigm.records import write_record
 from emigm.workspace import data_folder, run_stage
 
@@ -18,11 +18,11 @@ def train_extractor(benchmark: Benchmark) -> None:
     weights = data_folder(benchmark) / "extractor.safetensors"
     save_classifier(weights, train_digits_classifier(pixels, labels, benchmark.extractor))
 
-    extract = load_extractor(benchmark.extractor, weights)
+    model = load_classifier(weights)
     results = {"features": DIGITS_FEATURES}
     for part in ("train", "holdout"):
         pixels, labels = load_images(images / f"{part}.npz")
-        right = extract(pixels).logits.argmax(1).numpy() == labels
+        right = model(torch.from_numpy(pixels))[1].argmax(1).numpy() == labels
         results[f"{part}_accuracy"] = float(right.mean())
         results[f"{part}_images"] = len(labels)
     write_record(benchmark, "extractor", results, device="cpu", extractor=benchmark.extractor)

@@ -41,7 +41,10 @@ def make_reference(benchmark: Benchmark) -> None:
     results = {
         "floors": {
             "holdout": {
-                **{k: {"mean": v} for k, v in scores(held_out, reference, holdout_labels, evaluation.kid_subset).items()},
+                **{
+                    k: {"mean": v}
+                    for k, v in scores(held_out, reference, holdout_labels, evaluation.kid_subset).items()
+                },
                 "images": len(holdout),
             },
             "class_shuffle": {

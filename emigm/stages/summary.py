@@ -20,7 +20,15 @@ def summarise(benchmark: Benchmark) -> None:
             sampled = read_record(folder / "records" / f"sample-{size}-{budget}.json")["results"]
             metrics[size][f"n{budget}"] = {name: value["mean"] for name, value in scored.items()}
             fid = scored["fid"]
-            row = (size, budget, trained["parameters"], sampled["nfe"], fid["mean"], fid["train_std"], fid["sample_std"])
+            row = (
+                size,
+                budget,
+                trained["parameters"],
+                sampled["nfe"],
+                fid["mean"],
+                fid["train_std"],
+                fid["sample_std"],
+            )
             rows.append(",".join("" if v is None else str(v) for v in row))
     floors = read_record(folder / "records" / "reference.json")["results"]["floors"]
     metrics["floors"] = {name: floor["fid"]["mean"] for name, floor in floors.items()}

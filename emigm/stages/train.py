@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from emigm.autoencoder import load_autoencoder
-from emigm.config import Benchmark
+from emigm.config import Benchmark, as_dict
 from emigm.data import INDEX, LatentStore, sha256
 from emigm.model import EMIGM, save_model
 from emigm.records import mean_and_spread, results_folder, write_atomically, write_record
@@ -70,7 +70,8 @@ def train_seed(benchmark: Benchmark, size: str, state: Path, seed: int, progress
         data_id=sha256(folder / "train" / INDEX),
         on_step=lambda step, loss: progress(step),
     )
-    save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, origin="trained", seed=seed, steps=cfg.steps)
+    facts = {"origin": "trained", "seed": seed, "steps": cfg.steps, "autoencoder": as_dict(benchmark.autoencoder)}
+    save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, **facts)
 
     model = EMIGM(model_cfg).eval().requires_grad_(False)
     model.load_state_dict(result.ema)

@@ -1,0 +1,109 @@
+"""For Python users: load a model, generate, get pictures.
+
+from emigm.api import load_generator
+from emigm.config import SampleConfig
+
+generator = load_generator("models/digits/h/seed0")
+sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=2.0, cfg_interval=(0.1, 0.4))
+rows = generator(classes=range(10), seeds=[0, 1, 2], sampling=sampling)
+rows[0][7].save("seven.png")
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from emigm.autoencoder import Autoencoder, load_autoencoder
+from emigm.checkpoints import import_official
+from emigm.config import AutoencoderConfig, ConfigError, SampleConfig, parse
+from emigm.model import EMIGM, load_model, read_model_config
+from emigm.paper import PAPER_MODELS, paper_sampling
+from emigm.sampling import generate
+
+PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
+"""Autoencoder and latent scale of the paper's models, by resolution."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A model with the autoencoder that turns its latents into images."""
+
+    model: EMIGM
+    autoencoder: Autoencoder
+    paper: tuple[int, str] | None
+    """(resolution, size) when the model is one of the paper's nine."""
+
+    def latents(self, classes: Iterable[int], seed: int, sampling: SampleConfig | None = None) -> Tensor:
+        """Unit latents (n, channels, grid, grid) of one image for each class.
+
+        Args:
+            classes: class numbers; the position in the list is the image's index.
+            seed: sampling seed; an image is a function of (weights, seed, index, class).
+            sampling: settings; None: the paper's at its lower NFE budget (Table 2 or 3), for its models.
+
+        Raises:
+            ConfigError: no settings given for a model that is none of the paper's.
+            ValueError: no class, or one that does not exist.
+        """
+        if sampling is None:
+            if self.paper is None:
+                raise ConfigError("sampling: this model is none of the paper's, so give a SampleConfig")
+            sampling = paper_sampling(*self.paper, steps=16)
+        labels = torch.tensor(list(classes), dtype=torch.int64)
+        return torch.cat([p.latents for p in generate(self.model, labels, sampling, seed=seed, chunk=256, batch=64)])
+
+    def __call__(
+        self, classes: Iterable[int], seeds: Iterable[int], sampling: SampleConfig | None = None
+    ) -> list[list[Image.Image]]:
+        """Images: one row for each seed, one column for each class; see `latents`."""
+        classes = list(classes)
+        return [self.decode(self.latents(classes, seed, sampling)) for seed in seeds]
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Unit latents (n, channels, grid, grid) => n images, grey or RGB."""
+        pixels = self.autoencoder.decode(latents).permute(0, 2, 3, 1).cpu().numpy()  # NHWC, uint8
+        return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def load_generator(
+    path: str | Path, autoencoder: AutoencoderConfig | str | Path | None = None, device: str = "cpu"
+) -> Generator:
+    """Load a model folder of this project, or a released `.pth` file.
+
+    Args:
+        path: a folder with `model.safetensors` and `config.json`, or an official checkpoint.
+        autoencoder: its configuration, or, for the paper's models, the path of its weights (`kl16.ckpt`, the
+            DC-AE file or folder); None: what the folder's `config.json` names.
+        device: where to load both.
+
+    Raises:
+        ConfigError: something is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    if path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            import_official(path, folder)
+            return _from_folder(Path(folder), autoencoder, device)
+    return _from_folder(path, autoencoder, device)
+
+
+def _from_folder(folder: Path, autoencoder: AutoencoderConfig | str | Path | None, device: str) -> Generator:
+    cfg, facts = read_model_config(folder)
+    paper = next((key for key, known in PAPER_MODELS.items() if known == cfg), None)
+    if isinstance(autoencoder, (str, Path)):
+        if paper is None:
+            raise ConfigError(f"{folder}: none of the paper's models; give the autoencoder as an AutoencoderConfig")
+        kind, scale = PAPER_AUTOENCODERS[paper[0]]
+        autoencoder = AutoencoderConfig(kind, scale, str(autoencoder))
+    elif autoencoder is None:
+        if "autoencoder" not in facts:
+            raise ConfigError(f"{folder}: its config.json names no autoencoder; give the path of its weights")
+        autoencoder = parse(AutoencoderConfig, facts["autoencoder"], f"{folder}/config.json: autoencoder")
+    return Generator(load_model(folder, device=device), load_autoencoder(autoencoder, device), paper)

@@ -1,0 +1,196 @@
+"""Official checkpoints (`.pth`) to this project's model folders, and back.
+
+The official state dict holds the same tensors under other names: `diffloss.net.X` is `head.X` here, every other
+`X` is `backbone.X`. One parameter is a special case. With CFG with mask the fake class and the mask token are one
+parameter, which the official state dict lists twice, as `fake_latent` and as `mask_token`. The official code
+averages a parameter under its first name only, so in `model_ema` the first holds the EMA and the second the raw
+weights of the last step. Its evaluation then copies both into the one parameter, the second last: it computes
+with EMA weights everywhere but there. An import has to say which of the two it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from emigm.config import ConfigError, ModelConfig
+from emigm.data import sha256
+from emigm.model import EMIGM, load_model, read_model_config, save_model
+from emigm.paper import PAPER_MODELS
+from emigm.records import write_atomically
+from emigm.weights import check_tensors, read_tensors
+
+WEIGHTS_ENTRY, RAW_ENTRY = "model_ema", "model"
+OFFICIAL_HEAD, HEAD, BACKBONE = "diffloss.net.", "head.", "backbone."
+FAKE, MASK = "fake_latent", "mask_token"
+
+Token = Literal["official", "ema"]
+
+
+def official_name(name: str) -> str:
+    """Name in the official state dict of our tensor `name`."""
+    return OFFICIAL_HEAD + name.removeprefix(HEAD) if name.startswith(HEAD) else name.removeprefix(BACKBONE)
+
+
+def our_name(name: str) -> str:
+    """Name in our state dict of the official tensor `name`."""
+    return HEAD + name.removeprefix(OFFICIAL_HEAD) if name.startswith(OFFICIAL_HEAD) else BACKBONE + name
+
+
+def to_official(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict under the official names; a shared fake and mask token appears under both of its names."""
+    official = {official_name(name): tensor for name, tensor in state.items()}
+    if cfg.cfg_with_mask:
+        official[MASK] = official[FAKE]
+    return official
+
+
+def from_official(official: Mapping[str, Tensor], cfg: ModelConfig, shared: Tensor | None = None) -> dict[str, Tensor]:
+    """The official state dict under our names; `shared` (1, D) is the shared fake and mask token where there is
+    one, by default the value that wins when the official classes load `official`."""
+    state = {our_name(name): tensor for name, tensor in official.items()}
+    if cfg.cfg_with_mask:
+        last = state.pop(our_name(MASK))
+        state[our_name(FAKE)] = last if shared is None else shared
+    return state
+
+
+def import_official(
+    path: str | Path, folder: str | Path, cfg: ModelConfig | None = None, *, token: Token = "official", **facts: Any
+) -> dict[str, Any]:
+    """Turn an official checkpoint into a model folder (`save_model`), with its EMA weights.
+
+    Args:
+        path: the `.pth` file: a dict with an entry `model_ema`. It is never unpickled without restriction.
+        folder: where the model goes.
+        cfg: its architecture; None: find out which of the paper's nine it is.
+        token: the value of a shared fake and mask token: "official" for the raw weights the official evaluation
+            computes with, "ema" for the average. They differ unless the file was written another way.
+        facts: more to record in the folder's `config.json`.
+
+    Returns:
+        What is recorded there beside the architecture: under `source`, the file's name and checksum, the entry
+        and epoch, which of the nine architectures it is (None: another one), and the choice of the shared token
+        with the largest difference between the two values.
+
+    Raises:
+        ConfigError: the file is missing, truncated, damaged or holds code, or a tensor is missing, unknown or of
+            another shape; names the file and the tensor.
+    """
+    path = Path(path)
+    if token not in ("official", "ema"):
+        raise ConfigError(f"token = {token!r} (allowed: official, ema)")
+    if path.suffix == ".safetensors":
+        raise ConfigError(f"{path}: official checkpoints are .pth files; a .safetensors file is not one")
+    averaged = read_tensors(path, WEIGHTS_ENTRY)
+    rest = _read_rest(path)
+    if cfg is None:
+        cfg = identify(averaged, path)
+    else:
+        _check(averaged, cfg, path, "the given architecture")
+    trained_with = getattr(rest.get("args"), "use_mae", cfg.mae)  # of all the tensors none tells
+    if trained_with != cfg.mae:
+        raise ConfigError(f"{path}: was trained with use_mae = {trained_with}, the architecture has mae = {cfg.mae}")
+    name = next((f"{resolution}-{size}" for (resolution, size), c in PAPER_MODELS.items() if c == cfg), None)
+
+    source = {
+        "file": path.name,
+        "sha256": sha256(path),
+        "entry": WEIGHTS_ENTRY,
+        "epoch": epoch if isinstance(epoch := rest.get("epoch"), int) else None,
+        "architecture": name,
+    }
+    shared = None
+    if cfg.cfg_with_mask:
+        choices = {"official": _evaluated_token(averaged, rest, path), "ema": averaged[FAKE]}
+        shared = choices[token]
+        source["shared_token"] = {
+            "used": token,
+            "max_difference": (choices["official"].float() - choices["ema"].float()).abs().max().item(),
+        }
+    state = {n: tensor.detach().float() for n, tensor in from_official(averaged, cfg, shared).items()}
+    facts = {"origin": "released", "source": source, **facts}
+    save_model(folder, state, cfg, **facts)
+    return facts
+
+
+def export_official(folder: str | Path, path: str | Path) -> None:
+    """Write a model folder as an official checkpoint: a dict whose one entry, `model_ema`, holds the weights.
+
+    The official code loads it for evaluation. Importing it again gives the folder's tensors, all equal.
+    """
+    cfg, _ = read_model_config(folder)
+    state = to_official(load_model(folder).state_dict(), cfg)
+    write_atomically(path, lambda p: torch.save({WEIGHTS_ENTRY: state}, p))
+
+
+def identify(official: Mapping[str, Tensor], source: str | Path) -> ModelConfig:
+    """The paper's architecture whose names and shapes `official` has.
+
+    Raises:
+        ConfigError: it has those of none of the nine; names the first tensor that differs from the closest.
+    """
+    closest = max(PAPER_MODELS, key=lambda key: _telling_matches(official, PAPER_MODELS[key]))
+    _check(official, PAPER_MODELS[closest], source, f"{closest[0]}-{closest[1]}, the closest of the paper's nine")
+    return PAPER_MODELS[closest]
+
+
+def _telling_matches(official: Mapping[str, Tensor], cfg: ModelConfig) -> int:
+    """How many of the facts that tell the nine architectures apart agree: widths, and numbers of blocks."""
+    widths = {
+        "z_proj.weight": (cfg.width, cfg.token_channels),
+        f"{OFFICIAL_HEAD}input_proj.weight": (cfg.head_width, cfg.token_channels),
+    }
+    blocks = {
+        "encoder_blocks.{}.norm1.weight": cfg.encoder_blocks,
+        "decoder_blocks.{}.norm1.weight": cfg.decoder_blocks,
+        OFFICIAL_HEAD + "res_blocks.{}.in_ln.weight": cfg.head_blocks,
+    }
+    agree = [name in official and tuple(official[name].shape) == shape for name, shape in widths.items()]
+    agree += [name.format(n - 1) in official and name.format(n) not in official for name, n in blocks.items()]
+    return sum(agree)
+
+
+def _check(official: Mapping[str, Tensor], cfg: ModelConfig, source: str | Path, compared: str) -> None:
+    """Raise ConfigError, naming the official tensor and a remedy, unless every tensor is the architecture's."""
+    try:
+        check_tensors(dict(official), _official_shapes(cfg), source)
+    except ConfigError as e:
+        raise ConfigError(
+            f"{e} (compared with {compared}); if it is another architecture, give it, else download the file again"
+        ) from e
+
+
+def _official_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):  # shapes only
+        state = to_official(EMIGM(cfg).state_dict(), cfg)
+    return {n: tuple(tensor.shape) for n, tensor in state.items()}
+
+
+def _read_rest(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint that `read_tensors` has found to be whole and harmless."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _evaluated_token(averaged: Mapping[str, Tensor], rest: Mapping[str, Any], path: Path) -> Tensor:
+    """The shared token (1, D) that the official evaluation ends up with.
+
+    It loads `model`, if the file has it, and replaces averaged parameters by their first name; `mask_token` is a
+    second name, so the value in `model` stays. From a file with `model_ema` only, it loads that.
+    """
+    raw = rest.get(RAW_ENTRY)
+    if raw is None:
+        return averaged[MASK]
+    if not isinstance(raw, Mapping) or not isinstance(raw.get(MASK), Tensor) or raw[MASK].shape != averaged[MASK].shape:
+        raise ConfigError(
+            f"{path}: entry {RAW_ENTRY!r} lacks the tensor {MASK} of shape {tuple(averaged[MASK].shape)}, which the "
+            "official evaluation computes with; download the file again"
+        )
+    return raw[MASK]

@@ -1,0 +1,322 @@
+"""The official code (github.com/ML-GSAI/eMIGM) run beside ours: imported from a clone the user names, on the CPU.
+
+It draws as it always does; what it draws is kept, and put in the form ours takes. Shape letters: B images,
+L tokens, M masked tokens, n tokens revealed in a step, C token channels, R diffusion times of a token, K solver
+steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import importlib
+import importlib.util
+import io
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emigm import diffusion, sampling, schedules
+from emigm.checkpoints import to_official
+from emigm.config import ConfigError, ModelConfig, SampleConfig, TrainConfig
+from emigm.head import DiffusionHead
+from emigm.model import EMIGM, TrainingDraw
+
+MODULES = ("models.emigm", "models.diffloss", "models.dpm_solver", "util.misc", "util.lr_sched", "engine_emigm")
+UNUSED = ("cv2", "torch_fidelity")
+"""Packages that `engine_emigm` imports for images and FID, of which nothing is called here."""
+
+Calls = dict[str, list[tuple[tuple, Any]]]
+"""(arguments, result) of every call of a function, by the function's name."""
+
+
+@contextlib.contextmanager
+def official_code(folder: str | Path) -> Iterator[types.SimpleNamespace]:
+    """The official modules (`.emigm`, `.diffloss`, `.misc`, ...), usable on the CPU while the block runs.
+
+    Raises:
+        ConfigError: the folder is no clone of the official code, or a package it needs is missing.
+    """
+    folder = Path(folder).resolve()
+    if not (folder / "models" / "emigm.py").is_file():
+        raise ConfigError(f"{folder}: no models/emigm.py here; give a clone of github.com/ML-GSAI/eMIGM")
+    if importlib.util.find_spec("timm") is None:
+        raise ConfigError("the official code needs the package timm; install it beside emigm (pip install timm)")
+
+    linspace = torch.linspace
+    on_cpu = {
+        (sys, "path"): [str(folder), *sys.path],
+        (torch.Tensor, "cuda"): lambda self, *args, **kwargs: self,
+        (torch, "linspace"): lambda *args, **kwargs: linspace(*args, **{**kwargs, "device": "cpu"}),
+        (torch.cuda, "synchronize"): lambda: None,
+        (torch.cuda, "is_available"): lambda: False,
+        (torch.cuda.amp, "autocast"): contextlib.nullcontext,
+        (torch.cuda.amp, "GradScaler"): functools.partial(torch.amp.GradScaler, "cpu", enabled=False),
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for (owner, name), value in on_cpu.items():
+            stack.enter_context(mock.patch.object(owner, name, value))
+        # Its packages have everyday names (models, util, ...): others of these names come back afterwards.
+        stack.callback(sys.modules.update, _forget_packages())
+        stack.callback(_forget_packages)
+        sys.modules.update({name: types.ModuleType(name) for name in UNUSED})
+        try:
+            modules = {name.split(".")[-1]: importlib.import_module(name) for name in MODULES}
+        except ImportError as e:
+            raise ConfigError(f"{folder}: the official code does not import ({e})") from e
+        yield types.SimpleNamespace(**modules)
+
+
+def _forget_packages() -> dict[str, types.ModuleType]:
+    packages = {"models", "util", "diffusion", "engine_emigm", *UNUSED}
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in packages}
+
+
+@contextlib.contextmanager
+def in_float64(official: types.SimpleNamespace) -> Iterator[None]:
+    """float64 by default, and in place of every cast to float32, in both codes.
+
+    As it stands the official head cannot run in float64 (its time features are float32), and its diffusion and
+    solver tables are rounded to float32.
+    """
+    schedule = functools.partial(official.dpm_solver.NoiseScheduleVP, dtype=torch.float64)
+    solver = functools.partial(diffusion.dpm_solver_sample, dtype=torch.float64)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+            mock.patch.object(official.dpm_solver, "NoiseScheduleVP", schedule),
+            mock.patch.object(sampling, "dpm_solver_sample", solver),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def watch(owner: Any, *names: str, edit: Callable[[str, Any], None] = lambda name, result: None) -> Iterator[Calls]:
+    """Keep the calls of owner.name, which go on as ever; `edit` may change a result in place."""
+    calls: Calls = {name: [] for name in names}
+
+    def watched(name: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            edit(name, result)
+            calls[name].append((args, result))
+            return result
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(owner, name, watched(name, getattr(owner, name))))
+        yield calls
+
+
+def build(official: types.SimpleNamespace, cfg: ModelConfig, make: Callable | None = None, **options: Any) -> nn.Module:
+    """The official model of an architecture; `make` is one of its size functions, which fix the transformer."""
+    if make is None:
+        options = {
+            "norm_layer": functools.partial(nn.LayerNorm, eps=1e-6),
+            "mlp_ratio": cfg.mlp_ratio,
+            "encoder_embed_dim": cfg.width,
+            "decoder_embed_dim": cfg.width,
+            "encoder_depth": cfg.encoder_blocks,
+            "decoder_depth": cfg.decoder_blocks,
+            "encoder_num_heads": cfg.heads,
+            "decoder_num_heads": cfg.heads,
+            **options,
+        }
+    return (make or official.emigm.eMIGM)(
+        img_size=cfg.grid,
+        vae_stride=1,
+        patch_size=cfg.patch,
+        vae_embed_dim=cfg.channels,
+        class_num=cfg.classes,
+        attn_dropout=cfg.dropout,
+        proj_dropout=cfg.dropout,
+        buffer_size=cfg.buffer,
+        diffloss_d=cfg.head_blocks,
+        diffloss_w=cfg.head_width,
+        use_mae=cfg.mae,
+        use_unsup_cfg=cfg.cfg_with_mask,
+        **{"mask_strategy": "exp", **options},
+    )
+
+
+def pair(official: types.SimpleNamespace, cfg: ModelConfig, seed: int, **options: Any) -> tuple[EMIGM, nn.Module]:
+    """Our model and the official one with the same weights, in eval mode: random and perturbed, so that no layer
+    is the identity."""
+    torch.manual_seed(seed)
+    ours = EMIGM(cfg)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    theirs = build(official, cfg, **options)
+    theirs.load_state_dict(to_official(ours.state_dict(), cfg))
+    return ours.eval(), theirs.eval()
+
+
+def without_networks(
+    official: types.SimpleNamespace, cfg: ModelConfig, **options: Any
+) -> tuple[nn.Module, list[int], list[int]]:
+    """The official model with its networks taken out, so that its sampling loop runs fast; a list that grows by
+    the rows of every pass of the network, and one that grows by the tokens of every call of the head."""
+    model, passes, counts = build(official, cfg, **options), [], []
+
+    def encode(tokens: Tensor, *_: Tensor) -> None:
+        passes.append(len(tokens))
+
+    def sample(z: Tensor, *_: float) -> Tensor:
+        counts.append(len(z))
+        return torch.zeros(len(z), cfg.token_channels)
+
+    model.forward_mae_encoder, model.diffloss.sample = encode, sample
+    model.forward_mae_decoder = lambda _, mask: torch.zeros(*mask.shape, 1)
+    return model, passes, counts
+
+
+def loss_and_draw(
+    theirs: nn.Module, cfg: ModelConfig, latents: Tensor, labels: Tensor, **edit: Callable[[str, Any], None]
+) -> tuple[Tensor, TrainingDraw]:
+    """The official training loss of unit latents (B, channels, grid, grid), and what was drawn for it."""
+    with watch(torch, "rand", "randint", "randn_like", **edit) as drawn, watch(theirs, "random_masking") as masks:
+        loss = theirs.train()(latents, labels)
+    (draw,) = _training_draws(theirs, cfg, len(labels), drawn | masks)
+    return loss, draw
+
+
+def train_epoch(
+    official: types.SimpleNamespace, theirs: nn.Module, model: ModelConfig, cfg: TrainConfig, batches: list[tuple]
+) -> tuple[list[Tensor], list[TrainingDraw], list[float]]:
+    """Train the official model for an epoch of `batches`, (unit latents, labels) each.
+
+    Returns:
+        EMA weights in the order of its parameters, the draws, and the gradients' norms before the clip.
+    """
+    recipe = types.SimpleNamespace(
+        lr=cfg.lr,
+        min_lr=0.0,
+        lr_schedule=cfg.lr_schedule,
+        warmup_epochs=cfg.warmup_steps / len(batches),
+        epochs=1,
+        grad_clip=cfg.grad_clip,
+        ema_rate=cfg.ema,
+        use_dc_ae=True,  # the batches are latents as they are
+    )
+    parameters = list(theirs.parameters())
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(official.misc.add_weight_decay(theirs, cfg.weight_decay), cfg.lr, cfg.betas)
+    scaler = official.misc.NativeScalerWithGradNormCount()
+    epoch = official.engine_emigm.train_one_epoch
+    with (
+        watch(torch, "rand", "randint", "randn_like") as drawn,
+        watch(theirs, "random_masking") as masks,
+        watch(torch.nn.utils, "clip_grad_norm_") as clips,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        epoch(theirs, None, parameters, average, batches, optimizer, "cpu", 0, scaler, args=recipe)
+    norms = [norm.item() for _, norm in clips["clip_grad_norm_"]]
+    return average, _training_draws(theirs, model, cfg.batch, drawn | masks), norms
+
+
+def _training_draws(theirs: nn.Module, cfg: ModelConfig, batch: int, calls: Calls) -> list[TrainingDraw]:
+    """Every step's draw. The official code draws for all L tokens, ours for the masked ones."""
+    uniforms = [result for _, result in calls["rand"] if result.shape == (batch,)]  # those of the class dropout
+    steps = zip(calls["random_masking"], uniforms, calls["randint"], calls["randn_like"], strict=True)
+    draws = []
+    for (_, (mask, t, schedule)), uniform, (_, time), (_, noise) in steps:
+        masked = mask.nonzero()[:, 1].view(batch, -1)
+        rows = masked.expand(theirs.diffusion_batch_mul, -1, -1)  # (R, B, M)
+        every = (theirs.diffusion_batch_mul, batch, cfg.tokens)  # (R, B, L)
+        draws.append(
+            TrainingDraw(
+                weight=float(schedules.elbo_weight(schedule, t[0, 0].item())) if theirs.use_weighted_loss else 1.0,
+                masked=masked,
+                dropped=uniform < theirs.label_drop_prob,
+                time=time.view(every).gather(2, rows),
+                noise=sampling.select_rows_of_each(noise.view(*every, -1), masked),
+            )
+        )
+    return draws
+
+
+@torch.no_grad()
+def solve(
+    official: types.SimpleNamespace, head: DiffusionHead, z: list[Tensor], cfg: SampleConfig
+) -> tuple[Tensor, Tensor]:
+    """Tokens (M, C) the official solvers make with the weights of `head`, and the noise they drew (K or 1, M, C).
+
+    z: [conditional] or [conditional, unconditional], each (M, D).
+    """
+    rows, width = z[0].shape
+    theirs = official.diffloss.DiffLoss(
+        target_channels=head.input_proj.in_features,
+        z_channels=width,
+        depth=len(head.res_blocks),
+        width=head.cond_embed.out_features,
+        num_sampling_steps=str(cfg.solver_steps),
+        sampling_algo=cfg.solver,
+    ).to(z[0].dtype)
+    theirs.net.load_state_dict(head.state_dict())
+    with watch(torch, "randn", "randn_like") as drawn:
+        tokens = theirs.sample(torch.cat(z), 1.0 if cfg.temperature is None else cfg.temperature, cfg.cfg_scale)
+    # Its DDPM draws once more, after the last step, and multiplies by 0; with guidance it solves every row twice.
+    noise = torch.stack([drawn["randn"][0][1], *(result[:rows] for _, result in drawn["randn_like"][:-1])])
+    return tokens[:rows], noise
+
+
+@torch.no_grad()
+def generate(
+    theirs: nn.Module, labels: Tensor, model: ModelConfig, cfg: SampleConfig
+) -> tuple[Tensor, np.ndarray, sampling.ImageDraw]:
+    """Unit latents (B, channels, grid, grid) of the official sampler, its reveal counts (N,) and its draws."""
+    batch = len(labels)
+    temperature = 1.0 if cfg.temperature is None else cfg.temperature
+    with watch(torch, "randn", "randn_like") as drawn, watch(theirs, "forward_mae_encoder") as passes:
+        latents = theirs.sample_tokens(batch, cfg.steps, cfg.cfg_scale, labels=labels, temperature=temperature)
+
+    masks = [args[1][:batch].bool() for args, _ in passes["forward_mae_encoder"]]  # rows of guidance come after
+    revealed = [a & ~b for a, b in zip(masks, [*masks[1:], torch.zeros_like(masks[0])], strict=True)]
+    order = torch.cat([r.nonzero()[:, 1].view(batch, -1) for r in revealed], dim=1)
+    draws = cfg.solver_steps if cfg.solver == "ddpm" else 1
+    noise = torch.zeros(draws, *order.shape, model.token_channels)
+    for i, r in enumerate(revealed):  # the official rows are in the order of indexing by a mask
+        noise[0, r] = drawn["randn"][i][1]
+        for k in range(1, draws):
+            noise[k, r] = drawn["randn_like"][i * draws + k - 1][1][: int(r.sum())]
+    return latents, np.array([int(r[0].sum()) for r in revealed]), sampling.ImageDraw(order, noise)
+
+
+def save_checkpoint(
+    official: types.SimpleNamespace, theirs: nn.Module, average: list[Tensor], folder: Path
+) -> tuple[Path, nn.Module]:
+    """A checkpoint of the official model and its EMA weights as the official code saves it, and the model that
+    the official evaluation makes of that file."""
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    scaler = official.misc.NativeScalerWithGradNormCount()
+    args = argparse.Namespace(output_dir=str(folder), lr=1e-3)
+    official.misc.save_model(args, 3, theirs, theirs, optimizer, scaler, ema_params=average, epoch_name="last")
+    path = folder / "checkpoint-last.pth"
+
+    # What its script does to resume and then to switch to EMA weights, which is part of longer functions there.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        tree = torch.load(path, weights_only=True)
+    evaluated = copy.deepcopy(theirs)
+    evaluated.load_state_dict(tree["model"])
+    state = copy.deepcopy(evaluated.state_dict())
+    state.update({name: tree["model_ema"][name] for name, _ in evaluated.named_parameters()})
+    evaluated.load_state_dict(state)
+    return path, evaluated.eval()

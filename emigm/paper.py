@@ -1,0 +1,55 @@
+"""The paper's nine architectures and its sampling settings (Tables 2 and 3). No torch in this module."""
+
+from __future__ import annotations
+
+from emigm.config import ConfigError, ModelConfig, SampleConfig, known
+
+
+def _paper(resolution: int, blocks: int, width: int, heads: int, head_blocks: int, head_width: int) -> ModelConfig:
+    return ModelConfig(
+        grid=16,
+        channels={256: 16, 512: 32}[resolution],
+        classes=1000,
+        width=width,
+        encoder_blocks=blocks,
+        decoder_blocks=blocks,
+        heads=heads,
+        head_width=head_width,
+        head_blocks=head_blocks,
+    )
+
+
+PAPER_MODELS: dict[tuple[int, str], ModelConfig] = {
+    (256, "xs"): _paper(256, 10, 448, 8, 3, 1024),
+    (256, "s"): _paper(256, 12, 512, 8, 3, 1024),
+    (256, "b"): _paper(256, 12, 768, 12, 6, 1024),
+    (256, "l"): _paper(256, 16, 1024, 16, 8, 1280),
+    (256, "h"): _paper(256, 20, 1280, 16, 12, 1536),
+    (512, "xs"): _paper(512, 10, 448, 8, 6, 1280),
+    (512, "s"): _paper(512, 12, 512, 8, 6, 1280),
+    (512, "b"): _paper(512, 12, 768, 12, 8, 1280),
+    (512, "l"): _paper(512, 16, 1024, 16, 8, 1280),
+}
+"""The nine architectures of Tables 2 and 3, by resolution and size."""
+
+
+_PAPER_INTERVALS = {
+    (256, 16): ({"h": (0.2, 0.4)}, (0.1, 0.3)),
+    (256, 128): ({"b": (0.05, 0.4), "h": (0.3, 0.7)}, (0.18, 0.6)),
+    (512, 16): ({}, (0.15, 0.35)),
+    (512, 64): ({}, (0.25, 0.5)),
+}
+"""Guidance intervals of Tables 2 and 3 by (resolution, N): exceptions by size, and the rule."""
+
+
+def paper_sampling(resolution: int, size: str, steps: int) -> SampleConfig:
+    """Sampling settings of the paper's model at one of its two budgets (N = 16, or 128 at 256 and 64 at 512)."""
+    known("model", f"{resolution}-{size}", [f"{r}-{s}" for r, s in PAPER_MODELS])
+    if (resolution, steps) not in _PAPER_INTERVALS:
+        raise ConfigError(f"steps = {steps}: the paper's budgets at {resolution} are {_paper_budgets(resolution)}")
+    exceptions, rule = _PAPER_INTERVALS[resolution, steps]
+    return SampleConfig(steps, 8 if steps == 16 else 14, cfg_scale=4.0, cfg_interval=exceptions.get(size, rule))
+
+
+def _paper_budgets(resolution: int) -> list[int]:
+    return [n for r, n in _PAPER_INTERVALS if r == resolution]

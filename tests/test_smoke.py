@@ -1,0 +1,122 @@
+"""The whole pipeline, notebooks included, as a user runs it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The pipeline runs `python -m ...`: the interpreter of the tests comes first.
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "PYTHONPATH": "",
+    "DVC_NO_ANALYTICS": "1",
+}
+
+
+def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the tracked files as a repository of its own, in which the smoke benchmark has run."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", "copy")
+    run(folder, "dvc", "exp", "run", "-S", "benchmark=smoke")
+    return folder
+
+
+def test_the_smoke_benchmark_runs_the_whole_dag(checkout):
+    results = checkout / "results" / "smoke"
+    records = {p.stem for p in (results / "records").glob("*.json")}
+    assert records == {
+        "prepare", "extractor", "encode", "reference", "train-xs", "sample-xs-4", "evaluate-xs"
+    }  # fmt: skip
+    for name in ("table2.md", "table3.csv", "table4.md", "figure1.png", "figure4.svg", "figure5.png", "figure6.svg"):
+        assert (results / name).stat().st_size > 100
+    assert json.loads((results / "metrics.json").read_text())["xs"]["n4"]["fid"] > 0
+
+
+def test_a_dry_run_is_marked_in_every_record_and_table(checkout):
+    results = checkout / "results" / "smoke"
+    assert all(json.loads(p.read_text())["dry_run"] for p in (results / "records").glob("*.json"))
+    assert "DRY RUN" in (results / "table2.md").read_text()
+    assert "smoke" not in (checkout / "results" / "README.md").read_text()
+
+
+def test_records_hold_their_provenance(checkout):
+    record = json.loads((checkout / "results" / "smoke" / "records" / "evaluate-xs.json").read_text())
+    provenance = record["provenance"]
+    head = run(checkout, "git", "rev-parse", "HEAD").stdout.strip()
+    assert provenance["commit"].startswith(head[:7]) or len(provenance["commit"]) >= 40
+    assert provenance["device"].startswith("CPU") and provenance["versions"]["torch"]
+    assert record["settings"]["images"] == 60 and record["settings"]["seeds"] == [0, 1]
+
+
+def test_nothing_runs_twice_and_changed_training_reruns_what_depends_on_it(checkout):
+    again = run(checkout, "dvc", "repro").stdout
+    assert "Running stage" not in again
+    params = checkout / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("steps: 20\n", "steps: 21\n"))
+    assert params.read_text() != before
+    status = run(checkout, "dvc", "status").stdout
+    params.write_text(before)
+    assert "train@smoke-xs" in status
+    for untouched in ("prepare@smoke", "extractor@smoke", "encode@smoke", "reference@smoke"):
+        assert untouched not in status
+
+
+def test_metrics_and_plots_are_shown_by_dvc(checkout):
+    assert "smoke" in run(checkout, "dvc", "metrics", "show").stdout
+    assert "results/smoke/fid.csv" in run(checkout, "dvc", "plots", "show", "--json").stdout.replace("\\", "/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["emigm.stages.train", "--size", "xxl"], "error: unknown size 'xxl'"),
+        (["emigm.stages.sample", "--size", "xs", "--budget", "99"], "error: unknown budget '99'"),
+        (["emigm.stages.prepare", "--params", "none.yaml"], "error: none.yaml: no such file"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(checkout, arguments, message):
+    done = run(checkout, "python", "-m", *arguments, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_truncated_shard_stops_training_by_name_and_loses_nothing(checkout):
+    shard = checkout / "data" / "smoke" / "latents" / "train" / "latents-00000.npy"
+    whole = shard.read_bytes()
+    shard.unlink()  # DVC may have linked it to its cache
+    shard.write_bytes(whole[:-10])
+    done = run(checkout, "python", "-m", "emigm.stages.train", "--size", "xs", check=False)
+    shard.write_bytes(whole)
+    assert done.returncode == 1 and "latents-00000.npy: shard is truncated" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (checkout / "models" / "smoke" / "xs" / "seed0" / "model.safetensors").is_file()
+
+
+def test_an_unknown_benchmark_is_refused(checkout):
+    done = run(checkout, "dvc", "exp", "run", "-S", "benchmark=imagenet64", check=False)
+    assert done.returncode != 0 and "imagenet64" in done.stderr and "digits" in done.stderr
+
+
+def test_papermill_runs_a_notebook_from_tracked_results_alone(checkout):
+    run(checkout, "papermill", "notebooks/table2.ipynb", "out.ipynb", "-p", "benchmark", "smoke", "--no-progress-bar")
+    assert (checkout / "out.ipynb").is_file()
