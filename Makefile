@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 UV := 0.13.9
 
-.PHONY: reproduce test lint lock clean-env
+.PHONY: reproduce test lint readme lock clean-env
 
 reproduce: $(READY)
 	$(RUN) dvc repro
@@ -15,6 +15,10 @@ test: $(READY)
 
 lint: $(READY)
 	$(RUN) ruff check . && $(RUN) ruff format --check .
+
+# README.md's table, from results/digits.
+readme: $(READY)
+	$(RUN) python -m emigm.report.readme
 
 # The stamp comes last: an interrupted installation starts over.
 $(READY): requirements.lock pyproject.toml

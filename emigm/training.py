@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from emigm import diffusion
 from emigm.backbone import select_rows
@@ -165,23 +163,6 @@ def read_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch.load raises many types for a damaged file
         raise ConfigError(f"{path}: damaged resume point ({e}); delete it to start this run over") from e
-
-
-def flops_per_step(model_cfg: ModelConfig, cfg: TrainConfig, draws: int = 8) -> int:
-    """Floating-point operations (two a multiply-add) of the matrix products of one training step, forward and
-    backward, over the global batch: the mean over `draws` masks, counted by torch on a batch of at most 32.
-
-    CPU attention has no flop formula but in its plain form, so that form is what is counted.
-    """
-    batch = min(cfg.batch, 32)
-    model = EMIGM(model_cfg).train()
-    latents = torch.zeros(batch, model_cfg.channels, model_cfg.grid, model_cfg.grid)
-    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        for _ in range(draws):
-            draw = draw_training(model_cfg, cfg, batch, rng, generator)
-            model(latents, torch.zeros(batch, dtype=torch.int64), draw).backward()
-    return round(counter.get_total_flops() / draws * cfg.batch / batch)
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ def make_reference(benchmark: Benchmark) -> None:
             },
             "class_shuffle": {
                 **{k: mean_and_spread([s[k] for s in shuffled]) for k in shuffled[0]},
-                "images": len(train),
+                "images": min(len(train), evaluation.images),
             },
             "train_bootstrap": {"fid": mean_and_spread(bootstrap), "images": len(holdout)},
         },
@@ -74,8 +74,10 @@ def shuffled_scores(benchmark: Benchmark, extract, reference, seed: int) -> dict
         members = np.flatnonzero(store.labels == c)
         for position in range(tokens.shape[1]):
             tokens[members, position] = tokens[rng.permutation(members), position]
-    pixels = autoencoder.decode(model.unpatchify(tokens)).numpy()
-    return scores(extract(pixels), reference, store.labels, benchmark.evaluation.kid_subset)
+    # As many as a model generates, since FID depends on the number.
+    chosen = rng.permutation(len(tokens))[: benchmark.evaluation.images]
+    pixels = autoencoder.decode(model.unpatchify(tokens[chosen])).numpy()
+    return scores(extract(pixels), reference, store.labels[chosen], benchmark.evaluation.kid_subset)
 
 
 def bootstrap_fid(real: Features, reference, n: int, seed: int) -> float:

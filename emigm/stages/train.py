@@ -13,9 +13,10 @@ import torch
 from emigm.autoencoder import load_autoencoder
 from emigm.config import Benchmark, as_dict
 from emigm.data import INDEX, LatentStore, sha256
+from emigm.flops import mean_training_step
 from emigm.model import EMIGM, save_model
 from emigm.records import mean_and_spread, results_folder, write_atomically, write_record
-from emigm.training import check_context, context_errors, context_ratio, flops_per_step, train
+from emigm.training import check_context, context_errors, context_ratio, train
 from emigm.workspace import STATE, Progress, data_folder, model_folder, parallel, run_stage
 
 
@@ -27,7 +28,7 @@ def train_size(benchmark: Benchmark, size: str) -> None:
     )
     model_cfg = benchmark.model_config(size)
     visible = [str(v) for v in benchmark.gate.visible]
-    flops = flops_per_step(model_cfg, cfg)
+    flops = mean_training_step(model_cfg, cfg)
     results = {
         "parameters": sum(p.numel() for p in meta_model(benchmark, size).parameters()),
         "seconds": mean_and_spread([r["seconds"] for r in runs]),
@@ -43,7 +44,7 @@ def train_size(benchmark: Benchmark, size: str) -> None:
     }
     settings = {"size": size, "model": model_cfg, "train": cfg, "gate": benchmark.gate, "weights": "trained"}
     write_record(benchmark, f"train-{size}", results, device="cpu", **settings)
-    write_curves(results_folder(benchmark.name) / "curves" / f"{size}.csv", runs, cfg.seeds)
+    write_curve(results_folder(benchmark.name) / "curves" / f"{size}.csv", [r["curve"] for r in runs])
     for seed, run in zip(cfg.seeds, runs, strict=True):
         check_context(run["errors"], benchmark.gate, f"{benchmark.name}-{size}, training seed {seed}")
     shutil.rmtree(state)
@@ -89,11 +90,12 @@ def meta_model(benchmark: Benchmark, size: str) -> EMIGM:
         return EMIGM(benchmark.model_config(size))
 
 
-def write_curves(path: Path, runs: list[dict[str, Any]], seeds: tuple[int, ...]) -> None:
-    """Training loss of every seed as CSV (step, seed, loss), for `dvc plots`."""
-    lines = ["step,seed,loss"]
-    for seed, run in zip(seeds, runs, strict=True):
-        lines += [f"{step},{seed},{loss:.6f}" for step, loss in run["curve"]]
+def write_curve(path: Path, curves: list[list[tuple[int, float]]]) -> None:
+    """Training loss as CSV (step, mean over the training seeds, least, greatest), for `dvc plots`."""
+    lines = ["step,loss,least,greatest"]
+    for points in zip(*curves, strict=True):
+        losses = [loss for _, loss in points]
+        lines.append(f"{points[0][0]},{np.mean(losses):.6f},{min(losses):.6f},{max(losses):.6f}")
     write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n"))
 
 

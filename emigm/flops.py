@@ -1,0 +1,53 @@
+"""Floating-point operations of training, in closed form (two for a multiply-add, matrix products only). No torch.
+
+Shape letters: B images, L tokens, M masked tokens of an image, P buffer positions, R diffusion times of a token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from emigm.config import ModelConfig, TrainConfig
+from emigm.schedules import draw_mask_count
+
+FREQUENCIES = 256
+DIFFUSION_STEPS = 1000
+
+
+def linear(rows: int, inputs: int, outputs: int, input_grad: bool = True) -> int:
+    """Forward and backward of a linear layer: the product, the gradient of its weights and of its input."""
+    return 2 * rows * inputs * outputs * (3 if input_grad else 2)
+
+
+def block(images: int, positions: int, cfg: ModelConfig) -> int:
+    """Forward and backward of one transformer block."""
+    rows, d = images * positions, cfg.width
+    hidden = int(d * cfg.mlp_ratio)
+    attention = 3 * 2 * (2 * images * positions * positions * d)  # scores and weighted sum; twice that backward
+    layers = linear(rows, d, 3 * d) + linear(rows, d, d) + linear(rows, d, hidden) + linear(rows, hidden, d)
+    return layers + attention
+
+
+def training_step(cfg: ModelConfig, train: TrainConfig, masked: int) -> int:
+    """One step over the global batch with `masked` masked tokens in each image."""
+    b, d, w, c = train.batch, cfg.width, cfg.head_width, cfg.token_channels
+    seen = cfg.tokens - masked if cfg.mae else cfg.tokens
+    encoder = cfg.encoder_blocks * block(b, cfg.buffer + seen, cfg) + linear(b * seen, c, d, input_grad=False)
+    decoder = cfg.decoder_blocks * block(b, cfg.buffer + cfg.tokens, cfg) + linear(b * (cfg.buffer + seen), d, d)
+
+    rows = train.diffusion_batch_mul * b * masked
+    times = min(rows, DIFFUSION_STEPS)  # whole steps are embedded at most once
+    head = linear(times, FREQUENCIES, w, input_grad=False) + linear(times, w, w)
+    head += linear(b * masked, d, w) + linear(rows, c, w, input_grad=False)
+    head += cfg.head_blocks * (2 * linear(rows, w, w) + linear(rows, w, 3 * w))
+    head += linear(rows, w, 2 * w) + linear(rows, w, 2 * c)
+    return encoder + decoder + head
+
+
+def mean_training_step(cfg: ModelConfig, train: TrainConfig, draws: int = 2000) -> int:
+    """Mean of `training_step` over the law of the mask's size, from `draws` draws."""
+    rng = np.random.default_rng(0)
+    counts = [draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng)[1] for _ in range(draws)]
+    values, numbers = np.unique(counts, return_counts=True)
+    total = sum(training_step(cfg, train, int(m)) * int(n) for m, n in zip(values, numbers, strict=True))
+    return round(total / draws)

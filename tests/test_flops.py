@@ -1,0 +1,35 @@
+"""The closed form of training FLOPs against torch's own counter."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_model import TINY
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from emigm.config import TrainConfig
+from emigm.flops import mean_training_step, training_step
+from emigm.model import EMIGM, draw_training
+
+TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
+
+
+@pytest.mark.parametrize("mae", [True, False])
+@pytest.mark.parametrize("batch", [4, 40], ids=["fewer rows than diffusion steps", "more rows"])
+def test_the_closed_form_counts_what_torch_counts(mae, batch):
+    cfg = dataclasses.replace(TINY, mae=mae, dropout=0.0)
+    train = dataclasses.replace(TRAIN, batch=batch)
+    draw = draw_training(cfg, train, batch, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    model = EMIGM(cfg).train()
+    # Fused attention on the CPU has no formula in the counter; its plain form has.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randn(batch, 3, 4, 4), torch.zeros(batch, dtype=torch.int64), draw).backward()
+    assert training_step(cfg, train, draw.masked.shape[1]) == counter.get_total_flops()
+
+
+def test_the_mean_lies_between_the_extremes_and_is_repeatable():
+    mean = mean_training_step(TINY, TRAIN)
+    assert training_step(TINY, TRAIN, 2) < mean < training_step(TINY, TRAIN, 16)
+    assert mean == mean_training_step(TINY, TRAIN)
