@@ -29,7 +29,7 @@ def test_the_table_in_the_readme_is_the_committed_results(tmp_path):
 def test_updating_the_readme_touches_the_table_alone(tmp_path):
     readme, metrics = tmp_path / "README.md", tmp_path / "metrics.csv"
     readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
-    metrics.write_text("Model,N,NFE,FID,IS,KID,Precision\neMIGM-XS,4,4×1.25,3.21,7.0,0.1,0.8\n")
+    metrics.write_text("Model,N,NFE,FID,IS,KID,Precision\neMIGM-XS,4,4x1.25,3.21,7.0,0.1,0.8\n")
     update_readme(readme, metrics)
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "3.21" in text and "old" not in text

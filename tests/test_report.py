@@ -23,6 +23,7 @@ from emigm.paper import PAPER_MODELS
 from emigm.pictures import save_grid
 from emigm.records import mean_and_spread, write_record
 from emigm.report.figures import styled
+from emigm.report.results import plus_minus
 from emigm.schedules import nfe
 
 REPO = Path(__file__).parents[1]
@@ -320,3 +321,16 @@ def test_the_figures_style_does_not_leak_into_a_notebook():
     before = dict(matplotlib.rcParams)
     assert styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [
+        (3.50389, 0.00075, "3.504 ± 0.001"),
+        (3.91, 0.624, "3.91 ± 0.62"),
+        (0.1154, 0.0087, "0.1154 ± 0.0087"),
+        (49.8, 0.32, "49.80 ± 0.32"),
+    ],
+)
+def test_a_chance_tiny_spread_does_not_add_digits(mean, deviation, text):
+    assert plus_minus({"mean": mean, "train_std": deviation, "sample_std": None}) == text

@@ -149,13 +149,17 @@ def spread(summary: dict[str, Any]) -> float | None:
     return next((s for s in found if s is not None), None)
 
 
-def plus_minus(summary: dict[str, Any] | None, decimals: int = 6) -> str:
-    """ "mean ± spread" with two significant digits of the spread (of a tenth of the mean where there is no spread)."""
+def plus_minus(summary: dict[str, Any] | None) -> str:
+    """ "mean ± spread" with two significant digits of the spread (of a tenth of the mean where there is no spread).
+
+    At most four of the mean, though: the spread of two seeds can be tiny by chance.
+    """
     if summary is None:
         return NOT_RUN
     mean, deviation = summary["mean"], spread(summary)
     scale = deviation or abs(mean) / 10
-    digits = min(max(1 - math.floor(math.log10(scale)), 2), decimals) if scale > 0 else 2
+    four = 3 - math.floor(math.log10(abs(mean))) if mean else 2
+    digits = max(2, min(1 - math.floor(math.log10(scale)), four)) if scale > 0 else 2
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
@@ -180,7 +184,7 @@ def gate_text(results: Results, size: str) -> str:
     context = results.get(f"train-{size}", "results", "context")
     if context is None:
         return NOT_RUN
-    return f"{'passed' if context['passed'] else 'FAILED'} ({plus_minus(context['ratio'], 3)})"
+    return f"{'passed' if context['passed'] else 'FAILED'} ({plus_minus(context['ratio'])})"
 
 
 def gate_note(results: Results) -> str:
