@@ -22,8 +22,8 @@ TRACE = 100.0
 class DigitsClassifier(nn.Module):
     """Two convolutions and two linear layers for 8x8 images; its 64 hidden units are the features.
 
-    SiLU and mixup training keep the features from collapsing onto the ten classes. With ReLU and plain
-    training FID hardly tells shuffled tokens (0.63) from held-out images (0.34); here it does (4.7 and 1.5).
+    SiLU and mixup training keep the features from collapsing onto the ten classes: with ReLU and plain training
+    FID hardly told images with shuffled tokens from held-out ones.
     """
 
     def __init__(self, classes: int):
