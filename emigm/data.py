@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path) as f:
             return f["pixels"], f["labels"]
-    except (ValueError, OSError, KeyError, EOFError) as e:
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
 
 

@@ -6,6 +6,7 @@ as an extractor, so that every number passes through the same functions that ser
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +121,7 @@ def load_reference(path: Path) -> Reference:
     try:
         with np.load(path) as f:
             return Reference(f["mu"], f["sigma"], torch.from_numpy(f["pool"]))
-    except (ValueError, OSError, KeyError, EOFError) as e:
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
 
 

@@ -60,7 +60,7 @@ def test_kl_agrees_with_torch_distributions():
 
 def test_discretised_likelihood_is_the_probability_of_the_bin():
     x = torch.tensor([-1.0, -0.2, 0.3, 1.0], dtype=torch.float64)
-    mean, scale = torch.tensor(0.1, dtype=torch.float64), 0.2
+    mean, scale = torch.tensor(0.1, dtype=torch.float64), 0.5
     ours = discretised_log_likelihood(x, mean, torch.tensor(math.log(scale))).exp().numpy()
     low = np.where(x < -0.999, -np.inf, x - 1 / 255)
     high = np.where(x > 0.999, np.inf, x + 1 / 255)
@@ -167,7 +167,7 @@ def test_dpm_solver_agrees_with_diffusers_given_its_grid():
     diffusers = pytest.importorskip("diffusers")
     steps, plan = 8, dpm_solver_plan(8, torch.float64)
     scheduler = diffusers.DPMSolverSinglestepScheduler(
-        solver_order=3, lower_order_final=True, algorithm_type="dpmsolver++"
+        solver_order=3, lower_order_final=True, algorithm_type="dpmsolver++", final_sigmas_type="sigma_min"
     )
     scheduler.set_timesteps(steps)
     # The scheduler's sigma is sigma/alpha; its last is the end of the path.
