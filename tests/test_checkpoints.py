@@ -7,27 +7,17 @@ import os
 from dataclasses import replace
 
 import pytest
+import test_model
 import torch
 from safetensors.torch import load_file, save_file
 
 from emigm import checkpoints
 from emigm.checkpoints import export_official, identify, import_official, to_official
-from emigm.config import ConfigError, ModelConfig
+from emigm.config import ConfigError
 from emigm.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper import PAPER_MODELS
 
-TINY = ModelConfig(
-    grid=4,
-    channels=3,
-    classes=5,
-    width=16,
-    encoder_blocks=1,
-    decoder_blocks=2,
-    heads=2,
-    head_width=24,
-    head_blocks=2,
-    buffer=2,
-)
+TINY = replace(test_model.TINY, buffer=2)
 SEPARATE = replace(TINY, cfg_with_mask=False)
 
 
