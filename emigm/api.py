@@ -22,9 +22,10 @@ from torch import Tensor
 
 from emigm.autoencoder import Autoencoder, load_autoencoder
 from emigm.checkpoints import import_official
-from emigm.config import AutoencoderConfig, ConfigError, SampleConfig, parse
+from emigm.config import AutoencoderConfig, SampleConfig
 from emigm.model import EMIGM, load_model, read_model_config
 from emigm.paper import PAPER_MODELS, paper_sampling
+from emigm.parsing import ConfigError, parse
 from emigm.sampling import generate
 
 PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}

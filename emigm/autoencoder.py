@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from emigm.config import AutoencoderConfig, ConfigError
+from emigm.config import AutoencoderConfig
+from emigm.parsing import ConfigError
 from emigm.weights import check_state, check_tensors, read_tensors
 
 BATCH = 16

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from emigm.config import ConfigError, ModelConfig
-from emigm.data import sha256
+from emigm.config import ModelConfig
 from emigm.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper import PAPER_MODELS
-from emigm.records import write_atomically
+from emigm.parsing import ConfigError
+from emigm.records import sha256, write_atomically
 from emigm.weights import check_tensors, read_tensors
 
 WEIGHTS_ENTRY, RAW_ENTRY = "model_ema", "model"

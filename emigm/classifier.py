@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emigm.config import ConfigError, ExtractorConfig
+from emigm.config import ClassifierTraining
+from emigm.parsing import ConfigError
 from emigm.records import write_atomically
 from emigm.weights import read_tensors
 
@@ -41,7 +42,7 @@ class DigitsClassifier(nn.Module):
         return x * self.feature_scale, self.logits(x)
 
 
-def train_digits_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ExtractorConfig) -> DigitsClassifier:
+def train_digits_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTraining) -> DigitsClassifier:
     """Train the classifier with mixup on pixels (n, 1, 8, 8) and labels (n,), then set its feature scale."""
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from emigm.config import UserError
 from emigm.paper import PAPER_MODELS
+from emigm.parsing import UserError
 
 
 def parity(options: argparse.Namespace) -> int:

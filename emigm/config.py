@@ -6,27 +6,13 @@ Every key of the YAML is a field here; an unknown key, or an option that cannot 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-
-class UserError(Exception):
-    """Something the user can mend; stages show its message alone, without a traceback."""
-
-
-class ConfigError(UserError, ValueError):
-    """A mistake in a configuration, a command line or a file; the message names it and the remedy."""
-
-
-class RunError(UserError, RuntimeError):
-    """A run that went wrong; the message says why."""
+from emigm.parsing import ConfigError, at_least, known, parse
 
 
 @dataclass(frozen=True)
@@ -80,6 +66,9 @@ class ModelConfig:
         return self.channels * self.patch**2
 
 
+Precision = Literal["float32", "bf16"]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run (the paper's recipe is the default where it does not depend on scale)."""
@@ -108,10 +97,12 @@ class TrainConfig:
     """Diffusion times (each with its own noise) a masked token is trained at in one step."""
     checkpoint_every: int = 1000
     """Steps between resume points."""
+    precision: Precision = "float32"
+    """bf16: forward and backward under autocast; weights, EMA and optimizer stay float32."""
 
     def __post_init__(self):
         for name in ("steps", "batch", "diffusion_batch_mul", "checkpoint_every"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
+            at_least(f"train.{name}", getattr(self, name), 1)
         if not self.seeds:
             raise ConfigError("train.seeds is empty; give at least one seed, such as [0]")
         if not 0 <= self.t_min < 1:
@@ -138,10 +129,12 @@ class SampleConfig:
     """Factor on the DDPM noise (default 1); DPM-Solver has none."""
     x0_clip: float | None = None
     """Clip of the predicted x0 in unit latents (DDPM only; the official code does not clip)."""
+    precision: Precision = "float32"
+    """bf16: the network under autocast; the solver stays float32."""
 
     def __post_init__(self):
-        _at_least("sampling.steps", self.steps, 1)
-        _at_least("sampling.solver_steps", self.solver_steps, 1)
+        at_least("sampling.steps", self.steps, 1)
+        at_least("sampling.solver_steps", self.solver_steps, 1)
         low, high = self.cfg_interval
         if not 0 <= low < high <= 1:
             raise ConfigError(f"sampling.cfg_interval = [{low}, {high}] is not an interval inside [0, 1]")
@@ -159,12 +152,33 @@ class SampleConfig:
 class DataConfig:
     """Which images, and how they are split."""
 
-    dataset: Literal["digits"]
-    holdout: float = 0.25
-    """Fraction of each class that is never trained on."""
+    dataset: Literal["digits", "cifar10", "imagenet"]
+    root: str | None = None
+    """cifar10: folder with torchvision's or parquet files (downloaded there when absent); imagenet: the training
+    photos, one folder for each class."""
+    holdout_root: str | None = None
+    """imagenet: photos that are never trained on (the validation set), in the same layout."""
+    classes: int | None = None
+    """imagenet: number of class folders there must be."""
+    resolution: int | None = None
+    """imagenet: side of the square crop, in pixels."""
+    holdout: float | None = None
+    """digits: fraction of each class that is never trained on (cifar10: its test images are held out)."""
     split_seed: int = 0
+    """digits: of the choice of held-out images."""
     flips: bool = False
     """Encode every training image with its horizontal flip, and train on either with equal chance."""
+
+    def __post_init__(self):
+        applies = {
+            "digits": {"holdout"},
+            "cifar10": {"root"},
+            "imagenet": {"root", "holdout_root", "classes", "resolution"},
+        }[self.dataset]
+        for name in ("root", "holdout_root", "classes", "resolution", "holdout"):
+            if (getattr(self, name) is not None) != (name in applies):
+                verb = "is missing" if name in applies else "has no effect"
+                raise ConfigError(f"data.{name} {verb} for dataset: {self.dataset}")
 
 
 @dataclass(frozen=True)
@@ -185,14 +199,30 @@ class AutoencoderConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierTraining:
+    """Training of the digits' classifier."""
+
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class ExtractorConfig:
     """The feature extractor behind FID, IS, KID, precision and recall."""
 
-    kind: Literal["digits-cnn"]
-    steps: int = 600
-    batch: int = 128
-    lr: float = 3e-3
-    seed: int = 0
+    kind: Literal["digits-cnn", "inception"]
+    weights: str | None = None
+    """inception: torch-fidelity's weights file."""
+    training: ClassifierTraining | None = None
+    """digits-cnn: how the classifier is trained."""
+
+    def __post_init__(self):
+        for name, kind in (("weights", "inception"), ("training", "digits-cnn")):
+            if (getattr(self, name) is not None) != (self.kind == kind):
+                verb = "is missing" if self.kind == kind else "has no effect"
+                raise ConfigError(f"extractor.{name} {verb} for kind: {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -206,10 +236,14 @@ class EvalConfig:
     chunk: int = 250
     """Consecutive image indices that share their reveal counts; the last may be smaller."""
     kid_subset: int = 200
+    """Images of each of KID's subsets."""
+    reference: str | None = None
+    """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
+    images."""
 
     def __post_init__(self):
-        _at_least("evaluation.images", self.images, 1)
-        _at_least("evaluation.chunk", self.chunk, 1)
+        at_least("evaluation.images", self.images, 1)
+        at_least("evaluation.chunk", self.chunk, 1)
         if not self.seeds:
             raise ConfigError("evaluation.seeds is empty; give at least one sampling seed, such as [0]")
 
@@ -228,6 +262,49 @@ class GateConfig:
     """Random orders drawn for each of them."""
     enforce: bool = True
     """False: record the ratio and mark the run, but let the pipeline go on (dry runs only)."""
+
+
+@dataclass(frozen=True)
+class ReleasedConfig:
+    """Where released checkpoints come from."""
+
+    repository: str
+    """On Hugging Face; a file that is absent is fetched from there."""
+    folder: str
+    """Where the files lie."""
+    files: dict[str, str]
+    """Size -> file name."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Size -> checksum the file must have, where it is known."""
+    token: Literal["official", "ema"] = "official"
+    """Which value of the shared fake and mask token is taken (`emigm import --help`)."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the machine is used. Nothing here changes a result beyond rounding, so no stage depends on it."""
+
+    launcher: str | None = None
+    """Command that starts a stage's processes, such as "torchrun --standalone --nproc-per-node=8" or "srun python";
+    it is followed by `-m emigm.stages...`. None: one process."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    train_batch: int | None = None
+    """Images one process takes in one forward pass of training; a larger share is accumulated. None: all."""
+    sample_batch: int = 256
+    """Images one process generates at once, at most a chunk."""
+    encode_batch: int = 64
+    """Images one process encodes, or decodes, at once."""
+    score_batch: int = 64
+    """Images one process extracts features of at once."""
+    workers: int = 8
+    """Threads of one process that decode photos."""
+
+    def __post_init__(self):
+        for name in ("sample_batch", "encode_batch", "score_batch", "workers"):
+            at_least(f"run.{name}", getattr(self, name), 1)
+        if self.train_batch is not None:
+            at_least("run.train_batch", self.train_batch, 1)
 
 
 @dataclass(frozen=True)
@@ -263,12 +340,21 @@ class Benchmark:
     train: dict[str, Any]
     ladder: dict[str, SizeConfig]
     sampling: dict[str, BudgetConfig]
+    weights: Literal["trained", "released"] = "trained"
+    """released: the train stage fetches and imports the authors' checkpoints; all after it is the same."""
+    released: ReleasedConfig | None = None
+    run: RunConfig = field(default_factory=RunConfig)
     dry_run: bool = False
     """True: the numbers only show that the machinery runs; every table and figure says so."""
 
     def __post_init__(self):
         if not self.gate.enforce and not self.dry_run:
             raise ConfigError("benchmark.gate.enforce: false is for dry runs; set benchmark.dry_run: true as well")
+        if self.weights == "released":
+            if self.released is None:
+                raise ConfigError("benchmark.released is missing; weights: released needs to know where they are")
+            for size in self.sizes:
+                known("size of benchmark.released.files", size, self.released.files)
         for size in self.sizes:
             known("benchmark.sizes", size, self.ladder)
         for budget in self.budgets:
@@ -316,76 +402,3 @@ def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
     if not isinstance(tree, dict) or set(tree) != {"benchmark"}:
         raise ConfigError(f"{path}: expected the one top-level key 'benchmark', found {sorted(tree or {})}")
     return parse(Benchmark, tree["benchmark"], "benchmark")
-
-
-def parse(cls: type, tree: Any, where: str) -> Any:
-    """Build the dataclass `cls` from the mapping `tree`, strictly; `where` names the key in messages."""
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected a mapping, found {tree!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in tree:
-        if key not in fields:
-            raise ConfigError(f"unknown key {where}.{key}{_suggest(str(key), fields)}")
-    required = [
-        n
-        for n, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and n not in tree
-    ]
-    if required:
-        raise ConfigError(f"missing key {where}.{required[0]}")
-    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in tree.items()})
-
-
-def as_dict(cfg: Any) -> dict[str, Any]:
-    """The dataclass as plain JSON types (tuples become lists)."""
-    plain = dataclasses.asdict(cfg)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return parse(hint, value, where)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where} = {value!r}{_suggest(str(value), args)}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, found {list(value)}")
-        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping, found {value!r}")
-        return {str(k): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {value!r}")
-    return value
-
-
-def _suggest(name: str, allowed) -> str:
-    allowed = [str(a) for a in allowed]
-    close = difflib.get_close_matches(name, allowed, 1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {', '.join(allowed)})"
-
-
-def known(what: str, name: str, allowed) -> None:
-    """Raise ConfigError, with the nearest match, unless `name` is one of `allowed`."""
-    if name not in allowed:
-        raise ConfigError(f"unknown {what} {name!r}{_suggest(name, allowed)}")
-
-
-def _at_least(what: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{what} = {value}: must be at least {least}")

@@ -23,7 +23,8 @@ from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
 from emigm.classifier import DIGITS_FEATURES, load_classifier
-from emigm.config import ConfigError, ExtractorConfig
+from emigm.config import ExtractorConfig
+from emigm.parsing import ConfigError
 from emigm.records import write_atomically
 
 SEED = 2020

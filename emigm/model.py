@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from emigm import diffusion
 from emigm.backbone import Backbone, select_rows
-from emigm.config import ConfigError, ModelConfig, TrainConfig, as_dict, parse
+from emigm.config import ModelConfig, TrainConfig
 from emigm.head import DiffusionHead
+from emigm.parsing import ConfigError, as_dict, parse
 from emigm.records import write_atomically
 from emigm.schedules import draw_mask_count, elbo_weight
 from emigm.weights import check_state

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from emigm import diffusion, sampling, schedules
 from emigm.checkpoints import to_official
-from emigm.config import ConfigError, ModelConfig, SampleConfig, TrainConfig
+from emigm.config import ModelConfig, SampleConfig, TrainConfig
 from emigm.head import DiffusionHead
 from emigm.model import EMIGM, TrainingDraw
+from emigm.parsing import ConfigError
 
 MODULES = ("models.emigm", "models.diffloss", "models.dpm_solver", "util.misc", "util.lr_sched", "engine_emigm")
 UNUSED = ("cv2", "torch_fidelity")

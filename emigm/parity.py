@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from emigm import diffusion, oracle, sampling, schedules, training
 from emigm.checkpoints import import_official, official_name, to_official
 from emigm.config import ModelConfig, SampleConfig, TrainConfig
-from emigm.data import batch_indices
 from emigm.head import DiffusionHead
 from emigm.model import EMIGM, load_model
 from emigm.paper import PAPER_MODELS
+from emigm.training import batch_indices
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10
 """Tolerances in the two precisions."""

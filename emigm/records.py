@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -15,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emigm.config import Benchmark, ConfigError
+from emigm.config import Benchmark
+from emigm.parsing import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +45,12 @@ def write_json(path: str | Path, tree: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, so a failed measurement cannot pass as a number."""
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda p: p.write_text(text))
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, in hexadecimal."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def results_folder(benchmark: str) -> Path:

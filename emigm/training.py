@@ -19,9 +19,9 @@ from torch import Tensor
 
 from emigm import diffusion
 from emigm.backbone import select_rows
-from emigm.config import ConfigError, GateConfig, ModelConfig, RunError, TrainConfig, as_dict
-from emigm.data import batch_indices
+from emigm.config import GateConfig, ModelConfig, TrainConfig
 from emigm.model import EMIGM, draw_training
+from emigm.parsing import ConfigError, RunError, as_dict
 from emigm.records import write_atomically
 
 CURVE_EVERY = 50
@@ -34,6 +34,16 @@ class TrainResult(NamedTuple):
     ema: dict[str, Tensor]  # EMA weights by name
     curve: list[tuple[int, float]]  # (step, mean loss of the steps since the last point)
     seconds: float  # wall time, over all resumptions
+
+
+def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
+    """Images of training step `step`: epochs are permutations of n, their remainder dropped (batch,)."""
+    if batch > n:
+        raise ConfigError(f"train.batch = {batch} is larger than the training set of {n} images")
+    per_epoch = n // batch
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return order[position * batch : (position + 1) * batch]
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:

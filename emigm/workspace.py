@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emigm.config import Benchmark, UserError, load_benchmark
+from emigm.config import Benchmark, load_benchmark
+from emigm.parsing import ConfigError, UserError
 
 STATE = Path(".state")
 """Resume points of interrupted stages; a stage removes its own when all it makes is written."""
@@ -51,9 +54,26 @@ def run_stage(stage: Callable[..., None], *arguments: str) -> None:
         parser.add_argument(f"--{name}", required=True)
     options = vars(parser.parse_args())
     try:
-        stage(load_benchmark(options.pop("params")), **options)
+        benchmark = load_benchmark(options.pop("params"))
+        launch(benchmark.run.launcher)
+        stage(benchmark, **options)
     except UserError as e:
         sys.exit(f"error: {e}")
+
+
+def launch(launcher: str | None) -> None:
+    """Start this command again under `launcher`, in place of this process, unless that has happened already.
+
+    The launcher is no part of a stage's command, so that DVC does not take another number of processes for another
+    result.
+    """
+    if launcher is None or "EMIGM_LAUNCHED" in os.environ:
+        return
+    command = [*shlex.split(launcher), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"run.launcher: no command {command[0]!r}; install it or set another launcher")
+    os.environ["EMIGM_LAUNCHED"] = "1"
+    os.execvp(command[0], command)
 
 
 def cores() -> int:

@@ -17,7 +17,8 @@ from torch import nn
 
 from emigm import autoencoder
 from emigm.autoencoder import KL16, Pixels, encode_with_flips, kl16_official_name, load_autoencoder
-from emigm.config import AutoencoderConfig, ConfigError
+from emigm.config import AutoencoderConfig
+from emigm.parsing import ConfigError
 from emigm.weights import read_tensors
 
 KL16_WIDTHS = (32, 32, 64, 64, 128)  # the published ones over 4

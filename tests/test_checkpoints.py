@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from emigm import checkpoints
 from emigm.checkpoints import export_official, identify, import_official, to_official
-from emigm.config import ConfigError
 from emigm.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper import PAPER_MODELS
+from emigm.parsing import ConfigError
 
 TINY = replace(test_model.TINY, buffer=2)
 SEPARATE = replace(TINY, cfg_with_mask=False)

@@ -9,7 +9,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from emigm.config import Benchmark, ConfigError, SampleConfig, load_benchmark, parse
+from emigm.config import Benchmark, SampleConfig, load_benchmark
+from emigm.parsing import ConfigError, parse
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks" / "benchmark").glob("*.yaml"))

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from emigm import data
-from emigm.config import ConfigError, DataConfig
-from emigm.data import LatentStore, load_images, load_split, save_images, write_latents
+from emigm.config import DataConfig
+from emigm.images import load_images, load_split, save_images
+from emigm.latents import LatentStore, write_latents
+from emigm.parsing import ConfigError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from emigm.classifier import TRACE, save_classifier, train_digits_classifier
-from emigm.config import ConfigError, DataConfig, ExtractorConfig
-from emigm.data import load_split
+from emigm.config import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.images import load_split
 from emigm.metrics import (
     Features,
     fid,
@@ -18,8 +18,10 @@ from emigm.metrics import (
     save_reference,
     scores,
 )
+from emigm.parsing import ConfigError
 
-CFG = ExtractorConfig("digits-cnn", steps=80, lr=1e-3)
+TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
+CFG = ExtractorConfig("digits-cnn", training=TRAINING)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def digits(tmp_path_factory):
     """The split, and an extractor trained for a few steps."""
     split = load_split(DataConfig("digits"))
     path = tmp_path_factory.mktemp("extractor") / "extractor.safetensors"
-    save_classifier(path, train_digits_classifier(*split["train"], CFG))
+    save_classifier(path, train_digits_classifier(*split["train"], TRAINING))
     return split, load_extractor(CFG, path), path
 
 

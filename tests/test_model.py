@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from emigm.config import ConfigError, ModelConfig, TrainConfig
+from emigm.config import ModelConfig, TrainConfig
 from emigm.model import EMIGM, draw_training, load_model, save_model
 from emigm.paper import PAPER_MODELS
+from emigm.parsing import ConfigError
 
 TINY = ModelConfig(
     grid=4,

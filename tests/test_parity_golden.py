@@ -14,9 +14,10 @@ import torch
 
 from emigm import parity, sampling, training
 from emigm.checkpoints import from_official, official_name, to_official
-from emigm.config import ConfigError, ModelConfig, SampleConfig, TrainConfig, parse
+from emigm.config import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import EMIGM, TrainingDraw
 from emigm.parity import relative
+from emigm.parsing import ConfigError, parse
 
 GOLDEN = Path(__file__).parent / "golden"
 FACTS = json.loads((GOLDEN / "official_tiny.json").read_text())

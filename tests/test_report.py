@@ -18,8 +18,9 @@ import papermill
 import pytest
 
 from emigm import report
-from emigm.config import ConfigError, GateConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.config import GateConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.paper import PAPER_MODELS
+from emigm.parsing import ConfigError
 from emigm.pictures import save_grid
 from emigm.records import mean_and_spread, write_record
 from emigm.report.figures import styled

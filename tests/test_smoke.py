@@ -124,7 +124,7 @@ def test_papermill_runs_a_notebook_from_tracked_results_alone(checkout):
 
 def test_an_interrupted_sampling_run_makes_only_the_missing_chunks(checkout, tmp_path, monkeypatch):
     from emigm.config import load_benchmark
-    from emigm.data import load_images
+    from emigm.images import load_images
     from emigm.stages.sample import sample_seed
     from emigm.workspace import samples_folder, samples_name
 

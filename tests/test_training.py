@@ -7,10 +7,11 @@ import pytest
 import torch
 from test_model import TINY, random_model
 
-from emigm.config import ConfigError, GateConfig, RunError, TrainConfig
-from emigm.data import batch_indices
+from emigm.config import GateConfig, TrainConfig
 from emigm.model import EMIGM
+from emigm.parsing import ConfigError, RunError
 from emigm.training import (
+    batch_indices,
     check_context,
     context_errors,
     context_ratio,

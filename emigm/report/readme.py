@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emigm.config import ConfigError
+from emigm.parsing import ConfigError
 from emigm.records import write_atomically
 
 BEGIN = "<!-- table: written by `make readme` from results/digits -->"

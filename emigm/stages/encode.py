@@ -6,8 +6,10 @@ import torch
 from tqdm import tqdm
 
 from emigm.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
-from emigm.config import Benchmark, as_dict
-from emigm.data import load_images, write_latents
+from emigm.config import Benchmark
+from emigm.images import load_images
+from emigm.latents import write_latents
+from emigm.parsing import as_dict
 from emigm.records import write_record
 from emigm.workspace import data_folder, run_stage
 

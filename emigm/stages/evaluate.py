@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from emigm.config import Benchmark
-from emigm.data import load_images
+from emigm.images import load_images
 from emigm.metrics import Features, Reference, load_extractor, load_reference, nearest_distance, scores
 from emigm.records import write_record
 from emigm.workspace import data_folder, run_stage, samples_folder, samples_name

@@ -6,7 +6,7 @@ import torch
 
 from emigm.classifier import DIGITS_FEATURES, load_classifier, save_classifier, train_digits_classifier
 from emigm.config import Benchmark
-from emigm.data import load_images
+from emigm.images import load_images
 from emigm.records import write_record
 from emigm.workspace import data_folder, run_stage
 
@@ -16,7 +16,7 @@ def train_extractor(benchmark: Benchmark) -> None:
     images = data_folder(benchmark) / "images"
     pixels, labels = load_images(images / "train.npz")
     weights = data_folder(benchmark) / "extractor.safetensors"
-    save_classifier(weights, train_digits_classifier(pixels, labels, benchmark.extractor))
+    save_classifier(weights, train_digits_classifier(pixels, labels, benchmark.extractor.training))
 
     model = load_classifier(weights)
     results = {"features": DIGITS_FEATURES}

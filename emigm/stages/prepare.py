@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emigm.config import Benchmark
-from emigm.data import load_split, save_images
+from emigm.images import load_split, save_images
 from emigm.records import write_record
 from emigm.workspace import data_folder, run_stage
 

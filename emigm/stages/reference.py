@@ -7,7 +7,8 @@ import torch
 
 from emigm.autoencoder import load_autoencoder
 from emigm.config import Benchmark
-from emigm.data import LatentStore, load_images
+from emigm.images import load_images
+from emigm.latents import LatentStore
 from emigm.metrics import (
     Features,
     fid,

@@ -12,10 +12,10 @@ import torch
 
 from emigm.autoencoder import load_autoencoder
 from emigm.config import Benchmark
-from emigm.data import load_images, save_images, sha256
+from emigm.images import load_images, save_images
 from emigm.model import WEIGHTS_FILE, load_model
 from emigm.pictures import save_grid
-from emigm.records import mean_and_spread, results_folder, write_atomically, write_record
+from emigm.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
 from emigm.sampling import generate
 from emigm.schedules import nfe
 from emigm.training import fingerprint

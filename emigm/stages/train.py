@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from emigm.autoencoder import load_autoencoder
-from emigm.config import Benchmark, as_dict
-from emigm.data import INDEX, LatentStore, sha256
+from emigm.config import Benchmark
 from emigm.flops import mean_training_step
+from emigm.latents import INDEX, LatentStore
 from emigm.model import EMIGM, save_model
-from emigm.records import mean_and_spread, results_folder, write_atomically, write_record
+from emigm.parsing import as_dict
+from emigm.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
 from emigm.training import check_context, context_errors, context_ratio, train
 from emigm.workspace import STATE, Progress, data_folder, model_folder, parallel, run_stage
 

@@ -1,4 +1,4 @@
-"""Datasets in; the sharded latent store; the resumable batch sampler.
+"""The store of raw latents: shards, their index and checksums.
 
 Three spaces of data: pixels (uint8 NCHW), raw latents (what is stored), unit latents (raw x scale, what the
 network sees).
@@ -6,64 +6,16 @@ network sees).
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from emigm.config import ConfigError, DataConfig
-from emigm.records import write_atomically, write_json
+from emigm.parsing import ConfigError
+from emigm.records import sha256, write_atomically, write_json
 
 INDEX = "index.json"
 SHARD_ROWS = 4096
-
-
-def load_split(cfg: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{"train", "holdout"} -> (pixels uint8 NCHW, labels int64)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # grey levels 0..16
-    labels = digits.target.astype(np.int64)
-    held_out = holdout_mask(labels, cfg.holdout, cfg.split_seed)
-    return {"train": (pixels[~held_out], labels[~held_out]), "holdout": (pixels[held_out], labels[held_out])}
-
-
-def holdout_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Bool (n,): the held-out images, the same fraction of every class (rounded), drawn with `seed`."""
-    if not 0 < fraction < 1:
-        raise ConfigError(f"benchmark.data.holdout = {fraction} is outside (0, 1)")
-    rng = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), dtype=bool)
-    for c in np.unique(labels):
-        members = np.flatnonzero(labels == c)
-        mask[rng.choice(members, round(fraction * len(members)), replace=False)] = True
-    return mask
-
-
-def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """Write pixels (uint8 NCHW) and labels (int64) as one `.npz`."""
-    write_atomically(path, lambda p: np.savez(p, pixels=pixels, labels=labels))
-
-
-def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
-    try:
-        with np.load(path) as f:
-            return f["pixels"], f["labels"]
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_latents(folder: Path, latents: np.ndarray, labels: np.ndarray, facts: dict) -> None:
@@ -126,13 +78,3 @@ class LatentStore:
             here = shard == s
             out[here] = self._maps[s][indices[here] - self._starts[s]]
         return out
-
-
-def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
-    """Images of training step `step`: epochs are permutations of n, their remainder dropped (batch,)."""
-    if batch > n:
-        raise ConfigError(f"train.batch = {batch} is larger than the training set of {n} images")
-    per_epoch = n // batch
-    epoch, position = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    return order[position * batch : (position + 1) * batch]
