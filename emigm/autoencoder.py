@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,15 +98,25 @@ class Autoencoder(ABC):
         self._check_pixels(pixels)
         return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1), pixels, batch)
 
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         """Raw latents => unit latents (B, latent_channels, H / stride, W / stride).
 
         Args:
             raw: as `encode` gave them.
             generator: draws the noise (on its own device) where raw latents are a distribution.
+            noise: that noise, where it is drawn already, as by `noise`.
         """
+        if noise is None:
+            noise = self.noise(raw.shape, generator, raw.device)
         # Not under inference_mode: training differentiates through operations on this result.
-        return self._draw(raw, generator) * self.scale
+        return self._draw(raw, noise) * self.scale
+
+    def noise(
+        self, shape: Sequence[int], generator: torch.Generator | None, device: str | torch.device = "cpu"
+    ) -> Tensor | None:
+        """Standard normal noise for `sample` of raw latents of this shape, on the generator's device, or on `device`
+        without one; None where raw latents are exact."""
+        return None
 
     @torch.inference_mode()
     def decode(self, unit: Tensor, batch: int = BATCH) -> Tensor:
@@ -131,7 +141,7 @@ class Autoencoder(ABC):
     def _decode(self, latents: Tensor) -> Tensor:
         """A sample of raw latents => images, about in [-1, 1]."""
 
-    def _draw(self, raw: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, raw: Tensor, noise: Tensor | None) -> Tensor:
         """A sample of raw latents; themselves, unless they are a distribution."""
         return raw
 
@@ -177,11 +187,16 @@ class KL16(Autoencoder):
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent_dist.parameters  # the log-variance is not clamped yet
 
-    def _draw(self, raw: Tensor, generator: torch.Generator | None) -> Tensor:
+    def noise(
+        self, shape: Sequence[int], generator: torch.Generator | None, device: str | torch.device = "cpu"
+    ) -> Tensor:
+        b, channels, height, width = shape
+        device = device if generator is None else generator.device
+        return torch.randn(b, channels // 2, height, width, generator=generator, device=device)
+
+    def _draw(self, raw: Tensor, noise: Tensor) -> Tensor:
         mean, logvar = raw.chunk(2, dim=1)
-        device = raw.device if generator is None else generator.device
-        noise = torch.randn(mean.shape, generator=generator, dtype=raw.dtype, device=device).to(raw.device)
-        return mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise
+        return mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise.to(raw.device, raw.dtype)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.module.decode(latents).sample
@@ -222,6 +237,10 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
     """
     if cfg.kind == "pixels":
         return Pixels(cfg.scale, device)
+    if cfg.codebook is not None:
+        from emigm.codebook import load_codes  # it builds on this module
+
+        return load_codes(cfg, device)
     load, names, remedy = {
         "kl16": (_load_kl16, ("kl16.ckpt", DIFFUSERS_FILE), "kl16.ckpt as MAR released it"),
         "dcae": (_load_dcae, ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"),

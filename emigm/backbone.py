@@ -72,7 +72,10 @@ class Backbone(nn.Module):
         self.fake_latent = nn.Parameter(torch.empty(1, cfg.width))
         if not cfg.cfg_with_mask:
             self.mask_token = nn.Parameter(torch.empty(1, 1, cfg.width))
-        self.z_proj = nn.Linear(cfg.token_channels, cfg.width)
+        if cfg.codebook is None:
+            self.z_proj = nn.Linear(cfg.token_channels, cfg.width)
+        else:
+            self.z_proj = nn.Embedding(cfg.codebook, cfg.width, _weight=torch.empty(cfg.codebook, cfg.width))
         self.z_proj_ln = nn.LayerNorm(cfg.width, eps=LN_EPS)
         self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, positions, cfg.width))
         self.encoder_blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.encoder_blocks))
@@ -92,13 +95,18 @@ class Backbone(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
-            if name == "class_emb.weight" or "." not in name:  # embeddings, positions, the fake and mask tokens
+            # Embeddings, positions, the fake and mask tokens.
+            if name == "class_emb.weight" or "." not in name or (self.cfg.codebook and name == "z_proj.weight"):
                 nn.init.normal_(parameter, std=self.cfg.init_std)
 
     @property
     def decoder_mask_token(self) -> Tensor:
         """What stands at masked positions (D,)."""
         return (self.fake_latent if self.cfg.cfg_with_mask else self.mask_token).view(-1)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, n, C) => (B, n, D): numbers, or one code each."""
+        return self.z_proj(tokens) if self.cfg.codebook is None else self.z_proj(tokens[..., 0])
 
     def embed_class(self, labels: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Class embeddings (B, D) of labels (B,); the fake one where `dropped` (B,) is true."""
@@ -109,7 +117,8 @@ class Backbone(nn.Module):
         """Condition vectors of all tokens.
 
         Args:
-            tokens: unit latents as tokens (B, L, C); values at masked positions are never read.
+            tokens: unit latents as tokens (B, L, C), int64 codes where there is a codebook; values at masked
+                positions are never read.
             mask: True where masked, bool (B, L).
             condition: class embeddings (B, D).
             n_visible: unmasked tokens of every image, the same number (the MAE trick needs it; None is
@@ -126,9 +135,9 @@ class Backbone(nn.Module):
                 raise ValueError("with the MAE trick every image needs the same number of visible tokens")
             # A stable sort puts the visible positions first, in order, without a host sync.
             visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]  # (B, V)
-            seen = self.z_proj(select_rows(tokens, visible)) + position[visible]
+            seen = self.embed_tokens(select_rows(tokens, visible)) + position[visible]
         else:
-            seen = self.z_proj(tokens) + position
+            seen = self.embed_tokens(tokens) + position
         x = self.z_proj_ln(torch.cat([buffer + buffer_position, seen], dim=1))
         if not cfg.mae:
             hidden = F.pad(mask, (cfg.buffer, 0))[..., None]

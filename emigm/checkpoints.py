@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from emigm.config import ModelConfig
+from emigm.config import ModelConfig, ReleasedConfig
 from emigm.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper import PAPER_MODELS
 from emigm.parsing import ConfigError
@@ -61,8 +61,39 @@ def from_official(official: Mapping[str, Tensor], cfg: ModelConfig, shared: Tens
     return state
 
 
+def fetch_official(released: ReleasedConfig, size: str) -> Path:
+    """The released checkpoint of `size`; it is downloaded from Hugging Face where it is absent.
+
+    Raises:
+        ConfigError: it is absent and cannot be downloaded; says where it goes and where to get it.
+    """
+    name = released.files[size]
+    path = Path(released.folder) / name
+    if path.is_file():
+        return path
+    import huggingface_hub as hub  # takes a second, and only a download needs it
+
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(released.repository, name))  # fails at once; a download tries on
+        # The file appears when it is whole; a killed download resumes.
+        hub.hf_hub_download(released.repository, name, local_dir=released.folder)
+    except Exception as e:  # no network, no such file, no space, ...: many types, one remedy
+        reason = (str(e) or type(e).__name__).strip().splitlines()[0]
+        raise ConfigError(
+            f"{path}: no such file, and downloading it failed ({reason}); download {name} from "
+            f"https://huggingface.co/{released.repository}/tree/main and put it there"
+        ) from e
+    return path
+
+
 def import_official(
-    path: str | Path, folder: str | Path, cfg: ModelConfig | None = None, *, token: Token = "official", **facts: Any
+    path: str | Path,
+    folder: str | Path,
+    cfg: ModelConfig | None = None,
+    *,
+    token: Token = "official",
+    checksum: str | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """Turn an official checkpoint into a model folder (`save_model`), with its EMA weights.
 
@@ -72,6 +103,7 @@ def import_official(
         cfg: its architecture; None: find out which of the paper's nine it is.
         token: the value of a shared fake and mask token: "official" for the raw weights the official evaluation
             computes with, "ema" for the average. They differ unless the file was written another way.
+        checksum: the SHA-256 that the file must have; None: any.
         facts: more to record in the folder's `config.json`.
 
     Returns:
@@ -80,14 +112,20 @@ def import_official(
         with the largest difference between the two values.
 
     Raises:
-        ConfigError: the file is missing, truncated, damaged or holds code, or a tensor is missing, unknown or of
-            another shape; names the file and the tensor.
+        ConfigError: the file is missing, truncated, damaged or holds code, has another checksum, or a tensor is
+            missing, unknown or of another shape; names the file and the tensor.
     """
     path = Path(path)
     if token not in ("official", "ema"):
         raise ConfigError(f"token = {token!r} (allowed: official, ema)")
     if path.suffix == ".safetensors":
         raise ConfigError(f"{path}: official checkpoints are .pth files; a .safetensors file is not one")
+    found = sha256(path) if path.is_file() else None
+    if found and checksum not in (None, found):
+        raise ConfigError(
+            f"{path}: has SHA-256 {found}, expected {checksum}; move it away and download it again, or correct the "
+            "expected value"
+        )
     averaged = read_tensors(path, WEIGHTS_ENTRY)
     rest = _read_rest(path)
     if cfg is None:
@@ -101,7 +139,7 @@ def import_official(
 
     source = {
         "file": path.name,
-        "sha256": sha256(path),
+        "sha256": found,
         "entry": WEIGHTS_ENTRY,
         "epoch": epoch if isinstance(epoch := rest.get("epoch"), int) else None,
         "architecture": name,

@@ -15,6 +15,8 @@ from emigm.parsing import ConfigError
 from emigm.records import write_atomically
 from emigm.weights import read_tensors
 
+WEIGHTS_FILE = "weights.safetensors"
+"""In the extractor's folder."""
 DIGITS_FEATURES = 64
 TRACE = 100.0
 """The digits' features are scaled so that their covariance over the training images has this trace."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from emigm.paper import PAPER_MODELS
-from emigm.parsing import UserError
+from emigm.parsing import ConfigError, UserError
 
 
 def parity(options: argparse.Namespace) -> int:
@@ -33,6 +33,43 @@ def export_checkpoint(options: argparse.Namespace) -> int:
     export_official(options.folder, options.file)
     print(f"{options.file}: written")
     return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from emigm.compose import compose_benchmark
+    from emigm.doctor import doctor as examine
+
+    return examine(compose_benchmark(options.benchmark, options.set))
+
+
+def compare(options: argparse.Namespace) -> int:
+    from emigm.compare import compare as against_paper
+    from emigm.compose import compose_benchmark
+
+    return against_paper(compose_benchmark(options.benchmark, options.set), options.allow_missing)
+
+
+def export_samples(options: argparse.Namespace) -> int:
+    from emigm.adm import export_npz
+    from emigm.records import read_record, results_folder
+
+    record = results_folder(options.benchmark) / "records" / f"sample-{options.size}-{options.budget}.json"
+    settings = read_record(record)["settings"]
+    chosen = {"train_seeds": options.train_seed, "seeds": options.seed}
+    train_seed, seed = (known_seed(settings[key], value, record) for key, value in chosen.items())
+    folder = Path("samples") / options.benchmark / options.size / options.budget / f"train{train_seed}-seed{seed}"
+    export_npz(folder, options.out, settings["images"])
+    print(f"{options.out}: {settings['images']:,} images of {folder}")
+    return 0
+
+
+def known_seed(known: list[int], chosen: int | None, record: Path) -> int:
+    """The chosen seed, or the first."""
+    if chosen is None:
+        return known[0]
+    if chosen not in known:
+        raise ConfigError(f"{record}: sampled with seeds {', '.join(map(str, known))}, not {chosen}")
+    return chosen
 
 
 def paper_model(name: str):
@@ -69,7 +106,32 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder", type=Path)
     verb.add_argument("file", type=Path)
     verb.set_defaults(run=export_checkpoint)
+
+    verb = verbs.add_parser("doctor", help="check what a benchmark needs, and estimate what it takes")
+    add_benchmark(verb)
+    verb.set_defaults(run=doctor)
+
+    verb = verbs.add_parser("compare", help="hold a benchmark's results against those the paper reports")
+    add_benchmark(verb)
+    verb.add_argument("--allow-missing", action="store_true", help="cells that have not run do not count")
+    verb.set_defaults(run=compare)
+
+    verb = verbs.add_parser("npz", help="write generated images as an .npz for ADM's evaluator")
+    verb.add_argument("benchmark")
+    verb.add_argument("size")
+    verb.add_argument("budget")
+    verb.add_argument("out", type=Path)
+    verb.add_argument("--train-seed", type=int, help="default: the first")
+    verb.add_argument("--seed", type=int, help="sampling seed (default: the first)")
+    verb.set_defaults(run=export_samples)
     return root
+
+
+def add_benchmark(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("benchmark", nargs="?", help="such as imagenet256 (default: the one in params.yaml)")
+    verb.add_argument(
+        "-S", dest="set", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run; may be repeated"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

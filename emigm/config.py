@@ -32,9 +32,13 @@ class ModelConfig:
     heads: int
     """Attention heads; divides `width`."""
     head_width: int
-    """W, width of the diffusion head."""
+    """W, width of the head."""
     head_blocks: int
-    """Residual blocks of the diffusion head."""
+    """Residual blocks of the head."""
+    conditional: Literal["diffusion", "categorical"] = "diffusion"
+    """p(token | visible tokens) (Table 1): a diffusion model of C numbers, or a categorical one of a codebook."""
+    codebook: int | None = None
+    """categorical: number of codes a token can be."""
     patch: int = 1
     """Side of the square of positions that makes one token."""
     buffer: int = 64
@@ -50,6 +54,14 @@ class ModelConfig:
     """Standard deviation of the embeddings, positions and fake token at initialisation."""
 
     def __post_init__(self):
+        if (self.codebook is None) != (self.conditional == "diffusion"):
+            verb = "has no effect" if self.conditional == "diffusion" else "is missing"
+            raise ConfigError(f"model.codebook {verb} for conditional: {self.conditional}")
+        if self.conditional == "categorical" and (self.patch, self.channels) != (1, 1):
+            raise ConfigError(
+                f"model.patch = {self.patch} and model.channels = {self.channels}: a categorical token is one code, so "
+                "both must be 1"
+            )
         if self.grid % self.patch:
             raise ConfigError(f"model.patch = {self.patch} does not divide model.grid = {self.grid}")
         if self.width % self.heads:
@@ -80,6 +92,8 @@ class TrainConfig:
     """Peak learning rate, for the global batch."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; one run each."""
+    masking: Literal["independent", "exact_count"] = "independent"
+    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them."""
     schedule: Literal["linear", "cosine", "exp"] = "exp"
     """Mask schedule gamma(t) (Table 4)."""
     t_min: float = 0.2
@@ -117,14 +131,20 @@ class SampleConfig:
 
     steps: int
     """N, mask-prediction steps."""
-    solver_steps: int
-    """K, evaluations of the head for one token."""
+    solver_steps: int | None = None
+    """K, evaluations of the diffusion head for one token."""
     cfg_scale: float = 1.0
     """Guidance scale; 1 means none."""
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts when t_min < s <= t_max."""
     schedule: Literal["linear", "cosine", "exp"] = "exp"
-    solver: Literal["dpm-solver", "ddpm"] = "dpm-solver"
+    order: Literal["binomial", "exact", "confidence"] = "binomial"
+    """Which tokens a step reveals: each with its probability (eMIGM, MDM), an exact number at random positions (MAR),
+    or an exact number where the model is most confident (MaskGIT)."""
+    choice_temperature: float | None = None
+    """confidence: factor on the Gumbel noise of log p, falling to 0 over the steps."""
+    solver: Literal["dpm-solver", "ddpm", "categorical"] = "dpm-solver"
+    """How a token is drawn: from the diffusion head by one of two solvers, or from the categorical head."""
     temperature: float | None = None
     """Factor on the DDPM noise (default 1); DPM-Solver has none."""
     x0_clip: float | None = None
@@ -134,18 +154,28 @@ class SampleConfig:
 
     def __post_init__(self):
         at_least("sampling.steps", self.steps, 1)
-        at_least("sampling.solver_steps", self.solver_steps, 1)
+        for name, applies in (
+            ("solver_steps", self.solver != "categorical"),
+            ("choice_temperature", self.order == "confidence"),
+        ):
+            if (getattr(self, name) is not None) != applies:
+                verb = "is missing" if applies else "has no effect"
+                raise ConfigError(f"sampling.{name} {verb} for solver: {self.solver}, order: {self.order}")
+        if self.order == "confidence" and self.solver != "categorical":
+            raise ConfigError("sampling.order: confidence needs solver: categorical; a diffusion head has no log p")
+        if self.solver_steps is not None:
+            at_least("sampling.solver_steps", self.solver_steps, 1)
         low, high = self.cfg_interval
         if not 0 <= low < high <= 1:
             raise ConfigError(f"sampling.cfg_interval = [{low}, {high}] is not an interval inside [0, 1]")
-        if self.solver == "dpm-solver":
+        if self.solver != "ddpm":
             for name in ("temperature", "x0_clip"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
-                        f"sampling.{name} has no effect under solver: dpm-solver; remove it or set solver: ddpm"
+                        f"sampling.{name} has no effect under solver: {self.solver}; remove it or set solver: ddpm"
                     )
-            if self.solver_steps < 3:
-                raise ConfigError("sampling.solver_steps < 3 is too few for the third-order DPM-Solver")
+        if self.solver == "dpm-solver" and self.solver_steps < 3:
+            raise ConfigError("sampling.solver_steps < 3 is too few for the third-order DPM-Solver")
 
 
 @dataclass(frozen=True)
@@ -185,17 +215,24 @@ class DataConfig:
 class AutoencoderConfig:
     """How pixels become latents."""
 
-    kind: Literal["pixels", "kl16", "dcae"]
-    scale: float
-    """Raw latents times this have about unit standard deviation."""
+    kind: Literal["pixels", "kl16", "dcae", "levels", "vq"]
+    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), vq."""
+    scale: float = 1.0
+    """Raw latents times this have about unit standard deviation; codes have none."""
     weights: str | None = None
-    """Path of the autoencoder's weights; `pixels` has none."""
+    """Path of the autoencoder's weights; `pixels` and `levels` have none."""
+    codebook: int | None = None
+    """levels and vq: number of codes."""
 
     def __post_init__(self):
-        if (self.weights is None) != (self.kind == "pixels"):
-            raise ConfigError(
-                f"autoencoder.weights must {'not ' if self.kind == 'pixels' else ''}be given for kind: {self.kind}"
-            )
+        if (self.weights is None) != (self.kind in ("pixels", "levels")):
+            verb = "is missing" if self.weights is None else "has no effect"
+            raise ConfigError(f"autoencoder.weights {verb} for kind: {self.kind}")
+        if (self.codebook is None) != (self.kind not in ("levels", "vq")):
+            verb = "is missing" if self.codebook is None else "has no effect"
+            raise ConfigError(f"autoencoder.codebook {verb} for kind: {self.kind}")
+        if self.codebook is not None and self.scale != 1:
+            raise ConfigError(f"autoencoder.scale = {self.scale} has no effect on the codes of kind: {self.kind}")
 
 
 @dataclass(frozen=True)
@@ -249,6 +286,20 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class CompareConfig:
+    """What `emigm compare` holds the results against."""
+
+    resolution: Literal[256, 512]
+    """ImageNet's, in pixels: 256 for the paper's Table 2, 512 for Table 3."""
+    fid_tolerance: float
+    """Greatest |ours - reported| / reported of a cell that counts as reproduced."""
+
+    def __post_init__(self):
+        if self.fid_tolerance <= 0:
+            raise ConfigError(f"compare.fid_tolerance = {self.fid_tolerance}: must be above 0")
+
+
+@dataclass(frozen=True)
 class GateConfig:
     """The context gate: head error at few and at many visible tokens, and what must separate them."""
 
@@ -282,7 +333,8 @@ class ReleasedConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How the machine is used. Nothing here changes a result beyond rounding, so no stage depends on it."""
+    """How the machine is used. Nothing here changes a result beyond rounding and dropout's masks; no stage depends on
+    it."""
 
     launcher: str | None = None
     """Command that starts a stage's processes, such as "torchrun --standalone --nproc-per-node=8" or "srun python";
@@ -344,6 +396,8 @@ class Benchmark:
     """released: the train stage fetches and imports the authors' checkpoints; all after it is the same."""
     released: ReleasedConfig | None = None
     run: RunConfig = field(default_factory=RunConfig)
+    compare: CompareConfig | None = None
+    """None: the paper reports nothing to compare with."""
     dry_run: bool = False
     """True: the numbers only show that the machinery runs; every table and figure says so."""
 
@@ -357,15 +411,30 @@ class Benchmark:
                 known("size of benchmark.released.files", size, self.released.files)
         for size in self.sizes:
             known("benchmark.sizes", size, self.ladder)
+            seeds = self.train_config(size).seeds
+            if self.weights == "released" and len(seeds) > 1:
+                raise ConfigError(
+                    f"benchmark.train.seeds = {list(seeds)}: released weights are one model; give one seed"
+                )
         for budget in self.budgets:
             known("benchmark.budgets", budget, self.sampling)
         for budget, cfg in self.sampling.items():
             for size in cfg.overrides:
                 known(f"benchmark.sampling.{budget}.overrides", size, self.ladder)
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
-            self.model_config(size), self.train_config(size)
+            self.train_config(size)
+            if self.model_config(size).codebook != self.autoencoder.codebook:
+                raise ConfigError(
+                    f"benchmark.ladder.{size}: model.codebook = {self.model_config(size).codebook}, but "
+                    f"autoencoder.codebook = {self.autoencoder.codebook}; a model predicts the autoencoder's codes"
+                )
             for budget in self.sampling:
-                self.sample_config(size, budget)
+                solver, head = self.sample_config(size, budget).solver, self.model_config(size).conditional
+                if (solver == "categorical") != (head == "categorical"):
+                    raise ConfigError(
+                        f"benchmark.sampling.{budget} of size {size}: solver: {solver} cannot draw tokens of a model "
+                        f"with conditional: {head}"
+                    )
 
     def model_config(self, size: str) -> ModelConfig:
         """Architecture of `size`; raises ConfigError for an unknown size."""

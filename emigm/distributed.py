@@ -1,20 +1,29 @@
 """The processes of one stage: who they are, where they compute, how they share work.
 
-A stage is one process, or as many as `run.launcher` starts (torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; srun sets
-SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID, and needs MASTER_ADDR and MASTER_PORT).
+A stage is one process, or as many as `run.launcher` starts: with torchrun, or with srun, which also needs MASTER_ADDR
+and MASTER_PORT. A process that fails must end the others: torchrun sees to it; srun does with --kill-on-bad-exit=1.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import datetime
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from emigm.config import RunConfig
+from emigm.config import Precision, RunConfig
 from emigm.parsing import ConfigError
+from emigm.workspace import die_with_parent, place
+
+TIMEOUT = datetime.timedelta(hours=1)
+"""Longest wait of one process for another: main may be writing a large file, or the machines may differ."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,11 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes what the stage makes as a whole."""
         return self.rank == 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the stage is one process on the CPU, free to fork others."""
+        return self.size == 1 and self.device == "cpu"
 
     def share(self, n: int) -> range:
         """The items of 0 .. n - 1 that are this process's."""
@@ -48,6 +62,39 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of every process's value (a tensor on `device`), in every process."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def check_shared(self, folder: Path) -> None:
+        """Make the folder; raise ConfigError unless every process sees the same one."""
+        if self.size == 1:
+            return
+        if self.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.barrier()
+        seen = self.gather(folder.is_dir())
+        if not all(seen):
+            raise ConfigError(
+                f"{folder.absolute()}: process {seen.index(False)} does not see this folder of the main process; put "
+                "the repository on a file system that all nodes share"
+            )
+
+    def start_memory(self) -> None:
+        """Start measuring `peak_memory`."""
+        if self.device != "cpu":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> int | None:
+        """Largest GPU memory (bytes) that tensors of one process took since `start_memory`; None on the CPU."""
+        if self.device == "cpu":
+            return None
+        return max(self.gather(torch.cuda.max_memory_allocated(self.device)))
+
 
 ALONE = World(0, 1, "cpu")
 """One process on the CPU."""
@@ -57,29 +104,56 @@ def join(run: RunConfig) -> World:
     """This process's place; the first call connects the processes.
 
     Raises:
-        ConfigError: CUDA is asked for and absent, or a launcher started more processes on a machine than it has GPUs.
+        ConfigError: CUDA is asked for and absent, a launcher started more processes on a machine than it has GPUs,
+            or srun's processes do not know where to meet.
     """
-    rank, size, local = (_from_launcher(*names) for names in _VARIABLES)
-    device = "cpu"
-    if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()):
-        if not torch.cuda.is_available():
-            raise ConfigError("run.device: cuda, but PyTorch sees no GPU; set run.device: cpu or mend the driver")
-        if local >= torch.cuda.device_count():
-            raise ConfigError(
-                f"run.launcher started process {local + 1} on a machine with {torch.cuda.device_count()} GPUs; "
-                "start one process for each"
-            )
-        device = f"cuda:{local}"
-        torch.cuda.set_device(local)
+    rank, size, local = place()
+    device = _device(run.device, local)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device != "cpu" else "gloo", init_method="env://", rank=rank, world_size=size)
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ConfigError(
+                f"run.launcher started {size} processes, which need {' and '.join(missing)} to meet; export "
+                'MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
+            )
+        if "LOCAL_RANK" in os.environ:  # torchrun; Slurm ends what it started by itself
+            die_with_parent()
+        backend, gpu = ("gloo", None) if device == "cpu" else ("nccl", torch.device(device))
+        dist.init_process_group(
+            backend, init_method="env://", rank=rank, world_size=size, timeout=TIMEOUT, device_id=gpu
+        )
+        atexit.register(dist.destroy_process_group)
     return World(rank, size, device)
 
 
-_VARIABLES = (("RANK", "SLURM_PROCID", 0), ("WORLD_SIZE", "SLURM_NTASKS", 1), ("LOCAL_RANK", "SLURM_LOCALID", 0))
+def _device(wanted: str, local: int) -> str:
+    """Device of the `local`-th process of this machine."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError("run.device: cuda, but PyTorch sees no GPU; set run.device: cpu or mend the driver")
+    gpus = torch.cuda.device_count()
+    if gpus == 1 and "LOCAL_RANK" not in os.environ:
+        local = 0  # srun can show each process its own GPU alone
+    if local >= gpus:
+        raise ConfigError(
+            f"run.launcher started process {local + 1} on a machine with {gpus} GPUs; start one process for each"
+        )
+    torch.cuda.set_device(local)
+    return f"cuda:{local}"
 
 
-def _from_launcher(torchrun: str, slurm: str, default: int) -> int:
-    # SLURM sets its variables in an interactive allocation too, where nothing was launched.
-    names = (torchrun, slurm) if "EMIGM_LAUNCHED" in os.environ else (torchrun,)
-    return next((int(os.environ[n]) for n in names if n in os.environ), default)
+def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager:
+    """Context in which the network runs: bf16 puts its matrix products, not its weights, in bfloat16.
+
+    Raises:
+        ConfigError: the GPU has no bfloat16.
+    """
+    if precision == "float32":
+        return contextlib.nullcontext()
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"precision: bf16, but {torch.cuda.get_device_name(device)} has no bfloat16; set precision: float32"
+        )
+    return torch.autocast(kind, torch.bfloat16)

@@ -32,8 +32,15 @@ def training_step(cfg: ModelConfig, train: TrainConfig, masked: int) -> int:
     """One step over the global batch with `masked` masked tokens in each image."""
     b, d, w, c = train.batch, cfg.width, cfg.head_width, cfg.token_channels
     seen = cfg.tokens - masked if cfg.mae else cfg.tokens
-    encoder = cfg.encoder_blocks * block(b, cfg.buffer + seen, cfg) + linear(b * seen, c, d, input_grad=False)
+    encoder = cfg.encoder_blocks * block(b, cfg.buffer + seen, cfg)
+    if cfg.codebook is None:  # codes are looked up
+        encoder += linear(b * seen, c, d, input_grad=False)
     decoder = cfg.decoder_blocks * block(b, cfg.buffer + cfg.tokens, cfg) + linear(b * (cfg.buffer + seen), d, d)
+
+    if cfg.codebook is not None:
+        rows = b * masked
+        head = linear(rows, d, w) + cfg.head_blocks * 2 * linear(rows, w, w) + linear(rows, w, cfg.codebook)
+        return encoder + decoder + head
 
     rows = train.diffusion_batch_mul * b * masked
     times = min(rows, DIFFUSION_STEPS)  # whole steps are embedded at most once
@@ -47,7 +54,7 @@ def training_step(cfg: ModelConfig, train: TrainConfig, masked: int) -> int:
 def mean_training_step(cfg: ModelConfig, train: TrainConfig, draws: int = 2000) -> int:
     """Mean of `training_step` over the law of the mask's size, from `draws` draws."""
     rng = np.random.default_rng(0)
-    counts = [draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng)[1] for _ in range(draws)]
+    counts = [draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng, train.masking)[1] for _ in range(draws)]
     values, numbers = np.unique(counts, return_counts=True)
     total = sum(training_step(cfg, train, int(m)) * int(n) for m, n in zip(values, numbers, strict=True))
     return round(total / draws)

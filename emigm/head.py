@@ -1,6 +1,6 @@
-"""The diffusion head: condition z, noisy token and time in; noise and variance out (MAR's per-token MLP).
+"""The heads: p(token | z) as a diffusion model (MAR's per-token MLP), or as a categorical distribution.
 
-Shape letters: M tokens, C token channels, D backbone width, W head width.
+Shape letters: M tokens, C token channels, D backbone width, W head width, V codes of the codebook.
 """
 
 from __future__ import annotations
@@ -107,3 +107,35 @@ class DiffusionHead(nn.Module):
         for block in self.res_blocks:
             x = block(x, y)
         return self.final_layer(x, y)
+
+
+class CategoricalHead(nn.Module):
+    """p(token | z) as a categorical distribution over a codebook."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cond_embed = nn.Linear(cfg.width, cfg.head_width)
+        self.res_blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(cfg.head_width, eps=LN_EPS),
+                nn.Linear(cfg.head_width, cfg.head_width),
+                nn.SiLU(),
+                nn.Linear(cfg.head_width, cfg.head_width),
+            )
+            for _ in range(cfg.head_blocks)
+        )
+        self.norm = nn.LayerNorm(cfg.head_width, eps=LN_EPS)
+        self.logits = nn.Linear(cfg.head_width, cfg.codebook)
+        if not self.logits.weight.is_meta:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+            nn.init.zeros_(self.logits.weight)  # starts at equal chances, as the diffusion head starts at zero
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z (..., D) => logits (..., V)."""
+        x = self.cond_embed(z)
+        for block in self.res_blocks:
+            x = x + block(x)
+        return self.logits(self.norm(x))

@@ -1,22 +1,115 @@
-"""Datasets in: pixels (uint8 NCHW) and labels."""
+"""Data sets in: pixels (uint8 NCHW) and labels, from arrays or from photos. No torch, but to download CIFAR-10."""
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from emigm.config import DataConfig
 from emigm.parsing import ConfigError
+from emigm.photos import DecodingError, Photos, decode
 from emigm.records import write_atomically
 
+Part = Literal["train", "holdout"]
+PARTS: tuple[Part, ...] = ("train", "holdout")
 
-def load_split(cfg: DataConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{"train", "holdout"} -> (pixels uint8 NCHW, labels int64)."""
-    from sklearn.datasets import load_digits
+NONE = "none.json"
+"""In place of a folder's data where a benchmark needs none: {"reason": ...}."""
 
-    digits = load_digits()
+
+class ImageSource(Protocol):
+    """Images of one part of a data set."""
+
+    path: Path
+    """File that says which images these are."""
+    labels: np.ndarray
+    """int64 (n,)."""
+    shape: tuple[int, int, int]
+    """(C, H, W) of every image."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        """The given images, in that order, uint8 (n, C, H, W); raises DecodingError for photos that are damaged."""
+        ...
+
+
+class Arrays:
+    """Images that fit in memory, from a file of `save_images`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._pixels, self.labels = load_images(path)
+        self.shape = self._pixels.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        return self._pixels[np.asarray(indices)]
+
+
+def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource:
+    """What the prepare stage left in `folder` for one part of the data set.
+
+    Args:
+        folder: data/<benchmark>/images.
+        part: which part.
+        workers: threads that decode photos.
+
+    Raises:
+        ConfigError: there is nothing, or it is damaged.
+    """
+    folder = Path(folder)
+    if (manifest := folder / f"{part}.json").is_file():
+        return Photos(manifest, workers)
+    if (reason := why_none(folder)) is not None:
+        raise ConfigError(f"{folder}: no images ({reason}), and this needs some; set benchmark.weights: trained")
+    return Arrays(folder / f"{part}.npz")
+
+
+def why_none(folder: str | Path) -> str | None:
+    """Why the benchmark needs nothing in this folder of images or latents; None where it does."""
+    path = Path(folder) / NONE
+    return json.loads(path.read_text())["reason"] if path.is_file() else None
+
+
+def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Write pixels (uint8 NCHW) and labels (int64) as one `.npz`."""
+    write_atomically(path, lambda p: np.savez(p, pixels=pixels, labels=labels))
+
+
+def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
+    try:
+        with np.load(path) as f:
+            return f["pixels"], f["labels"]
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
+
+
+Split = dict[Part, tuple[np.ndarray, np.ndarray]]
+
+
+def load_split(cfg: DataConfig) -> Split:
+    """Both parts of a small data set as (pixels uint8 NCHW, labels int64)."""
+    return {"digits": load_digits, "cifar10": load_cifar10}[cfg.dataset](cfg)
+
+
+def load_digits(cfg: DataConfig) -> Split:
+    """Scikit-learn's digits (1797 grey images of 8 x 8), split by `holdout_mask`."""
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # grey levels 0..16
     labels = digits.target.astype(np.int64)
     held_out = holdout_mask(labels, cfg.holdout, cfg.split_seed)
@@ -35,18 +128,54 @@ def holdout_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """Write pixels (uint8 NCHW) and labels (int64) as one `.npz`."""
-    write_atomically(path, lambda p: np.savez(p, pixels=pixels, labels=labels))
+CIFAR10_LAYOUTS = "the folder cifar-10-batches-py as its authors pack it, or train.parquet and test.parquet"
 
 
-def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
+def load_cifar10(cfg: DataConfig) -> Split:
+    """CIFAR-10 (32 x 32 RGB); its test images are held out.
+
+    Read from parquet files (columns `image`, the bytes of an image file, and `label`) where `cfg.root` holds them,
+    else by torchvision, which downloads what is absent.
+    """
+    root = Path(cfg.root)
+    files = [root / "train.parquet", root / "test.parquet"]
+    there = [f for f in files if f.is_file()]
+    if there and there != files:
+        missing = next(f for f in files if f not in there)
+        raise ConfigError(f"{missing}: no such file, but {there[0]} is there; put both into benchmark.data.root")
+    read = _read_parquet if there else _read_torchvision
+    return {part: read(root, file.stem) for part, file in zip(PARTS, files, strict=True)}
+
+
+def _read_parquet(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    path = root / f"{name}.parquet"
     try:
-        with np.load(path) as f:
-            return f["pixels"], f["labels"]
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
+        import pyarrow.parquet
+    except ImportError as e:
+        raise ConfigError(f"{path}: parquet files need pyarrow; pip install pyarrow, or remove them") from e
+    try:
+        table = pyarrow.parquet.read_table(path, columns=["image", "label"]).to_pydict()
+        files, labels = table["image"], np.array(table["label"], dtype=np.int64)
+        if not all(isinstance(f, bytes) for f in files):
+            raise TypeError("image holds no bytes")
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, TypeError) as e:
+        raise ConfigError(f"{path}: damaged, or without columns image and label ({e}); replace it") from e
+    images = [decode(f"row {i}", file) for i, file in enumerate(tqdm(files, desc=f"decode {path.name}", unit="image"))]
+    if failures := [i for i in images if isinstance(i, str)]:
+        raise DecodingError(failures, f"replace {path}")
+    if sizes := {i.size for i in images} - {(32, 32)}:
+        raise ConfigError(f"{path}: holds images of {sorted(sizes)} pixels, not of 32 x 32; replace it")
+    return np.stack(images).transpose(0, 3, 1, 2), labels
+
+
+def _read_torchvision(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    from torchvision.datasets import CIFAR10  # seconds to import
+
+    try:
+        dataset = CIFAR10(str(root), train=name == "train", download=True)
+    except (OSError, RuntimeError, EOFError) as e:
+        raise ConfigError(
+            f"benchmark.data.root = {root}: CIFAR-10 is not there and could not be downloaded ({e}); "
+            f"put there {CIFAR10_LAYOUTS}"
+        ) from e
+    return np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets, dtype=np.int64)

@@ -1,117 +1,66 @@
-"""uint8 images -> features -> FID, IS, KID, precision and recall, through torch-fidelity; nearest neighbours.
+"""Features -> FID, IS, KID, precision and recall, through torch-fidelity; nearest neighbours.
 
-The only module that knows torch-fidelity. The digits' features come from a small classifier, registered there
-as an extractor, so that every number passes through the same functions that serve Inception.
+Features are float32, statistics float64, whatever the extractor and the device.
 """
 
 from __future__ import annotations
 
+import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
-from torch_fidelity.registry import register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
 
-from emigm.classifier import DIGITS_FEATURES, load_classifier
-from emigm.config import ExtractorConfig
+from emigm.features import Features
 from emigm.parsing import ConfigError
 from emigm.records import write_atomically
 
 SEED = 2020
 """Of the random splits inside IS and KID (torch-fidelity's default)."""
-
-
-class DigitsExtractor(FeatureExtractorBase):
-    """The classifier as torch-fidelity wants it; layers "64" and "logits"."""
-
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str = "", **_):
-        super().__init__(name, features_list)
-        self.model = load_classifier(Path(feature_extractor_weights_path))
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        layers = dict(zip(self.get_provided_features_list(), self.model(pixels), strict=True))
-        return tuple(layers[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (str(DIGITS_FEATURES), "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else str(DIGITS_FEATURES)
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-
-register_feature_extractor("digits-cnn", DigitsExtractor)
-
-
-class Features(NamedTuple):
-    """What the metrics need to know of a set of images."""
-
-    pool: Tensor  # (n, d)
-    logits: Tensor  # (n, classes)
+NEIGHBOUR = 3
+"""Precision and recall: an image's ball reaches to its third nearest neighbour."""
+PRC_ROWS = 2000
+"""Rows of the matrix of distances held at once: scores of 50,000 images take about 2 GB, not 20."""
 
 
 class Reference(NamedTuple):
     """The real images generated ones are compared with."""
 
-    mu: np.ndarray  # (d,)
-    sigma: np.ndarray  # (d, d)
-    pool: Tensor  # (n, d), for KID, precision and recall
+    mu: np.ndarray  # float64 (d,)
+    sigma: np.ndarray  # float64 (d, d)
+    pool: Tensor | None = None  # (n, d), for KID, precision and recall; None: there are no images to take them from
+    clean: tuple[np.ndarray, np.ndarray] | None = None  # mu and sigma of the features behind clean-fid's resizing
+    facts: dict[str, Any] | None = None  # where all this comes from, for records
 
 
-def load_extractor(cfg: ExtractorConfig, weights: Path, device: str = "cpu") -> Callable[[np.ndarray], Features]:
-    """A function from uint8 pixels (n, c, h, w) to `Features`."""
-    layers = [str(DIGITS_FEATURES), "logits"]
-    cuda = device != "cpu"
-    options = {"feature_extractor_weights_path": str(weights), "verbose": False}
-    extractor = create_feature_extractor(cfg.kind, layers, cuda=cuda, **options)
-
-    def extract(pixels: np.ndarray) -> Features:
-        images = _Images(torch.from_numpy(pixels))
-        found = extract_featuresdict_from_input_id(
-            1, extractor, input1=images, batch_size=256, cuda=cuda, save_cpu_ram=True, verbose=False
-        )
-        return Features(found[layers[0]], found[layers[1]])
-
-    return extract
+def statistics(pool: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and covariance (d, d) of features (n, d), in float64."""
+    if len(pool) < 2:
+        raise ConfigError(f"evaluation.images = {len(pool)}: FID needs at least two images")
+    found = fid_features_to_statistics(pool.double())
+    return found["mu"], found["sigma"]
 
 
-class _Images(torch.utils.data.Dataset):
-    """Bare tensors, as torch-fidelity asks."""
-
-    def __init__(self, pixels: Tensor):
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.pixels[i]
-
-
-def reference_of(features: Features) -> Reference:
+def reference_of(features: Features, **facts: Any) -> Reference:
     """Statistics of real images."""
-    statistics = fid_features_to_statistics(features.pool)
-    return Reference(statistics["mu"], statistics["sigma"], features.pool)
+    clean = None if features.clean is None else statistics(features.clean)
+    return Reference(*statistics(features.pool), features.pool, clean, facts)
 
 
 def save_reference(path: Path, reference: Reference) -> None:
-    """Write `mu`, `sigma` (the layout of ADM's reference files) and the features, as `.npz`."""
-    arrays = {"mu": reference.mu, "sigma": reference.sigma, "pool": reference.pool.numpy()}
+    """Write `mu`, `sigma` (the layout of ADM's reference files), the features and the facts, as `.npz`."""
+    arrays = {"mu": reference.mu, "sigma": reference.sigma, "facts": np.array(json.dumps(reference.facts or {}))}
+    if reference.pool is not None:
+        arrays["pool"] = reference.pool.numpy()
+    if reference.clean is not None:
+        arrays["clean_mu"], arrays["clean_sigma"] = reference.clean
     write_atomically(path, lambda p: np.savez(p, **arrays))
 
 
@@ -121,52 +70,96 @@ def load_reference(path: Path) -> Reference:
         raise ConfigError(f"{path}: no such file; the reference stage has not run (dvc repro)")
     try:
         with np.load(path) as f:
-            return Reference(f["mu"], f["sigma"], torch.from_numpy(f["pool"]))
+            pool = torch.from_numpy(f["pool"]) if "pool" in f.files else None
+            clean = (f["clean_mu"], f["clean_sigma"]) if "clean_mu" in f.files else None
+            return Reference(f["mu"], f["sigma"], pool, clean, json.loads(str(f["facts"])))
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
 
 
 def fid(features: Features, reference: Reference) -> float:
     """Frechet distance to the reference; the reference's statistics may be of any float type."""
-    mine = fid_features_to_statistics(features.pool)
-    theirs = {
-        "mu": reference.mu.astype(mine["mu"].dtype),
-        "sigma": reference.sigma.astype(mine["sigma"].dtype),
-    }
-    return fid_statistics_to_metric(mine, theirs, False)["frechet_inception_distance"]
+    mu, sigma = statistics(features.pool)
+    theirs = {"mu": reference.mu.astype(mu.dtype), "sigma": reference.sigma.astype(sigma.dtype)}
+    return fid_statistics_to_metric({"mu": mu, "sigma": sigma}, theirs, False)["frechet_inception_distance"]
+
+
+def clean_fid(features: Features, reference: Reference) -> float | None:
+    """A second FID, by clean-fid's formula, and where images are resized behind clean-fid's resizing.
+
+    None where the real images are not there to be resized, and where there are fewer images than features: clean-fid's
+    matrix square root of singular matrices takes minutes, and may leave the real numbers.
+    """
+    theirs = (reference.mu, reference.sigma) if features.clean is None else reference.clean
+    sets = [features.pool] if reference.pool is None else [features.pool, reference.pool]
+    if theirs is None or any(len(pool) <= pool.shape[1] for pool in sets):
+        return None
+    from cleanfid.fid import frechet_distance  # only evaluation needs it
+
+    return float(frechet_distance(*statistics(features.pool if features.clean is None else features.clean), *theirs))
 
 
 def inception_score(features: Features) -> float:
-    """Inception score over 10 splits."""
-    return isc_features_to_metric(features.logits, splits=10, shuffle=True, rng_seed=SEED)["inception_score_mean"]
+    """Inception score over 10 splits (as many as images, where these are fewer)."""
+    splits = min(10, len(features.logits))
+    return isc_features_to_metric(features.logits, splits=splits, shuffle=True, rng_seed=SEED)["inception_score_mean"]
 
 
-def scores(features: Features, reference: Reference, labels: np.ndarray, kid_subset: int) -> dict[str, float]:
-    """All metrics of generated images: fid, isc, kid, precision, recall, label_accuracy.
+def kid(features: Features, reference: Reference, subset: int) -> float | None:
+    """Kernel distance, over 20 subsets of `subset` images, or of all where these are fewer; None without features."""
+    if reference.pool is None:
+        return None
+    subset = min(subset, len(features.pool), len(reference.pool))
+    options = {"kid_subsets": 20, "kid_subset_size": subset, "rng_seed": SEED, "verbose": False}
+    return kid_features_to_metric(features.pool, reference.pool, **options)["kernel_inception_distance_mean"]
+
+
+def precision_recall(features: Features, reference: Reference) -> tuple[float | None, float | None]:
+    """Share of the generated images among the real ones, and of the real among the generated; None without features,
+    or with too few of them to have such neighbours."""
+    if reference.pool is None or min(len(features.pool), len(reference.pool)) <= NEIGHBOUR:
+        return None, None
+    options = {"prc_neighborhood": NEIGHBOUR, "prc_batch_size": PRC_ROWS, "save_cpu_ram": True, "verbose": False}
+    found = prc_features_to_metric(features.pool, reference.pool, **options)  # the generated images come first
+    return found["precision"], found["recall"]
+
+
+def scores(
+    features: Features, reference: Reference, labels: np.ndarray | None, kid_subset: int
+) -> dict[str, float | None]:
+    """All metrics of generated images: fid, isc, kid, precision, recall, label_accuracy; None: not measured.
 
     Args:
         features: of the generated images.
         reference: real images.
-        labels: the classes they were generated for (n,).
-        kid_subset: images of each of KID's 20 subsets.
+        labels: the classes they were generated for (n,); None where the extractor does not classify these.
+        kid_subset: images of each of KID's subsets.
     """
-    subset = min(kid_subset, len(features.pool), len(reference.pool))
-    kid = kid_features_to_metric(
-        features.pool, reference.pool, kid_subsets=20, kid_subset_size=subset, rng_seed=SEED, verbose=False
-    )
-    # torch-fidelity takes the generated images first.
-    prc = prc_features_to_metric(features.pool, reference.pool, verbose=False)
+    precision, recall = precision_recall(features, reference)
+    right = None if labels is None else float((features.logits.argmax(1).numpy() == labels).mean())
     return {
         "fid": fid(features, reference),
         "isc": inception_score(features),
-        "kid": kid["kernel_inception_distance_mean"],
-        "precision": prc["precision"],
-        "recall": prc["recall"],
-        "label_accuracy": float((features.logits.argmax(1).numpy() == labels).mean()),
+        "kid": kid(features, reference, kid_subset),
+        "precision": precision,
+        "recall": recall,
+        "label_accuracy": right,
     }
 
 
-def nearest_distance(pixels: np.ndarray, others: np.ndarray) -> float:
-    """Mean distance (root mean square over pixels, in grey levels 0..255) of each image to its nearest in `others`."""
+def nearest_distances(pixels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distance (root mean square over pixels, in grey levels 0..255) of each image to its nearest in `others`."""
     a, b = (torch.from_numpy(p.reshape(len(p), -1).astype(np.float32)) for p in (pixels, others))
-    return float((torch.cdist(a, b).min(dim=1).values / a.shape[1] ** 0.5).mean())
+    nearest = torch.cat([torch.cdist(part, b).min(dim=1).values for part in a.split(PRC_ROWS)])
+    return (nearest / a.shape[1] ** 0.5).numpy()
+
+
+def nearest_distance(pixels: np.ndarray, others: np.ndarray) -> float:
+    """Mean of `nearest_distances`."""
+    return float(nearest_distances(pixels, others).mean(dtype=np.float64))
+
+
+def same_number(train: np.ndarray, holdout: np.ndarray) -> np.ndarray:
+    """As many training images as held-out ones: nearest distances to sets of different sizes cannot be compared."""
+    n = min(len(train), len(holdout))
+    return train[np.random.default_rng(0).choice(len(train), n, replace=False)]

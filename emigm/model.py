@@ -1,4 +1,4 @@
-"""The eMIGM model: patches, backbone and diffusion head; its loss; saving and loading.
+"""The model of Table 1's systems: patches, backbone and head; its loss; saving and loading.
 
 Shape letters: B images, L tokens, M masked tokens of an image, C token channels, D width, R diffusion
 times a token is trained at (`diffusion_batch_mul`).
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from emigm import diffusion
 from emigm.backbone import Backbone, select_rows
 from emigm.config import ModelConfig, TrainConfig
-from emigm.head import DiffusionHead
+from emigm.head import CategoricalHead, DiffusionHead
 from emigm.parsing import ConfigError, as_dict, parse
 from emigm.records import write_atomically
 from emigm.schedules import draw_mask_count, elbo_weight
@@ -34,6 +35,7 @@ class TrainingDraw(NamedTuple):
     weight: float  # w(t) of the batch's masking time t
     masked: Tensor  # positions of the masked tokens, ascending, int64 (B, M)
     dropped: Tensor  # images whose class is dropped, bool (B,)
+    # Of the diffusion head only; with the categorical one R = 0.
     time: Tensor  # diffusion step of every masked token, int64 (R, B, M)
     noise: Tensor  # (R, B, M, C)
 
@@ -44,9 +46,9 @@ def draw_training(
     """Draw one step: the mask's size once for the batch (from `rng`), the rest for each image on the
     generator's device."""
     device = generator.device
-    t, count = draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng)
+    t, count = draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng, train.masking)
     order = torch.rand(batch, cfg.tokens, generator=generator, device=device).argsort(dim=1)
-    shape = (train.diffusion_batch_mul, batch, count)
+    shape = (train.diffusion_batch_mul if cfg.codebook is None else 0, batch, count)
     return TrainingDraw(
         weight=1.0 if train.weight == "one" else float(elbo_weight(train.schedule, t)),
         masked=order[:, :count].sort(dim=1).values,
@@ -63,7 +65,7 @@ class EMIGM(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.backbone = Backbone(cfg)
-        self.head = DiffusionHead(cfg)
+        self.head = DiffusionHead(cfg) if cfg.codebook is None else CategoricalHead(cfg)
 
     def patchify(self, latents: Tensor) -> Tensor:
         """Unit latents (B, channels, grid, grid) => tokens (B, L, C)."""
@@ -81,7 +83,7 @@ class EMIGM(nn.Module):
         """Training loss, a scalar: the head's loss averaged over masked tokens and their R times, times w(t).
 
         Args:
-            latents: unit latents (B, channels, grid, grid).
+            latents: unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid).
             labels: classes, int64 (B,).
             draw: the step's randomness.
         """
@@ -89,15 +91,20 @@ class EMIGM(nn.Module):
         return loss.mean() * draw.weight
 
     def token_losses(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> tuple[Tensor, Tensor]:
-        """(loss, squared error of the noise) of every masked token at every time, each (R, B, M)."""
+        """(loss, squared error of the noise) of every masked token at every time, each (R, B, M); with the
+        categorical head, its cross-entropy in nats, twice, with R = 1."""
         tokens = self.patchify(latents)
         mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask.scatter_(1, draw.masked, True)
         z = self.condition(tokens, mask, labels, draw.masked.shape[1], draw.dropped)
 
         # Only masked rows reach the head, and its condition is embedded once for all R times.
-        repeats = draw.time.shape[0]
         z, x0 = select_rows(z, draw.masked), select_rows(tokens, draw.masked)  # (B, M, D), (B, M, C)
+        if self.cfg.codebook is not None:
+            loss = F.cross_entropy(self.head(z).flatten(0, 1).float(), x0.flatten(), reduction="none")
+            loss = loss.view(1, *x0.shape[:2])
+            return loss, loss
+        repeats = draw.time.shape[0]
         y = self.head.embed_steps(draw.time) + self.head.cond_embed(z)  # (R, B, M, W)
         x0 = x0.expand(repeats, -1, -1, -1).flatten(0, 2)
         noise, time = draw.noise.flatten(0, 2), draw.time.flatten()

@@ -34,6 +34,9 @@ PAPER_MODELS: dict[tuple[int, str], ModelConfig] = {
 """The nine architectures of Tables 2 and 3, by resolution and size."""
 
 
+PAPER_TRAINING_IMAGES = 800 * (1_281_167 // 2048) * 2048
+"""Images a model of the paper was trained on: 800 epochs of ImageNet in whole batches of 2048."""
+
 _PAPER_INTERVALS = {
     (256, 16): ({"h": (0.2, 0.4)}, (0.1, 0.3)),
     (256, 128): ({"b": (0.05, 0.4), "h": (0.3, 0.7)}, (0.18, 0.6)),

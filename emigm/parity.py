@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from emigm import diffusion, oracle, sampling, schedules, training
+from emigm.autoencoder import Pixels
 from emigm.checkpoints import import_official, official_name, to_official
 from emigm.config import ModelConfig, SampleConfig, TrainConfig
 from emigm.head import DiffusionHead
@@ -338,7 +339,8 @@ def train_both(code: SimpleNamespace, precision: str, tolerance: float) -> Rows:
         tempfile.TemporaryDirectory() as folder,
     ):
         run = {"seed": 0, "state_folder": Path(folder), "data_id": "-"}
-        result = training.train(TINY, cfg, lambda i, _: latents[i], labels, **run)
+        images = training.TrainingImages(labels, 1, lambda index, _: latents[index], read_ahead=False)
+        result = training.train(TINY, cfg, images, Pixels(1.0), **run)
 
     names = [name for name, _ in theirs.named_parameters()]
     for what, mine, wanted in (

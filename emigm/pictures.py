@@ -10,17 +10,25 @@ from PIL import Image
 from emigm.records import write_atomically
 
 GREY = 96
+SIDE = 1300
+"""Pixels of a grid's sides, at most: grids are tracked by git."""
 
 
 def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
-    """Tile images of classes 0, 1, ... in turn (n, c, h, w) into rows of one class, uint8 (H, W) or (H, W, 3).
+    """Tile images of classes 0, 1, ... in turn (n, c, h, w), uint8 (H, W) or (H, W, 3).
 
-    Rows hold the first `columns` images of each of the first ten classes, as many as there are. One pixel of
-    grey at the right and below sets each image apart.
+    With ten classes at most, a row holds the first images of one class; with more, the images stand in order, ten
+    rows at most. There are at most `columns` columns, and fewer rows and columns where there are too few images, or
+    where they are large. One pixel of grey at the right and below sets each image apart.
     """
-    rows = min(classes, 10)
-    columns = min(columns, len(pixels) // classes)
-    chosen = [[pixels[column * classes + row] for column in range(columns)] for row in range(rows)]
+    most_rows, most_columns = (max(1, SIDE // (side + 1)) for side in pixels.shape[2:])
+    if classes <= 10 and len(pixels) >= classes:
+        rows, columns = min(classes, most_rows), min(columns, most_columns, len(pixels) // classes)
+        chosen = [[pixels[column * classes + row] for column in range(columns)] for row in range(rows)]
+    else:
+        columns = min(columns, most_columns, len(pixels))
+        rows = min(10, most_rows, len(pixels) // columns)
+        chosen = [pixels[row * columns : (row + 1) * columns] for row in range(rows)]
     apart = np.pad(np.array(chosen), [(0, 0), (0, 0), (0, 0), (0, 1), (0, 1)], constant_values=GREY)
     tiled = apart.transpose(2, 0, 3, 1, 4)  # c, row, h, column, w
     c, _, h, _, w = tiled.shape

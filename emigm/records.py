@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+TRAINING_IMAGES = "training images"
+SCORED = ("reference", "sample", "evaluate")
+"""Stages that depend on `benchmark.evaluation`; a record says nothing that its stage does not depend on."""
 REPORTED_VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn", "torch-fidelity", "clean-fid", "diffusers", "dvc")
 
 
@@ -58,14 +61,26 @@ def results_folder(benchmark: str) -> Path:
     return Path("results") / benchmark
 
 
-def write_record(benchmark: Benchmark, stage: str, results: dict[str, Any], *, device: str, **settings: Any) -> Path:
+def write_record(
+    benchmark: Benchmark,
+    stage: str,
+    results: dict[str, Any],
+    *,
+    device: str,
+    processes: int = 1,
+    **settings: Any,
+) -> Path:
     """Write the record of one stage run.
+
+    Beside what is passed it holds what no number may be read without: whether it is a dry run's, whose weights,
+    against which real images (None where the stage has nothing to do with them), at which scale.
 
     Args:
         benchmark: what was run.
         stage: the record's name, such as "train-xs"; one file each.
         results: the measured numbers.
-        device: where it was measured ("cpu", "cuda").
+        device: where it was measured ("cpu", "cuda:0").
+        processes: how many shared the work.
         settings: the configuration that applied (dataclasses are expanded), seeds and sample counts.
     """
     path = results_folder(benchmark.name) / "records" / f"{stage}.json"
@@ -75,12 +90,41 @@ def write_record(benchmark: Benchmark, stage: str, results: dict[str, Any], *, d
         "title": benchmark.title,
         "stage": stage,
         "dry_run": benchmark.dry_run,
+        "weights": benchmark.weights,
+        "reference": reference_name(benchmark) if stage.split("-")[0] in SCORED else None,
+        "scale": scale(benchmark, settings),
+        "processes": processes,
         "settings": {k: _plain(v) for k, v in settings.items()},
         "results": results,
         "provenance": provenance(device),
     }
     write_json(path, tree)
     return path
+
+
+def reference_name(benchmark: Benchmark) -> str:
+    """The real images that scores are computed against: a file of stored statistics by name, or the training images."""
+    stored = benchmark.evaluation.reference
+    return TRAINING_IMAGES if stored is None else Path(stored).name
+
+
+def scale(benchmark: Benchmark, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """How large a run was, as far as its stage knows: training of one size, and its samples. None: neither.
+
+    `images_trained_on` and `train_steps` are None for released weights: their authors know.
+    """
+    if "size" not in settings:
+        return None
+    train = benchmark.train_config(settings["size"])
+    ours = benchmark.weights == "trained"
+    found: dict[str, Any] = {
+        "images_trained_on": train.steps * train.batch if ours else None,
+        "train_steps": train.steps if ours else None,
+        "train_seeds": list(train.seeds),
+    }
+    if "seeds" in settings:
+        found |= {"images": settings["images"], "seeds": settings["seeds"]}
+    return found
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 from emigm.images import load_images, save_images
 from emigm.parsing import ConfigError
 
+CHUNK_PATTERN = "[0-9]*-[0-9]*.npz"
+
 
 def chunk_name(start: int, stop: int) -> str:
     """File of the images start .. stop - 1."""
@@ -37,7 +39,7 @@ class SampleSet:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: no such folder; the sample stage has not run (dvc repro)")
-        self.ranges = sorted(tuple(map(int, p.stem.split("-"))) for p in self.folder.glob("*.npz"))
+        self.ranges = sorted(tuple(map(int, p.stem.split("-"))) for p in self.folder.glob(CHUNK_PATTERN))
         expected = 0
         for start, stop in self.ranges:
             if start != expected:
@@ -45,8 +47,8 @@ class SampleSet:
             expected = stop
         if expected != images or self.ranges[-1][1] != images:
             raise ConfigError(
-                f"{self.folder}: holds images 0 to {expected - 1} without a gap, not {images}; delete it and "
-                "run dvc repro"
+                f"{self.folder}: holds {expected} images without a gap, expected {images} in all; delete it and run "
+                "dvc repro"
             )
 
     def __len__(self) -> int:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from emigm.backbone import select_rows
-from emigm.config import SampleConfig
+from emigm.config import Precision, SampleConfig
 from emigm.diffusion import Denoiser, ddpm_sample, dpm_solver_sample
-from emigm.head import DiffusionHead
+from emigm.distributed import autocast
+from emigm.head import CategoricalHead, DiffusionHead
 from emigm.model import EMIGM
-from emigm.schedules import guided_steps, reveal_counts
+from emigm.schedules import guided_steps, step_counts
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 
@@ -34,7 +35,9 @@ class ImageDraw(NamedTuple):
     """Everything random about a batch of images but the reveal counts."""
 
     order: Tensor  # order in which positions are revealed, int64 (B, L)
-    noise: Tensor  # standard normal (draws, B, L, C): one draw for DPM-Solver, K for DDPM
+    # (draws, B, L, C). Standard normal for the diffusion head: one draw for DPM-Solver, K for DDPM. Uniform for the
+    # categorical one, with C = 1: one draw, or two for every step where the order is by confidence.
+    noise: Tensor
 
 
 def generate(
@@ -66,7 +69,9 @@ def generate(
     start = first
     while start < first + n:
         stop = min(start + batch, (start // chunk + 1) * chunk, first + n)
-        counts = reveal_counts(cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, start // chunk))
+        counts = step_counts(
+            cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, start // chunk)
+        )
         draw = draw_images(model, cfg, seed, range(start, stop))
         device = draw.noise.device
         tokens, passes = reveal(model, labels[start - first : stop - first].to(device), cfg, counts, draw)
@@ -82,12 +87,15 @@ def random_stream(seed: int, purpose: int, index: int) -> np.random.Generator:
 def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> ImageDraw:
     """The random numbers of the images `indices`, each from its own stream."""
     length, channels = model.cfg.tokens, model.cfg.token_channels
-    draws = cfg.solver_steps if cfg.solver == "ddpm" else 1
+    draws = {"ddpm": cfg.solver_steps, "dpm-solver": 1, "categorical": 1}[cfg.solver]
+    if cfg.order == "confidence":
+        draws = 2 * cfg.steps
     orders, noises = [], []
     for index in indices:
         rng = random_stream(seed, IMAGE, index)
         orders.append(rng.permutation(length))
-        noises.append(rng.standard_normal((draws, length, channels), dtype=np.float32))
+        draw = rng.random if cfg.solver == "categorical" else rng.standard_normal
+        noises.append(draw((draws, length, channels), dtype=np.float32))
     like = model.backbone.fake_latent
     noise = torch.from_numpy(np.stack(noises, axis=1)).to(like.device, like.dtype)
     return ImageDraw(torch.from_numpy(np.stack(orders)).to(like.device), noise)
@@ -97,20 +105,32 @@ def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> I
 def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, draw: ImageDraw) -> tuple[Tensor, int]:
     """Reveal all tokens in N steps; returns tokens (B, L, C) and the forward passes each image took."""
     b, length = draw.order.shape
-    tokens = torch.zeros_like(draw.noise[0])
+    tokens = torch.zeros_like(draw.noise[0], dtype=None if model.cfg.codebook is None else torch.int64)
     mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device)
     guided = guided_steps(cfg.steps, cfg.cfg_scale, cfg.cfg_interval)
     done = passes = 0
-    for n, guide in zip(counts.tolist(), guided.tolist(), strict=True):
+    for step, (n, guide) in enumerate(zip(counts.tolist(), guided.tolist(), strict=True)):
         if n == 0:  # the "at least one" rule used up the tokens early
             break
-        query = draw.order[:, done : done + n]  # (B, n)
-        z = [condition_rows(model, tokens, mask, labels, length - done, query)]
-        if guide:
-            dropped = torch.ones(b, dtype=torch.bool, device=tokens.device)
-            z.append(condition_rows(model, tokens, mask, labels, length - done, query, dropped))
+        by_confidence = cfg.order == "confidence"
+        # A stable sort puts the masked positions first.
+        query = (~mask).to(torch.uint8).argsort(dim=1, stable=True) if by_confidence else draw.order[:, done:]
+        query = query[:, : length - done if by_confidence else n]  # (B, n), or all masked (B, L - done)
+        with autocast(cfg.precision, tokens.device.type):
+            z = [condition_rows(model, tokens, mask, labels, length - done, query)]
+            if guide:
+                dropped = torch.ones(b, dtype=torch.bool, device=tokens.device)
+                z.append(condition_rows(model, tokens, mask, labels, length - done, query, dropped))
         noise = select_rows_of_each(draw.noise, query).flatten(1, 2)  # (draws, B n, C)
-        new = sample_tokens(model.head, z, noise, cfg).view(b, n, -1)
+        if model.cfg.codebook is None:
+            new = sample_tokens(model.head, z, noise, cfg).view(b, n, -1)
+        else:
+            new, log_p = sample_codes(guided_logits(model.head, z, cfg), noise[step if by_confidence else 0, :, 0])
+            new, log_p = new.view(*query.shape, 1), log_p.view(query.shape)
+            if by_confidence:
+                uniform = noise[cfg.steps + step, :, 0].view(query.shape)
+                chosen = most_confident(log_p, uniform, cfg.choice_temperature * (1 - (step + 1) / cfg.steps), n)
+                query, new = query.gather(1, chosen), select_rows(new, chosen)
         tokens.scatter_(1, query[..., None].expand_as(new), new)
         mask.scatter_(1, query, False)
         done += n
@@ -145,27 +165,59 @@ def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:
 
 def sample_tokens(head: DiffusionHead, z: list[Tensor], noise: Tensor, cfg: SampleConfig) -> Tensor:
     """Tokens (M, C) from their conditions: z = [conditional] or [conditional, unconditional], each (M, D)."""
-    denoiser = guided_denoiser(head, z, cfg.cfg_scale)
+    denoiser = guided_denoiser(head, z, cfg.cfg_scale, cfg.precision)
     if cfg.solver == "ddpm":
         temperature = 1.0 if cfg.temperature is None else cfg.temperature
         return ddpm_sample(denoiser, noise, cfg.solver_steps, temperature, cfg.x0_clip)
     return dpm_solver_sample(denoiser, noise[0], cfg.solver_steps)
 
 
-def guided_denoiser(head: DiffusionHead, z: list[Tensor], cfg_scale: float) -> Denoiser:
+def guided_denoiser(
+    head: DiffusionHead, z: list[Tensor], cfg_scale: float, precision: Precision = "float32"
+) -> Denoiser:
     """The head as a function of (x, time); with two conditions eps = eps_u + cfg_scale (eps_c - eps_u).
 
-    The variance is the conditional one.
+    The variance is the conditional one. The head runs in `precision`; its output, and guidance, are x's.
     """
-    condition = head.cond_embed(torch.cat(z))  # embedded once for all solver steps
+    kind = z[0].device.type
+    with autocast(precision, kind):
+        condition = head.cond_embed(torch.cat(z))  # embedded once for all solver steps
+
+    def run(x: Tensor, time: Tensor) -> Tensor:
+        with autocast(precision, kind):
+            return head.denoise(x, head.time_embed(time) + condition)
 
     def denoiser(x: Tensor, time: Tensor) -> Tensor:
-        y = head.time_embed(time) + condition
         if len(z) == 1:
-            return head.denoise(x, y)
-        with_class, without = head.denoise(torch.cat([x, x]), y).chunk(2)
+            return run(x, time).to(x.dtype)
+        with_class, without = run(torch.cat([x, x]), time).to(x.dtype).chunk(2)
         eps_c, variance = with_class.chunk(2, dim=-1)
         eps_u, _ = without.chunk(2, dim=-1)
         return torch.cat([eps_u + cfg_scale * (eps_c - eps_u), variance], dim=-1)
 
     return denoiser
+
+
+def guided_logits(head: CategoricalHead, z: list[Tensor], cfg: SampleConfig) -> Tensor:
+    """Logits (M, V); with two conditions, logits_u + cfg_scale (logits_c - logits_u)."""
+    with autocast(cfg.precision, z[0].device.type):
+        logits = head(torch.cat(z)).float().chunk(len(z))
+    return logits[0] if len(z) == 1 else logits[1] + cfg.cfg_scale * (logits[0] - logits[1])
+
+
+def sample_codes(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes drawn from logits (M, V) with uniform numbers (M,), and their log probabilities: int64 (M,), (M,)."""
+    log_p = logits.log_softmax(-1)
+    below = log_p.exp().cumsum(-1)
+    # Scaled, since a rounded sum just under 1 could leave the last number beyond every code.
+    codes = (below <= uniform[:, None] * below[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+    return codes, log_p.gather(1, codes[:, None])[:, 0]
+
+
+def most_confident(log_p: Tensor, uniform: Tensor, temperature: float, n: int) -> Tensor:
+    """Which n of the tokens MaskGIT keeps: the greatest log p + temperature x Gumbel noise.
+
+    log_p and uniform (B, m) => indices (B, n).
+    """
+    gumbel = -(-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
+    return (log_p + temperature * gumbel).topk(n, dim=1).indices

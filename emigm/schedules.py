@@ -53,14 +53,18 @@ def train_time(u, t_min: float):
     return (1 - TRAIN_EPS) * np.maximum(u, t_min) + TRAIN_EPS
 
 
-def draw_mask_count(schedule: str, t_min: float, tokens: int, rng: np.random.Generator) -> tuple[float, int]:
-    """Time t and number of masked tokens of one training batch.
+def draw_mask_count(
+    schedule: str, t_min: float, tokens: int, rng: np.random.Generator, masking: str = "independent"
+) -> tuple[float, int]:
+    """Time t and number of masked tokens of one training batch (Table 1).
 
-    Each of `tokens` positions is masked with probability gamma(t), independently; both are drawn again
-    until at least two are masked.
+    Each of `tokens` positions is masked with probability gamma(t), independently, and both are drawn again until at
+    least two are masked; or ("exact_count") ceil(L gamma(t)) positions are masked.
     """
     while True:
         t = float(train_time(rng.random(), t_min))
+        if masking == "exact_count":
+            return t, math.ceil(tokens * float(gamma(schedule, t)))
         masked = int(rng.binomial(tokens, gamma(schedule, t)))
         if masked >= 2:
             return t, masked
@@ -90,6 +94,27 @@ def reveal_counts(schedule: str, steps: int, tokens: int, rng: np.random.Generat
         counts.append(n)
         left -= n
     return np.array(counts)
+
+
+def exact_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:
+    """Tokens revealed at each step when floor(L gamma(s)) stay masked after it, int (N,), summing to `tokens`.
+
+    At least one at every step while any is left (the rule of MaskGIT and MAR, with the cosine schedule).
+    """
+    left, counts = tokens, []
+    for g in [*gamma(schedule, np.linspace(1, 0, steps + 1)[1:-1]), 0.0]:
+        # The little more keeps rounding from losing a token of an exact product.
+        n = max(min(left, 1), left - math.floor(tokens * g + 1e-9))
+        counts.append(n)
+        left -= n
+    return np.array(counts)
+
+
+def step_counts(order: str, schedule: str, steps: int, tokens: int, rng: np.random.Generator) -> np.ndarray:
+    """Tokens revealed at each step, int (N,): random numbers for the order "binomial", else exact ones."""
+    if order == "binomial":
+        return reveal_counts(schedule, steps, tokens, rng)
+    return exact_reveal_counts(schedule, steps, tokens)
 
 
 def expected_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import hashlib
+import json
 import multiprocessing
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,14 +43,24 @@ def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:
 
 
 def samples_name(train_seed: int, sample_seed: int) -> str:
-    """File of the images of one training and one sampling seed."""
-    return f"train{train_seed}-seed{sample_seed}.npz"
+    """Folder of the images of one training and one sampling seed; see `emigm.samples`."""
+    return f"train{train_seed}-seed{sample_seed}"
 
 
-def run_stage(stage: Callable[..., None], *arguments: str) -> None:
+def fingerprint(*parts: Any) -> str:
+    """Short hash of plain values: names the resume state, so that another configuration cannot pick it up."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = False) -> None:
     """Parse the command line (`--params` and one option for each of `arguments`) and run the stage.
 
     A user's mistake ends in its one message and exit status 1.
+
+    Args:
+        stage: called with the benchmark and the options.
+        arguments: names of the options.
+        one_process: the stage has no use for several, and `run.launcher` is not for it.
     """
     parser = argparse.ArgumentParser(description=(sys.modules[stage.__module__].__doc__ or "").strip().split("\n")[0])
     parser.add_argument("--params", default="params.yaml", help="composed configuration (default: %(default)s)")
@@ -55,10 +69,30 @@ def run_stage(stage: Callable[..., None], *arguments: str) -> None:
     options = vars(parser.parse_args())
     try:
         benchmark = load_benchmark(options.pop("params"))
-        launch(benchmark.run.launcher)
+        if not one_process:
+            launch(benchmark.run.launcher)
         stage(benchmark, **options)
     except UserError as e:
-        sys.exit(f"error: {e}")
+        rank = place()[0]
+        if rank:  # the main process says what all have to say, and its end ends the others
+            time.sleep(ERROR_DELAY)
+        sys.exit(f"error: {e}" + (f" (process {rank})" if rank else ""))
+
+
+ERROR_DELAY = 3.0
+"""Seconds by which an error of another process than the main one is held back."""
+
+
+def place() -> tuple[int, int, int]:
+    """(rank, number of processes, rank on this machine), as torchrun or srun say; (0, 1, 0) without either."""
+    names = (("RANK", "SLURM_PROCID", 0), ("WORLD_SIZE", "SLURM_NTASKS", 1), ("LOCAL_RANK", "SLURM_LOCALID", 0))
+    # SLURM sets its variables in an interactive allocation too, where nothing was launched.
+    slurm = LAUNCHED in os.environ and "RANK" not in os.environ
+    return tuple(int(os.environ.get(by_srun if slurm else by_torchrun, n)) for by_torchrun, by_srun, n in names)
+
+
+LAUNCHED = "EMIGM_LAUNCHED"
+"""Set in the environment of processes that `launch` started."""
 
 
 def launch(launcher: str | None) -> None:
@@ -67,13 +101,22 @@ def launch(launcher: str | None) -> None:
     The launcher is no part of a stage's command, so that DVC does not take another number of processes for another
     result.
     """
-    if launcher is None or "EMIGM_LAUNCHED" in os.environ:
+    if launcher is None or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
         return
     command = [*shlex.split(launcher), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     if shutil.which(command[0]) is None:
         raise ConfigError(f"run.launcher: no command {command[0]!r}; install it or set another launcher")
-    os.environ["EMIGM_LAUNCHED"] = "1"
+    os.environ[LAUNCHED] = "1"
     os.execvp(command[0], command)
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when its parent is killed, so that it cannot go on beside a second run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
@@ -82,7 +125,7 @@ def cores() -> int:
 
 
 Progress = Callable[[int], None]
-"""Called by a job with the number of its units that are done."""
+"""Called by a job with the number of its units that are done; first of all with what an earlier run left done."""
 
 
 def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str) -> list[Any]:
@@ -114,12 +157,44 @@ def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: i
     return results
 
 
+def in_turn(
+    job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str, show: bool
+) -> list[Any]:
+    """As `parallel`, but one job after another in this process; `show`: whether it is the one with the bar."""
+    results = []
+    with tqdm(
+        total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05, disable=not show
+    ) as bar:
+        for i, item in enumerate(items):
+            results.append(job(item, _reporter(bar, i * total) if show else lambda done: None))
+    return results
+
+
+def _reporter(bar: tqdm, before: int) -> Progress:
+    """Moves the bar by one job's units, `before` of which belong to earlier jobs."""
+    fresh = True
+
+    def progress(done: int) -> None:
+        nonlocal fresh
+        new = before + done - bar.n
+        if fresh:  # what was found done took no time, so it is no part of the speed
+            bar.initial += new
+            bar.n = bar.last_print_n = bar.n + new
+            bar.refresh()
+        else:
+            bar.update(new)
+        fresh = False
+
+    return progress
+
+
 _counters: Any = None
 
 
 def _start_worker(counters: Any) -> None:
     global _counters
     _counters = counters
+    die_with_parent()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -5,17 +5,22 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import test_model
 import torch
 from safetensors.torch import load_file, save_file
+from test_distributed import benchmark, encoded
 
 from emigm import checkpoints
-from emigm.checkpoints import export_official, identify, import_official, to_official
+from emigm.checkpoints import export_official, fetch_official, identify, import_official, to_official
+from emigm.config import ReleasedConfig
 from emigm.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper import PAPER_MODELS
-from emigm.parsing import ConfigError
+from emigm.parsing import ConfigError, RunError, as_dict
+from emigm.stages.train import train_size
 
 TINY = replace(test_model.TINY, buffer=2)
 SEPARATE = replace(TINY, cfg_with_mask=False)
@@ -274,3 +279,120 @@ def test_unknown_architecture_is_refused_against_the_closest_one(tmp_path, monke
     saved_as_official(tmp_path / "x.pth", SEPARATE)
     with pytest.raises(ConfigError, match=r"mask_token has shape \(1, 1, 16\), expected \(1, 16\)"):
         import_official(tmp_path / "x.pth", tmp_path / "model")
+
+
+RELEASED = ReleasedConfig(repository="lab/eMIGM", folder="weights/emigm", files={"xs": "eMIGM_tiny_checkpoint.pth"})
+
+
+def test_another_checksum_is_refused_and_the_file_left(file, tmp_path):
+    content = file.read_bytes()
+    with pytest.raises(ConfigError, match=rf"{file.name}: has SHA-256 {hashlib.sha256(content).hexdigest()}.*0000"):
+        import_official(file, tmp_path / "model", TINY, checksum="0000")
+    assert file.read_bytes() == content and not (tmp_path / "model").exists()
+    import_official(file, tmp_path / "model", TINY, checksum=hashlib.sha256(content).hexdigest())
+
+
+def test_a_released_file_that_is_there_is_taken_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    path = tmp_path / RELEASED.files["xs"]
+    path.touch()
+    assert fetch_official(replace(RELEASED, folder=str(tmp_path)), "xs") == path
+
+
+def test_a_released_file_that_is_absent_is_downloaded_to_its_place(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name, local_dir):
+        asked.append((repository, name))
+        (Path(local_dir) / name).write_text("weights")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", asked.append)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    path = fetch_official(replace(RELEASED, folder=str(tmp_path)), "xs")
+    url = "https://huggingface.co/lab/eMIGM/resolve/main/eMIGM_tiny_checkpoint.pth"
+    assert path.read_text() == "weights" and asked == [url, ("lab/eMIGM", "eMIGM_tiny_checkpoint.pth")]
+
+
+@pytest.mark.parametrize("failing", ["get_hf_file_metadata", "hf_hub_download"])
+def test_without_a_network_the_file_its_place_and_its_page_are_named(tmp_path, monkeypatch, failing):
+    def fail(*args, **options):
+        raise ConnectionError("name resolution failed\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
+    monkeypatch.setattr(huggingface_hub, failing, fail)
+    with pytest.raises(ConfigError) as e:
+        fetch_official(replace(RELEASED, folder=str(tmp_path)), "xs")
+    place = tmp_path / "eMIGM_tiny_checkpoint.pth"
+    assert str(e.value) == (
+        f"{place}: no such file, and downloading it failed (name resolution failed); download "
+        "eMIGM_tiny_checkpoint.pth from https://huggingface.co/lab/eMIGM/tree/main and put it there"
+    )
+
+
+def released_benchmark(cfg=TINY, **changes):
+    base = benchmark()
+    options = {
+        "model": as_dict(cfg),
+        "weights": "released",
+        "released": RELEASED,
+        "train": {**base.train, "seeds": [0]},
+    }
+    return benchmark(**{**options, **changes})
+
+
+@pytest.fixture
+def released_file(tmp_path, monkeypatch):
+    """The released file where the benchmark above looks for it."""
+    monkeypatch.chdir(tmp_path)
+    path = Path(RELEASED.folder) / RELEASED.files["xs"]
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_the_train_stage_imports_released_weights_and_says_so(released_file):
+    raw, ema = saved_as_official(released_file, TINY)
+    tiny = released_benchmark()
+    train_size(tiny, "xs")
+    state = imported(Path("models/tiny/xs/seed0"))
+    assert state["fake_latent"].equal(raw["mask_token"]) and state["z_proj.weight"].equal(ema["z_proj.weight"])
+    cfg, facts = read_model_config("models/tiny/xs/seed0")
+    assert cfg == TINY and facts["origin"] == "released" and facts["autoencoder"] == as_dict(tiny.autoencoder)
+    record = json.loads(Path("results/tiny/records/train-xs.json").read_text())
+    assert record["weights"] == "released" and record["settings"]["source"] == facts["source"]
+    assert record["settings"]["source"]["sha256"] == hashlib.sha256(released_file.read_bytes()).hexdigest()
+    results = record["results"]
+    assert results["parameters"] == sum(t.numel() for t in state.values())
+    assert results["flops"] is results["seconds"] is results["images"] is results["context"] is None
+    assert Path("results/tiny/curves/xs.csv").read_text() == "step,loss,least,greatest\n"
+
+
+def test_released_weights_pass_the_gate_where_held_out_latents_are(released_file):
+    cfg = replace(TINY, channels=1, classes=2)
+    saved_as_official(released_file, cfg)
+    gate = replace(benchmark().gate, visible=(0, 8), images=16, repeats=2, enforce=True, max_ratio=0.01)
+    strict = released_benchmark(cfg, gate=gate)
+    encoded(Path("."), strict)
+    with pytest.raises(RunError, match=r"tiny-xs, released weights: the model ignores context.*autoencoder\.scale"):
+        train_size(strict, "xs")
+    train_size(released_benchmark(cfg, gate=replace(gate, max_ratio=100.0)), "xs")
+    context = json.loads(Path("results/tiny/records/train-xs.json").read_text())["results"]["context"]
+    assert context["passed"] and set(context["errors"]) == {"0", "8"}
+
+
+def test_the_checksum_of_the_configuration_and_its_choice_of_token_apply(released_file):
+    _, ema = saved_as_official(released_file, TINY)
+    with pytest.raises(ConfigError, match="expected 0000"):
+        train_size(released_benchmark(released=replace(RELEASED, sha256={"xs": "0000"})), "xs")
+    train_size(released_benchmark(released=replace(RELEASED, token="ema")), "xs")
+    assert imported(Path("models/tiny/xs/seed0"))["fake_latent"].equal(ema["fake_latent"])
+
+
+def test_released_weights_of_another_architecture_are_refused(released_file):
+    saved_as_official(released_file, replace(TINY, head_blocks=3))
+    with pytest.raises(ConfigError, match=r"eMIGM_tiny_checkpoint\.pth: tensor diffloss\.net\.res_blocks\.2"):
+        train_size(released_benchmark(), "xs")
+
+
+def test_released_weights_with_several_training_seeds_are_refused():
+    with pytest.raises(ConfigError, match=r"train\.seeds = \[0, 1\].*one seed"):
+        released_benchmark(train={**benchmark().train, "seeds": [0, 1]})

@@ -1,5 +1,6 @@
 """Configuration: mistakes are named at once, and the files agree with each other."""
 
+import dataclasses
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from emigm.config import Benchmark, SampleConfig, load_benchmark
+from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.parsing import ConfigError, parse
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +40,57 @@ def test_every_benchmark_is_valid_and_named_after_its_file(name):
     assert parse(Benchmark, composed(name)["benchmark"], "benchmark").name == name
 
 
+@pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS, ids=lambda v: str(v))
+def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
+    benchmark = parse(Benchmark, composed(f"imagenet{resolution}")["benchmark"], "benchmark")
+    assert benchmark.model_config(size) == PAPER_MODELS[resolution, size]
+    assert set(benchmark.sizes) == {s for r, s in PAPER_MODELS if r == resolution}
+    for budget in benchmark.budgets:
+        assert benchmark.sample_config(size, budget) == paper_sampling(resolution, size, int(budget))
+    train = benchmark.train_config(size)
+    assert train.steps * train.batch == PAPER_TRAINING_IMAGES
+    assert train.lr == 1e-4 * train.batch / 256 and train.warmup_steps * 8 == train.steps
+    assert (train.schedule, train.t_min, train.weight, train.ema) == ("exp", 0.2, "one", 0.9999)
+    assert benchmark.evaluation.images == 50_000 and benchmark.compare.resolution == resolution
+
+
+def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
+    benchmark = parse(Benchmark, composed("imagenet256-dry", "benchmark.data.root=photos")["benchmark"], "benchmark")
+    assert benchmark.dry_run and not benchmark.gate.enforce and benchmark.weights == "trained"
+    assert (benchmark.data.root, benchmark.data.holdout_root) == ("photos", "photos")
+    real = dataclasses.replace(PAPER_MODELS[256, "xs"], classes=64)
+    assert benchmark.model_config("xs") == real
+    full = parse(Benchmark, composed("imagenet256")["benchmark"], "benchmark")
+    assert (benchmark.autoencoder, benchmark.extractor) == (full.autoencoder, full.extractor)
+    assert benchmark.evaluation.reference == full.evaluation.reference
+
+
+def test_an_override_replaces_a_key_of_the_composed_benchmark():
+    tree = composed("imagenet256", "benchmark.weights=trained", "benchmark.sampling.16.settings.precision=bf16")
+    benchmark = parse(Benchmark, tree["benchmark"], "benchmark")
+    assert benchmark.weights == "trained" and benchmark.sample_config("h", "16").precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b.pop("released"), r"benchmark\.released is missing"),
+        (lambda b: b["released"]["files"].pop("h"), r"unknown size of benchmark\.released\.files 'h'"),
+        (lambda b: b["train"].update(seeds=[0, 1]), r"released weights are one model"),
+        (lambda b: b["compare"].update(fid_tolerance=0.0), r"fid_tolerance = 0.0: must be above 0"),
+        (lambda b: b["compare"].update(resolution=128), r"compare\.resolution = 128.*\(allowed: 256, 512\)"),
+        (lambda b: b["extractor"].pop("weights"), r"extractor\.weights is missing for kind: inception"),
+        (lambda b: b["data"].pop("holdout_root"), r"data\.holdout_root is missing for dataset: imagenet"),
+        (lambda b: b["data"].update(holdout=0.1), r"data\.holdout has no effect for dataset: imagenet"),
+    ],
+)
+def test_a_mistake_in_an_imagenet_yaml_is_named(change, message):
+    tree = composed("imagenet256")["benchmark"]
+    change(tree)
+    with pytest.raises(ConfigError, match=message):
+        parse(Benchmark, tree, "benchmark")
+
+
 def test_an_unknown_benchmark_is_refused_with_the_known_ones():
     with pytest.raises(Exception, match="digits"):
         composed("imagenet64")
@@ -62,7 +115,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones():
         ),
         (lambda b: b["sampling"]["4"]["settings"].update(cfg_interval=[0.5, 0.2]), r"cfg_interval"),
         (lambda b: b["gate"].update(enforce=False), r"gate\.enforce: false is for dry runs"),
-        (lambda b: b["autoencoder"].update(weights="kl16.ckpt"), r"weights must not be given for kind: pixels"),
+        (lambda b: b["autoencoder"].update(weights="kl16.ckpt"), r"weights has no effect for kind: pixels"),
     ],
 )
 def test_a_mistake_in_a_yaml_is_named(tmp_path, change, message):

@@ -9,12 +9,12 @@ from test_pipeline import imported_modules
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"schedules", "diffusion", "config"},
-    {"records", "paper", "weights", "flops"},
-    {"backbone", "head", "autoencoder", "data", "classifier", "metrics", "pictures"},
-    {"model"},
-    {"training", "sampling", "checkpoints", "report", "workspace"},
-    {"api", "oracle"},
+    {"parsing", "schedules", "diffusion", "config"},
+    {"records", "paper", "weights", "flops", "distributed", "compose", "workspace"},
+    {"backbone", "head", "autoencoder", "codebook", "photos", "images", "latents", "samples"},
+    {"classifier", "features", "adm", "metrics", "pictures", "model"},
+    {"measuring", "training", "sampling", "checkpoints", "report"},
+    {"api", "oracle", "estimates", "compare", "doctor"},
     {"parity"},
     {"cli", "stages"},
 ]

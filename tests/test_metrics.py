@@ -4,47 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from emigm.classifier import TRACE, save_classifier, train_digits_classifier
-from emigm.config import ClassifierTraining, DataConfig, ExtractorConfig
-from emigm.images import load_split
+from emigm.features import Features
 from emigm.metrics import (
-    Features,
+    clean_fid,
     fid,
     inception_score,
-    load_extractor,
+    kid,
     load_reference,
     nearest_distance,
+    nearest_distances,
+    precision_recall,
     reference_of,
+    same_number,
     save_reference,
     scores,
 )
 from emigm.parsing import ConfigError
-
-TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
-CFG = ExtractorConfig("digits-cnn", training=TRAINING)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """The split, and an extractor trained for a few steps."""
-    split = load_split(DataConfig("digits"))
-    path = tmp_path_factory.mktemp("extractor") / "extractor.safetensors"
-    save_classifier(path, train_digits_classifier(*split["train"], TRAINING))
-    return split, load_extractor(CFG, path), path
 
 
 def random_features(n: int, seed: int, d: int = 8) -> Features:
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + seed
     return Features(torch.from_numpy(mixed).float(), torch.from_numpy(rng.standard_normal((n, 10))).float())
-
-
-def test_fid_agrees_with_clean_fid():
-    from cleanfid.fid import frechet_distance
-
-    a, b = random_features(300, 0), random_features(400, 1)
-    stats = [(f.pool.double().numpy().mean(0), np.cov(f.pool.double().numpy(), rowvar=False)) for f in (a, b)]
-    assert fid(a, reference_of(b)) == pytest.approx(frechet_distance(*stats[0], *stats[1]), rel=1e-4)
 
 
 def test_fid_of_a_set_with_itself_is_zero_and_statistics_may_have_any_float_type():
@@ -72,57 +53,102 @@ def test_precision_is_of_the_generated_and_recall_of_the_real_images():
     assert found["precision"] > 0.95 and found["recall"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_extractor_classifies_and_its_features_have_the_stated_trace(digits):
-    split, extract, _ = digits
-    features = extract(split["train"][0])
-    assert torch.cov(features.pool.double().T).trace().item() == pytest.approx(TRACE, rel=1e-3)
-    holdout, labels = split["holdout"]
-    assert (extract(holdout).logits.argmax(1).numpy() == labels).mean() > 0.9
-
-
-def test_fid_sees_tokens_shuffled_within_their_class(digits):
-    """The floor that a model without context reaches lies well above that of held-out images."""
-    split, extract, _ = digits
-    pixels, labels = split["train"]
-    rng, shuffled = np.random.default_rng(0), pixels.copy()
-    for c in range(10):
-        members = np.flatnonzero(labels == c)
-        for y in range(0, 8, 2):
-            for x in range(0, 8, 2):
-                shuffled[members, :, y : y + 2, x : x + 2] = pixels[rng.permutation(members), :, y : y + 2, x : x + 2]
-    reference = reference_of(extract(pixels))
-    assert fid(extract(shuffled), reference) > 1.5 * fid(extract(split["holdout"][0]), reference)
-
-
-def test_label_accuracy_is_against_the_classes_asked_for(digits):
-    split, extract, _ = digits
-    pixels, labels = split["holdout"]
-    reference = reference_of(extract(split["train"][0]))
-    right = scores(extract(pixels), reference, labels, 100)["label_accuracy"]
-    wrong = scores(extract(pixels), reference, (labels + 1) % 10, 100)["label_accuracy"]
-    assert right > 0.9 and wrong < 0.1
-
-
-def test_reference_files_come_back_and_damage_is_named(tmp_path):
-    reference = reference_of(random_features(50, 0))
-    save_reference(tmp_path / "r.npz", reference)
-    again = load_reference(tmp_path / "r.npz")
-    assert np.array_equal(again.mu, reference.mu) and torch.equal(again.pool, reference.pool)
-    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:100])
-    with pytest.raises(ConfigError, match=r"r\.npz: truncated or damaged"):
-        load_reference(tmp_path / "r.npz")
-
-
-def test_a_missing_or_damaged_extractor_is_named(tmp_path, digits):
-    with pytest.raises(ConfigError, match=r"none\.safetensors: no such file"):
-        load_extractor(CFG, tmp_path / "none.safetensors")
-    damaged = tmp_path / "cut.safetensors"
-    damaged.write_bytes(digits[2].read_bytes()[:500])
-    with pytest.raises(ConfigError, match=r"cut\.safetensors: truncated"):
-        load_extractor(CFG, damaged)
-
-
 def test_nearest_distance_is_zero_for_copies_and_rms_otherwise():
     a = np.zeros((2, 1, 8, 8), np.uint8)
     assert nearest_distance(a, a) == 0
     assert nearest_distance(a, a + 10) == pytest.approx(10)
+
+
+def test_fid_agrees_with_clean_fid_and_with_singular_values():
+    """The trace of the square root of a product of covariances is a sum of singular values of the centred features."""
+    a, b = random_features(300, 0), random_features(400, 1)
+    centred = [(f.pool - f.pool.mean(0)).double().numpy() / (len(f.pool) - 1) ** 0.5 for f in (a, b)]
+    product = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    means = ((a.pool.double().mean(0) - b.pool.double().mean(0)) ** 2).sum().item()
+    expected = means + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * product
+    reference = reference_of(b)
+    assert fid(a, reference) == pytest.approx(expected, rel=1e-6)
+    assert clean_fid(a, reference) == pytest.approx(expected, rel=1e-6)
+
+
+def test_statistics_are_float64_even_far_from_zero():
+    """A mean taken in float32 would be off in the fourth digit here."""
+    a = random_features(4000, 0)
+    far = Features(a.pool + 4096, a.logits)
+    reference = reference_of(random_features(500, 1))
+    moved = reference._replace(mu=reference.mu + 4096)
+    assert reference_of(far).mu.dtype == np.float64
+    assert fid(far, moved) == pytest.approx(fid(a, reference), rel=1e-4)
+
+
+def test_resized_features_are_scored_against_resized_ones_or_not_at_all():
+    a, b = random_features(300, 0), random_features(400, 1)
+    both = [f._replace(clean=f.pool + 1) for f in (a, b)]
+    assert clean_fid(both[0], reference_of(both[1])) == pytest.approx(fid(a, reference_of(b)), rel=1e-6)
+    assert clean_fid(both[0], reference_of(both[1])._replace(clean=None)) is None
+
+
+def test_without_reference_features_what_needs_them_is_not_measured():
+    a, reference = random_features(300, 0), reference_of(random_features(400, 1))
+    found = scores(a, reference._replace(pool=None), None, 100)
+    assert found["kid"] is found["precision"] is found["recall"] is found["label_accuracy"] is None
+    assert found["fid"] == fid(a, reference) and found["isc"] > 1
+
+
+def test_few_images_give_finite_scores_and_one_image_an_error():
+    reference = reference_of(random_features(400, 1))
+    found = scores(random_features(3, 0), reference, None, 100)
+    assert found["precision"] is None and all(np.isfinite(v) for v in found.values() if v is not None)
+    assert clean_fid(random_features(8, 0), reference) is None and clean_fid(random_features(9, 0), reference) > 0
+    with pytest.raises(ConfigError, match=r"evaluation\.images = 1: FID needs at least two"):
+        fid(random_features(1, 0), reference)
+
+
+def test_kid_agrees_with_its_definition():
+    a, b = random_features(60, 0), random_features(60, 1)
+    x, y = a.pool.double().numpy(), b.pool.double().numpy()
+    kernel = lambda p, q: (p @ q.T / p.shape[1] + 1) ** 3  # noqa: E731
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    n = len(x)
+    unbiased = sum((k.sum() - np.trace(k)) / (n * (n - 1)) for k in (xx, yy)) - 2 * xy.mean()
+    assert kid(a, reference_of(b), n) == pytest.approx(unbiased, rel=1e-4)
+
+
+def test_precision_and_recall_agree_with_all_distances_at_once():
+    a, b = random_features(150, 0).pool, random_features(2300, 1).pool  # more than one block of rows
+    b[:40] = a[:40] + 0.01
+    radii = [torch.cdist(f, f).kthvalue(4).values for f in (a, b)]
+    between = torch.cdist(a, b)
+    expected = (between <= radii[1]).any(1).float().mean(), (between <= radii[0][:, None]).any(0).float().mean()
+    found = precision_recall(Features(a, a), reference_of(Features(b, b)))
+    assert found == pytest.approx([e.item() for e in expected], abs=1e-6) and 0 < found[0] < 1
+
+
+def test_reference_files_come_back_and_damage_is_named(tmp_path):
+    features = random_features(50, 0)
+    for clean in (None, features.pool + 1):
+        reference = reference_of(features._replace(clean=clean), kind="training images")
+        save_reference(tmp_path / "r.npz", reference)
+        again = load_reference(tmp_path / "r.npz")
+        assert np.array_equal(again.mu, reference.mu) and torch.equal(again.pool, reference.pool)
+        assert again.facts == {"kind": "training images"} and (again.clean is None) == (clean is None)
+    save_reference(tmp_path / "r.npz", reference._replace(pool=None))
+    assert load_reference(tmp_path / "r.npz").pool is None
+    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"r\.npz: truncated or damaged"):
+        load_reference(tmp_path / "r.npz")
+    with pytest.raises(ConfigError, match=r"none\.npz: no such file; the reference stage has not run"):
+        load_reference(tmp_path / "none.npz")
+
+
+def test_nearest_distances_in_blocks_are_those_of_all_images():
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (n, 3, 4, 4), dtype=np.uint8) for n in (2500, 7))
+    expected = [np.sqrt(((b.astype(float) - image) ** 2).mean((1, 2, 3))).min() for image in a.astype(float)]
+    assert nearest_distances(a, b) == pytest.approx(expected, rel=1e-4)
+
+
+def test_as_many_training_images_as_held_out_ones_are_compared():
+    train, holdout = np.arange(100)[:, None], np.arange(30)[:, None]
+    chosen = same_number(train, holdout)
+    assert len(chosen) == len(np.unique(chosen)) == 30 and len(same_number(holdout, train)) == 30

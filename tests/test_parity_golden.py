@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from emigm import parity, sampling, training
+from emigm.autoencoder import Pixels
 from emigm.checkpoints import from_official, official_name, to_official
 from emigm.config import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import EMIGM, TrainingDraw
@@ -162,7 +163,8 @@ def test_training_steps_match_the_official_loop(arrays, float64, monkeypatch, tm
     monkeypatch.setattr(training, "batch_indices", lambda *_: np.array(next(order)))
     latents, labels = arrays["latents"].double(), arrays["labels"].numpy()
     run = {"seed": 0, "state_folder": tmp_path, "data_id": "golden"}
-    result = training.train(CFG, cfg, lambda index, _: latents[index], labels, **run)
+    images = training.TrainingImages(labels, 1, lambda index, _: latents[index], read_ahead=False)
+    result = training.train(CFG, cfg, images, Pixels(1.0), **run)
 
     assert relative(torch.stack(norms), arrays["training/gradient_norms"]) < 1e-10
     weights = {official_name(name): p.detach() for name, p in model.named_parameters()}

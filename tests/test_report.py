@@ -4,11 +4,11 @@
 # γ, × and – are meant: they are the paper's notation.
 
 import ast
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib
 import nbformat
@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from test_compare import write_paper_results
 
 from emigm import report
-from emigm.config import GateConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.config import GateConfig, ModelConfig, SampleConfig, TrainConfig, load_benchmark
 from emigm.paper import PAPER_MODELS
 from emigm.parsing import ConfigError
 from emigm.pictures import save_grid
@@ -39,9 +40,10 @@ def write_results(root, name="digits", *, dry_run=False, sizes=LADDER, budgets=(
     here = Path.cwd()
     os.chdir(root)  # records go to the working directory's results/
     try:
-        return _write_results(
-            SimpleNamespace(name=name, title=name.capitalize(), dry_run=dry_run), sizes, budgets, list(train_seeds)
+        benchmark = dataclasses.replace(
+            load_benchmark(REPO / "params.yaml"), name=name, title=name.capitalize(), dry_run=dry_run
         )
+        return _write_results(benchmark, sizes, budgets, list(train_seeds))
     finally:
         os.chdir(here)
 
@@ -137,7 +139,7 @@ def test_reported_parameters_match_the_paper_models_sizes():
 
 def test_own_numbers_stand_beside_the_row_of_their_size_and_budget_rank(digits):
     frame = report.table2(digits).frame.set_index(["Method", "NFE (paper)"])
-    fid = next(c for c in frame if c.startswith("FID on digits"))
+    fid = next(c for c in frame if c.startswith("FID-2K on digits"))
     assert frame.loc[("eMIGM-H", "16×1.2"), fid] == "1.245 ± 0.062"  # N = 4: 0.83 × 1.5, train_std 5%
     assert frame.loc[("eMIGM-H", "128×1.4"), fid] == "0.934 ± 0.047"
     assert frame.loc[("eMIGM-H", "128×1.4"), "NFE on digits"] == "16×1.31"
@@ -150,12 +152,12 @@ def test_other_methods_are_marked_as_not_ours_to_run(digits):
     table = report.table2(digits)
     others = table.frame[table.frame["Family"] != "Ours"]
     assert (others.iloc[:, 5:] == "–").all(axis=None)
-    assert "“–”: this project does not run the other methods" in "".join(table.notes)
+    assert "“–”: not measured; the other methods are not run" in "".join(table.notes)
 
 
 def test_fid_of_another_data_set_cannot_be_read_as_the_papers(digits):
     table = report.table2(digits)
-    assert "FID on digits (64 features of a small CNN; not comparable with the paper's)" in table.frame
+    assert "FID-2K on digits (64 features of a small CNN; not comparable with the paper's)" in table.frame
     assert "digits is not ImageNet 256×256" in "".join(table.notes)
     assert "Held-out" in table.below.frame["Model on digits"].str.cat(sep=" ")
     assert "held-out real images (never trained on; 449 images) 0.42" in "".join(table.notes)
@@ -164,9 +166,9 @@ def test_fid_of_another_data_set_cannot_be_read_as_the_papers(digits):
 def test_the_papers_own_data_set_matches_budgets_by_their_steps(root, tmp_path):
     write_results(tmp_path, "imagenet256", sizes={"xs": 4.2}, budgets=("128",))
     frame = report.table2(report.load("imagenet256", tmp_path)).frame.set_index(["Method", "NFE (paper)"])
-    assert "FID on imagenet256" in frame
-    assert frame.loc[("eMIGM-XS", "16×1.2"), "FID on imagenet256"] == "not run"
-    assert frame.loc[("eMIGM-XS", "128×1.4"), "FID on imagenet256"].startswith("4.2")
+    assert "FID-2K on imagenet256" in frame
+    assert frame.loc[("eMIGM-XS", "16×1.2"), "FID-2K on imagenet256"] == "not run"
+    assert frame.loc[("eMIGM-XS", "128×1.4"), "FID-2K on imagenet256"].startswith("4.2")
 
 
 def test_a_missing_record_reads_not_run(digits):
@@ -211,10 +213,111 @@ def test_a_dry_run_is_marked_in_every_title_and_number_column(root):
         assert made.notes[0].startswith("DRY RUN: ")
         if isinstance(made, report.Picture):
             assert made.figure.get_suptitle() == made.title
+            assert "DRY RUN" in [text.get_text() for text in made.figure.texts]  # over the picture itself
         elif made.below is not None:
             assert made.below.title.startswith("DRY RUN: ")
             assert all("DRY RUN" in column for column in made.frame.columns[5:])  # the CSV has no title
-            assert "DRY RUN" in made.below.frame.columns[0]
+            assert all("DRY RUN" in column for column in made.below.frame.columns[3:])
+
+
+def test_only_a_dry_run_is_marked(digits):
+    for make in FIGURES:
+        assert "DRY RUN" not in [text.get_text() for text in make(digits).figure.texts]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Results of released weights against stored statistics: no floors, no gate, no training FLOPs."""
+    root = tmp_path_factory.mktemp("released")
+    write_paper_results(root)
+    return report.load("imagenet256", root)
+
+
+def test_every_table_and_figure_is_made_from_records_of_released_weights(released):
+    for make in (*TABLES, report.figure1, report.figure4, report.figure5):
+        made = make(released)
+        assert all(path.stat().st_size > 100 for path in made.save())
+        if isinstance(made, report.Table):
+            frames = [made.frame, *([made.below.frame] if made.below is not None else [])]
+            assert not any(f.isin(["", "0", "0.00", "nan", "None"]).any(axis=None) for f in frames)
+
+
+def test_the_index_tells_whose_weights_and_how_many_processes(tmp_path):
+    write_paper_results(tmp_path, "imagenet256", "benchmark.budgets=['16']")  # more steps make figure 6 slow
+    text = report.write_index(tmp_path).read_text(encoding="utf-8")
+    assert "Weights: released." in text and "(up to 8 processes)" in text and "None" not in text
+
+
+def test_released_weights_and_the_number_of_images_are_told_in_the_papers_table(released):
+    frame = report.table2(released).frame.set_index(["Method", "NFE (paper)"])
+    row = frame.loc[("eMIGM-H", "128×1.4")]
+    assert row["FID-50K (paper, ImageNet 256×256)"] == "1.57" and row["FID-50K on imagenet256"] == "1.57"
+    assert row["Weights on imagenet256"] == "released"
+    assert row["Params on imagenet256"] == "942M"
+    assert row["Context gate on imagenet256"] == "–"  # nothing is held out, so that nothing was measured
+    assert frame.loc[("MAR-H", "256×2"), "Weights on imagenet256"] == "–"
+    notes = " ".join(report.table2(released).notes)
+    assert "XS, S, B, L, H: released by the paper's authors, not trained here" in notes
+    assert "the real images whose statistics VIRTUAL_imagenet256_labeled.npz holds" in notes
+    assert "FID of what no model made is not measured" in notes
+
+
+def test_metrics_that_were_not_measured_have_no_column(released):
+    table = report.metrics_table(released)
+    assert not any("NN distance" in column or "Label" in column for column in table.frame)
+    assert "Clean-FID" in table.frame and not any("NN distance" in note for note in table.notes)
+    assert "compare with the 10,000 images that VIRTUAL_imagenet256_labeled.npz holds" in " ".join(table.notes)
+
+
+def test_a_metric_missing_from_one_row_alone_reads_as_not_measured(released):
+    records = {stage: dict(record) for stage, record in released.records.items()}
+    scores = records["evaluate-xs"]["results"]
+    without = {k: v for k, v in scores["16"]["summary"].items() if k != "kid"}
+    records["evaluate-xs"]["results"] = scores | {"16": {"runs": [], "summary": without}}
+    frame = report.metrics_table(report.Results(released.root, released.name, records)).frame
+    assert frame.set_index(["Model on imagenet256", "N"]).loc[("eMIGM-XS", "16"), "KID"] == "–"
+    assert frame.set_index(["Model on imagenet256", "N"]).loc[("eMIGM-XS", "128"), "KID"] != "–"
+
+
+def test_figure_4_says_why_released_weights_have_no_training_compute(released):
+    panels = report.figure4(released).figure.axes
+    texts = [[text.get_text() for text in axes.texts] for axes in panels]
+    assert texts[0] == texts[1] == ["training FLOPs not known\n(released weights)"]
+    assert texts[2] == ["XS", "S", "B", "L", "H"] * 2
+    assert panels[0].get_ylabel() == "FID-50K on imagenet256"
+
+
+def test_few_images_are_told_in_the_column_and_in_the_notes(tmp_path):
+    write_paper_results(tmp_path, "imagenet256", "benchmark.evaluation.images=1000")
+    table = report.table2(report.load("imagenet256", tmp_path))
+    assert "FID-1K on imagenet256" in table.frame
+    assert "The paper's FIDs are of 50,000 images; the fewer, the larger FID comes out." in " ".join(table.notes)
+
+
+def test_a_dry_run_on_imagenet_is_no_row_of_the_papers_table(tmp_path):
+    write_paper_results(tmp_path, "imagenet256-dry")
+    results = report.load("imagenet256-dry", tmp_path)
+    frame = report.table2(results).frame.set_index(["Method", "NFE (paper)"])
+    fid = next(c for c in frame if c.startswith("FID-8 on imagenet256-dry (DRY RUN)"))
+    assert "not comparable with the paper's" in fid
+    assert frame.loc[("eMIGM-XS", "16×1.2"), fid] == "300.00"
+    assert all(make(results).save() for make in (report.figure1, report.figure4))
+
+
+def test_figure_1_labels_rows_as_classes_only_where_rows_are_classes(digits, released):
+    assert [t.get_text() for t in report.figure1(digits).figure.axes[0].get_yticklabels()] == list("0123456789")
+    picture = report.figure1(released)  # of 1000 classes no row holds one
+    assert picture.figure.axes[0].get_yticklabels() == [] and "Rows are classes" not in picture.caption
+
+
+def test_tracked_records_without_the_newer_keys_still_make_every_table(digits):
+    records = {
+        stage: {k: v for k, v in record.items() if k not in ("weights", "reference", "scale", "processes")}
+        for stage, record in digits.records.items()
+    }
+    old = report.Results(digits.root, digits.name, records)
+    assert (report.table2(old).frame.query("Family == 'Ours'")["Weights on digits"] == "not run").all()
+    assert all(make(old).notes for make in (*TABLES, *FIGURES))
 
 
 def test_schedule_table_agrees_with_the_printed_formulas(digits):
@@ -265,7 +368,7 @@ def test_the_index_shows_tables_and_pictures_without_dry_runs(root, digits):
     assert "Generated" in text.splitlines()[0]
     assert "### Table 2: ImageNet 256×256" in text and "| eMIGM-XS " in text
     assert text.count("### All metrics on digits") == 1
-    assert text.count("FID on digits: Fréchet distance of 64 features of a small CNN (trained to classify") == 1
+    assert text.count("FID-2K on digits: Fréchet distance of 64 features of a small CNN (trained to classify") == 1
     for name in ("figure1", "figure4", "figure5", "figure6"):
         assert f"(digits/{name}.png)" in text
     assert "smoke" not in text and "DRY RUN" not in text

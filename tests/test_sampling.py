@@ -8,6 +8,8 @@ import torch
 from test_model import TINY, random_model
 
 from emigm.config import SampleConfig
+from emigm.parsing import ConfigError
+from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
 from emigm.schedules import nfe, reveal_counts
 
@@ -92,3 +94,65 @@ def test_zero_images_and_unknown_classes_are_refused():
         list(generate(model, LABELS[:0], DPM, seed=0))
     with pytest.raises(ValueError, match=r"0\.\.4"):
         list(generate(model, torch.tensor([9]), DPM, seed=0))
+
+
+@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
+def test_bf16_gives_nearly_the_same_images_and_keeps_the_solver_in_float32(cfg):
+    model, inside = random_model(), []
+    model.head.input_proj.register_forward_hook(lambda _, args, out: inside.append((args[0].dtype, out.dtype)))
+    bf16 = dataclasses.replace(cfg, precision="bf16")
+    rounded, exact = latents(model, LABELS, bf16, seed=0), latents(model, LABELS, cfg, seed=0)
+    assert rounded.dtype == torch.float32
+    assert set(inside[: len(inside) // 2]) == {(torch.float32, torch.bfloat16)}
+    assert set(inside[len(inside) // 2 :]) == {(torch.float32, torch.float32)}
+    assert 0 < (rounded - exact).abs().mean() < 0.05 * exact.std()
+
+
+def test_guidance_is_computed_in_float32_from_what_the_head_gives_in_bf16():
+    head = random_model().head
+    z = [torch.randn(5, TINY.width), torch.randn(5, TINY.width)]
+    x, time = torch.randn(5, 3), torch.tensor(300.0)
+    plain = [guided_denoiser(head, [c], 1.0, "bf16")(x, time) for c in z]
+    assert all(torch.equal(p, p.bfloat16().float()) for p in plain)  # the head's own rounding
+    guided = guided_denoiser(head, z, 3.0, "bf16")(x, time)
+    (eps_c, var_c), (eps_u, _) = (p.chunk(2, dim=-1) for p in plain)
+    assert torch.allclose(guided, torch.cat([eps_u + 3 * (eps_c - eps_u), var_c], dim=-1), atol=1e-5)
+
+
+def saved(folder, images=11, chunk=4):
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 1, 2, 2)).astype(np.uint8)
+    labels = np.arange(images) % 3
+    for start, stop in chunk_ranges(images, chunk):
+        save_chunk(folder, start, pixels[start:stop], labels[start:stop])
+    return pixels, labels
+
+
+def test_images_come_back_in_order_chunk_by_chunk(tmp_path):
+    pixels, labels = saved(tmp_path)
+    found = SampleSet(tmp_path, 11)
+    assert found.ranges == chunk_ranges(11, 4) == [(0, 4), (4, 8), (8, 11)] and len(found) == 11
+    assert [len(p) for p, _ in found] == [4, 4, 3]
+    assert np.array_equal(found.all()[0], pixels) and np.array_equal(found.all()[1], labels)
+
+
+def test_a_folder_without_just_the_images_that_are_needed_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"none: no such folder.*dvc repro"):
+        SampleSet(tmp_path / "none", 11)
+    with pytest.raises(ConfigError, match="holds 0 images"):
+        SampleSet(tmp_path, 11)
+    saved(tmp_path)
+    (tmp_path / "notes.npz").touch()  # no chunk
+    for images in (8, 12):
+        with pytest.raises(ConfigError, match=rf"expected {images} in all"):
+            SampleSet(tmp_path, images)
+    (tmp_path / chunk_name(4, 8)).unlink()
+    with pytest.raises(ConfigError, match="holds 4 images without a gap, expected 11"):
+        SampleSet(tmp_path, 11)
+
+
+def test_a_truncated_chunk_is_named(tmp_path):
+    saved(tmp_path)
+    path = tmp_path / chunk_name(4, 8)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ConfigError, match=r"000004-000008\.npz: truncated"):
+        SampleSet(tmp_path, 11).all()

@@ -1,21 +1,31 @@
 """Training: optimizer, schedule, EMA, resume, and the context gate."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
 import torch
 from test_model import TINY, random_model
+from torch import nn
 
+from emigm.autoencoder import KL16, Pixels
 from emigm.config import GateConfig, TrainConfig
-from emigm.model import EMIGM
+from emigm.distributed import World, autocast
+from emigm.model import EMIGM, draw_training
 from emigm.parsing import ConfigError, RunError
 from emigm.training import (
+    TrainingImages,
+    accumulate,
+    ahead,
     batch_indices,
+    batch_share,
+    batch_views,
     check_context,
     context_errors,
     context_ratio,
     learning_rate,
+    micro_batches,
     parameter_groups,
     train,
     update_ema,
@@ -27,25 +37,25 @@ LATENTS = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = np.arange(32) % 2
 
 
+def images(latents=LATENTS, labels=LABELS, views=1, read_ahead=False):
+    """Training images that lie in memory as (n, views, ...), or (n, ...) for one view."""
+    stored = latents if views > 1 else latents[:, None]
+    return TrainingImages(labels, views, lambda i, v: stored[torch.from_numpy(i), torch.from_numpy(v)], read_ahead)
+
+
 class Killed(Exception):
     pass
 
 
-def run(folder, recipe=RECIPE, *, kill_at=None, data_id="data", seed=0, latents=LATENTS):
+def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill_at=None, **options):
+    """Train on the images above; `kill_at`: stop there, as a killed process does."""
+
     def on_step(step, loss):
         if step == kill_at:
             raise Killed
 
-    return train(
-        MODEL,
-        recipe,
-        lambda index, generator: latents[index],
-        LABELS,
-        seed=seed,
-        state_folder=folder,
-        data_id=data_id,
-        on_step=on_step,
-    )
+    options = {"seed": 0, "state_folder": folder, "data_id": "data", "on_step": on_step, **options}
+    return train(model, recipe, images() if data is None else data, autoencoder or Pixels(1.0), **options)
 
 
 def test_a_killed_run_resumes_to_the_same_weights_and_curve(tmp_path):
@@ -60,18 +70,9 @@ def test_a_killed_run_resumes_to_the_same_weights_and_curve(tmp_path):
 def test_resuming_goes_on_from_the_last_checkpoint_and_not_from_the_start(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, kill_at=8)
-    steps = []
-    train(
-        MODEL,
-        RECIPE,
-        lambda i, g: LATENTS[i],
-        LABELS,
-        seed=0,
-        state_folder=tmp_path,
-        data_id="data",
-        on_step=lambda step, loss: steps.append(step),
-    )
-    assert steps == list(range(6, 13))
+    begun, steps = [], []
+    run(tmp_path, on_start=begun.append, on_step=lambda step, loss: steps.append(step))
+    assert begun == [5] and steps == list(range(6, 13))
 
 
 def test_a_resume_point_of_another_configuration_or_data_set_is_not_used(tmp_path):
@@ -98,7 +99,7 @@ def test_training_seeds_differ_and_repeat(tmp_path):
 
 def test_loss_that_is_not_finite_ends_the_run(tmp_path):
     with pytest.raises(RunError, match="loss is nan at step 0"):
-        run(tmp_path, latents=torch.full_like(LATENTS, float("nan")))
+        run(tmp_path, data=images(torch.full_like(LATENTS, float("nan"))))
 
 
 def test_warm_up_is_linear_and_cosine_ends_near_zero():
@@ -133,6 +134,119 @@ def test_epochs_are_permutations_that_depend_on_the_seed():
         batch_indices(0, 4, 8, 0)
 
 
+def test_views_are_chosen_with_equal_chance_and_alike_in_every_process():
+    views = np.concatenate([batch_views(step, 2, 64, seed=0) for step in range(40)])
+    assert set(views) == {0, 1} and abs(views.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(views))
+    assert np.array_equal(batch_views(3, 2, 64, seed=0), batch_views(3, 2, 64, seed=0))
+    assert not np.array_equal(batch_views(3, 2, 64, seed=0), batch_views(4, 2, 64, seed=0))
+    assert (batch_views(3, 1, 64, seed=0) == 0).all()
+
+
+def test_a_flip_is_trained_on_where_there_is_one(tmp_path):
+    seen = []
+    data = TrainingImages(LABELS, 2, lambda i, v: seen.append(v) or LATENTS[i], False)
+    run(tmp_path, data=data)
+    assert set(np.concatenate(seen)) == {0, 1}
+
+
+def test_the_shares_of_all_processes_are_the_global_batch():
+    for size in (1, 2, 4):
+        shares = [batch_share(8, World(rank, size, "cpu")) for rank in range(size)]
+        assert np.concatenate([np.arange(8)[s] for s in shares]).tolist() == list(range(8))
+    with pytest.raises(ConfigError, match=r"train\.batch = 8 .*3 processes.*run\.launcher"):
+        batch_share(8, World(0, 3, "cpu"))
+
+
+@pytest.mark.parametrize(("rows", "most"), [(slice(0, 8), 3), (slice(8, 16), 8), (slice(4, 9), 1), (slice(0, 8), None)])
+def test_micro_batches_cover_the_share_and_keep_below_their_limit(rows, most):
+    parts = micro_batches(rows, most)
+    assert np.concatenate([np.arange(20)[p] for p in parts]).tolist() == list(range(rows.start, rows.stop))
+    sizes = [p.stop - p.start for p in parts]
+    assert max(sizes) <= (most or 8) and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("most", [1, 3, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(most):
+    cfg = dataclasses.replace(MODEL, dropout=0.0)
+    draw = draw_training(cfg, RECIPE, 8, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    labels = torch.from_numpy(LABELS[:8])
+    found = []
+    for parts in (micro_batches(slice(0, 8), None), micro_batches(slice(0, 8), most)):
+        model = random_model(cfg).train().requires_grad_(True)
+        loss = accumulate(model, LATENTS[:8], labels, draw, parts)
+        found.append([loss, *(p.grad for p in model.parameters())])
+    for whole, accumulated in zip(*found, strict=True):
+        assert torch.allclose(whole, accumulated, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_trains_as_no_accumulation_does(tmp_path):
+    model = dataclasses.replace(MODEL, dropout=0.0)
+    whole = run(tmp_path / "a", model=model)
+    parts = run(tmp_path / "b", model=model, micro_batch=3)
+    assert dict(parts.curve) == pytest.approx(dict(whole.curve), rel=1e-5)
+    assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
+
+
+def test_reading_ahead_changes_nothing(tmp_path):
+    assert run(tmp_path / "a").curve == run(tmp_path / "b", data=images(read_ahead=True)).curve
+
+
+def test_batches_are_read_in_a_thread_one_step_ahead():
+    main, threads, read = threading.get_ident(), [], []
+
+    def reader(step):
+        threads.append(threading.get_ident())
+        read.append(step)
+        return step * step
+
+    batches = ahead(reader, range(3, 6), threaded=True)
+    assert list(batches) == [9, 16, 25] and read == [3, 4, 5] and main not in threads
+    assert list(ahead(reader, range(3, 3), threaded=True)) == []
+
+
+def test_a_failed_read_ends_the_run():
+    def reader(step):
+        raise ConfigError("latents-00000.npy: gone")
+
+    with pytest.raises(ConfigError, match="gone"):
+        list(ahead(reader, range(2), threaded=True))
+
+
+def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
+    raw = torch.cat([LATENTS, torch.zeros_like(LATENTS)], dim=1)
+    drawn = []
+
+    class Spy(KL16):
+        def sample(self, raw, generator=None, *, noise=None):
+            drawn.append(noise)
+            return super().sample(raw, generator, noise=noise)
+
+    curves = [run(tmp_path / n, data=images(raw), autoencoder=Spy(nn.Identity(), 1.0)).curve for n in "ab"]
+    assert curves[0] == curves[1] and len(drawn) == 2 * RECIPE.steps
+    assert torch.equal(drawn[0], drawn[RECIPE.steps]) and not torch.equal(drawn[0], drawn[1])
+    assert torch.stack(drawn).std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_bf16_keeps_weights_and_loss_in_float32_and_trains_alike(tmp_path):
+    recipe = dataclasses.replace(RECIPE, precision="bf16")
+    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", recipe=recipe)
+    assert all(t.dtype == torch.float32 for t in rounded.ema.values())
+    assert rounded.curve != exact.curve
+    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.02)
+    draw = draw_training(MODEL, RECIPE, 8, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    with autocast("bf16", "cpu"):
+        loss, mse = random_model(MODEL).token_losses(LATENTS[:8], torch.from_numpy(LABELS[:8]), draw)
+    assert loss.dtype == mse.dtype == torch.float32
+
+
+def test_another_precision_does_not_pick_up_a_resume_point(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=8)
+    begun = []
+    run(tmp_path, dataclasses.replace(RECIPE, precision="bf16"), on_start=begun.append)
+    assert begun == [0]
+
+
 def context_free(model: EMIGM) -> EMIGM:
     """The model with every visible token made invisible to the others: its attention adds nothing."""
     with torch.no_grad():
@@ -157,16 +271,7 @@ def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):
     labels = np.zeros(512, dtype=np.int64)
     cfg = dataclasses.replace(MODEL, dropout=0.0, init_std=0.5)
     recipe = TrainConfig(steps=250, batch=64, lr=3e-3, weight_decay=0.0, ema=0.98, warmup_steps=10)
-    result = train(
-        cfg,
-        recipe,
-        lambda i, g: latents[i],
-        labels,
-        seed=0,
-        state_folder=tmp_path,
-        data_id="equal",
-        on_step=lambda *_: None,
-    )
+    result = run(tmp_path, recipe, images(latents, labels), model=cfg)
     model = EMIGM(cfg).eval()
     model.load_state_dict(result.ema)
     errors = context_errors(model, latents[:128], torch.zeros(128, dtype=torch.int64), (0, 4, 8), seed=0)

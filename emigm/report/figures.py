@@ -9,7 +9,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import style
@@ -18,6 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from emigm.records import write_atomically
@@ -27,11 +28,14 @@ from emigm.report.results import (
     bullets,
     evaluations,
     extractor_text,
+    fid_name,
     fid_text,
     floors,
     floors_text,
     spread,
     spread_text,
+    weights_note,
+    weights_of,
 )
 from emigm.schedules import SCHEDULES, elbo_weight, expected_reveal_counts, gamma
 
@@ -129,10 +133,11 @@ def figure1(results: Results) -> Picture:
         figure = Figure(figsize=(FULL, 1.2))
         figure.text(0.5, 0.4, f"no sample grid in results/{results.name}/grids: {NOT_RUN}", ha="center")
         figure.suptitle(title)
+        mark_dry_run(results, figure)
         return Picture(results.folder, "figure1", title, figure, results.notes(f"No sample grid: {NOT_RUN}."))
     main = grids[largest]
     labels = _row_labels(results, main.shape[0])
-    cell = main.shape[0] / max(len(labels), 1) if labels else main.shape[0] / 8  # pixels; a guess without labels
+    cell = main.shape[0] / (len(labels) or GRID_ROWS)  # pixels of an image; ten rows unless there are fewer classes
     taken = min(round(2 * cell), main.shape[1])  # pixels of a strip: two images wide
     gap = 0.35 * cell
     left, right, top, bottom = 0.35, 0.05, 0.5, 0.05  # inches
@@ -168,9 +173,12 @@ def figure1(results: Results) -> Picture:
         place(strip, main.shape[1] + gap + i * (taken + gap), taken, size.upper())
     figure.suptitle(title, y=1 - 0.06 / height, va="top")
     notes = results.notes(
-        f"Rows are classes. Left: the whole grid of eMIGM-{largest.upper()} at N = {budget}. Right: the first two "
-        f"columns of every size's grid at the same N. Images are in the order in which the sample stage made them."
+        ("Rows are classes. " if labels else "")
+        + f"Left: the whole grid of eMIGM-{largest.upper()} at N = {budget}. Right: the first two columns of every "
+        "size's grid at the same N. Images are in the order in which the sample stage made them.",
+        weights_note(results),
     )
+    mark_dry_run(results, figure)
     return Picture(results.folder, "figure1", title, figure, notes)
 
 
@@ -185,35 +193,44 @@ def figure4(results: Results) -> Picture:
         here = [p for p in points if p.budget == budget]
         look = {"color": BUDGET_COLOURS[i % 3], "marker": MARKERS[i % 5], "label": f"N = {budget}"}
         _curve(panels[0], [(p.flops, p) for p in here], linestyle="none", named=i == 0, **look)
-        look |= {"linestyle": DASHES[i % 3], "label": None}
+        look["linestyle"] = DASHES[i % 3]
         _curve(panels[2], [(p.seconds, p) for p in here], named=True, **look)
     for i, size in enumerate(sizes):
         here = [p for p in points if p.size == size and p.budget == budgets[-1]]
         look = {"color": SIZE_COLOURS[i % 5], "marker": MARKERS[i % 5]}
         _curve(panels[1], [(p.flops, p) for p in here], linestyle="none", named=True, **look)
-    panels[0].set(title="(a) training compute", xlabel="training FLOPs of one run", ylabel=f"FID on {results.label}")
+    panels[0].set(title="(a) training compute", xlabel="training FLOPs of one run", ylabel=fid_name(results))
     high = f", N = {budgets[-1]}" if budgets else ""
-    panels[1].set(title=f"(b) by size{high}\n(one training budget was run)", xlabel="training FLOPs of one run")
+    once = "\n(one training budget was run)" if any(p.flops for p in points) else ""
+    panels[1].set(title=f"(b) by size{high}{once}", xlabel="training FLOPs of one run")
     panels[2].set(title="(c) sampling time", xlabel="seconds for one image")
     for axes in panels:
         for dashes, (label, floor) in zip(FLOOR_DASHES, floors(results).items(), strict=False):
             if floor["fid"]["mean"] > 0:
                 name = label.lower() if axes is panels[0] else None
                 axes.axhline(floor["fid"]["mean"], color="0.35", linestyle=dashes, linewidth=0.9, label=name)
-        if not points:
-            axes.text(0.5, 0.5, NOT_RUN, ha="center", transform=axes.transAxes)
+        if not _drawn(axes):
+            released = any(weights_of(results, p.size) == "released" for p in points)
+            reason = "training FLOPs not known\n(released weights)" if released and axes is not panels[2] else NOT_RUN
+            axes.text(0.5, 0.5, reason, ha="center", transform=axes.transAxes)
+            axes.set_xticks([])
             continue
         axes.set_xscale("log")
         axes.margins(x=0.18, y=0.12)
         axes.grid(axis="y")
         _log_ticks(axes.xaxis)
-    if points:
+    if any(map(_drawn, panels)):
         if min(p.fid - (p.spread or 0) for p in points) > 0:
             panels[0].set_yscale("log")
             _log_ticks(panels[0].yaxis)
-        handles, labels = panels[0].get_legend_handles_labels()
-        handles = [h[0] if isinstance(h, ErrorbarContainer) else h for h in handles]  # the marker without its bar
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, columnspacing=1.4, handletextpad=0.4)
+        found: dict[str, Any] = {}
+        for axes in panels:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                # The marker without its bar.
+                found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
+        figure.legend(
+            found.values(), found.keys(), loc="outside lower center", ncols=5, columnspacing=1.4, handletextpad=0.4
+        )
     title = results.heading(f"Figure 4 on {results.name}: compute, sampling time and FID ({extractor_text(results)})")
     figure.suptitle(title)
     machines = {results.get(f"sample-{p.size}-{p.budget}", "provenance", "device") for p in points} - {None}
@@ -223,11 +240,13 @@ def figure4(results: Results) -> Picture:
         "budget, one marker a size: each size was trained at one training budget only, so this panel shows no curve "
         f"along training. (c) every sampling budget against measured seconds for one image ({devices}).",
         "A size without a record is left out.",
+        weights_note(results),
         fid_text(results),
         "Error bars are the ± of the tables.",
         spread_text(results),
         floors_text(results),
     )
+    mark_dry_run(results, figure)
     return Picture(results.folder, "figure4", title, figure, notes)
 
 
@@ -250,6 +269,7 @@ def figure5(results: Results) -> Picture:
         "Left: γ(t), the probability that a token is masked at time t. Right: γ′(t)/γ(t), the weight of the loss in "
         "the ELBO, on a log axis. Computed from emigm.schedules, not from records."
     )
+    mark_dry_run(results, figure)
     return Picture(results.folder, "figure5", title, figure, notes)
 
 
@@ -275,6 +295,7 @@ def figure6(results: Results) -> Picture:
         "Mean number of tokens revealed at each step (exact expectation, at least one a step while any is masked), "
         "from emigm.schedules; L tokens, N steps. The L and N of a benchmark come from its records."
     )
+    mark_dry_run(results, figure)
     return Picture(results.folder, "figure6", title, figure, notes)
 
 
@@ -285,9 +306,23 @@ def _grid(results: Results, size: str, budget: str | None) -> np.ndarray | None:
 
 
 def _row_labels(results: Results, height: int) -> list[str]:
-    """Classes of a grid's rows: the first ten at most, as the sample stage lays them out."""
-    classes = min(results.get("prepare", "results", "classes") or 0, GRID_ROWS)
-    return [str(c) for c in range(classes)] if height % max(classes, 1) == 0 else []
+    """Classes of a grid's rows, where there are ten at most: of more the grid shows one image each, in turn."""
+    classes = results.get("prepare", "results", "classes") or 0
+    rows = 0 < classes <= GRID_ROWS and height % classes == 0
+    return [str(c) for c in range(classes)] if rows else []
+
+
+def mark_dry_run(results: Results, figure: Figure) -> None:
+    """Write over the whole picture that it measures nothing, so that no copy of it can be taken for a result."""
+    if results.dry_run:
+        look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
+        edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
+        figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
+
+
+def _drawn(axes: Axes) -> bool:
+    """Whether any point was drawn."""
+    return any(isinstance(c, ErrorbarContainer) for c in axes.containers)
 
 
 def _point(results: Results, size: str, budget: str) -> Point:
@@ -326,7 +361,7 @@ def _log_ticks(axis: Axis) -> None:
 def _power(value: float) -> str:
     """A tick's label: plain from 0.001 to 1000, else as a power of ten."""
     if 1e-3 <= value <= 1e3:
-        return f"{value:.3g}"
+        return f"{value:.4g}"
     digits, exponent = f"{value:.2e}".split("e")
     factor = "" if float(digits) == 1 else rf"{float(digits):g}$\times$"
     return factor + f"$10^{{{int(exponent)}}}$"

@@ -16,12 +16,14 @@ from emigm.report.results import (
     benchmarks,
     bullets,
     evaluations,
+    features_text,
     fid_text,
     find_root,
     floors_text,
     load,
     plural,
     spread_text,
+    weights_note,
 )
 from emigm.report.tables import Table, metrics_table, table2, table3, table4
 
@@ -79,9 +81,14 @@ def _provenance(results: Results) -> str:
         train, sample = len(settings["train_seeds"]), len(settings["seeds"])
         seeds = f"{plural(sample, 'sampling seed')} × {plural(train, 'training seed')}"
         counts.add(f"{settings['images']:,} images × {seeds}")
+    whose = {record.get("weights") for record in results.records.values()} - {None}
+    processes = {record.get("processes", 1) for record in results.records.values()}
+    where = f"{_listed({p['device'] for p in found})}" + (
+        f" (up to {max(processes)} processes)" if max(processes) > 1 else ""
+    )
     return (
         f"{plural(len(found), 'record')} of commit {commits}, {' to '.join(dict.fromkeys((days[0], days[-1])))}, on "
-        f"{_listed({p['device'] for p in found})}. Data: {', '.join(data) or 'no record'}. "
+        f"{where}. {f'Weights: {_listed(whose)}. ' if whose else ''}Data: {', '.join(data) or NONE}. "
         f"Generated for each size and budget: {_listed(counts) if counts else NOT_RUN}."
     )
 
@@ -89,7 +96,8 @@ def _provenance(results: Results) -> str:
 def _legend(results: Results) -> tuple[str, ...]:
     """What the words of the tables mean on this benchmark; facts only."""
     cells = f"“{NOT_RUN}”: no record. “{NONE}”: does not apply or is not measured."
-    return fid_text(results), floors_text(results), spread_text(results), cells
+    texts = (fid_text, features_text, weights_note, floors_text, spread_text)
+    return tuple(note for note in (*(text(results) for text in texts), cells) if note)
 
 
 def _listed(values: set[str | None]) -> str:

@@ -20,7 +20,8 @@ from emigm.records import ConfigError, read_record
 NOT_RUN, NONE = "not run", "–"
 SIZES = ("xs", "s", "b", "l", "h")
 EXTRACTORS = {
-    "digits-cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100")
+    "digits-cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
+    "inception": ("Inception-v3", "the TensorFlow weights that FID is defined with, through torch-fidelity"),
 }
 """Kind of extractor -> its name in headers, and what a note adds."""
 FLOORS = {
@@ -29,12 +30,15 @@ FLOORS = {
     "class_shuffle": ("Class shuffle", "training images, each token exchanged with another image of the class"),
 }
 """Keys of the reference record -> label and meaning of what is scored without any model."""
+PAPER_IMAGES = 50_000
+"""Generated images behind a FID of the paper's tables."""
 METRICS = {
     "fid": "FID",
     "isc": "IS",
     "kid": "KID",
     "precision": "Precision",
     "recall": "Recall",
+    "clean_fid": "Clean-FID",
     "label_accuracy": "Label accuracy",
     "nearest_train": "NN distance to training images",
     "nearest_holdout": "NN distance to held-out images",
@@ -101,6 +105,52 @@ class Results:
         return tuple(note for note in (warning if self.dry_run else "", *notes) if note)
 
 
+def fid_name(results: Results) -> str:
+    """FID with the number of generated images where all records have the same: "FID-50K on imagenet256"."""
+    numbers = evaluated_images(results)
+    number = f"-{thousands(numbers[0])}" if len(numbers) == 1 else ""
+    return f"FID{number} on {results.label}"
+
+
+def thousands(n: int) -> str:
+    """50000 as 50K, 1500 as 1.5K, 60 as 60."""
+    return f"{n / 1000:g}K" if n >= 1000 else str(n)
+
+
+def evaluated_images(results: Results) -> list[int]:
+    """Numbers of generated images of one sampling seed that FIDs rest on."""
+    return sorted({results.get(f"evaluate-{s}", "settings", "images") for s, _ in evaluations(results)} - {None})
+
+
+def weights_of(results: Results, size: str) -> str | None:
+    """Whose weights a size has: "trained" or "released"; None: no record."""
+    stage = f"train-{size}"
+    return results.get(stage, "weights") or results.get(stage, "settings", "weights")
+
+
+def weights_text(results: Results, size: str) -> str:
+    """A size's weights in a cell."""
+    return {"trained": "trained here", "released": "released", None: NOT_RUN}[weights_of(results, size)]
+
+
+def weights_note(results: Results) -> str:
+    """Where weights come from, and how much they were trained."""
+    groups: dict[str, list[str]] = {}
+    for size in results.sizes:
+        groups.setdefault(_training(results, size), []).append(size.upper())
+    texts = [f"{', '.join(sizes)}: {text}" for text, sizes in groups.items() if text]
+    return f"Weights: {'; '.join(texts)}." if texts else ""
+
+
+def _training(results: Results, size: str) -> str:
+    """How a size came by its weights; empty without a record."""
+    stage = f"train-{size}"
+    if weights_of(results, size) == "released":
+        return "released by the paper's authors, not trained here"
+    images, steps = results.get(stage, "results", "images"), results.get(stage, "settings", "train", "steps")
+    return f"trained here on {images:,} images in {steps:,} steps" if images and steps else ""
+
+
 def bullets(notes: tuple[str, ...]) -> str:
     """Notes as a Markdown list."""
     return "\n".join(f"- {note}" for note in notes)
@@ -149,6 +199,13 @@ def spread(summary: dict[str, Any]) -> float | None:
     return next((s for s in found if s is not None), None)
 
 
+def metric(summary: dict[str, Any] | None, key: str) -> str:
+    """A metric of an evaluation's summary: `NOT_RUN` without the evaluation, `NONE` where it was not measured."""
+    if summary is not None and (summary.get(key) or {}).get("mean") is None:
+        return NONE
+    return plus_minus(summary and summary[key])
+
+
 def plus_minus(summary: dict[str, Any] | None) -> str:
     """ "mean ± spread" with two significant digits of the spread (of a tenth of the mean where there is no spread).
 
@@ -182,8 +239,8 @@ def nfe_text(results: Results, size: str, budget: str) -> str:
 def gate_text(results: Results, size: str) -> str:
     """Verdict of the context gate with the error ratio it rests on."""
     context = results.get(f"train-{size}", "results", "context")
-    if context is None:
-        return NOT_RUN
+    if context is None:  # released weights without held-out images have a record, but no gate
+        return NOT_RUN if results.get(f"train-{size}") is None else NONE
     return f"{'passed' if context['passed'] else 'FAILED'} ({plus_minus(context['ratio'])})"
 
 
@@ -237,6 +294,9 @@ def _extractor(results: Results) -> str:
 
 def reference_text(results: Results) -> str:
     """The real images that FID compares with."""
+    source = results.get("reference", "results", "source") or {}
+    if source.get("file"):
+        return f"the real images whose statistics {source['file']} holds"
     images = results.get("reference", "results", "real", "images")
     if images is None:
         return "real images (no record)"
@@ -246,12 +306,28 @@ def reference_text(results: Results) -> str:
 
 def fid_text(results: Results) -> str:
     """What FID is on this benchmark: extractor, number of generated images, reference."""
-    images = {results.get(f"evaluate-{s}", "settings", "images") for s, _ in evaluations(results)}
-    number = " or ".join(f"{n:,}" for n in sorted(images)) or "no"
+    images = evaluated_images(results)
+    number = " or ".join(f"{n:,}" for n in images) or "no"
     more = EXTRACTORS.get(_extractor(results), ("", ""))[1]
-    return (
-        f"FID on {results.label}: Fréchet distance of {extractor_text(results)}{f' ({more})' if more else ''}, between "
+    text = (
+        f"{fid_name(results)}: Fréchet distance of {extractor_text(results)}{f' ({more})' if more else ''}, between "
         f"{number} generated images (of one sampling seed) and {reference_text(results)}."
+    )
+    if images in ([], [PAPER_IMAGES]):
+        return text
+    return f"{text} The paper's FIDs are of {PAPER_IMAGES:,} images; the fewer, the larger FID comes out."
+
+
+def features_text(results: Results) -> str:
+    """The real images that KID, precision and recall compare with, where they are not FID's."""
+    source = results.get("reference", "results", "source") or {}
+    if not source.get("file"):
+        return ""
+    if source.get("feature_images") is None:
+        return f"KID, precision and recall are not measured: {source['file']} holds no images."
+    return (
+        f"KID, precision, recall and Clean-FID compare with the {source['feature_images']:,} images that "
+        f"{source['file']} holds beside its statistics."
     )
 
 
@@ -266,6 +342,8 @@ def floors(results: Results) -> dict[str, dict[str, Any]]:
 def floors_text(results: Results) -> str:
     """The floors in a sentence."""
     found, meanings = floors(results), dict(FLOORS.values())
+    if not found and results.get("reference") is not None:
+        return "FID of what no model made is not measured: there are no real images but the stored statistics."
     parts = [f"{x.lower()} ({meanings[x]}; {f['images']:,} images) {plus_minus(f['fid'])}" for x, f in found.items()]
     return f"FID of what no model made: {'; '.join(parts) or NOT_RUN}."
 

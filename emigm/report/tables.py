@@ -17,19 +17,26 @@ from emigm.report.results import (
     METRICS,
     NONE,
     NOT_RUN,
+    PAPER_IMAGES,
     Results,
     bullets,
     count,
     extractor_text,
+    features_text,
+    fid_name,
     fid_text,
     floors,
     floors_text,
     gate_note,
     gate_text,
+    metric,
     nfe_text,
     plus_minus,
     reported,
     spread_text,
+    thousands,
+    weights_note,
+    weights_text,
 )
 from emigm.schedules import elbo_weight, gamma
 
@@ -38,6 +45,10 @@ PAPER_TABLES = {256: 2, 512: 3}
 NFE_NOTE = (
     "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
     "before the last step)."
+)
+NN_NOTE = (
+    "NN distance: root mean square over pixels (grey levels 0..255) between an image and its nearest neighbour in the "
+    "set named, mean over images; of the training images as many are searched as were held out."
 )
 FORMULAS: dict[str, tuple[str, str, Callable, Callable]] = {
     "linear": ("t", "1/t", lambda t: t, lambda t: 1 / t),
@@ -112,7 +123,7 @@ def metrics_table(results: Results, name: str = "metrics") -> Table:
     for size in results.sizes:
         for budget in results.budgets:
             summary = results.get(f"evaluate-{size}", "results", budget, "summary")
-            measured = {title: plus_minus(_pick(summary, key)) for key, title in METRICS.items()}
+            measured = {title: metric(summary, key) for key, title in METRICS.items()}
             model = {first: f"eMIGM-{size.upper()}", "N": budget, "NFE": nfe_text(results, size, budget)}
             rows.append(model | measured)
     rows += [
@@ -123,13 +134,17 @@ def metrics_table(results: Results, name: str = "metrics") -> Table:
     if "isc" in real:
         rows.append({first: f"Reference: real images ({real['images']:,})"} | _present({"isc": real["isc"]}))
     frame = pd.DataFrame(rows, columns=[first, "N", "NFE", *METRICS.values()]).fillna(NONE)
-    frame = frame.rename(columns={METRICS["fid"]: f"FID on {results.label}"})
+    frame = frame.drop(columns=[c for c in frame if len(frame) and (frame[c] == NONE).all()])
+    if results.dry_run:
+        frame = frame.rename(columns={title: f"{title} (DRY RUN)" for title in METRICS.values()})
+    frame = frame.rename(columns={METRICS["fid"]: fid_name(results), f"{METRICS['fid']} (DRY RUN)": fid_name(results)})
     notes = results.notes(
         fid_text(results),
+        features_text(results),
+        weights_note(results),
         spread_text(results),
         NFE_NOTE,
-        "NN distance: root mean square over pixels (grey levels 0..255) between an image and its nearest neighbour in "
-        "the set named, mean over images; of the training images as many are searched as were held out.",
+        NN_NOTE if any("NN distance" in column for column in frame) else "",
         f"“{NOT_RUN}”: no record. “{NONE}”: does not apply or is not measured.",
     )
     return Table(results.folder, name, results.heading(f"All metrics on {results.name}"), frame, notes)
@@ -162,34 +177,41 @@ def _beside_reported(results: Results, resolution: int) -> Table:
     name = f"table{PAPER_TABLES[resolution]}"
     rows, lines = [], reported().query("resolution == @resolution", local_dict={"resolution": str(resolution)})
     budgets = _budgets_for(results, lines, own)
-    scale = f"FID on {where}" + ("" if own else f" ({extractor_text(results)}; not comparable with the paper's)")
+    scale = fid_name(results) + ("" if own else f" ({extractor_text(results)}; not comparable with the paper's)")
     seen = set()
     for line in lines.itertuples():
         row = {
             "Family": line.family,
             "Method": line.method + (f" ({line.note})" if line.note else ""),
             "NFE (paper)": line.nfe.replace("x", "×"),
-            f"FID (paper, {data})": line.fid,
+            f"FID-{thousands(PAPER_IMAGES)} (paper, {data})": line.fid,
             "Params (paper)": line.params or NONE,
         }
-        cells = dict.fromkeys((f"NFE on {where}", scale, f"Params on {where}", f"Context gate on {where}"), NONE)
+        measured = ("NFE", "Weights", "Params", "Context gate")
+        nfe, weights, params, gate = (f"{what} on {where}" for what in measured)
+        cells = dict.fromkeys((nfe, scale, weights, params, gate), NONE)
         if line.family == "Ours":
             size, budget = line.method.split("-")[1].lower(), budgets[_steps(line.nfe)]
             seen.add(size)
-            fid = _pick(results.get(f"evaluate-{size}", "results", budget, "summary"), "fid")
             parameters = results.get(f"train-{size}", "results", "parameters")
-            values = nfe_text(results, size, str(budget)), plus_minus(fid), count(parameters), gate_text(results, size)
-            cells = dict(zip(cells, values, strict=True))
+            cells = {
+                nfe: nfe_text(results, size, str(budget)),
+                scale: metric(results.get(f"evaluate-{size}", "results", str(budget), "summary"), "fid"),
+                weights: weights_text(results, size),
+                params: count(parameters),
+                gate: gate_text(results, size),
+            }
         rows.append(row | cells)
     title = f"Table {PAPER_TABLES[resolution]}: {data} as the paper reports it, "
     title += "and as measured here" if own else f"beside {results.name} as measured here"
     unseen = [size.upper() for size in results.sizes if size not in seen]
     notes = results.notes(
         f"“(paper)”: reported in Table {PAPER_TABLES[resolution]} of the paper, not measured here. "
-        f"“on {where}”: measured by this project. “{NONE}”: this project does not run the other methods. "
+        f"“on {where}”: measured by this project. “{NONE}”: not measured; the other methods are not run. "
         f"“{NOT_RUN}”: no record.",
         "" if own else _stand_in_text(results, data, budgets),
         fid_text(results),
+        weights_note(results),
         spread_text(results),
         floors_text(results),
         NFE_NOTE,
@@ -221,10 +243,6 @@ def _budgets_for(results: Results, lines: pd.DataFrame, own: bool) -> dict[int, 
 def _steps(nfe: str) -> int:
     """N of a printed "N x share"."""
     return int(nfe.split("x")[0])
-
-
-def _pick(summary: dict | None, key: str) -> dict | None:
-    return None if summary is None else summary.get(key)
 
 
 def _present(values: dict[str, dict | float | None]) -> dict[str, str]:

@@ -1,48 +1,177 @@
-"""Encode the images of both splits to raw latents, in checksummed shards."""
+"""Encode the images of both parts to raw latents, in checksummed shards."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from emigm.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
 from emigm.config import Benchmark
-from emigm.images import load_images
-from emigm.latents import write_latents
+from emigm.distributed import World, join
+from emigm.images import NONE, PARTS, ImageSource, open_images, why_none
+from emigm.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.parsing import as_dict
-from emigm.records import write_record
-from emigm.workspace import data_folder, run_stage
+from emigm.photos import DecodingError
+from emigm.records import sha256, write_json, write_record
+from emigm.workspace import STATE, Stopwatch, data_folder, fingerprint, run_stage
 
-BATCH = 512
+STATISTICS_IMAGES = 2048
+"""Images, evenly spaced, that the record's mean and deviation of unit latents are taken over, at most."""
 
-
-def encode(benchmark: Benchmark) -> None:
-    torch.set_num_threads(1)
-    cfg = benchmark.autoencoder
-    autoencoder = load_autoencoder(cfg)
-    results = {}
-    for part in ("train", "holdout"):
-        pixels, labels = load_images(data_folder(benchmark) / "images" / f"{part}.npz")
-        starts = tqdm(range(0, len(pixels), BATCH), desc=f"encode {part}", unit="batch")
-        flips = benchmark.data.flips and part == "train"
-        raw = torch.cat([encoded(autoencoder, torch.from_numpy(pixels[i : i + BATCH]), flips) for i in starts])
-        write_latents(data_folder(benchmark) / "latents" / part, raw.numpy(), labels, {"autoencoder": as_dict(cfg)})
-        unit = autoencoder.sample(raw.flatten(0, 1), torch.Generator().manual_seed(0))
-        results[part] = {
-            "images": len(raw),
-            "views": raw.shape[1],
-            "shape": list(raw.shape[2:]),
-            "unit_mean": float(unit.mean()),
-            "unit_std": float(unit.std()),
-        }
-    write_record(benchmark, "encode", results, device="cpu", autoencoder=cfg)
+Encoder = Callable[[range, Callable[[int], Any]], np.ndarray]
+"""Images' numbers and a progress callback => their raw latents (n, views, ...)."""
 
 
-def encoded(autoencoder: Autoencoder, pixels: torch.Tensor, flips: bool) -> torch.Tensor:
-    """Raw latents (B, views, ...): the image, and its horizontal flip where asked for."""
-    if flips:
-        return torch.stack(encode_with_flips(autoencoder, pixels), dim=1)
-    return autoencoder.encode(pixels)[:, None]
+def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
+    world = join(benchmark.run)
+    folder, state = data_folder(benchmark), STATE / benchmark.name / "encode"
+    if (reason := why_none(folder / "images")) is not None:
+        if world.is_main:
+            shutil.rmtree(folder / "latents", ignore_errors=True)
+            write_json(folder / "latents" / NONE, {"reason": reason})
+            write_record(benchmark, "encode", {"none": reason}, device=world.device, autoencoder=benchmark.autoencoder)
+        return
+    watch = Stopwatch()
+    autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
+    world.check_shared(state)
+    weights = world.gather(checksums(benchmark.autoencoder.weights) if world.is_main else None)[0]
+    sources = {part: open_images(folder / "images", part, benchmark.run.workers) for part in PARTS}
+    shards, failures = {}, []
+    for part, source in sources.items():
+        views = 2 if benchmark.data.flips and part == "train" else 1
+        key = fingerprint(as_dict(benchmark.autoencoder), weights, views, sha256(source.path))
+        shards[part] = Shards(state / part, len(source), key, shard_rows)
+        encoder = partial(encode_rows, autoencoder, source, views, benchmark.run.encode_batch)
+        failures += write_missing(shards[part], encoder, world, f"encode {part}")
+    if failures := [f for of_rank in world.gather(failures) for f in of_rank]:
+        raise DecodingError(failures, "replace them by whole copies and run the same command again; the rest is kept")
+    if not world.is_main:
+        return
+    facts = {"autoencoder": as_dict(benchmark.autoencoder)}
+    results = {part: finish(shards[part], source.labels, facts, autoencoder) for part, source in sources.items()}
+    shutil.rmtree(folder / "latents", ignore_errors=True)
+    for part in PARTS:  # at the very end: DVC removes what is there before it starts the stage again
+        shards[part].move(folder / "latents" / part)
+    shutil.rmtree(state)
+    results |= {"weights_sha256": weights, "seconds": watch.seconds()}
+    record = {"device": world.device, "processes": world.size, "autoencoder": benchmark.autoencoder}
+    write_record(benchmark, "encode", results, **record)
+
+
+def write_missing(shards: Shards, encoder: Encoder, world: World, label: str) -> list[str]:
+    """Write this process's share of the shards that are missing; returns the images that do not decode.
+
+    A shard with such an image is not written, but its other images are tried, so that all are named at once.
+    """
+    missing = world.gather(shards.missing() if world.is_main else None)[0]  # one list, though others write already
+    mine = [missing[i] for i in world.share(len(missing))]
+    if world.size > 1:
+        label += f", process {world.rank + 1} of {world.size}"
+    if len(missing) < len(shards):
+        label += f", {len(shards) - len(missing)} of {len(shards)} shards made before"
+    failures: list[str] = []
+    total = sum(len(shards.ranges[i]) for i in mine)
+    with tqdm(total=total, desc=label, unit="image", mininterval=1.0, disable=not world.is_main) as bar:
+        for i in mine:
+            watch = Stopwatch()
+            try:
+                latents = encoder(shards.ranges[i], bar.update)
+            except DecodingError as e:
+                failures += e.failures
+            else:
+                shards.write(i, latents, watch.seconds())
+    return failures
+
+
+def encode_rows(
+    autoencoder: Autoencoder,
+    source: ImageSource,
+    views: int,
+    batch: int,
+    rows: range,
+    progress: Callable[[int], Any],
+) -> np.ndarray:
+    """Raw latents of consecutive images.
+
+    Args:
+        autoencoder: what encodes them.
+        source: the images.
+        views: 2 to encode the horizontal flips as well.
+        batch: images encoded at once.
+        rows: numbers of the images.
+        progress: called with the number of images that were done since the last call.
+
+    Returns:
+        float32 (n, views, ...).
+
+    Raises:
+        DecodingError: names all of these images that do not decode.
+    """
+    raw, failures = [], []
+    for pixels in read_ahead(source, [rows[i : i + batch] for i in range(0, len(rows), batch)]):
+        if isinstance(pixels, DecodingError):
+            failures += pixels.failures
+        elif not failures:
+            images = torch.from_numpy(pixels)
+            one = views == 1
+            encoded = (autoencoder.encode(images, batch),) if one else encode_with_flips(autoencoder, images, batch)
+            raw.append(torch.stack(encoded, dim=1).numpy())
+            progress(len(images))
+    if failures:
+        raise DecodingError(failures, "replace them")
+    return np.concatenate(raw)
+
+
+def read_ahead(source: ImageSource, batches: Sequence[range]) -> Iterator[np.ndarray | DecodingError]:
+    """Pixels of every batch, in order; the next is read while the caller works on one."""
+
+    def read(rows: range) -> np.ndarray | DecodingError:
+        try:
+            return source.pixels(rows)
+        except DecodingError as e:
+            return e
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, batches[0])
+        for following in batches[1:]:
+            pixels, coming = coming.result(), reader.submit(read, following)
+            yield pixels
+        yield coming.result()
+
+
+def finish(shards: Shards, labels: np.ndarray, facts: dict[str, Any], autoencoder: Autoencoder) -> dict[str, Any]:
+    """Make the store whole, and describe it for the record."""
+    shards.finish(labels, facts)
+    store = LatentStore(shards.store)
+    chosen = np.arange(0, len(store), -(-len(store) // STATISTICS_IMAGES))
+    raw = torch.from_numpy(store.rows(chosen)).flatten(0, 1)
+    unit = autoencoder.sample(raw, torch.Generator().manual_seed(0))
+    return {
+        "images": len(store),
+        "views": store.views,
+        "shape": list(store.shape),
+        "unit_mean": float(unit.mean()),
+        "unit_std": float(unit.std()),
+        "statistics_images": len(chosen),
+        "process_seconds": shards.seconds(),
+    }
+
+
+def checksums(weights: str | None) -> dict[str, str]:
+    """File name -> sha256, of a weights file or of all files of its folder."""
+    if weights is None:
+        return {}
+    path = Path(weights)
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return {file.name: sha256(file) for file in files}
 
 
 if __name__ == "__main__":

@@ -3,62 +3,122 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shutil
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from emigm.config import Benchmark
-from emigm.images import load_images
-from emigm.metrics import Features, Reference, load_extractor, load_reference, nearest_distance, scores
-from emigm.records import write_record
-from emigm.workspace import data_folder, run_stage, samples_folder, samples_name
+from emigm.distributed import join
+from emigm.features import Extractor, load_extractor
+from emigm.images import PARTS, open_images
+from emigm.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
+from emigm.metrics import Reference, clean_fid, load_reference, nearest_distances, same_number, scores
+from emigm.records import sha256, write_record
+from emigm.samples import SampleSet, chunk_name
+from emigm.workspace import STATE, data_folder, fingerprint, run_stage, samples_folder, samples_name
+
+Run = tuple[str, int, int]
+"""Budget, training seed, sampling seed."""
 
 
 def evaluate(benchmark: Benchmark, size: str) -> None:
-    torch.set_num_threads(1)
-    folder, evaluation = data_folder(benchmark), benchmark.evaluation
+    world = join(benchmark.run)
+    if benchmark.extractor.kind == "digits-cnn":
+        torch.set_num_threads(1)
+    run, folder, train_seeds = benchmark.run, data_folder(benchmark), benchmark.train_config(size).seeds
     reference = load_reference(folder / "reference.npz")  # before any work, in case it fails
-    extract = load_extractor(benchmark.extractor, folder / "extractor.safetensors")
-    holdout, _ = load_images(folder / "images" / "holdout.npz")
-    train, _ = load_images(folder / "images" / "train.npz")
-    # Nearest distances to sets of different sizes cannot be compared.
-    train = train[np.random.default_rng(0).choice(len(train), len(holdout), replace=False)]
+    extract = load_extractor(benchmark.extractor, folder / "extractor", world.device, run.score_batch, run.workers)
+    runs = [(b, t, s) for b in benchmark.budgets for t in train_seeds for s in benchmark.evaluation.seeds]
+    images = {r: open_samples(benchmark, size, r) for r in runs}
+    known = known_images(benchmark)
+    identity = [extract.identity, *(sha256(folder / "images" / f"{part}.npz") for part in (PARTS if known else ()))]
+    chunks = {r: chunks_of(samples, identity) for r, samples in images.items()}
+    state = STATE / benchmark.name / f"evaluate-{size}"
+    label = f"{benchmark.name}-{size}"
+    measure_chunks(
+        [c for r in runs for c in chunks[r]], partial(measure, extract, known), state, world, f"features {label}"
+    )
+    if not world.is_main:
+        return
 
-    results = {}
+    results: dict[str, Any] = {budget: {"runs": []} for budget in benchmark.budgets}
+    for budget, train_seed, seed in tqdm(runs, desc=f"score {label}", unit="run"):
+        found = measured(chunks[budget, train_seed, seed], state)
+        labels = images[budget, train_seed, seed].all()[1] if extract.classifies else None
+        scored = score(found, reference, labels, benchmark.evaluation.kid_subset)
+        results[budget]["runs"].append({"train_seed": train_seed, "sample_seed": seed, **scored})
     for budget in benchmark.budgets:
-        runs = score_runs(benchmark, size, budget, extract, reference, train, holdout)
-        metrics = [k for k in runs[0] if not k.endswith("_seed")]
-        results[budget] = {"runs": runs, "summary": {m: summarise(runs, m) for m in metrics}}
-    settings = {"size": size, "images": evaluation.images, "extractor": benchmark.extractor}
-    seeds = {"train_seeds": list(benchmark.train_config(size).seeds), "seeds": list(evaluation.seeds)}
-    write_record(benchmark, f"evaluate-{size}", results, device="cpu", **settings, **seeds)
+        results[budget]["summary"] = summaries(results[budget]["runs"])
+    write_record(
+        benchmark,
+        f"evaluate-{size}",
+        results,
+        device=world.device,
+        processes=world.size,
+        size=size,
+        images=benchmark.evaluation.images,
+        extractor=benchmark.extractor,
+        extractor_identity=extract.identity,
+        reference_source=reference.facts,
+        train_seeds=list(train_seeds),
+        seeds=list(benchmark.evaluation.seeds),
+    )
+    shutil.rmtree(state)
 
 
-def score_runs(
-    benchmark: Benchmark,
-    size: str,
-    budget: str,
-    extract: Callable[[np.ndarray], Features],
-    reference: Reference,
-    train: np.ndarray,
-    holdout: np.ndarray,
-) -> list[dict[str, Any]]:
-    """Scores of every training and sampling seed at one budget; `train` and `holdout` are equally many images."""
-    evaluation = benchmark.evaluation
-    runs = []
-    for train_seed in benchmark.train_config(size).seeds:
-        for seed in evaluation.seeds:
-            pixels, labels = load_images(samples_folder(benchmark, size, budget) / samples_name(train_seed, seed))
-            run = {"train_seed": train_seed, "sample_seed": seed}
-            run |= scores(extract(pixels), reference, labels, evaluation.kid_subset)
-            run |= {
-                "nearest_train": nearest_distance(pixels, train),
-                "nearest_holdout": nearest_distance(pixels, holdout),
-            }
-            runs.append(run)
-    return runs
+def open_samples(benchmark: Benchmark, size: str, run: Run) -> SampleSet:
+    budget, train_seed, seed = run
+    folder = samples_folder(benchmark, size, budget) / samples_name(train_seed, seed)
+    return SampleSet(folder, benchmark.evaluation.images)
+
+
+def known_images(benchmark: Benchmark) -> dict[str, np.ndarray]:
+    """Equally many training and held-out images, for nearest neighbours in pixels; none of data sets of photos, where
+    such neighbours say nothing."""
+    if benchmark.data.dataset == "imagenet":
+        return {}
+    folder = data_folder(benchmark) / "images"
+    train, holdout = (source.pixels(range(len(source))) for source in map(partial(open_images, folder), PARTS))
+    return {"nearest_train": same_number(train, holdout), "nearest_holdout": holdout}
+
+
+def chunks_of(samples: SampleSet, identity: Any) -> list[Chunk]:
+    """The files of one run; `identity` says what is measured on them."""
+    return [
+        Chunk(fingerprint(sha256(samples.folder / chunk_name(*r)), identity), r[1] - r[0], partial(read, samples, i))
+        for i, r in enumerate(samples.ranges)
+    ]
+
+
+def read(samples: SampleSet, i: int) -> np.ndarray:
+    return samples.chunk(i)[0]
+
+
+def measure(extract: Extractor, known: dict[str, np.ndarray], pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Features, and the distance of each image to its nearest among the `known` ones."""
+    return as_arrays(extract(pixels)) | {name: nearest_distances(pixels, others) for name, others in known.items()}
+
+
+def score(
+    found: dict[str, np.ndarray], reference: Reference, labels: np.ndarray | None, kid_subset: int
+) -> dict[str, float | None]:
+    """Every metric of one run; None: not measured."""
+    features = from_arrays(found)
+    nearest = {
+        name: float(found[name].mean(dtype=np.float64)) if name in found else None
+        for name in ("nearest_train", "nearest_holdout")
+    }
+    return scores(features, reference, labels, kid_subset) | nearest | {"clean_fid": clean_fid(features, reference)}
+
+
+def summaries(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Summary of every metric that was measured."""
+    metrics = [k for k in runs[0] if not k.endswith("_seed")]
+    return {m: summarise(runs, m) for m in metrics if all(r[m] is not None for r in runs)}
 
 
 def summarise(runs: list[dict[str, Any]], metric: str) -> dict[str, float | None]:

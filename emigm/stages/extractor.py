@@ -1,32 +1,57 @@
-"""Train the feature extractor on the training images, and measure it on the held-out ones."""
+"""Make the feature extractor: train the digits' classifier and measure it, or check Inception's weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
-from emigm.classifier import DIGITS_FEATURES, load_classifier, save_classifier, train_digits_classifier
+from emigm.classifier import DIGITS_FEATURES, WEIGHTS_FILE, load_classifier, save_classifier, train_digits_classifier
 from emigm.config import Benchmark
 from emigm.images import load_images
-from emigm.records import write_record
+from emigm.records import sha256, write_record
 from emigm.workspace import data_folder, run_stage
 
 
-def train_extractor(benchmark: Benchmark) -> None:
+def make_extractor(benchmark: Benchmark) -> None:
+    make = check_inception_weights if benchmark.extractor.kind == "inception" else train_classifier
+    results = make(benchmark, data_folder(benchmark) / "extractor")
+    write_record(benchmark, "extractor", results, device="cpu", extractor=benchmark.extractor)
+
+
+def train_classifier(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+    """Train on the training images; accuracy on these and on the held-out ones."""
     torch.set_num_threads(1)
     images = data_folder(benchmark) / "images"
+    weights = folder / WEIGHTS_FILE
     pixels, labels = load_images(images / "train.npz")
-    weights = data_folder(benchmark) / "extractor.safetensors"
     save_classifier(weights, train_digits_classifier(pixels, labels, benchmark.extractor.training))
 
     model = load_classifier(weights)
-    results = {"features": DIGITS_FEATURES}
+    results: dict[str, Any] = {"features": DIGITS_FEATURES, "sha256": sha256(weights)}
     for part in ("train", "holdout"):
         pixels, labels = load_images(images / f"{part}.npz")
         right = model(torch.from_numpy(pixels))[1].argmax(1).numpy() == labels
         results[f"{part}_accuracy"] = float(right.mean())
         results[f"{part}_images"] = len(labels)
-    write_record(benchmark, "extractor", results, device="cpu", extractor=benchmark.extractor)
+    return results
+
+
+def check_inception_weights(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+    """Check that torch-fidelity can use the weights, and note which file they are."""
+    from emigm.features import INCEPTION_SHA256, load_extractor, write_source  # torch-fidelity takes seconds to import
+
+    facts = write_source(folder, Path(benchmark.extractor.weights))
+    extractor = load_extractor(benchmark.extractor, folder)
+    if not extractor.identity["published"]:
+        print(
+            f"warning: {facts['path']} is not the published file (its sha256 begins {facts['sha256'][:8]}, not "
+            f"{INCEPTION_SHA256}); no FID can be compared with others"
+        )
+    file = {"file": Path(facts["path"]).name, "sha256": facts["sha256"], "bytes": facts["bytes"]}
+    return {"features": extractor.width, **file, "published": extractor.identity["published"]}
 
 
 if __name__ == "__main__":
-    run_stage(train_extractor)
+    run_stage(make_extractor, one_process=True)

@@ -1,27 +1,71 @@
-"""Prepare the data set: training and held-out images."""
+"""Prepare the data set: training and held-out images, or the list of the photos they come from."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from emigm.config import Benchmark
-from emigm.images import load_split, save_images
-from emigm.records import write_record
+from emigm.images import NONE, PARTS, load_split, save_images
+from emigm.parsing import ConfigError
+from emigm.photos import scan_photos
+from emigm.records import write_json, write_record
 from emigm.workspace import data_folder, run_stage
 
 
 def prepare(benchmark: Benchmark) -> None:
-    split = load_split(benchmark.data)
     folder = data_folder(benchmark) / "images"
+    if benchmark.data.dataset != "imagenet":
+        written, results = prepare_arrays(benchmark, folder)
+    elif benchmark.weights == "trained":
+        written, results = prepare_photos(benchmark, folder)
+    else:
+        reason = "released weights are not trained here, and are scored against stored statistics"
+        write_json(folder / NONE, {"reason": reason})
+        written, results = [NONE], {"none": reason, "classes": benchmark.data.classes}
+    for file in folder.iterdir():  # what another configuration left
+        if file.name not in written:
+            file.unlink()
+    write_record(benchmark, "prepare", results, device="cpu", data=benchmark.data)
+
+
+def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Write both parts of a small data set; returns the files' names and the record's results."""
+    split = load_split(benchmark.data)
     for part, (pixels, labels) in split.items():
         save_images(folder / f"{part}.npz", pixels, labels)
     pixels, labels = split["train"]
-    results = {
+    return [f"{part}.npz" for part in split], {
         "train_images": len(pixels),
         "holdout_images": len(split["holdout"][0]),
         "classes": int(labels.max()) + 1,
         "shape": list(pixels.shape[1:]),
     }
-    write_record(benchmark, "prepare", results, device="cpu", data=benchmark.data)
+
+
+def prepare_photos(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Write the lists of both parts' photos; returns the files' names and the record's results."""
+    cfg = benchmark.data
+    roots = dict(zip(PARTS, (("root", cfg.root), ("holdout_root", cfg.holdout_root)), strict=True))
+    found = {
+        part: scan_photos(Path(root), cfg.classes, f"benchmark.data.{key}", benchmark.run.workers)
+        for part, (key, root) in roots.items()
+    }
+    if differing := set(found["train"]["classes"]) ^ set(found["holdout"]["classes"]):
+        raise ConfigError(
+            f"benchmark.data.holdout_root = {cfg.holdout_root}: its class folders are not those of {cfg.root}; "
+            f"{len(differing)} are in one only, such as {min(differing)}"
+        )
+    for part, photos in found.items():
+        manifest = {"root": roots[part][1], "resolution": cfg.resolution, **photos}
+        write_json(folder / f"{part}.json", manifest)
+    return [f"{part}.json" for part in found], {
+        "train_images": len(found["train"]["files"]),
+        "holdout_images": len(found["holdout"]["files"]),
+        "classes": cfg.classes,
+        "shape": [3, cfg.resolution, cfg.resolution],
+    }
 
 
 if __name__ == "__main__":
-    run_stage(prepare)
+    run_stage(prepare, one_process=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,17 +13,19 @@ import torch
 
 from emigm.autoencoder import load_autoencoder
 from emigm.config import Benchmark
-from emigm.images import load_images, save_images
+from emigm.distributed import World, join
 from emigm.model import WEIGHTS_FILE, load_model
 from emigm.pictures import save_grid
-from emigm.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
+from emigm.records import mean_and_spread, results_folder, sha256, write_json, write_record
+from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.sampling import generate
 from emigm.schedules import nfe
-from emigm.training import fingerprint
 from emigm.workspace import (
     STATE,
     Progress,
     Stopwatch,
+    fingerprint,
+    in_turn,
     model_folder,
     parallel,
     run_stage,
@@ -34,63 +37,103 @@ GRID_COLUMNS = 12
 
 
 def sample(benchmark: Benchmark, size: str, budget: str) -> None:
+    world = join(benchmark.run)
     cfg, evaluation = benchmark.sample_config(size, budget), benchmark.evaluation
     train_seeds = benchmark.train_config(size).seeds
     state = STATE / benchmark.name / f"sample-{size}-{budget}"
     items = [(t, s) for t in train_seeds for s in evaluation.seeds]
     label = f"sample {benchmark.name}-{size}-{budget}"
-    job = partial(sample_seed, benchmark, size, budget, state)
-    runs = parallel(job, items, evaluation.images, "image", label)
+    job = partial(sample_seed, benchmark, size, budget, state, world)
+    world.check_shared(state)
+    world.start_memory()
+    if world.is_plain:
+        folders = parallel(job, items, evaluation.images, "image", label)
+    else:
+        folders = in_turn(job, items, evaluation.images, "image", label, world.is_main)
+    memory = world.peak_memory()
+    world.barrier()  # now every chunk is written
+    if not world.is_main:
+        return
 
-    first, _ = load_images(samples_folder(benchmark, size, budget) / samples_name(*items[0]))
-    classes = benchmark.model_config(size).classes
-    save_grid(results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png", first, classes, GRID_COLUMNS)
+    sets = [SampleSet(folder, evaluation.images) for folder in folders]
+    facts = [read_facts(folder) for folder in folders]
+    seconds = mean_and_spread([sum(f["seconds"] for f in run) / evaluation.images for run in facts])
     results = {
         "nfe": nfe(cfg.steps, cfg.cfg_scale, cfg.cfg_interval),
-        "passes": float(np.mean([r["passes"] for r in runs])),
-        "seconds_per_image": mean_and_spread([r["seconds"] / evaluation.images for r in runs]),
+        "passes": float(np.mean([sum(f["passes"] * f["images"] for f in run) / evaluation.images for run in facts])),
+        "seconds_per_image": seconds,  # of one process
+        "images_per_second": world.size / seconds["mean"],  # of all together
+        "peak_memory": memory,
     }
+    classes = benchmark.model_config(size).classes
+    save_grid(
+        results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png", sets[0].chunk(0)[0], classes, GRID_COLUMNS
+    )
     settings = {"size": size, "budget": budget, "sample": cfg, "images": evaluation.images, "chunk": evaluation.chunk}
     seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
-    write_record(benchmark, f"sample-{size}-{budget}", results, device="cpu", **settings, **seeds)
+    name = f"sample-{size}-{budget}"
+    write_record(benchmark, name, results, device=world.device, processes=world.size, **settings, **seeds)
+    for item, folder in zip(items, folders, strict=True):
+        out = samples_folder(benchmark, size, budget) / samples_name(*item)
+        if out.exists():
+            shutil.rmtree(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder, out)
     shutil.rmtree(state)
 
 
 def sample_seed(
-    benchmark: Benchmark, size: str, budget: str, state: Path, item: tuple[int, int], progress: Progress
-) -> dict[str, Any]:
-    """Images of one training seed and one sampling seed; finished chunks are kept and not made again."""
+    benchmark: Benchmark,
+    size: str,
+    budget: str,
+    state: Path,
+    world: World,
+    item: tuple[int, int],
+    progress: Progress,
+) -> Path:
+    """This process's chunks of the images of one training and one sampling seed; finished ones are not made again.
+
+    Returns the folder in `state` that holds all processes' chunks.
+    """
     train_seed, seed = item
-    cfg, evaluation = benchmark.sample_config(size, budget), benchmark.evaluation
-    folder = model_folder(benchmark, size, train_seed)
-    model = load_model(folder, expect=benchmark.model_config(size))
-    autoencoder = load_autoencoder(benchmark.autoencoder)
+    cfg, evaluation, run = benchmark.sample_config(size, budget), benchmark.evaluation, benchmark.run
+    weights = model_folder(benchmark, size, train_seed)
+    model = load_model(weights, expect=benchmark.model_config(size), device=world.device)
+    autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
     labels = balanced_labels(evaluation.images, model.cfg.classes)
-    key = fingerprint(sha256(folder / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), evaluation.chunk, seed)
+    key = fingerprint(
+        sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), evaluation.images, evaluation.chunk, seed
+    )
+    folder = state / key
 
-    pixels, seconds, passes = [], 0.0, 0.0
-    for start in range(0, evaluation.images, evaluation.chunk):
-        stop = min(start + evaluation.chunk, evaluation.images)
-        path = state / f"{key}-{start}-{stop}.npz"
-        if not path.is_file():
-            make_chunk(path, model, autoencoder, labels[start:stop], cfg, seed, start, evaluation.chunk)
-        with np.load(path) as chunk:
-            pixels.append(chunk["pixels"])
-            seconds += float(chunk["seconds"])
-            passes += float(chunk["passes"]) * (stop - start)
-        progress(stop)
-    out = samples_folder(benchmark, size, budget) / samples_name(train_seed, seed)
-    save_images(out, np.concatenate(pixels), labels.numpy())
-    return {"seconds": seconds, "passes": passes / evaluation.images}
+    chunks = chunk_ranges(evaluation.images, evaluation.chunk)
+    mine = world.share(len(chunks))
+    missing = [i for i in mine if not (folder / chunk_name(*chunks[i])).is_file()]
+    done = evaluation.images * (len(mine) - len(missing)) // max(1, len(mine))
+    progress(done)
+    for n, i in enumerate(missing, 1):
+        start, stop = chunks[i]
+        watch = Stopwatch()
+        pieces = generate(
+            model, labels[start:stop], cfg, seed=seed, first=start, chunk=evaluation.chunk, batch=run.sample_batch
+        )
+        latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
+        pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
+        facts = {"images": stop - start, "seconds": watch.seconds(), "passes": passes[0]}
+        write_json(facts_folder(folder) / f"{start:06d}.json", facts)
+        save_chunk(folder, start, pixels, labels[start:stop].numpy())  # last: a chunk that is there has its facts
+        progress(done + (evaluation.images - done) * n // len(missing))
+    return folder
 
 
-def make_chunk(path: Path, model, autoencoder, labels: torch.Tensor, cfg, seed: int, first: int, chunk: int) -> None:
-    """Generate and decode one chunk of images (index `first` on) into `path`."""
-    watch = Stopwatch()
-    pieces = list(generate(model, labels, cfg, seed=seed, first=first, chunk=chunk, batch=chunk))
-    pixels = autoencoder.decode(torch.cat([p.latents for p in pieces])).numpy()
-    facts = {"seconds": watch.seconds(), "passes": pieces[0].passes}
-    write_atomically(path, lambda p: np.savez(p, pixels=pixels, **facts))
+def facts_folder(folder: Path) -> Path:
+    """Where the cost of each chunk of `folder` is noted."""
+    return folder.with_name(f"{folder.name}-facts")
+
+
+def read_facts(folder: Path) -> list[dict[str, Any]]:
+    """Images, seconds and passes of every chunk of `folder`."""
+    return [json.loads(p.read_text()) for p in sorted(facts_folder(folder).glob("*.json"))]
 
 
 def balanced_labels(images: int, classes: int) -> torch.Tensor:

@@ -13,12 +13,14 @@ def summarise(benchmark: Benchmark) -> None:
     rows = ["size,budget,parameters,nfe,fid,fid_train_std,fid_sample_std"]
     for size in benchmark.sizes:
         trained = read_record(folder / "records" / f"train-{size}.json")["results"]
-        metrics[size] = {"parameters": trained["parameters"], "context_ratio": trained["context"]["ratio"]["mean"]}
+        metrics[size] = {"parameters": trained["parameters"]}
+        if trained["context"] is not None:  # released weights have none without held-out latents
+            metrics[size]["context_ratio"] = trained["context"]["ratio"]["mean"]
         evaluated = read_record(folder / "records" / f"evaluate-{size}.json")["results"]
         for budget in benchmark.budgets:
             scored = evaluated[budget]["summary"]
             sampled = read_record(folder / "records" / f"sample-{size}-{budget}.json")["results"]
-            metrics[size][f"n{budget}"] = {name: value["mean"] for name, value in scored.items()}
+            metrics[size][f"n{budget}"] = {name: value["mean"] for name, value in scored.items() if value is not None}
             fid = scored["fid"]
             row = (
                 size,

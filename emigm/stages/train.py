@@ -1,4 +1,7 @@
-"""Train one size of the ladder, all its training seeds, and hold each run against the context gate."""
+"""Train one size of the ladder, all its training seeds, and hold each run against the context gate.
+
+With `weights: released` the authors' checkpoint is fetched and imported instead.
+"""
 
 from __future__ import annotations
 
@@ -10,85 +13,168 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoder import load_autoencoder
+from emigm.autoencoder import Autoencoder, load_autoencoder
+from emigm.checkpoints import fetch_official, import_official
 from emigm.config import Benchmark
+from emigm.distributed import World, join
 from emigm.flops import mean_training_step
 from emigm.latents import INDEX, LatentStore
-from emigm.model import EMIGM, save_model
+from emigm.model import EMIGM, load_model, save_model
 from emigm.parsing import as_dict
 from emigm.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
-from emigm.training import check_context, context_errors, context_ratio, train
-from emigm.workspace import STATE, Progress, data_folder, model_folder, parallel, run_stage
+from emigm.training import TrainingImages, check_context, context_errors, context_ratio, train
+from emigm.workspace import STATE, Progress, data_folder, in_turn, model_folder, parallel, run_stage
+
+IN_MEMORY = 2**30
+"""Bytes up to which all latents are read at once; larger ones are read batch by batch."""
 
 
 def train_size(benchmark: Benchmark, size: str) -> None:
-    cfg = benchmark.train_config(size)
+    world = join(benchmark.run)
+    if benchmark.weights == "trained":
+        train_seeds(benchmark, size, world)
+    elif world.is_main:
+        import_released(benchmark, size, world)
+
+
+def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
+    """Train all seeds: one after another with all processes, or at once on the cores of one machine."""
+    cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
     state = STATE / benchmark.name / f"train-{size}"
-    runs = parallel(
-        partial(train_seed, benchmark, size, state), cfg.seeds, cfg.steps, "step", f"train {benchmark.name}-{size}"
-    )
-    model_cfg = benchmark.model_config(size)
-    visible = [str(v) for v in benchmark.gate.visible]
-    flops = mean_training_step(model_cfg, cfg)
+    job = partial(train_seed, benchmark, size, state, world)
+    label = f"train {benchmark.name}-{size}"
+    if world.is_plain:
+        import torch._dynamo  # noqa: F401  # every optimizer does: here once, not for seconds in every process
+
+        runs = parallel(job, cfg.seeds, cfg.steps, "step", label)
+    else:
+        runs = in_turn(job, cfg.seeds, cfg.steps, "step", label, world.is_main)
+
+    flops, images = mean_training_step(model_cfg, cfg), cfg.steps * cfg.batch
     results = {
-        "parameters": sum(p.numel() for p in meta_model(benchmark, size).parameters()),
+        "parameters": parameters(benchmark, size),
         "seconds": mean_and_spread([r["seconds"] for r in runs]),
+        "images_per_second": mean_and_spread([images / r["seconds"] for r in runs]),
+        "peak_memory": max(r["peak_memory"] for r in runs) if world.device != "cpu" else None,
         "flops_per_step": flops,
         "flops": flops * cfg.steps,
-        "images": cfg.steps * cfg.batch,
+        "images": images,
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
-        "context": {
-            "errors": {v: mean_and_spread([r["errors"][int(v)] for r in runs]) for v in visible},
-            "ratio": mean_and_spread([context_ratio(r["errors"]) for r in runs]),
-            "passed": all(context_ratio(r["errors"]) <= benchmark.gate.max_ratio for r in runs),
-        },
+        "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
-    settings = {"size": size, "model": model_cfg, "train": cfg, "gate": benchmark.gate, "weights": "trained"}
-    write_record(benchmark, f"train-{size}", results, device="cpu", **settings)
-    write_curve(results_folder(benchmark.name) / "curves" / f"{size}.csv", [r["curve"] for r in runs])
+    if world.is_main:
+        settings = {"size": size, "model": model_cfg, "train": cfg, "gate": benchmark.gate, "weights": "trained"}
+        write_record(benchmark, f"train-{size}", results, device=world.device, processes=world.size, **settings)
+        write_curve(curve_file(benchmark, size), [r["curve"] for r in runs])
     for seed, run in zip(cfg.seeds, runs, strict=True):
         check_context(run["errors"], benchmark.gate, f"{benchmark.name}-{size}, training seed {seed}")
-    shutil.rmtree(state)
+    if world.is_main:
+        shutil.rmtree(state)
 
 
-def train_seed(benchmark: Benchmark, size: str, state: Path, seed: int, progress: Progress) -> dict[str, Any]:
+def train_seed(
+    benchmark: Benchmark, size: str, state: Path, world: World, seed: int, progress: Progress
+) -> dict[str, Any]:
     """Train one seed, save it, and measure what context gives it on held-out images."""
-    folder = data_folder(benchmark) / "latents"
-    store, autoencoder = LatentStore(folder / "train"), load_autoencoder(benchmark.autoencoder)
+    folder = data_folder(benchmark) / "latents" / "train"
+    store, autoencoder = LatentStore(folder), load_autoencoder(benchmark.autoencoder)
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
-    raw = torch.from_numpy(store.rows(np.arange(len(store))))
-
-    def fetch(index: np.ndarray, generator: torch.Generator) -> torch.Tensor:
-        view = torch.randint(raw.shape[1], (len(index),), generator=generator, device=generator.device).cpu()
-        return autoencoder.sample(raw[torch.from_numpy(index), view], generator)
-
+    images = training_images(store, world)
+    world.start_memory()
     result = train(
         model_cfg,
         cfg,
-        fetch,
-        store.labels,
+        images,
+        autoencoder,
         seed=seed,
         state_folder=state,
-        data_id=sha256(folder / "train" / INDEX),
+        data_id=sha256(folder / INDEX),
+        world=world,
+        micro_batch=benchmark.run.train_batch,
+        on_start=progress,
         on_step=lambda step, loss: progress(step),
     )
-    facts = {"origin": "trained", "seed": seed, "steps": cfg.steps, "autoencoder": as_dict(benchmark.autoencoder)}
-    save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, **facts)
+    memory = world.peak_memory()
+    if world.is_main:
+        facts = {"origin": "trained", "seed": seed, "steps": cfg.steps, "autoencoder": as_dict(benchmark.autoencoder)}
+        save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, **facts)
 
-    model = EMIGM(model_cfg).eval().requires_grad_(False)
+    model = EMIGM(model_cfg).to(world.device).eval().requires_grad_(False)
     model.load_state_dict(result.ema)
-    held_out = LatentStore(folder / "holdout")
-    rows = np.arange(min(benchmark.gate.images, len(held_out)))
-    latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows)[:, 0]), torch.Generator().manual_seed(0))
+    errors = world.gather(held_out_errors(benchmark, model, autoencoder, world.device))[0]
+    return {"curve": result.curve, "seconds": result.seconds, "errors": errors, "peak_memory": memory}
+
+
+def training_images(store: LatentStore, world: World) -> TrainingImages:
+    """The store's images: in memory when they fit, else from its shards, whose checksums the processes verify."""
+    if len(store) * store.rows(np.zeros(1, dtype=np.int64)).nbytes > IN_MEMORY:
+        store.verify(world.share(store.shards))
+        world.barrier()
+        return TrainingImages(store.labels, store.views, lambda i, view: torch.from_numpy(store.rows(i, view)), True)
+    raw = torch.from_numpy(store.rows(np.arange(len(store))))
+    rows = lambda i, view: raw[torch.from_numpy(i), torch.from_numpy(view)]  # noqa: E731
+    return TrainingImages(store.labels, store.views, rows, False)
+
+
+def held_out_errors(benchmark: Benchmark, model: EMIGM, autoencoder: Autoencoder, device: str) -> dict[int, float]:
+    """The context gate's errors on held-out images."""
+    held_out, gate = LatentStore(data_folder(benchmark) / "latents" / "holdout"), benchmark.gate
+    rows = np.arange(min(gate.images, len(held_out)))
+    latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows, 0)), torch.Generator().manual_seed(0))
     labels = torch.from_numpy(held_out.labels[rows])
-    errors = context_errors(model, latents, labels, benchmark.gate.visible, seed=0, repeats=benchmark.gate.repeats)
-    return {"curve": result.curve, "seconds": result.seconds, "errors": errors}
+    return context_errors(model, latents.to(device), labels.to(device), gate.visible, seed=0, repeats=gate.repeats)
 
 
-def meta_model(benchmark: Benchmark, size: str) -> EMIGM:
-    """The architecture without its weights."""
+def context_summary(benchmark: Benchmark, errors: list[dict[int, float]]) -> dict[str, Any]:
+    """What the record says of the context gate, given each run's errors by the number of visible tokens."""
+    gate, ratios = benchmark.gate, [context_ratio(e) for e in errors]
+    return {
+        "errors": {str(v): mean_and_spread([e[v] for e in errors]) for v in gate.visible},
+        "ratio": mean_and_spread(ratios),
+        "passed": all(ratio <= gate.max_ratio for ratio in ratios),
+    }
+
+
+def import_released(benchmark: Benchmark, size: str, world: World) -> None:
+    """Turn the authors' checkpoint into the model folder; the gate applies where there are held-out latents."""
+    released, model_cfg = benchmark.released, benchmark.model_config(size)
+    (seed,) = benchmark.train_config(size).seeds
+    folder = model_folder(benchmark, size, seed)
+    facts = import_official(
+        fetch_official(released, size),
+        folder,
+        model_cfg,
+        token=released.token,
+        checksum=released.sha256.get(size),
+        autoencoder=as_dict(benchmark.autoencoder),
+    )
+    errors = None
+    if (data_folder(benchmark) / "latents" / "holdout").is_dir():
+        model = load_model(folder, expect=model_cfg, device=world.device)
+        errors = held_out_errors(benchmark, model, load_autoencoder(benchmark.autoencoder), world.device)
+    unknown = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
+    results = {
+        "parameters": parameters(benchmark, size),
+        **dict.fromkeys(unknown),
+        "context": None if errors is None else context_summary(benchmark, [errors]),
+    }
+    settings = {"size": size, "model": model_cfg, "gate": benchmark.gate, "weights": "released"}
+    write_record(benchmark, f"train-{size}", results, device=world.device, source=facts["source"], **settings)
+    write_curve(curve_file(benchmark, size), [])
+    if errors is not None:
+        remedy = "Check autoencoder.scale, autoencoder.weights and the held-out images."
+        check_context(errors, benchmark.gate, f"{benchmark.name}-{size}, released weights", remedy)
+
+
+def parameters(benchmark: Benchmark, size: str) -> int:
+    """Parameters of the architecture."""
     with torch.device("meta"):
-        return EMIGM(benchmark.model_config(size))
+        model = EMIGM(benchmark.model_config(size))
+    return sum(p.numel() for p in model.parameters())
+
+
+def curve_file(benchmark: Benchmark, size: str) -> Path:
+    return results_folder(benchmark.name) / "curves" / f"{size}.csv"
 
 
 def write_curve(path: Path, curves: list[list[tuple[int, float]]]) -> None:

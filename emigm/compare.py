@@ -1,0 +1,203 @@
+"""`emigm compare`: this project's numbers against those that the paper reports, cell by cell."""
+
+# ruff: noqa: RUF001
+# × is meant: it is the paper's notation.
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from emigm.config import Benchmark, CompareConfig
+from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.parsing import ConfigError, as_dict
+from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
+
+WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
+IMAGES = 50_000
+REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
+"""ADM's statistics of the training set, by resolution."""
+SAMPLING = ("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "solver", "temperature", "x0_clip")
+"""What of the sampling settings must be the paper's; precision changes rounding alone."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of the paper's models at one of its two budgets."""
+
+    size: str
+    budget: str
+    reported: dict[str, str]
+    """fid, nfe and params as the paper prints them."""
+    fid: float | None
+    """Ours: the mean over seeds; None: not run."""
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    """Why the cell is not comparable."""
+
+    @property
+    def difference(self) -> float | None:
+        """(Ours - reported) / reported."""
+        return None if self.fid is None else self.fid / float(self.reported["fid"]) - 1
+
+
+def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
+    """Print the comparison; 0 where every cell that the paper reports is within the tolerance, else 1.
+
+    Args:
+        benchmark: its records are read from `results/`.
+        allow_missing: cells that have not run do not count, as long as one is comparable.
+
+    Raises:
+        ConfigError: the paper reports nothing that the benchmark measures.
+    """
+    cfg = benchmark.compare
+    if cfg is None:
+        raise ConfigError(
+            f"{benchmark.name} has no benchmark.compare: the paper reports no such benchmark; compare imagenet256 or "
+            "imagenet512"
+        )
+    results = load(benchmark.name)
+    cells = compare_cells(results, cfg)
+    print(table(results, cells, cfg))
+    counts = {v: sum(c.verdict == v for c in cells) for v in (WITHIN, OUTSIDE, INCOMPARABLE, NOT_RUN)}
+    print("\n" + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
+    problem = failure(counts, allow_missing)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def failure(counts: dict[str, int], allow_missing: bool) -> str | None:
+    """Why a comparison does not count as a reproduction; None: it does."""
+    if counts[OUTSIDE]:
+        return f"{plural(counts[OUTSIDE], 'FID')} outside the tolerance"
+    if not counts[WITHIN]:
+        return "nothing was comparable with the paper"
+    if counts[INCOMPARABLE]:
+        return f"{plural(counts[INCOMPARABLE], 'cell')} not comparable with the paper"
+    if counts[NOT_RUN] and not allow_missing:
+        return f"{plural(counts[NOT_RUN], 'cell')} not run (--allow-missing if that is meant)"
+    return None
+
+
+def compare_cells(results: Results, cfg: CompareConfig) -> list[Cell]:
+    """A cell for every row of the paper's own models at the resolution."""
+    lines = reported().query(
+        "resolution == @resolution and family == 'Ours'", local_dict={"resolution": str(cfg.resolution)}
+    )
+    return [compare_cell(results, cfg, line._asdict()) for line in lines.itertuples(index=False)]
+
+
+def compare_cell(results: Results, cfg: CompareConfig, line: dict[str, str]) -> Cell:
+    """Find the cell's records and judge them."""
+    size, budget = line["method"].split("-")[1].lower(), line["nfe"].split("x")[0]
+    fid = results.get(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
+    if fid is None:
+        return Cell(size, budget, line, None, NOT_RUN)
+    reasons = tuple(incomparable(results, cfg.resolution, size, budget, line))
+    if reasons:
+        return Cell(size, budget, line, fid, INCOMPARABLE, reasons)
+    within = abs(fid / float(line["fid"]) - 1) <= cfg.fid_tolerance
+    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE)
+
+
+def incomparable(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
+    """What of a measured cell differs from how the paper's number came about."""
+    stages = {kind: f"{kind}-{size}" for kind in ("train", "evaluate")} | {"sample": f"sample-{size}-{budget}"}
+    absent = [stage for stage in stages.values() if stage not in results.records]
+    if absent:
+        return [f"no record {stage}" for stage in absent]
+    found = []
+    if any(results.get(stage, "dry_run") for stage in stages.values()):
+        found.append("dry run")
+    if len({results.get(stage, "weights") for stage in stages.values()}) > 1:
+        found.append("records of trained and of released weights")
+    found += training_differs(results, stages["train"])
+    found += network_differs(results, resolution, size, line)
+    found += sampling_differs(results, resolution, size, budget, line)
+    return found + evaluation_differs(results, resolution, stages["evaluate"])
+
+
+def training_differs(results: Results, stage: str) -> list[str]:
+    """Released weights are the paper's; trained ones must have seen as many images."""
+    weights = results.get(stage, "weights")
+    if weights is None:
+        return ["the records do not say whose weights"]
+    images = results.get(stage, "scale", "images_trained_on")
+    # Another batch leaves out another part of an epoch: that much is the paper's scale still.
+    if weights == "trained" and abs((images or 0) / PAPER_TRAINING_IMAGES - 1) > 0.01:
+        return [f"trained on {images or 0:,} images, the paper on {PAPER_TRAINING_IMAGES:,}"]
+    return []
+
+
+def network_differs(results: Results, resolution: int, size: str, line: dict[str, str]) -> list[str]:
+    """The architecture, and with it the number of parameters."""
+    model = results.get(f"train-{size}", "settings", "model")
+    parameters = results.get(f"train-{size}", "results", "parameters")
+    found = [] if model == as_dict(PAPER_MODELS[resolution, size]) else ["another architecture"]
+    # The paper rounds some counts and truncates others.
+    if parameters is None or abs(parameters / 1e6 - float(line["params"].rstrip("M"))) >= 1:
+        found.append(f"{count(parameters)} parameters")
+    return found
+
+
+def sampling_differs(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
+    """Sampling settings, and with them the NFE as the paper rounds it."""
+    stage = f"sample-{size}-{budget}"
+    ours, paper = results.get(stage, "settings", "sample") or {}, as_dict(paper_sampling(resolution, size, int(budget)))
+    found = [
+        f"sampled with {key} {ours.get(key)}, the paper with {paper[key]}"
+        for key in SAMPLING
+        if ours.get(key) != paper[key]
+    ]
+    nfe, share = results.get(stage, "results", "nfe"), line["nfe"].split("x")[1]
+    digits = len(share.split(".")[1])
+    if nfe is None or abs(nfe / int(budget) - float(share)) > 0.5 * 10**-digits:
+        found.append(f"NFE {nfe}")
+    return found
+
+
+def evaluation_differs(results: Results, resolution: int, stage: str) -> list[str]:
+    """Extractor, reference statistics and number of images."""
+    extractor, reference = results.get(stage, "settings", "extractor", "kind"), results.get(stage, "reference")
+    images = results.get(stage, "scale", "images") or results.get(stage, "settings", "images")
+    found = [] if extractor == "inception" else [f"features of {extractor}"]
+    if reference != REFERENCES[resolution]:
+        found.append(f"reference: {reference}, the paper's: {REFERENCES[resolution]}")
+    if images is None or images < IMAGES:
+        found.append(f"{images or 0:,} images, the paper {IMAGES:,}")
+    return found
+
+
+def table(results: Results, cells: list[Cell], cfg: CompareConfig) -> str:
+    """The comparison as text, with the reasons below."""
+    rows = []
+    for c in cells:
+        weights = results.get(f"train-{c.size}", "weights")
+        rows.append(
+            (
+                c.reported["method"],
+                c.reported["nfe"].replace("x", "×"),
+                nfe_text(results, c.size, c.budget),
+                c.reported["params"],
+                count(results.get(f"train-{c.size}", "results", "parameters")),
+                weights or NOT_RUN,
+                c.reported["fid"],
+                NOT_RUN if c.fid is None else f"{c.fid:.2f}",
+                NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
+                f"±{100 * cfg.fid_tolerance:g}%",
+                c.verdict,
+            )
+        )
+    headers = ("model", "NFE (paper)", "NFE", "params (paper)", "params", "weights", "FID (paper)", "FID", "difference")
+    text = tabulate(rows, (*headers, "tolerance", "verdict"), "simple", disable_numparse=True)
+    reasons: dict[tuple[str, ...], list[str]] = {}
+    for c in cells:
+        if c.reasons:
+            reasons.setdefault(c.reasons, []).append(f"{c.reported['method']} N={c.budget}")
+    lines = [f"not comparable: {', '.join(names)}: {'; '.join(why)}" for why, names in reasons.items()]
+    tolerance = f"Tolerance: benchmark.compare.fid_tolerance, {100 * cfg.fid_tolerance:g}% of the reported FID."
+    title = results.heading(f"{results.name} against the paper's Table {2 if cfg.resolution == 256 else 3}")
+    return "\n".join([title, "", text, "", tolerance, *lines])

@@ -1,0 +1,188 @@
+"""uint8 images -> features, on one device, in float32 always: torch-fidelity's Inception, or the digits' classifier.
+
+The digits' classifier is registered with torch-fidelity as an extractor, so that both kinds give what its metrics take.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor
+
+from emigm.classifier import DIGITS_FEATURES, WEIGHTS_FILE, load_classifier
+from emigm.config import ExtractorConfig
+from emigm.parsing import ConfigError
+from emigm.records import sha256, write_json
+from emigm.weights import read_tensors
+
+SOURCE_FILE = "source.json"
+"""In the extractor's folder, of the kind inception: where the weights lie, and what they are."""
+INCEPTION_SHA256 = "6726825d"
+"""The published weights' checksum starts with this, as their name says."""
+INCEPTION_REMEDY = (
+    "extractor.weights of kind: inception must name torch-fidelity's pt_inception-2015-12-05-6726825d.pth; its release "
+    "v0.2.0 on GitHub (toshas/torch-fidelity) has it as weights-inception-2015-12-05-6726825d.pth"
+)
+
+
+class DigitsExtractor(FeatureExtractorBase):
+    """The classifier as torch-fidelity wants it; layers "64" and "logits"."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str = "", **_):
+        super().__init__(name, features_list)
+        self.model = load_classifier(Path(feature_extractor_weights_path))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        layers = dict(zip(self.get_provided_features_list(), self.model(pixels), strict=True))
+        return tuple(layers[name] for name in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (str(DIGITS_FEATURES), "logits")
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else str(DIGITS_FEATURES)
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+
+register_feature_extractor("digits-cnn", DigitsExtractor)
+
+
+class Features(NamedTuple):
+    """What the metrics need to know of a set of images."""
+
+    pool: Tensor  # (n, d)
+    logits: Tensor  # (n, classes)
+    clean: Tensor | None = None  # (n, d), pool behind clean-fid's resizing; None where nothing is resized
+
+
+class Extractor:
+    """Pixels, uint8 (n, c, h, w) => `Features`, float32 on the CPU.
+
+    Args:
+        network: torch-fidelity's extractor, with the pool features and the logits as its two layers.
+        identity: what it is, for records.
+        width: d, features of an image.
+        device: where it works.
+        batch: images at once.
+        workers: threads that resize images.
+    """
+
+    def __init__(self, network: FeatureExtractorBase, identity: dict[str, Any], device: str, batch: int, workers: int):
+        self.network, self.identity = network, identity
+        self.device, self.batch, self.workers = torch.device(device), batch, workers
+        self.inception = identity["kind"] == "inception"
+        self.width = int(network.features_list[0])
+        # cuDNN rounds the inputs of convolutions to TF32 unless told not to, which moves FID.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the logits are the benchmark's own classes (Inception's are in another order)."""
+        return not self.inception
+
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> Features:
+        expected = (3,) if self.inception else (1, 8, 8)
+        if pixels.dtype != np.uint8 or pixels.shape[1 : 1 + len(expected)] != expected:
+            raise ConfigError(
+                f"extractor kind: {self.identity['kind']} takes uint8 images of shape "
+                f"{'3 x height x width' if self.inception else '1 x 8 x 8'}, not {pixels.dtype} of shape "
+                f"{' x '.join(map(str, pixels.shape[1:]))}; set another extractor"
+            )
+        parts = []
+        with torch.autocast(self.device.type, enabled=False):
+            for start in range(0, len(pixels), self.batch):
+                images = pixels[start : start + self.batch]
+                found = self.network(torch.from_numpy(images).to(self.device))
+                found += (self.trunk(self._resized(images)),) if self.inception else ()
+                parts.append([f.float().cpu() for f in found])
+        return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        """Inception without torch-fidelity's resizing: images (B, 3, 299, 299) in -1..1 => (B, 2048)."""
+        return nn.Sequential(*(m for name, m in self.network.named_children() if name != "fc"), nn.Flatten())
+
+    def _resized(self, images: np.ndarray) -> Tensor:
+        """As clean-fid prepares images (bicubic with antialiasing, not rounded): (B, 3, 299, 299) in -1..1."""
+        from cleanfid.resize import build_resizer  # only Inception needs it
+
+        with ThreadPool(self.workers) as pool:
+            resized = pool.map(build_resizer("clean"), images.transpose(0, 2, 3, 1))
+        return (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(self.device) - 128) / 128
+
+
+def load_extractor(
+    cfg: ExtractorConfig, folder: Path, device: str = "cpu", batch: int = 64, workers: int = 1
+) -> Extractor:
+    """The extractor that the extractor stage left in `folder`.
+
+    Raises:
+        ConfigError: the stage has not run, or the weights are missing, damaged, or not those it saw.
+    """
+    path, layers, name = Path(folder) / WEIGHTS_FILE, [str(DIGITS_FEATURES), "logits"], cfg.kind
+    if cfg.kind == "inception":
+        path = read_source(Path(folder))
+        layers, name = ["2048", "logits_unbiased"], "inception-v3-compat"
+        check_inception(path)
+    options = {"feature_extractor_weights_path": str(path), "verbose": False}
+    try:
+        network = create_feature_extractor(name, layers, cuda=device != "cpu", **options)
+    except RuntimeError as e:  # names or shapes of tensors
+        reason = " ".join(str(e).split())[:150]
+        raise ConfigError(f"{path}: not the weights of this extractor ({reason}) ({INCEPTION_REMEDY})") from e
+    identity: dict[str, Any] = {"kind": cfg.kind, "sha256": sha256(path)}
+    if cfg.kind == "inception":
+        identity["published"] = identity["sha256"].startswith(INCEPTION_SHA256)
+    return Extractor(network, identity, device, batch, workers)
+
+
+def check_inception(path: Path) -> None:
+    """Raise ConfigError unless the file holds tensors and nothing else.
+
+    torch-fidelity unpickles it without restrictions; what has passed here cannot run code there.
+    """
+    try:
+        read_tensors(path)
+    except ConfigError as e:
+        raise ConfigError(f"{e} ({INCEPTION_REMEDY})") from e
+
+
+def write_source(folder: Path, weights: Path) -> dict[str, Any]:
+    """Check Inception's weights and note in `folder` what they are; returns that."""
+    check_inception(weights)
+    facts = {"path": str(weights), "sha256": sha256(weights), "bytes": weights.stat().st_size}
+    write_json(folder / SOURCE_FILE, facts)
+    return facts
+
+
+def read_source(folder: Path) -> Path:
+    """The weights file noted in `folder`; raises ConfigError unless it is still the same."""
+    note = folder / SOURCE_FILE
+    if not note.is_file():
+        raise ConfigError(f"{note}: no such file; the extractor stage has not run (dvc repro)")
+    facts = json.loads(note.read_text())
+    path = Path(facts["path"])
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file ({INCEPTION_REMEDY})")
+    if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+        raise ConfigError(
+            f"{path}: not the file the extractor stage has seen (sha256 {facts['sha256']}); put that back, or run "
+            f"dvc repro --force extractor@{folder.parent.name}"
+        )
+    return path

@@ -1,0 +1,158 @@
+"""ADM's files: reference statistics in, samples out."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from emigm.adm import AdmReference, export_npz
+from emigm.parsing import ConfigError
+from emigm.samples import save_chunk
+
+D = 6
+"""Features of the tests' extractor."""
+
+
+def reference_arrays(dtype=np.float32) -> dict[str, np.ndarray]:
+    """What ADM's files hold, small."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, D))
+    images = rng.integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
+    spatial = {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    return {"arr_0": images, "mu": x.mean(0).astype(dtype), "sigma": np.cov(x.T).astype(dtype)} | spatial
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_statistics_of_any_float_type_and_images_come_back(tmp_path, dtype, save):
+    arrays = reference_arrays(dtype)
+    save(tmp_path / "r.npz", **arrays)
+    reference = AdmReference(tmp_path / "r.npz", D)
+    assert reference.mu.dtype == reference.sigma.dtype == np.float64
+    assert np.array_equal(reference.mu, arrays["mu"]) and np.array_equal(reference.sigma, arrays["sigma"])
+    assert reference.images == 7 and reference.keys == ["arr_0", "mu", "mu_s", "sigma", "sigma_s"]
+    images = arrays["arr_0"].transpose(0, 3, 1, 2)
+    for start, stop in ((0, 3), (3, 7), (6, 7), (1, 2)):  # the last goes back
+        assert np.array_equal(reference.pixels(start, stop), images[start:stop])
+
+
+def test_a_file_may_hold_statistics_alone(tmp_path):
+    arrays = reference_arrays()
+    np.savez(tmp_path / "r.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    assert AdmReference(tmp_path / "r.npz", D).images is None
+
+
+def test_a_missing_reference_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(ConfigError, match=r"r\.npz: no such file \(evaluation\.reference must name .*VIRTUAL_imagenet"):
+        AdmReference(tmp_path / "r.npz", D)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 900])
+def test_a_truncated_reference_is_named(tmp_path, kept):
+    np.savez(tmp_path / "r.npz", **reference_arrays())
+    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:kept])
+    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged or no \.npz .*download it again"):
+        AdmReference(tmp_path / "r.npz", D)
+
+
+def test_a_file_that_is_no_npz_or_damaged_inside_is_named(tmp_path):
+    path = tmp_path / "r.npz"
+    path.write_text("<html>too many downloads</html>")
+    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged or no \.npz"):
+        AdmReference(path, D)
+    np.savez(path, **reference_arrays())
+    data = bytearray(path.read_bytes())
+    at = data.index(reference_arrays()["mu"].tobytes())
+    data[at] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged .*CRC"):
+        AdmReference(path, D)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_images_of_a_reference_are_named_when_they_are_read(tmp_path, save):
+    path = tmp_path / "r.npz"
+    images = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)  # more than a buffer
+    save(path, **reference_arrays() | {"arr_0": images})
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("arr_0.npy")
+    data = bytearray(path.read_bytes())
+    middle = member.header_offset + member.compress_size // 2 + 64
+    data[middle : middle + 32] = bytes(32)
+    path.write_bytes(data)
+    reference = AdmReference(path, D)
+    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged or no \.npz"):
+        reference.pixels(0, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mu": None}, r"no mu among \['arr_0', 'mu_s', 'sigma', 'sigma_s'\]"),
+        ({"mu": None, "sigma": None}, "no mu and no sigma among"),
+        ({"mu": np.zeros(D + 1)}, r"mu is float64 of shape \(7,\), expected floats of shape \(6,\)"),
+        ({"sigma": np.zeros((D, 2))}, r"sigma is float64 of shape \(6, 2\), expected floats of shape \(6, 6\)"),
+        ({"mu": np.zeros(D, int)}, "mu is int64 of shape"),
+        ({"mu": np.full(D, np.nan)}, "mu holds NaN or infinity"),
+        ({"sigma": np.full((D, D), np.inf)}, "sigma holds NaN or infinity"),
+        ({"mu": np.array([{}] * D, dtype=object)}, "truncated, damaged or no .*Object arrays"),
+        ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"arr_0 is uint8 of shape \(2, 3, 8, 8\), expected uint8"),
+        ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
+    ],
+)
+def test_a_reference_that_does_not_hold_what_it_needs_is_refused(tmp_path, changes, message):
+    arrays = {k: v for k, v in (reference_arrays() | changes).items() if v is not None}
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(ConfigError, match=r"r\.npz: " + message):
+        AdmReference(tmp_path / "r.npz", D)
+
+
+def samples(folder, shape=(3, 4, 5), sizes=(4, 4, 2)):
+    """Chunks of random images; all pixels and labels."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (sum(sizes), *shape), dtype=np.uint8)
+    labels, start = rng.integers(0, 10, sum(sizes)), 0
+    for n in sizes:
+        save_chunk(folder, start, pixels[start : start + n], labels[start : start + n])
+        start += n
+    return pixels, labels
+
+
+def test_exported_samples_are_what_adm_s_evaluator_reads(tmp_path):
+    pixels, labels = samples(tmp_path / "s")
+    export_npz(tmp_path / "s", tmp_path / "out.npz", 10)
+    with np.load(tmp_path / "out.npz") as f:
+        assert f.files == ["arr_0", "arr_1"] and f["arr_0"].dtype == np.uint8
+        assert np.array_equal(f["arr_0"], pixels.transpose(0, 2, 3, 1)) and np.array_equal(f["arr_1"], labels)
+    with zipfile.ZipFile(tmp_path / "out.npz") as archive, archive.open("arr_0.npy") as member:
+        assert archive.testzip() is None and np.lib.format.read_magic(member) == (1, 0)
+    np.savez(tmp_path / "numpy.npz", pixels.transpose(0, 2, 3, 1), labels)
+    assert (tmp_path / "numpy.npz").stat().st_size == pytest.approx((tmp_path / "out.npz").stat().st_size, abs=200)
+
+
+def test_images_are_written_chunk_by_chunk(tmp_path, monkeypatch):
+    samples(tmp_path / "s")
+    sizes, write = [], zipfile._ZipWriteFile.write
+    monkeypatch.setattr(
+        zipfile._ZipWriteFile, "write", lambda f, d: (sizes.append(memoryview(d).nbytes), write(f, d))[1]
+    )
+    export_npz(tmp_path / "s", tmp_path / "out.npz", 10)
+    assert sizes.count(4 * 60) == 2 and sizes.count(2 * 60) == 1 and max(sizes) <= 4 * 60
+
+
+def test_samples_that_cannot_be_exported_are_named_and_leave_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder; the sample stage has not run"):
+        export_npz(tmp_path / "none", tmp_path / "out.npz", 10)
+    samples(tmp_path / "s")
+    with pytest.raises(ConfigError, match="holds 10 images without a gap"):
+        export_npz(tmp_path / "s", tmp_path / "out.npz", 50_000)
+    with pytest.raises(ConfigError, match=r"out\.zip: the name must end in \.npz"):
+        export_npz(tmp_path / "s", tmp_path / "out.zip", 10)
+    samples(tmp_path / "grey", (1, 8, 8))
+    with pytest.raises(ConfigError, match="takes RGB images, not images of 1 channel"):
+        export_npz(tmp_path / "grey", tmp_path / "out.npz", 10)
+    samples(tmp_path / "mixed", (3, 4, 5), (4,))
+    save_chunk(tmp_path / "mixed", 4, np.zeros((1, 3, 8, 8), np.uint8), np.zeros(1, int))
+    with pytest.raises(ConfigError, match="images of several sizes"):
+        export_npz(tmp_path / "mixed", tmp_path / "out.npz", 5)
+    assert not [p for p in tmp_path.iterdir() if p.is_file()]

@@ -1,0 +1,210 @@
+"""Comparison with the paper, on records made up here (no number in this file was measured)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emigm import cli
+from emigm.compare import compare, compare_cells
+from emigm.compose import compose_benchmark
+from emigm.parsing import ConfigError
+from emigm.pictures import save_grid
+from emigm.records import read_record, write_json, write_record
+from emigm.report import load, reported
+from emigm.schedules import nfe
+
+REPO = Path(__file__).parents[1]
+PARAMETERS = {  # counted on the official modules
+    256: {"xs": 69_018_848, "s": 96_640_544, "b": 207_924_000, "l": 478_325_280, "h": 942_401_824},
+    512: {"xs": 104_506_624, "s": 132_145_728, "b": 244_150_592, "l": 478_403_136},
+}
+
+
+def paper_fid(resolution, size, budget):
+    rows = reported().query("family == 'Ours' and resolution == @r", local_dict={"r": str(resolution)})
+    row = rows[(rows.method == f"eMIGM-{size.upper()}") & rows.nfe.str.startswith(f"{budget}x")]
+    return float(row.fid.item())
+
+
+def write_paper_results(root, name="imagenet256", *overrides, factor=1.0):
+    """Records as the stages write them with stored statistics, FIDs being the reported ones times `factor`."""
+    benchmark = compose_benchmark(name, overrides, REPO / "benchmarks")
+    here = Path.cwd()
+    os.chdir(root)  # records go to the working directory's results/
+    try:
+        _write(benchmark, factor)
+    finally:
+        os.chdir(here)
+    return benchmark
+
+
+def _write(benchmark, factor):
+    resolution, released = benchmark.compare.resolution, benchmark.weights == "released"
+    record = {"device": "cpu", "processes": 8}
+    reason = {"none": "released weights"} if released else {"train_images": 1_281_167, "holdout_images": 50_000}
+    write_record(benchmark, "prepare", reason | {"classes": benchmark.data.classes}, **record, data=benchmark.data)
+    extractor = {"extractor": benchmark.extractor}
+    write_record(benchmark, "extractor", {"features": 2048, "published": True}, **record, **extractor)
+    source = {"kind": "stored statistics", "file": Path(benchmark.evaluation.reference).name, "feature_images": 10_000}
+    stored = {"images": 10_000, "isc": 230.1, "fid": 2.0}
+    results = {"source": source, "floors": {}, "stored_images": stored}
+    write_record(benchmark, "reference", results, **record, **extractor, evaluation=benchmark.evaluation)
+    seeds = {"seeds": list(benchmark.evaluation.seeds), "images": benchmark.evaluation.images}
+    for size in benchmark.sizes:
+        train = benchmark.train_config(size)
+        common = {"size": size, "train_seeds": list(train.seeds)}
+        settings = {"size": size, "model": benchmark.model_config(size), "weights": benchmark.weights}
+        trained = {"parameters": PARAMETERS[resolution][size], "flops": None, "images": None, "context": None}
+        if not released:
+            trained |= {"flops": 10**21, "images": train.steps * train.batch}
+            trained["context"] = {"ratio": {"mean": 0.9}, "passed": True}
+            settings |= {"train": train, "gate": benchmark.gate}
+        write_record(benchmark, f"train-{size}", trained, **record, **settings)
+        scores = {}
+        for budget in benchmark.budgets:
+            sample = benchmark.sample_config(size, budget)
+            cost = nfe(sample.steps, sample.cfg_scale, sample.cfg_interval)
+            sampled = {"nfe": cost, "passes": cost, "seconds_per_image": {"mean": 0.01 * sample.steps, "n": 1}}
+            write_record(
+                benchmark, f"sample-{size}-{budget}", sampled, **record, **common, **seeds, budget=budget, sample=sample
+            )
+            known = budget in ("16", "64", "128")
+            means = {"fid": factor * paper_fid(resolution, size, budget) if known else 300.0, "isc": 250.0}
+            means |= {"kid": 0.001, "precision": 0.8, "recall": 0.6, "clean_fid": 4.0}
+            summary = {k: {"mean": v, "train_std": None, "sample_std": None} for k, v in means.items()}
+            scores[budget] = {"runs": [], "summary": summary}
+            pixels = np.random.default_rng(0).integers(0, 256, (120, 3, 32, 32), dtype=np.uint8)
+            save_grid(Path("results") / benchmark.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
+        write_record(benchmark, f"evaluate-{size}", scores, **record, **common, **seeds, **extractor)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """An empty checkout with the repository's benchmarks."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(stage, *keys, to, benchmark="imagenet256"):
+    """Overwrite one value of a record."""
+    path = Path("results") / benchmark / "records" / f"{stage}.json"
+    tree = read_record(path)
+    place = tree
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = to
+    write_json(path, tree)
+
+
+def verdicts(benchmark):
+    return {(c.size, c.budget): c for c in compare_cells(load(benchmark.name), benchmark.compare)}
+
+
+@pytest.mark.parametrize(("name", "cells"), [("imagenet256", 10), ("imagenet512", 8)])
+def test_the_papers_own_numbers_are_within_the_tolerance(checkout, capsys, name, cells):
+    benchmark = write_paper_results(checkout, name)
+    assert compare(benchmark) == 0
+    out = capsys.readouterr().out
+    assert f"{cells} within" in out and "OUTSIDE" not in out
+    assert f"against the paper's Table {2 if name == 'imagenet256' else 3}" in out
+
+
+def test_the_verdict_changes_at_the_tolerance(checkout, capsys):
+    one = ("benchmark.sizes=[xs]", "benchmark.budgets=['16']")
+    for factor, code in ((1.039, 0), (1.041, 1), (0.961, 0), (0.959, 1)):
+        assert compare(write_paper_results(checkout, "imagenet256", *one, factor=factor), allow_missing=True) == code
+    assert "error: 1 FID outside the tolerance" in capsys.readouterr().err
+
+
+def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
+    benchmark = write_paper_results(checkout, "imagenet256", "benchmark.sizes=[xs]", "benchmark.budgets=['16']")
+    assert compare(benchmark) == 1
+    printed = capsys.readouterr()
+    assert "1 within, 9 not run" in printed.out and "--allow-missing" in printed.err
+    assert compare(benchmark, allow_missing=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "value", "reason"),
+    [
+        ("evaluate-b", ["dry_run"], True, "dry run"),
+        ("evaluate-b", ["scale", "images"], 10_000, "10,000 images, the paper 50,000"),
+        (
+            "evaluate-b",
+            ["reference"],
+            "training images",
+            "reference: training images, the paper's: VIRTUAL_imagenet256",
+        ),
+        ("evaluate-b", ["settings", "extractor", "kind"], "digits-cnn", "features of digits-cnn"),
+        ("evaluate-b", ["weights"], "trained", "records of trained and of released weights"),
+        ("sample-b-16", ["settings", "sample", "solver_steps"], 14, "sampled with solver_steps 14, the paper with 8"),
+        ("sample-b-16", ["settings", "sample", "cfg_interval"], [0.1, 0.4], r"cfg_interval [0.1, 0.4]"),
+        ("sample-b-16", ["results", "nfe"], 21.0, "NFE 21.0"),
+        ("train-b", ["settings", "model", "width"], 704, "another architecture"),
+        ("train-b", ["results", "parameters"], 175_000_000, "175M parameters"),
+    ],
+)
+def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, stage, keys, value, reason):
+    benchmark = write_paper_results(checkout)
+    change(stage, *keys, to=value)
+    cell = verdicts(benchmark)["b", "16"]
+    assert cell.verdict == "not comparable" and any(reason in r for r in cell.reasons)
+    assert verdicts(benchmark)["xs", "16"].verdict == "within"
+    assert compare(benchmark, allow_missing=True) == 1
+    assert reason in capsys.readouterr().out
+
+
+def test_trained_weights_count_at_the_papers_scale_only(checkout):
+    full = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained")
+    assert {c.verdict for c in verdicts(full).values()} == {"within"}
+    short = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained", "benchmark.train.steps=100000")
+    (reasons,) = {c.reasons for c in verdicts(short).values()}
+    assert reasons == ("trained on 204,800,000 images, the paper on 1,024,000,000",)
+
+
+def test_records_from_before_weights_were_noted_are_not_comparable(checkout):
+    benchmark = write_paper_results(checkout)
+    for path in Path("results/imagenet256/records").glob("*.json"):
+        old = read_record(path)
+        for key in ("weights", "reference", "scale", "processes"):
+            del old[key]
+        write_json(path, old)
+    assert all("the records do not say whose weights" in c.reasons for c in verdicts(benchmark).values())
+
+
+def test_a_benchmark_that_the_paper_does_not_have_is_refused(checkout, capsys):
+    assert cli.main(["compare", "digits"]) == 1
+    assert "digits has no benchmark.compare" in capsys.readouterr().err
+    assert cli.main(["compare", "imagenet256"]) == 1
+    assert "no folder results/imagenet256" in capsys.readouterr().err
+
+
+def test_an_unknown_benchmark_and_a_wrong_override_are_one_line(checkout, capsys):
+    assert cli.main(["compare", "imagenet64"]) == 1
+    assert "unknown benchmark 'imagenet64'; did you mean 'imagenet" in capsys.readouterr().err
+    assert cli.main(["compare", "imagenet256", "-S", "benchmark.compare.tolerance=1"]) == 1
+    assert "Key 'tolerance' is not in struct; write -S benchmark.<key>=<value>" in capsys.readouterr().err
+    assert cli.main(["compare", "-S", "benchmark.weights=trained"]) == 1
+    assert "-S needs the benchmark's name" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="run from the repository's root"):
+        compose_benchmark("digits", folder=checkout / "elsewhere")
+
+
+def test_npz_exports_the_samples_of_the_first_or_the_named_seed(checkout, capsys, monkeypatch):
+    import emigm.adm
+
+    calls = []
+    monkeypatch.setattr(emigm.adm, "export_npz", lambda *arguments: calls.append(arguments))
+    write_paper_results(checkout, "imagenet256", "benchmark.evaluation.seeds=[3,4]")
+    assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz"]) == 0
+    assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz", "--seed", "4"]) == 0
+    folder = Path("samples/imagenet256/xs/16")
+    assert calls == [(folder / f"train0-seed{s}", Path("out.npz"), 50_000) for s in (3, 4)]
+    assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz", "--seed", "7"]) == 1
+    assert "sampled with seeds 3, 4, not 7" in capsys.readouterr().err
+    assert cli.main(["npz", "imagenet256", "xs", "32", "out.npz"]) == 1
+    assert "no such record; the stage that writes it has not run" in capsys.readouterr().err

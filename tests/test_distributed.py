@@ -1,0 +1,445 @@
+"""Several processes do what one does: training, sampling, and the errors on the way."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
+from test_model import random_model
+from test_training import LATENTS, MODEL, RECIPE, Killed, images, run
+from torch import nn
+
+from emigm import workspace
+from emigm.autoencoder import KL16
+from emigm.config import RunConfig, load_benchmark
+from emigm.distributed import ALONE, World, autocast, join
+from emigm.latents import write_latents
+from emigm.model import save_model
+from emigm.parsing import ConfigError, RunError, as_dict
+from emigm.samples import SampleSet, chunk_ranges
+from emigm.stages.sample import sample
+from emigm.stages.train import train_size
+from emigm.workspace import in_turn, model_folder, place, run_stage
+
+ROOT = Path(__file__).parents[1]
+EXACT = dataclasses.replace(MODEL, dropout=0.0)
+"""Dropout's masks depend on the split of a batch, so what compares splits goes without."""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
+
+
+def together(job, *args, size=2):
+    """[job(world, *args) of every process], in processes connected as torchrun connects them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # torch is imported already
+    pipes = [context.Pipe(duplex=False) for _ in range(size)]
+    workers = [context.Process(target=_work, args=(w, r, size, port, job, args)) for r, (_, w) in enumerate(pipes)]
+    for worker in workers:
+        worker.start()
+    answers = []
+    for (reader, _), worker in zip(pipes, workers, strict=True):
+        assert reader.poll(60), "a process hangs or died"
+        answers.append(reader.recv())
+        worker.join(20)
+    for worker in workers:
+        worker.kill()
+    for kind, value in answers:
+        if kind == "raised":
+            raise RuntimeError(value)
+    return [value for _, value in answers]
+
+
+def _work(pipe, rank, size, port, job, args):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        pipe.send(("returned", job(join(RunConfig(device="cpu")), *args)))
+    except BaseException:
+        pipe.send(("raised", traceback.format_exc()))
+
+
+def as_arrays(result):
+    return {k: t.numpy() for k, t in result.ema.items()}, result.curve
+
+
+def trained(world, folder, options):
+    return as_arrays(run(folder, world=world, **options))
+
+
+def close(a, b):
+    (weights, curve), (others, other_curve) = a, b
+    assert dict(curve) == pytest.approx(dict(other_curve), rel=1e-6)
+    assert max(np.abs(weights[k] - others[k]).max() for k in weights) < 2e-6
+
+
+FLIPPED = torch.stack([LATENTS, LATENTS.flip(3)], dim=1)
+POSTERIOR = torch.cat([FLIPPED, torch.full_like(FLIPPED, -1.0)], dim=2)  # mean and log-variance
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_two_processes_train_as_one(tmp_path, micro_batch):
+    """Flips and posterior noise included: 12 AdamW steps on the same batches end in the same weights."""
+    options = {"model": EXACT, "data": images(POSTERIOR, views=2), "autoencoder": KL16(nn.Identity(), 1.0)}
+    alone = trained(ALONE, tmp_path / "one", options)
+    one, other = together(trained, tmp_path / "two", {**options, "micro_batch": micro_batch})
+    close(one, alone)
+    assert all(np.array_equal(one[0][k], other[0][k]) for k in one[0]) and one[1] == other[1]
+
+
+def killed_and_resumed(world, folder):
+    whole = trained(world, folder / "whole", {})
+    with pytest.raises(Killed):
+        run(folder / "killed", world=world, kill_at=8)
+    world.barrier()
+    begun = []
+    resumed = trained(world, folder / "killed", {"on_start": begun.append})
+    world.barrier()  # the main process writes the last resume point
+    return begun, whole, resumed, sorted(p.name for p in (folder / "killed").iterdir())
+
+
+def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path):
+    for begun, whole, resumed, files in together(killed_and_resumed, tmp_path):
+        assert begun == [5] and whole[1] == resumed[1] and len(files) == 1
+        assert all(np.array_equal(whole[0][k], resumed[0][k]) for k in whole[0])
+
+
+def without_resume_point_on_the_second(world, folder):
+    with pytest.raises(Killed):
+        run(folder, world=world, kill_at=8)
+    world.barrier()
+    with pytest.raises(ConfigError, match=r"not seen by every process.*file system"):
+        run(folder if world.is_main else folder / "elsewhere", world=world)
+
+
+def test_processes_that_do_not_see_the_same_resume_point_stop(tmp_path):
+    together(without_resume_point_on_the_second, tmp_path)
+
+
+def bad_loss(world, folder):
+    latents = LATENTS.clone()
+    latents[::2] = float("nan")  # in the first process or the second, or both
+    with pytest.raises(RunError, match="loss is nan at step 0"):
+        run(folder, data=images(latents), world=world)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path):
+    together(bad_loss, tmp_path)
+
+
+def primitives(world, folder):
+    world.check_shared(folder / "shared")
+    with pytest.raises(ConfigError, match=r"process 1 does not see.*file system"):
+        world.check_shared(folder / f"of-{world.rank}")
+    mean = world.mean(torch.tensor(float(world.rank)))
+    return list(world.share(5)), world.gather(world.rank), mean.item(), world.is_main, world.peak_memory()
+
+
+def test_processes_share_gather_and_average(tmp_path):
+    assert together(primitives, tmp_path) == [
+        ([0, 2, 4], [0, 1], 0.5, True, None), ([1, 3], [0, 1], 0.5, False, None)
+    ]  # fmt: skip
+    assert list(ALONE.share(3)) == [0, 1, 2] and ALONE.gather("x") == ["x"]
+
+
+def benchmark(**changes):
+    """A benchmark of one tiny model on 4 x 4 images, 22 of them generated."""
+    base = load_benchmark(ROOT / "params.yaml")
+    sizes = {"ladder": {"xs": dataclasses.replace(base.ladder["xs"], model={}, train={})}, "sizes": ("xs",)}
+    evaluation = dataclasses.replace(base.evaluation, images=22, seeds=(0, 1), chunk=5)
+    sampling = {"4": dataclasses.replace(base.sampling["4"], overrides={})}
+    changes = {"evaluation": evaluation, "model": as_dict(EXACT), "sampling": sampling, "budgets": ("4",), **changes}
+    return dataclasses.replace(base, name="tiny", dry_run=True, **sizes, **changes)
+
+
+def files_of(folder):
+    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.npz")}
+
+
+def sampled(world, folder, tiny):
+    os.chdir(folder)
+    sample(tiny, "xs", "4")
+
+
+@pytest.fixture
+def model_in(tmp_path, monkeypatch):
+    """Puts a random model where stages that run in a folder look for it."""
+
+    def put(name, tiny):
+        folder = tmp_path / name
+        for seed in tiny.train_config("xs").seeds:
+            model = random_model(tiny.model_config("xs"), seed=seed)
+            save_model(folder / model_folder(tiny, "xs", seed), model.state_dict(), model.cfg)
+        return folder
+
+    monkeypatch.chdir(tmp_path)
+    return put
+
+
+def test_two_processes_generate_the_same_files_as_one(model_in, monkeypatch):
+    tiny = benchmark()
+    one, two = model_in("one", tiny), model_in("two", tiny)
+    together(sampled, two, tiny)
+    monkeypatch.chdir(one)
+    sample(tiny, "xs", "4")
+    found = files_of(one / "samples")
+    assert len(found) == 2 * 2 * len(chunk_ranges(22, 5)) and found == files_of(two / "samples")
+    pixels, labels = SampleSet(two / "samples" / "tiny" / "xs" / "4" / "train1-seed0", 22).all()
+    assert len(pixels) == 22 and labels.tolist() == [i % EXACT.classes for i in range(22)]
+    records = [json.loads((f / "results/tiny/records/sample-xs-4.json").read_text()) for f in (one, two)]
+    assert [r["processes"] for r in records] == [1, 2]
+    assert records[0]["results"]["passes"] == records[1]["results"]["passes"]
+    assert not (two / ".state" / "tiny" / "sample-xs-4").exists()
+
+
+def test_other_batches_generate_the_same_images(model_in, monkeypatch):
+    found = []
+    for batch in (256, 2):
+        tiny = benchmark(run=RunConfig(device="cpu", sample_batch=batch, encode_batch=batch))
+        tiny = dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, seeds=(0,)))
+        monkeypatch.chdir(model_in(str(batch), tiny))
+        sample(tiny, "xs", "4")
+        found.append(SampleSet("samples/tiny/xs/4/train0-seed0", 22).all()[0].astype(int))
+    assert np.abs(found[0] - found[1]).max() <= 1
+
+
+def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypatch):
+    from emigm.stages import sample as stage
+
+    tiny = benchmark()
+    monkeypatch.chdir(model_in("a", tiny))
+    firsts = []
+
+    def generate(*args, first, **options):
+        firsts.append(first)
+        if len(firsts) == 4:
+            raise Killed
+        return real(*args, first=first, **options)
+
+    real = stage.generate
+    monkeypatch.setattr(stage, "generate", generate)
+    work = (tiny, "xs", "4", Path(".state"), ALONE, (0, 0))
+    with pytest.raises(Killed):
+        stage.sample_seed(*work, lambda done: None)
+    done = []
+    folder = stage.sample_seed(*work, done.append)
+    assert firsts == [0, 5, 10, 15, 15, 20] and done[0] == 13 and done[-1] == 22
+    assert len(SampleSet(folder, 22)) == 22 and len(stage.read_facts(folder)) == 5
+
+
+def encoded(folder, tiny, images=48):
+    """Raw latents of both splits, with flips, where the stages look for them."""
+    for part, seed in (("train", 0), ("holdout", 1)):
+        latents = torch.randn(images, 2, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).numpy()
+        write_latents(folder / "data" / tiny.name / "latents" / part, latents, np.arange(images) % 2, {})
+
+
+def trained_stage(world, folder, tiny):
+    os.chdir(folder)
+    train_size(tiny, "xs")
+
+
+def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, monkeypatch):
+    recipe = {**as_dict(dataclasses.replace(RECIPE, seeds=(0, 1)))}
+    gate = dataclasses.replace(benchmark().gate, visible=(0, 8), enforce=False, images=16, repeats=2)
+    tiny = benchmark(train=recipe, gate=gate)
+    for name in ("one", "two"):
+        encoded(tmp_path / name, tiny)
+    together(trained_stage, tmp_path / "two", tiny)
+    monkeypatch.chdir(tmp_path / "one")
+    train_size(tiny, "xs")
+    records = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        record = json.loads((folder / "results/tiny/records/train-xs.json").read_text())
+        assert record["results"]["images"] == 12 * 8 and record["results"]["images_per_second"]["mean"] > 0
+        assert (folder / "models/tiny/xs/seed1/model.safetensors").is_file()
+        assert (folder / "results/tiny/curves/xs.csv").is_file() and not (folder / ".state/tiny/train-xs").exists()
+        records.append(record)
+    assert [r["processes"] for r in records] == [1, 2]
+    losses = [r["results"]["final_loss"]["values"] for r in records]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    ratios = [r["results"]["context"]["ratio"]["mean"] for r in records]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
+
+
+def test_large_latents_are_read_from_their_shards_and_verified(tmp_path, monkeypatch):
+    from emigm.latents import LatentStore
+    from emigm.stages import train as stage
+
+    tiny = benchmark()
+    encoded(tmp_path, tiny)
+    store = LatentStore(tmp_path / "data/tiny/latents/train")
+    index, view = np.array([7, 0, 30]), np.array([1, 0, 1])
+    small = stage.training_images(store, ALONE)
+    monkeypatch.setattr(stage, "IN_MEMORY", 0)
+    large = stage.training_images(store, ALONE)
+    assert large.read_ahead and not small.read_ahead and large.views == small.views == 2
+    assert torch.equal(small.rows(index, view), large.rows(index, view))
+    shard = next((tmp_path / "data/tiny/latents/train").glob("*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ConfigError, match="checksum differs"):
+        stage.training_images(store, ALONE)
+
+
+def test_places_are_those_of_torchrun_or_of_srun_where_the_launcher_was_used(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    assert place() == (0, 1, 0)  # an interactive allocation
+    monkeypatch.setenv(workspace.LAUNCHED, "1")
+    assert place() == (5, 8, 1)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert place() == (2, 4, 0)
+
+
+def test_processes_of_srun_need_to_know_where_to_meet(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r"2 processes.*MASTER_ADDR and MASTER_PORT.*export"):
+        join(RunConfig(device="cpu"))
+
+
+def gpus(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+@pytest.mark.parametrize("local", [0, 1])
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, local):
+    gpus(monkeypatch, 2)
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert join(RunConfig()) == World(0, 1, f"cuda:{local}")
+    assert join(RunConfig(device="cpu")).device == "cpu"
+
+
+def test_a_process_that_srun_shows_one_gpu_takes_that(monkeypatch):
+    gpus(monkeypatch, 1)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv(workspace.LAUNCHED, "1")
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert join(RunConfig()).device == "cuda:0"
+
+
+def test_wrong_devices_are_refused(monkeypatch):
+    gpus(monkeypatch, 0)
+    assert join(RunConfig()).device == "cpu"
+    with pytest.raises(ConfigError, match=r"run\.device: cuda.*no GPU"):
+        join(RunConfig(device="cuda"))
+    gpus(monkeypatch, 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"process 3 on a machine with 2 GPUs"):
+        join(RunConfig())
+
+
+def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"bf16.*Tesla T4.*float32"):
+        autocast("bf16", "cuda:0")
+
+
+def parent_of_a_sleeper(pipe):
+    def sleeper():
+        workspace.die_with_parent()
+        pipe.send(os.getpid())
+        time.sleep(60)
+
+    multiprocessing.get_context("fork").Process(target=sleeper).start()
+    time.sleep(60)
+
+
+def test_a_process_does_not_outlive_a_parent_that_is_killed():
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+    parent = context.Process(target=parent_of_a_sleeper, args=(writer,))
+    parent.start()
+    sleeper = reader.recv()
+    parent.kill()
+    parent.join()
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{sleeper}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":  # dead, and nobody to tell
+            return
+        time.sleep(0.1)
+    pytest.fail("it is still there")
+
+
+def stage_with_a_mistake(benchmark):
+    raise ConfigError("something is missing")
+
+
+@pytest.mark.parametrize(("rank", "held_back"), [("0", False), ("1", True)])
+def test_an_error_is_printed_at_once_by_the_main_process_and_held_back_by_others(monkeypatch, rank, held_back):
+    slept = []
+    monkeypatch.setattr(workspace.time, "sleep", slept.append)
+    monkeypatch.setattr(sys, "argv", ["stage", "--params", str(ROOT / "params.yaml")])
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit, match="error: something is missing") as e:
+        run_stage(stage_with_a_mistake)
+    assert bool(slept) == held_back and ("process 1" in str(e.value)) == held_back
+
+
+def launched(monkeypatch, launcher):
+    """The command that takes this process's place, if any."""
+    commands = []
+    monkeypatch.setattr(workspace.os, "execvp", lambda file, command: commands.append(command))
+    monkeypatch.setattr(workspace.shutil, "which", lambda name: None if name == "srum" else f"/usr/bin/{name}")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", type("Spec", (), {"name": "emigm.stages.train"}))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--size", "xs"])
+    monkeypatch.setenv(workspace.LAUNCHED, "")
+    monkeypatch.delenv(workspace.LAUNCHED)
+    workspace.launch(launcher)
+    return commands
+
+
+def test_the_launcher_starts_the_same_stage_once(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    (command,) = launched(monkeypatch, "torchrun --standalone --nproc-per-node=2")
+    assert command == ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "emigm.stages.train", "--size", "xs"]
+    assert workspace.LAUNCHED in os.environ
+    assert launched(monkeypatch, None) == []
+    with pytest.raises(ConfigError, match=r"run\.launcher: no command 'srum'"):
+        launched(monkeypatch, "srum python")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # started by hand
+    assert launched(monkeypatch, "torchrun --nproc-per-node=2") == []
+
+
+def test_the_bar_leaves_out_of_its_speed_what_an_earlier_run_did(monkeypatch):
+    bars = []
+
+    class Bar(workspace.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            bars.append(self)
+
+    def job(item, progress):
+        progress(6 if item == "resumed" else 0)
+        progress(10)
+        return item
+
+    monkeypatch.setattr(workspace, "tqdm", Bar)
+    assert in_turn(job, ["fresh", "resumed"], 10, "step", "x", show=True) == ["fresh", "resumed"]
+    assert bars[0].n == 20 and bars[0].initial == 6
+    assert in_turn(job, ["fresh"], 10, "step", "x", show=False) == ["fresh"]

@@ -1,0 +1,219 @@
+"""What a benchmark needs and costs, before it has run."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from emigm import cli, doctor
+from emigm.compose import compose_benchmark
+from emigm.config import ModelConfig
+from emigm.estimates import Device, costs, cpu, gpu, sampling_flops, training_bytes
+from emigm.paper import PAPER_MODELS, paper_sampling
+
+REPO = Path(__file__).parents[1]
+A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)
+# FLOPs of one image, counted by torch on the official networks: (resolution, N) -> size -> GFLOP.
+COUNTED = {
+    (256, 16): {"xs": 542, "s": 781, "b": 1670, "l": 3841, "h": 7317},
+    (256, 128): {"xs": 4328, "s": 6599, "b": 14235, "l": 33470, "h": 63308},
+    (512, 16): {"xs": 712, "s": 949, "b": 1830, "l": 3789},
+    (512, 64): {"xs": 2305, "s": 3309, "b": 6819, "l": 15103},
+}
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """An empty checkout with the repository's benchmarks."""
+    (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.fixture
+def one_a100(monkeypatch):
+    monkeypatch.setattr(doctor, "find_device", lambda benchmark: A100)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **kw: True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10e12})())
+
+
+def make(path, content=b""):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def test_the_digits_need_nothing(checkout, no_gpu, capsys):
+    assert cli.main(["doctor", "digits"]) == 0
+    out = capsys.readouterr().out
+    assert "MISSING" not in out and "nothing missing: dvc exp run -S benchmark=digits" in out
+    assert "train h" in out and "Estimates, not measurements" in out
+
+
+def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a100, capsys):
+    assert cli.main(["doctor", "imagenet256"]) == 1
+    out = capsys.readouterr().out
+    for what, place, source in (
+        ("autoencoder", "weights/kl16.ckpt", "github.com/LTH14/mar"),
+        ("Inception", "weights/pt_inception-2015-12-05-6726825d.pth", "pytorch-fid/releases"),
+        ("reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz", "ref_batches/imagenet/256/VIRTUAL"),
+    ):
+        (line,) = [x for x in out.splitlines() if x.startswith(f"MISSING: {what}: ")]
+        assert f"put it at {place}" in line and source in line
+    assert "to fetch: checkpoint h: the train stage fetches 256_model/eMIGM_huge_256_checkpoint.pth" in out
+    assert out.endswith("3 missing\n")
+
+
+def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, capsys):
+    make("weights/dc-ae-f32c32-in-1.0/model.safetensors")
+    make("weights/pt_inception-2015-12-05-6726825d.pth")
+    make("reference/VIRTUAL_imagenet512.npz")
+    for size in ("xsmall", "small", "base", "large"):
+        make(f"weights/emigm/512_model/eMIGM_{size}_512_checkpoint.pth")
+    assert cli.main(["doctor", "imagenet512"]) == 0
+    out = capsys.readouterr().out
+    assert "to fetch" not in out
+    assert "note: Inception: another file's FID is no FID of the paper" in out  # an empty file is not the published one
+
+
+def test_a_checkpoint_with_another_checksum_counts_as_missing(checkout):
+    make("weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth", b"one")
+    for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
+        override = f"+benchmark.released.sha256.xs='{hashlib.sha256(content).hexdigest()}'"
+        check = doctor.check_checkpoint(compose_benchmark("imagenet256", [override]), "xs")
+        assert check.state == state
+
+
+def test_trained_weights_need_the_photos_in_their_class_folders(checkout):
+    benchmark = compose_benchmark("imagenet256-dry", ["benchmark.data.classes=2"])
+    states = lambda: [(c.state, c.found) for c in doctor.check_data(benchmark)]  # noqa: E731
+    assert states() == [("MISSING", "no folder imagenet-sample/train")] * 2
+    make("imagenet-sample/train/n01/a.JPEG")
+    assert states() == [("MISSING", "1 class folders in imagenet-sample/train, not 2")] * 2
+    make("imagenet-sample/train/n02/a.JPEG")
+    assert states() == [("ok", "2 class folders in imagenet-sample/train")] * 2
+    released = compose_benchmark("imagenet256")
+    assert [c.state for c in doctor.check_data(released)] == ["ok"]
+
+
+def test_cifar10_is_fetched_where_it_is_absent(checkout):
+    benchmark = compose_benchmark("cifar10")
+    assert [c.state for c in doctor.check_data(benchmark)] == [doctor.FETCH]
+    make("cifar10/train.parquet")
+    assert [c.state for c in doctor.check_data(benchmark)] == [doctor.OK]
+
+
+def test_a_machine_without_a_gpu_is_told_how_long_its_cpu_would_take(checkout, no_gpu, capsys):
+    assert cli.main(["doctor", "imagenet256"]) == 1
+    out = capsys.readouterr().out
+    assert "MISSING: GPU: the CPU would take" in out and "days" in out
+    assert "on 1 x A100" in out
+
+
+def test_memory_that_does_not_fit_names_the_setting_to_lower(checkout):
+    benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
+    check = doctor.check_memory(benchmark, "h", A100, 942_401_824)
+    assert check.state == doctor.OK
+    small = gpu("NVIDIA A100-SXM4-40GB", 1, 40e9)
+    check = doctor.check_memory(benchmark, "h", small, 942_401_824)
+    assert check.state == doctor.MISSING and check.remedy == "lower run.train_batch (now 64)"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        ("torchrun --standalone --nproc-per-node=8", 8),
+        ("torchrun --nnodes=1 --nproc_per_node 2", 2),
+        ("srun -n 16 python", 16),
+        ("srun python", 4),
+        (None, 1),
+    ],
+)
+def test_the_launchers_processes_are_counted(checkout, launcher, processes):
+    value = "null" if launcher is None else f"'{launcher}'"
+    benchmark = compose_benchmark("imagenet256", [f"benchmark.run.launcher={value}"])
+    assert doctor.processes(benchmark, gpus=4) == processes
+
+
+def test_a_launcher_that_does_not_exist_and_too_many_processes_are_told(checkout, one_a100):
+    benchmark = compose_benchmark("imagenet256", ["benchmark.run.launcher='torchlauf --nproc-per-node=8'"])
+    device = A100._replace(count=8)
+    checks = {c.what: c for c in doctor.check_machine(benchmark, device, dict.fromkeys(benchmark.sizes, 10**8), 0)}
+    assert "install torchlauf" in checks["launcher"].remedy
+    assert checks["GPUs for the processes"].remedy == "start at most 1 processes on this machine"
+
+
+def test_a_full_disk_is_told(checkout, monkeypatch):
+    estimated = list(costs(compose_benchmark("cifar10"), A100, dict.fromkeys(("xs", "s", "b"), 10**7)))
+    needed = sum(c.disk for c in estimated)
+    for free, linked, state in ((1.9, False, "MISSING"), (2.1, False, "ok"), (1.1, True, "ok"), (0.9, True, "MISSING")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("", (), {"free": free * needed})())
+        make(".dvc/config", b"[cache]\n    type = " + (b"hardlink" if linked else b"reflink,copy") + b"\n")
+        assert doctor.check_disk(estimated).state == state
+
+
+def test_an_unknown_benchmark_lists_the_known(checkout, capsys):
+    assert cli.main(["doctor", "imagnet256"]) == 1
+    err = capsys.readouterr().err
+    assert "error: unknown benchmark 'imagnet256'; did you mean 'imagenet256'?" in err and "digits" in err
+
+
+@pytest.mark.parametrize("key", COUNTED)
+def test_sampling_flops_agree_with_a_counter_on_the_official_networks(key):
+    resolution, steps = key
+    for size, counted in COUNTED[key].items():
+        ours = sampling_flops(PAPER_MODELS[resolution, size], paper_sampling(resolution, size, steps)) / 1e9
+        assert ours == pytest.approx(counted, rel=0.1)
+
+
+def test_costs_grow_with_images_and_fall_with_devices(checkout):
+    parameters = dict.fromkeys(("xs", "s", "b", "l", "h"), 10**8)
+
+    def total(device, *overrides):
+        return sum(c.seconds for c in costs(compose_benchmark("imagenet256", overrides), device, parameters))
+
+    one = total(A100)
+    assert total(A100._replace(count=8)) == pytest.approx(one / 8)
+    assert total(A100, "benchmark.evaluation.images=25000") == pytest.approx(one / 2, rel=0.01)
+    assert total(A100, "benchmark.sampling.128.settings.precision=bf16") < one / 2
+    assert total(A100, "benchmark.weights=trained") > 20 * one
+    assert total(cpu(2, 1e9)) > 100 * one
+
+
+def test_latents_and_samples_take_the_space_they_hold(checkout):
+    benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
+    disk = {c.stage: c.disk for c in costs(benchmark, A100, dict.fromkeys(benchmark.sizes, 10**8))}
+    assert disk["encode"] == (2 * 1_281_167 + 50_000) * 16 * 16 * 32 * 4  # means and log-variances, float32
+    assert disk["sample xs N=16"] == 50_000 * 256 * 256 * 3
+    assert disk["train h"] == 4e8
+
+
+def test_training_memory_holds_the_optimizer_and_grows_with_the_batch(checkout):
+    benchmark = compose_benchmark("imagenet256")
+    model, train = benchmark.model_config("xs"), benchmark.train_config("xs")
+    assert isinstance(model, ModelConfig)
+    least = training_bytes(model, train, 10**8, 0)
+    assert least == 20e8
+    assert training_bytes(model, train, 10**8, 64) - least == pytest.approx(
+        64 * (training_bytes(model, train, 10**8, 1) - least)
+    )
+
+
+def test_a_gpu_that_is_not_listed_is_taken_for_the_reference():
+    known, unknown = gpu("NVIDIA H100 80GB HBM3", 1, 80e9), gpu("Some GPU", 1, 8e9)
+    assert isinstance(known, Device) and known.bf16 > unknown.bf16
+    assert (unknown.float32, unknown.bf16) == (A100.float32, A100.bf16)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(12.3, "12 s"), (90, "1.5 min"), (5400, "1.5 h"), (40 * 3600, "40 h"), (10**9, "11,574 days")],
+)
+def test_durations_are_readable(seconds, text):
+    assert doctor.duration(seconds) == text

@@ -1,0 +1,226 @@
+"""Features of images: the digits' classifier, and Inception with random weights."""
+
+import pickle
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from emigm.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_digits_classifier
+from emigm.config import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.features import load_extractor, write_source
+from emigm.images import load_split
+from emigm.metrics import fid, inception_score, kid, precision_recall, reference_of, scores
+from emigm.parsing import ConfigError
+
+TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
+CFG = ExtractorConfig("digits-cnn", training=TRAINING)
+INCEPTION = ExtractorConfig("inception", weights="weights.pth")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The split, and an extractor trained for a few steps."""
+    split = load_split(DataConfig("digits", holdout=0.2))
+    folder = tmp_path_factory.mktemp("extractor")
+    save_classifier(folder / WEIGHTS_FILE, train_digits_classifier(*split["train"], TRAINING))
+    return split, load_extractor(CFG, folder), folder
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """Weights file, extractor's folder, and extractor of an Inception with random weights."""
+    torch.manual_seed(0)
+    with (
+        mock.patch.object(torch, "load", return_value={}),
+        mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        network = FeatureExtractorInceptionV3("random", ["2048"], "none")
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)  # PyTorch's own start lets the features die out
+    folder = tmp_path_factory.mktemp("inception")
+    weights = folder / "weights.pth"
+    torch.save(network.state_dict(), weights)
+    write_source(folder / "extractor", weights)
+    yield weights, folder / "extractor", load_extractor(INCEPTION, folder / "extractor", batch=4, workers=2)
+    weights.unlink()  # 96 MB
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Smooth random images, uint8 (6, 3, 64, 64), two sets."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (2, 6, 8, 8, 3), dtype=np.uint8)
+    large = [[np.asarray(Image.fromarray(i).resize((64, 64), Image.Resampling.BICUBIC)) for i in s] for s in small]
+    return [np.ascontiguousarray(np.stack(s).transpose(0, 3, 1, 2)) for s in large]
+
+
+@pytest.fixture(scope="module")
+def found(inception, photos):
+    """Features of both sets."""
+    return [inception[2](pixels) for pixels in photos]
+
+
+def test_the_classifier_classifies_and_its_features_have_the_stated_trace(digits):
+    split, extract, _ = digits
+    features = extract(split["train"][0])
+    assert torch.cov(features.pool.double().T).trace().item() == pytest.approx(TRACE, rel=1e-3)
+    holdout, labels = split["holdout"]
+    assert (extract(holdout).logits.argmax(1).numpy() == labels).mean() > 0.9
+
+
+def test_the_batch_changes_nothing_but_rounding(digits):
+    split, extract, folder = digits
+    pixels = split["holdout"][0][:50]
+    for a, b in zip(extract(pixels), load_extractor(CFG, folder, batch=7)(pixels), strict=True):
+        assert a is b is None or torch.allclose(a, b, atol=1e-5)
+
+
+def test_fid_sees_tokens_shuffled_within_their_class(digits):
+    """The floor that a model without context reaches lies well above that of held-out images."""
+    split, extract, _ = digits
+    pixels, labels = split["train"]
+    rng, shuffled = np.random.default_rng(0), pixels.copy()
+    for c in range(10):
+        members = np.flatnonzero(labels == c)
+        for y in range(0, 8, 2):
+            for x in range(0, 8, 2):
+                shuffled[members, :, y : y + 2, x : x + 2] = pixels[rng.permutation(members), :, y : y + 2, x : x + 2]
+    reference = reference_of(extract(pixels))
+    assert fid(extract(shuffled), reference) > 1.5 * fid(extract(split["holdout"][0]), reference)
+
+
+def test_label_accuracy_is_against_the_classes_asked_for(digits):
+    split, extract, _ = digits
+    pixels, labels = split["holdout"]
+    reference = reference_of(extract(split["train"][0]))
+    right = scores(extract(pixels), reference, labels, 100)["label_accuracy"]
+    wrong = scores(extract(pixels), reference, (labels + 1) % 10, 100)["label_accuracy"]
+    assert right > 0.9 and wrong < 0.1
+
+
+def test_a_missing_or_damaged_classifier_is_named(tmp_path, digits):
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: no such file; the extractor stage has not run"):
+        load_extractor(CFG, tmp_path)
+    damaged = tmp_path / WEIGHTS_FILE
+    damaged.write_bytes((digits[2] / WEIGHTS_FILE).read_bytes()[:500])
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: truncated"):
+        load_extractor(CFG, tmp_path)
+
+
+def test_images_that_an_extractor_does_not_take_are_refused(digits, inception):
+    with pytest.raises(ConfigError, match="digits-cnn takes uint8 images of shape 1 x 8 x 8, not uint8 of shape 3 x 9"):
+        digits[1](np.zeros((2, 3, 9, 9), np.uint8))
+    with pytest.raises(ConfigError, match="inception takes uint8 images of shape 3 x height x width, not float32"):
+        inception[2](np.zeros((2, 3, 9, 9), np.float32))
+
+
+def test_inception_scores_agree_with_torch_fidelity_on_two_folders(inception, photos, found, tmp_path):
+    from torch_fidelity import calculate_metrics
+
+    for name, pixels in zip(("generated", "real"), photos, strict=True):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(pixels):
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / name / f"{i}.png")
+    theirs = calculate_metrics(
+        input1=str(tmp_path / "generated"),
+        input2=str(tmp_path / "real"),
+        fid=True,
+        isc=True,
+        kid=True,
+        prc=True,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception[0]),
+        isc_splits=6,
+        kid_subset_size=6,
+        kid_subsets=20,
+        batch_size=4,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    generated, reference = found[0], reference_of(found[1])
+    precision, recall = precision_recall(generated, reference)
+    assert fid(generated, reference) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert inception_score(generated) == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
+    assert kid(generated, reference, 6) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert (precision, recall) == (theirs["precision"], theirs["recall"])
+
+
+def test_the_trunk_is_the_network_where_nothing_is_resized(inception):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 299, 299), dtype=np.uint8)
+    features = inception[2](pixels)
+    assert torch.allclose(features.pool, features.clean, rtol=1e-4, atol=1e-5 * features.pool.abs().max())
+
+
+def test_resized_features_are_those_of_clean_fid_s_own_loader(inception, photos, found, tmp_path):
+    from cleanfid.fid import get_folder_features
+
+    for i, image in enumerate(photos[0][:3]):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{i}.png")
+    trunk = inception[2].trunk
+    theirs = get_folder_features(
+        str(tmp_path),
+        lambda x: trunk((x.float() - 128) / 128).detach(),
+        num_workers=0,
+        device=torch.device("cpu"),
+        mode="clean",
+        verbose=False,
+    )
+    mine = found[0].clean[:3].numpy()
+    assert np.allclose(mine, theirs, rtol=1e-4, atol=1e-5 * abs(mine).max())
+    assert abs(mine - found[0].pool[:3].numpy()).max() > 1e-2 * abs(mine).max()  # the resizing does matter
+
+
+def test_weights_that_are_not_the_published_ones_are_marked(inception):
+    assert inception[2].identity["published"] is False and inception[2].width == 2048
+
+
+def test_mixed_precision_does_not_reach_features(inception, photos, found):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inception[2](photos[0][:4]).pool, found[0].pool[:4])
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_inception_weights_that_are_missing_damaged_or_of_another_network_are_named(inception, tmp_path):
+    place = r"must name torch-fidelity's pt_inception-2015-12-05-6726825d\.pth"
+    with pytest.raises(ConfigError, match=rf"w\.pth: no such file \(.*{place}"):
+        write_source(tmp_path / "e", tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"source\.json: no such file; the extractor stage has not run"):
+        load_extractor(INCEPTION, tmp_path / "e")
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(inception[0].read_bytes()[:100_000])
+    with pytest.raises(ConfigError, match=rf"w\.pth: truncated, damaged or of another format .*{place}"):
+        write_source(tmp_path / "e", weights)
+    torch.save({"conv.weight": torch.zeros(1)}, weights)
+    write_source(tmp_path / "e", weights)
+    with pytest.raises(ConfigError, match=rf"w\.pth: not the weights of this extractor .*Missing key.*{place}"):
+        load_extractor(INCEPTION, tmp_path / "e")
+    torch.save({"conv.weight": torch.ones(1)}, weights)
+    with pytest.raises(ConfigError, match=r"w\.pth: not the file the extractor stage has seen"):
+        load_extractor(INCEPTION, tmp_path / "e")
+    weights.unlink()
+    with pytest.raises(ConfigError, match=rf"w\.pth: no such file \(.*{place}"):
+        load_extractor(INCEPTION, tmp_path / "e")
+
+
+class Code:
+    """What unpickles as a call."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_weights_that_hold_code_are_refused_before_torch_fidelity_unpickles_them(tmp_path):
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    with pytest.raises(ConfigError, match=r"w\.pth: "):
+        write_source(tmp_path / "e", tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,337 @@
+"""The latent store with its errors, and the encode stage: any number of processes, killed and started again."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emigm import latents as latents_module
+from emigm.config import DataConfig, load_benchmark
+from emigm.images import save_images
+from emigm.latents import LatentStore, Shards, write_latents
+from emigm.parsing import ConfigError, RunError
+from emigm.photos import DecodingError
+from emigm.stages.encode import encode, read_ahead
+from emigm.stages.prepare import prepare
+
+ROOT = Path(__file__).parents[1]
+LATENTS = np.arange(11 * 2 * 3, dtype=np.float32).reshape(11, 2, 3)
+
+
+@pytest.fixture
+def store(tmp_path):
+    write_latents(tmp_path / "latents", LATENTS, np.arange(11) % 3, {"autoencoder": "none"}, shard_rows=4)
+    return tmp_path / "latents"
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_rows_come_back_in_any_order_across_shards(store):
+    opened = LatentStore(store)
+    index = np.array([10, 0, 5, 3, 4, 5])
+    assert len(opened) == 11 and opened.shards == 3 and opened.views == 2 and opened.shape == (3,)
+    assert np.array_equal(opened.rows(index), LATENTS[index])
+    assert np.array_equal(opened.labels, np.arange(11) % 3) and opened.facts == {"autoencoder": "none"}
+    assert sorted(p.name for p in store.iterdir()) == ["index.json", *(f"latents-0000{i}.npy" for i in range(3))]
+    with pytest.raises(IndexError):
+        opened.rows(np.array([11]))
+    with pytest.raises(IndexError):
+        opened.rows(np.array([-1]))
+
+
+def test_one_view_of_each_row_can_be_chosen(store):
+    opened = LatentStore(store)
+    index, view = np.array([10, 0, 5, 3, 4, 5]), np.array([1, 0, 0, 1, 1, 1])
+    assert np.array_equal(opened.rows(index, view), LATENTS[index, view])
+    assert np.array_equal(opened.rows(index, 1), LATENTS[index, 1])
+    with pytest.raises(IndexError):
+        opened.rows(index, 2)
+
+
+def test_a_missing_shard_is_named(store):
+    (store / "latents-00001.npy").unlink()
+    with pytest.raises(ConfigError, match=r"latents-00001\.npy: shard is missing.*encode"):
+        LatentStore(store)
+
+
+def test_a_truncated_shard_is_named_with_both_sizes(store):
+    file = store / "latents-00002.npy"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-5])
+    message = rf"latents-00002\.npy: shard is truncated \({size - 5} bytes, expected {size}\)"
+    with pytest.raises(ConfigError, match=message):
+        LatentStore(store)
+
+
+def test_a_changed_shard_fails_its_checksum(store):
+    flip_a_bit(store / "latents-00000.npy")
+    with pytest.raises(ConfigError, match=r"latents-00000\.npy: checksum differs.*encode"):
+        LatentStore(store)
+
+
+def test_checksums_of_a_large_store_are_shared_by_processes(store, monkeypatch):
+    flip_a_bit(store / "latents-00001.npy")
+    monkeypatch.setattr(latents_module, "CHECKED_ON_OPENING", 100)
+    opened = LatentStore(store)
+    opened.verify(range(0, opened.shards, 2))
+    with pytest.raises(ConfigError, match=r"latents-00001\.npy: checksum differs"):
+        opened.verify(range(1, opened.shards, 2))
+    with pytest.raises(ConfigError, match=r"latents-00001\.npy: checksum differs"):
+        opened.verify()
+
+
+def test_missing_and_damaged_indexes_are_named(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"index\.json: no such file; run the encode stage"):
+        LatentStore(tmp_path / "nothing")
+    (store / "index.json").write_text('{"facts": {}}')
+    with pytest.raises(ConfigError, match=r"index\.json: has no 'labels'; delete the folder"):
+        LatentStore(store)
+    (store / "index.json").write_text('{"facts": {')
+    with pytest.raises(ConfigError, match=r"index\.json: not valid JSON"):
+        LatentStore(store)
+
+
+def test_a_shard_counts_as_written_only_whole_and_made_from_the_same(tmp_path):
+    def shards(key="a", rows=11, shard_rows=4):
+        return Shards(tmp_path / "work", rows, key, shard_rows)
+
+    for i, rows in enumerate(shards().ranges):
+        shards().write(i, LATENTS[rows.start : rows.stop], seconds=2.0)
+    assert shards().missing() == [] and shards().seconds() == 6.0
+    assert shards(key="b").missing() == [0, 1, 2]
+    assert shards(rows=10).missing() == [2]
+    assert shards(shard_rows=3).missing() == [0, 1, 2, 3]  # the third has as many rows, but others
+    file = tmp_path / "work" / "store" / "latents-00001.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    (tmp_path / "work" / "notes" / "00002.json").write_text("")
+    assert shards().missing() == [1, 2]
+    with pytest.raises(RunError, match=r"latents-00001\.npy: shard was not written; run the same command again"):
+        shards().finish(np.arange(11), {})
+
+
+def test_what_does_not_belong_to_a_finished_store_is_removed(tmp_path):
+    shards = Shards(tmp_path / "work", 11, "a", 6)
+    for i, rows in enumerate(shards.ranges):
+        shards.write(i, LATENTS[rows.start : rows.stop])
+    for left in ("latents-00007.npy", ".latents-00000.npy.x1.npy"):
+        (shards.store / left).touch()
+    shards.finish(np.arange(11), {})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    shards.move(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "index.json", "latents-00000.npy", "latents-00001.npy"
+    ]  # fmt: skip
+    assert not (tmp_path / "work").exists() and np.array_equal(
+        LatentStore(tmp_path / "out").rows(np.arange(11)), LATENTS
+    )
+
+
+# The stage
+
+
+def a_benchmark(name, flips=True):
+    digits = load_benchmark(ROOT / "params.yaml")
+    return dataclasses.replace(digits, name=name, data=dataclasses.replace(digits.data, flips=flips))
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """Writes random images for a benchmark; its latents follow from `encode`."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(benchmark):
+        rng = np.random.default_rng(0)
+        for part, n in (("train", 50), ("holdout", 20)):
+            pixels = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
+            save_images(Path("data", benchmark.name, "images", f"{part}.npz"), pixels, np.arange(n) % 10)
+        return benchmark
+
+    return write
+
+
+def outputs(benchmark):
+    folder = Path("data", benchmark.name, "latents")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def record(benchmark):
+    return json.loads(Path("results", benchmark.name, "records", "encode.json").read_text())
+
+
+def in_processes(n, job, *arguments):
+    """Run job(*arguments) in n processes, as torchrun would start them; returns their exit codes."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+
+    def start(rank):
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if n > 1 else {}
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), **meeting})
+        job(*arguments)
+
+    children = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(n)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    return [child.exitcode for child in children]
+
+
+def test_latents_hold_every_image_and_its_flip(images):
+    benchmark = images(a_benchmark("one"))
+    encode(benchmark, shard_rows=16)
+    pixels = np.load("data/one/images/train.npz")["pixels"] / np.float32(127.5) - 1
+    train, holdout = LatentStore("data/one/latents/train"), LatentStore("data/one/latents/holdout")
+    assert np.allclose(train.rows(np.arange(50), 0), pixels, atol=1e-6)
+    assert np.allclose(train.rows(np.arange(50), 1), pixels[..., ::-1], atol=1e-6)
+    assert (train.shards, train.views, holdout.views, len(holdout)) == (4, 2, 1, 20)
+    facts = record(benchmark)["results"]["train"]
+    unit = pixels * benchmark.autoencoder.scale
+    assert facts["images"] == 50 and facts["views"] == 2 and facts["shape"] == [1, 8, 8]
+    assert facts["unit_mean"] == pytest.approx(unit.mean(), abs=1e-5)
+    assert facts["unit_std"] == pytest.approx(unit.std(ddof=1), rel=1e-3)
+    assert not Path(".state/one/encode").exists()
+
+
+def test_two_processes_write_the_bytes_of_one_whatever_the_batch(images):
+    one, two = images(a_benchmark("one")), images(a_benchmark("two"))
+    encode(one, shard_rows=7)
+    two = dataclasses.replace(two, run=dataclasses.replace(two.run, encode_batch=3))
+    assert in_processes(2, encode, two, 7) == [0, 0]
+    assert len(outputs(one)) == 8 + 3 + 2 and outputs(one) == outputs(two)
+    assert record(one)["processes"] == 1 and record(two)["processes"] == 2
+    assert not Path(".state/two/encode").exists()
+
+
+def test_a_killed_run_goes_on_with_the_shards_that_are_missing(images, monkeypatch):
+    whole, killed = images(a_benchmark("whole")), images(a_benchmark("killed"))
+    encode(whole, shard_rows=7)
+    write, written = Shards.write, []
+
+    def note(self, i, *arguments):
+        written.append((self.folder.name, i))
+        write(self, i, *arguments)
+
+    def die_at_the_tenth(self, i, *arguments):
+        if len(written) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        note(self, i, *arguments)
+
+    monkeypatch.setattr(Shards, "write", die_at_the_tenth)
+    assert in_processes(1, encode, killed, 7) == [-signal.SIGKILL]
+    assert not outputs(killed)
+    before = {p.name: p.stat().st_mtime_ns for p in Path(".state/killed/encode/train/store").iterdir()}
+    assert len(before) == 8
+    monkeypatch.setattr(Shards, "write", note)
+    encode(killed, shard_rows=7)
+    assert written == [("holdout", 1), ("holdout", 2)]
+    assert outputs(killed) == outputs(whole)
+    after = {p.name: p.stat().st_mtime_ns for p in Path("data/killed/latents/train").glob("*.npy")}
+    assert after == before
+
+
+def test_other_images_under_the_same_name_are_encoded_anew(images):
+    benchmark = images(a_benchmark("one"))
+    work = Shards(Path(".state/one/encode/train"), 50, "made from something else", 16)
+    for i, rows in enumerate(work.ranges):
+        work.write(i, np.zeros((len(rows), 2, 1, 8, 8), np.float32))
+    encode(benchmark, shard_rows=16)
+    assert LatentStore("data/one/latents/train").rows(np.arange(50)).std() > 0.1
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A prepared benchmark of 12 training photos in shards of 3, stored as their pixels."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for root, each in (("train", 6), ("val", 1)):
+        for name in ("n1", "n2"):
+            Path(root, name).mkdir(parents=True)
+            for i in range(each):
+                pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(Path(root, name, f"{i}.JPEG"))
+    data = DataConfig("imagenet", root="train", holdout_root="val", classes=2, resolution=16, flips=True)
+    benchmark = dataclasses.replace(load_benchmark(ROOT / "params.yaml"), name="photos", data=data)
+    prepare(benchmark)
+    return benchmark
+
+
+def test_photos_that_do_not_decode_end_in_one_error_and_the_rest_is_kept(photos, monkeypatch):
+    bad = [Path("train/n1/4.JPEG"), Path("train/n1/5.JPEG"), Path("val/n2/0.JPEG")]
+    whole = [p.read_bytes() for p in bad]
+    for p, content in zip(bad, whole, strict=True):
+        p.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DecodingError) as caught:
+        encode(photos, shard_rows=3)
+    message = str(caught.value)
+    assert message.startswith("3 images do not decode: ") and all(str(p) in message for p in bad)
+    assert "run the same command again" in message and not outputs(photos)
+    written = []
+    write = Shards.write
+    monkeypatch.setattr(
+        Shards, "write", lambda self, i, *a: (written.append((self.folder.name, i)), write(self, i, *a))
+    )
+    for p, content in zip(bad, whole, strict=True):
+        p.write_bytes(content)
+    encode(photos, shard_rows=3)
+    assert written == [("train", 1), ("holdout", 0)]
+    store = LatentStore("data/photos/latents/train")
+    assert len(store) == 12 and store.shape == (3, 16, 16) and store.labels.tolist() == [0] * 6 + [1] * 6
+    assert np.array_equal(store.rows(np.arange(12), 0)[..., ::-1], store.rows(np.arange(12), 1))
+
+
+def test_photos_that_do_not_decode_are_counted_over_all_processes(photos, tmp_path):
+    for name in ("n1/0.JPEG", "n1/5.JPEG"):  # shards 0 and 1: one for each process
+        Path("train", name).write_bytes(b"")
+
+    def job():
+        try:
+            encode(photos, shard_rows=3)
+        except DecodingError as e:
+            Path(f"message{os.environ['RANK']}").write_text(str(e))
+
+    assert in_processes(2, job) == [0, 0]
+    messages = [Path(f"message{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and "2 images do not decode" in messages[0]
+    assert "n1/0.JPEG" in messages[0] and "n1/5.JPEG" in messages[0]
+
+
+def test_no_images_mean_no_latents_and_the_reason_is_kept(images):
+    benchmark = images(a_benchmark("one"))
+    encode(benchmark)
+    folder = Path("data/one")
+    (folder / "images" / "none.json").write_text('{"reason": "released weights"}')
+    encode(benchmark)
+    assert [p.name for p in (folder / "latents").iterdir()] == ["none.json"]
+    assert json.loads((folder / "latents" / "none.json").read_text()) == {"reason": "released weights"}
+    assert record(benchmark)["results"] == {"none": "released weights"}
+
+
+def test_the_next_batch_is_read_while_one_is_encoded():
+    batches = [range(i, i + 2) for i in range(0, 8, 2)]
+    begun = {rows.start: threading.Event() for rows in batches}
+
+    class Source:
+        def pixels(self, rows):
+            begun[rows.start].set()
+            return np.array(rows)
+
+    seen = []
+    for pixels in read_ahead(Source(), batches):
+        seen += pixels.tolist()
+        following = begun.get(seen[-1] + 1)
+        assert following is None or following.wait(5)
+    assert seen == list(range(8))

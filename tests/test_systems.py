@@ -1,0 +1,229 @@
+"""The choices of Table 1: exact mask counts, the categorical head, autoencoders of codes."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from emigm.autoencoder import load_autoencoder
+from emigm.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.flops import training_step
+from emigm.model import EMIGM, draw_training, load_model, save_model
+from emigm.parsing import ConfigError
+from emigm.sampling import generate, most_confident, sample_codes
+from emigm.schedules import draw_mask_count, exact_reveal_counts, gamma
+
+CODES = ModelConfig(
+    grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,
+    head_blocks=2, conditional="categorical", codebook=5, buffer=2, dropout=0.0, init_std=0.5,
+)  # fmt: skip
+TRAIN = TrainConfig(steps=1, batch=8, lr=1e-3)
+
+
+def draw(cfg=CODES, train=TRAIN, seed=0):
+    return draw_training(cfg, train, train.batch, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exp"])
+def test_an_exact_count_is_the_ceiling_of_l_gamma(schedule):
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        t, count = draw_mask_count(schedule, 0.0, 64, rng, "exact_count")
+        assert count == math.ceil(64 * float(gamma(schedule, t))) and 1 <= count <= 64
+
+
+@pytest.mark.parametrize(("steps", "tokens"), [(8, 64), (16, 256), (64, 256), (16, 16), (20, 16), (1, 9)])
+def test_exact_reveal_counts_are_mars_cosine_rule(steps, tokens):
+    """floor(L cos(pi/2 n/N)) tokens stay masked after step n, but at least one is revealed at every step."""
+    left, expected = tokens, []
+    for n in range(1, steps + 1):
+        stay = 0 if n == steps else math.floor(tokens * math.cos(math.pi / 2 * n / steps))
+        after = max(0, min(left - 1, stay)) if left else 0
+        expected.append(left - after)
+        left = after
+    counts = exact_reveal_counts("cosine", steps, tokens)
+    assert counts.tolist() == expected and counts.sum() == tokens
+
+
+def test_the_categorical_loss_starts_at_the_entropy_of_equal_chances_and_is_cross_entropy():
+    model = EMIGM(CODES)
+    codes, labels = torch.randint(5, (8, 1, 4, 4)), torch.zeros(8, dtype=torch.int64)
+    assert model(codes, labels, draw()).item() == pytest.approx(math.log(5), rel=1e-6)
+    torch.nn.init.normal_(model.head.logits.weight)
+    d = draw()
+    loss, _ = model.token_losses(codes, labels, d)
+    mask = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, d.masked, True)
+    z = model.condition(model.patchify(codes), mask, labels, d.masked.shape[1], d.dropped)
+    logp = model.head(z).log_softmax(-1).gather(2, codes.flatten(1)[..., None])[..., 0]  # (B, L)
+    torch.testing.assert_close(loss[0], -logp.gather(1, d.masked))
+
+
+def test_codes_at_masked_positions_are_never_read():
+    model = EMIGM(CODES).eval()
+    torch.nn.init.normal_(model.head.logits.weight)
+    codes, d = torch.randint(5, (8, 1, 4, 4)), draw()
+    other = codes.flatten(1).scatter(1, d.masked, 0).view_as(codes)
+    masks = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, d.masked, True)
+    labels, n = torch.zeros(8, dtype=torch.int64), d.masked.shape[1]
+    a, b = (model.condition(model.patchify(x), masks, labels, n) for x in (codes, other))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mae", [True, False])
+def test_a_categorical_model_learns_a_rule_between_tokens(mae):
+    """All tokens of an image are the same code, so any visible one tells the others."""
+    torch.manual_seed(0)
+    cfg, train = dataclasses.replace(CODES, mae=mae), dataclasses.replace(TRAIN, batch=32, schedule="linear", t_min=0.0)
+    model, labels = EMIGM(cfg), torch.zeros(32, dtype=torch.int64)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    losses = []
+    for step in range(60):
+        codes = torch.randint(5, (32, 1, 1, 1)).expand(-1, -1, 4, 4)
+        loss = model(codes, labels, draw(cfg, train, step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-10:]) < 0.6 < 1.5 < losses[0]
+
+
+def test_a_categorical_model_survives_saving(tmp_path):
+    model = EMIGM(CODES)
+    save_model(tmp_path, model.state_dict(), CODES)
+    loaded = load_model(tmp_path, CODES)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+def test_the_closed_form_of_flops_counts_the_categorical_head():
+    d, model = draw(), EMIGM(CODES).train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.randint(5, (8, 1, 4, 4)), torch.zeros(8, dtype=torch.int64), d).backward()
+    assert training_step(CODES, TRAIN, d.masked.shape[1]) == counter.get_total_flops()
+
+
+def test_every_grey_level_survives_its_code():
+    levels = load_autoencoder(AutoencoderConfig("levels", codebook=17))
+    pixels = torch.from_numpy(np.round(np.arange(17) * 255 / 16).astype(np.uint8)).view(17, 1, 1, 1).expand(-1, 1, 2, 2)
+    raw = levels.encode(pixels)
+    assert raw[:, 0, 0, 0].tolist() == list(range(17))
+    assert torch.equal(levels.decode(levels.sample(raw)), pixels)
+
+
+@pytest.fixture(scope="module")
+def vq_folder(tmp_path_factory):
+    from diffusers import VQModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vq")
+    model = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), latent_channels=4, num_vq_embeddings=6, norm_num_groups=4,
+    )  # fmt: skip
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    model.save_pretrained(folder)
+    return folder, model.eval()
+
+
+def test_vq_codes_decode_to_what_diffusers_gives(vq_folder):
+    folder, reference = vq_folder
+    vq = load_autoencoder(AutoencoderConfig("vq", weights=str(folder), codebook=6))
+    pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    codes = vq.sample(vq.encode(pixels))
+    assert codes.shape == (2, 1, 4, 4) and codes.dtype == torch.int64 and len(codes.unique()) > 1
+    with torch.inference_mode():
+        images = reference(pixels.float() / 127.5 - 1).sample
+    expected = ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
+    assert (vq.decode(codes).int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dataclasses.replace(CODES, codebook=None), "model.codebook is missing for conditional: categorical"),
+        (lambda: dataclasses.replace(CODES, patch=2), "a categorical token is one code"),
+        (lambda: AutoencoderConfig("levels"), "autoencoder.codebook is missing for kind: levels"),
+        (lambda: AutoencoderConfig("pixels", codebook=4), "autoencoder.codebook has no effect for kind: pixels"),
+        (lambda: AutoencoderConfig("levels", codebook=4, scale=2.0), "autoencoder.scale = 2.0 has no effect"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_by_name(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_vq_autoencoder_of_another_codebook_or_without_files_is_refused(vq_folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"a codebook of 6 codes; autoencoder.codebook is 7"):
+        load_autoencoder(AutoencoderConfig("vq", weights=str(vq_folder[0]), codebook=7))
+    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
+        load_autoencoder(AutoencoderConfig("vq", weights=str(tmp_path), codebook=6))
+
+
+@pytest.fixture(scope="module")
+def random_codes_model():
+    torch.manual_seed(1)
+    model = EMIGM(CODES).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.head.logits.weight)
+    return model
+
+
+SYSTEMS = {
+    "MaskGIT": SampleConfig(
+        5, cfg_scale=2.0, schedule="cosine", order="confidence", choice_temperature=4.5, solver="categorical"
+    ),
+    "exact": SampleConfig(5, cfg_scale=2.0, schedule="cosine", order="exact", solver="categorical"),
+    "MDM": SampleConfig(5, cfg_scale=2.0, schedule="linear", solver="categorical"),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_codes_do_not_depend_on_the_batch_they_are_made_in(random_codes_model, name):
+    labels = torch.arange(12) % 3
+    runs = [
+        torch.cat([p.latents for p in generate(random_codes_model, labels, SYSTEMS[name], seed=3, chunk=6, batch=b)])
+        for b in (6, 4, 1)
+    ]
+    assert runs[0].dtype == torch.int64 and runs[0].shape == (12, 1, 4, 4)
+    assert runs[0].min() >= 0 and runs[0].max() < 5 and len(runs[0].unique()) > 1
+    assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+def test_codes_are_drawn_with_their_probabilities():
+    logits = torch.tensor([0.1, 2.0, -1.0, 0.7]).expand(20000, -1)
+    uniform = torch.from_numpy(np.random.default_rng(0).random(20000, dtype=np.float32))
+    codes, log_p = sample_codes(logits, uniform)
+    expected = logits[0].softmax(0)
+    torch.testing.assert_close(torch.bincount(codes, minlength=4) / 20000, expected, rtol=0, atol=0.012)
+    torch.testing.assert_close(log_p, expected.log()[codes])
+    assert sample_codes(logits[:2], torch.tensor([0.0, 1.0]))[0].tolist() == [0, 3]
+
+
+def test_without_noise_the_most_confident_tokens_are_kept_and_with_much_noise_any():
+    log_p = torch.tensor([[-3.0, -1.0, -2.0, -0.5]]).expand(4000, -1)
+    uniform = torch.from_numpy(np.random.default_rng(0).random((4000, 4), dtype=np.float32))
+    assert (most_confident(log_p, uniform, 0.0, 2) == torch.tensor([3, 1])).all()
+    kept = torch.bincount(most_confident(log_p, uniform, 1e4, 2).flatten(), minlength=4) / 8000
+    torch.testing.assert_close(kept, torch.full((4,), 0.25), rtol=0, atol=0.02)
+
+
+def test_every_token_is_revealed_once_with_more_steps_than_tokens(random_codes_model):
+    cfg = dataclasses.replace(SYSTEMS["MaskGIT"], steps=20, cfg_scale=1.0)
+    piece = next(generate(random_codes_model, torch.zeros(3, dtype=torch.int64), cfg, seed=0))
+    assert piece.passes == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver_steps": 8}, "sampling.solver_steps has no effect for solver: categorical"),
+        ({"choice_temperature": None}, "sampling.choice_temperature is missing"),
+        ({"solver": "dpm-solver", "solver_steps": 8}, "needs solver: categorical"),
+        ({"temperature": 1.0}, "sampling.temperature has no effect under solver: categorical"),
+    ],
+)
+def test_sampling_settings_that_cannot_apply_are_refused_by_name(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(SYSTEMS["MaskGIT"], **change)
