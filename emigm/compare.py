@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from emigm.config import Benchmark, CompareConfig
+from emigm.benchmark import Benchmark
+from emigm.config import CompareConfig
 from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.parsing import ConfigError, as_dict
 from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emigm.config import Benchmark, load_benchmark
+from emigm.benchmark import Benchmark, load_benchmark
 from emigm.parsing import ConfigError, known, parse
 
 FOLDER = Path("benchmarks")

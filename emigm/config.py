@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, and the loader of `params.yaml`.
+"""Configuration: frozen dataclasses, the parts of a benchmark.
 
 Every key of the YAML is a field here; an unknown key, or an option that cannot apply, is a
 `ConfigError` that names the key and what is allowed. No torch in this module.
@@ -7,12 +7,9 @@ Every key of the YAML is a field here; an unknown key, or an option that cannot 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
-from emigm.parsing import ConfigError, at_least, known, parse
+from emigm.parsing import ConfigError, at_least
 
 
 @dataclass(frozen=True)
@@ -311,8 +308,8 @@ class GateConfig:
     """Held-out images the error is measured on, at most."""
     repeats: int = 16
     """Random orders drawn for each of them."""
-    enforce: bool = True
-    """False: record the ratio and mark the run, but let the pipeline go on (dry runs only)."""
+    on_failure: Literal["stop", "mark"] = "stop"
+    """mark: let the pipeline go on with a run that fails; its record, and every table it reaches, say so."""
 
 
 @dataclass(frozen=True)
@@ -357,117 +354,3 @@ class RunConfig:
             at_least(f"run.{name}", getattr(self, name), 1)
         if self.train_batch is not None:
             at_least("run.train_batch", self.train_batch, 1)
-
-
-@dataclass(frozen=True)
-class SizeConfig:
-    """One rung of the ladder: what differs from the benchmark's `model` and `train`."""
-
-    model: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BudgetConfig:
-    """One NFE budget; `overrides` holds what differs for a size."""
-
-    settings: dict[str, Any]
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Everything a benchmark runs; see `benchmarks/benchmark/*.yaml`."""
-
-    name: str
-    title: str
-    sizes: tuple[str, ...]
-    budgets: tuple[str, ...]
-    data: DataConfig
-    autoencoder: AutoencoderConfig
-    extractor: ExtractorConfig
-    evaluation: EvalConfig
-    gate: GateConfig
-    model: dict[str, Any]
-    train: dict[str, Any]
-    ladder: dict[str, SizeConfig]
-    sampling: dict[str, BudgetConfig]
-    weights: Literal["trained", "released"] = "trained"
-    """released: the train stage fetches and imports the authors' checkpoints; all after it is the same."""
-    released: ReleasedConfig | None = None
-    run: RunConfig = field(default_factory=RunConfig)
-    compare: CompareConfig | None = None
-    """None: the paper reports nothing to compare with."""
-    dry_run: bool = False
-    """True: the numbers only show that the machinery runs; every table and figure says so."""
-
-    def __post_init__(self):
-        if not self.gate.enforce and not self.dry_run:
-            raise ConfigError("benchmark.gate.enforce: false is for dry runs; set benchmark.dry_run: true as well")
-        if self.weights == "released":
-            if self.released is None:
-                raise ConfigError("benchmark.released is missing; weights: released needs to know where they are")
-            for size in self.sizes:
-                known("size of benchmark.released.files", size, self.released.files)
-        for size in self.sizes:
-            known("benchmark.sizes", size, self.ladder)
-            seeds = self.train_config(size).seeds
-            if self.weights == "released" and len(seeds) > 1:
-                raise ConfigError(
-                    f"benchmark.train.seeds = {list(seeds)}: released weights are one model; give one seed"
-                )
-        for budget in self.budgets:
-            known("benchmark.budgets", budget, self.sampling)
-        for budget, cfg in self.sampling.items():
-            for size in cfg.overrides:
-                known(f"benchmark.sampling.{budget}.overrides", size, self.ladder)
-        for size in self.ladder:  # a bad value anywhere fails before any stage has run
-            self.train_config(size)
-            if self.model_config(size).codebook != self.autoencoder.codebook:
-                raise ConfigError(
-                    f"benchmark.ladder.{size}: model.codebook = {self.model_config(size).codebook}, but "
-                    f"autoencoder.codebook = {self.autoencoder.codebook}; a model predicts the autoencoder's codes"
-                )
-            for budget in self.sampling:
-                solver, head = self.sample_config(size, budget).solver, self.model_config(size).conditional
-                if (solver == "categorical") != (head == "categorical"):
-                    raise ConfigError(
-                        f"benchmark.sampling.{budget} of size {size}: solver: {solver} cannot draw tokens of a model "
-                        f"with conditional: {head}"
-                    )
-
-    def model_config(self, size: str) -> ModelConfig:
-        """Architecture of `size`; raises ConfigError for an unknown size."""
-        known("size", size, self.ladder)
-        return parse(ModelConfig, {**self.model, **self.ladder[size].model}, f"benchmark.ladder.{size}.model")
-
-    def train_config(self, size: str) -> TrainConfig:
-        """Training recipe of `size`."""
-        known("size", size, self.ladder)
-        return parse(TrainConfig, {**self.train, **self.ladder[size].train}, f"benchmark.ladder.{size}.train")
-
-    def sample_config(self, size: str, budget: str) -> SampleConfig:
-        """Sampling settings of `size` at `budget`."""
-        known("size", size, self.ladder)
-        known("budget", budget, self.sampling)
-        cfg = self.sampling[budget]
-        where = f"benchmark.sampling.{budget}"
-        return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
-
-
-def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
-    """Read the composed configuration that DVC keeps in `params.yaml`.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or a key in it is unknown, missing or of a wrong type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; run from the repository's root, or name another with --params")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {e}") from e
-    if not isinstance(tree, dict) or set(tree) != {"benchmark"}:
-        raise ConfigError(f"{path}: expected the one top-level key 'benchmark', found {sorted(tree or {})}")
-    return parse(Benchmark, tree["benchmark"], "benchmark")

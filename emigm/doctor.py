@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.estimates import (
     CPU_RATE,
     CPU_RATES,

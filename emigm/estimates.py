@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emigm.config import AutoencoderConfig, Benchmark, ModelConfig, SampleConfig, TrainConfig
+from emigm.benchmark import Benchmark
+from emigm.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import block, linear, mean_training_step
 from emigm.schedules import guided_steps, step_counts
 

@@ -95,7 +95,8 @@ class DiffusionHead(nn.Module):
         """Embedded whole steps: int64 (...,) => (..., W); each of the T steps is embedded at most once."""
         if time.numel() <= T:
             return self.time_embed(time)
-        return F.embedding(time, self.time_embed(torch.arange(T, device=time.device)))
+        # In float32, since under autocast on a CPU its gradient is summed in bfloat16 otherwise.
+        return F.embedding(time, self.time_embed(torch.arange(T, device=time.device)).float())
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
         """x (M, C), time (M,) or (), z (M, D) => noise and variance (M, 2C)."""

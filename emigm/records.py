@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.parsing import ConfigError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -296,7 +297,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def context_errors(
     model: EMIGM, latents: Tensor, labels: Tensor, visible: tuple[int, ...], *, seed: int, repeats: int = 8
 ) -> dict[int, float]:
-    """Mean squared error of the head's noise prediction against the number of visible tokens.
+    """Mean squared error of the head's noise prediction against the number of visible tokens; of the categorical
+    head, its cross-entropy in nats.
 
     The same tokens are predicted, from the same noise, at every count: each image's random order ends in
     its target token, and its first v tokens are shown.
@@ -319,10 +321,14 @@ def context_errors(
         noise = torch.randn(b, channels, generator=generator, device=tokens.device)
         target = order[:, -1:]
         x0 = select_rows(tokens, target)[:, 0]  # (B, C)
-        x_t = diffusion.q_sample(x0, noise, time)
+        if model.cfg.codebook is None:
+            x_t = diffusion.q_sample(x0, noise, time)
         for v in visible:
             mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device).scatter_(1, order[:, :v], False)
             z = select_rows(model.condition(tokens, mask, labels, length - v), target)[:, 0]
+            if model.cfg.codebook is not None:
+                totals[v] += F.cross_entropy(model.head(z), x0[:, 0]).item()
+                continue
             eps, _ = model.head(x_t, time, z).chunk(2, dim=-1)
             totals[v] += (eps - noise).square().mean().item()
     return {v: total / repeats for v, total in totals.items()}
@@ -342,7 +348,7 @@ def check_context(
 ) -> None:
     """Raise RunError, saying why, unless seeing other tokens lowers the head's error enough."""
     ratio = context_ratio(errors)
-    if ratio > gate.max_ratio and gate.enforce:
+    if ratio > gate.max_ratio and gate.on_failure == "stop":
         listed = ", ".join(f"{v} visible: {e:.4f}" for v, e in errors.items())
         raise RunError(
             f"{what}: the model ignores context: its error falls only to {ratio:.3f} of that at {min(errors)} visible "

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emigm.config import Benchmark, load_benchmark
+from emigm.benchmark import Benchmark, load_benchmark
 from emigm.parsing import ConfigError, UserError
 
 STATE = Path(".state")

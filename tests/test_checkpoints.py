@@ -369,7 +369,7 @@ def test_the_train_stage_imports_released_weights_and_says_so(released_file):
 def test_released_weights_pass_the_gate_where_held_out_latents_are(released_file):
     cfg = replace(TINY, channels=1, classes=2)
     saved_as_official(released_file, cfg)
-    gate = replace(benchmark().gate, visible=(0, 8), images=16, repeats=2, enforce=True, max_ratio=0.01)
+    gate = replace(benchmark().gate, visible=(0, 8), images=16, repeats=2, on_failure="stop", max_ratio=0.01)
     strict = released_benchmark(cfg, gate=gate)
     encoded(Path("."), strict)
     with pytest.raises(RunError, match=r"tiny-xs, released weights: the model ignores context.*autoencoder\.scale"):

@@ -10,7 +10,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from emigm.config import Benchmark, SampleConfig, load_benchmark
+from emigm.benchmark import Benchmark, load_benchmark
+from emigm.config import SampleConfig
 from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.parsing import ConfigError, parse
 
@@ -56,7 +57,7 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
 
 def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     benchmark = parse(Benchmark, composed("imagenet256-dry", "benchmark.data.root=photos")["benchmark"], "benchmark")
-    assert benchmark.dry_run and not benchmark.gate.enforce and benchmark.weights == "trained"
+    assert benchmark.dry_run and benchmark.gate.on_failure == "mark" and benchmark.weights == "trained"
     assert (benchmark.data.root, benchmark.data.holdout_root) == ("photos", "photos")
     real = dataclasses.replace(PAPER_MODELS[256, "xs"], classes=64)
     assert benchmark.model_config("xs") == real
@@ -114,7 +115,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones():
             r"temperature has no effect under solver: dpm",
         ),
         (lambda b: b["sampling"]["4"]["settings"].update(cfg_interval=[0.5, 0.2]), r"cfg_interval"),
-        (lambda b: b["gate"].update(enforce=False), r"gate\.enforce: false is for dry runs"),
+        (lambda b: b["gate"].update(on_failure="skip"), r"gate\.on_failure = 'skip'"),
         (lambda b: b["autoencoder"].update(weights="kl16.ckpt"), r"weights has no effect for kind: pixels"),
     ],
 )

@@ -21,7 +21,8 @@ from torch import nn
 
 from emigm import workspace
 from emigm.autoencoder import KL16
-from emigm.config import RunConfig, load_benchmark
+from emigm.benchmark import load_benchmark
+from emigm.config import RunConfig
 from emigm.distributed import ALONE, World, autocast, join
 from emigm.latents import write_latents
 from emigm.model import save_model
@@ -253,7 +254,7 @@ def trained_stage(world, folder, tiny):
 
 def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, monkeypatch):
     recipe = {**as_dict(dataclasses.replace(RECIPE, seeds=(0, 1)))}
-    gate = dataclasses.replace(benchmark().gate, visible=(0, 8), enforce=False, images=16, repeats=2)
+    gate = dataclasses.replace(benchmark().gate, visible=(0, 8), on_failure="mark", images=16, repeats=2)
     tiny = benchmark(train=recipe, gate=gate)
     for name in ("one", "two"):
         encoded(tmp_path / name, tiny)

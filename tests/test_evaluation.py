@@ -14,7 +14,7 @@ import torch
 
 from emigm import measuring
 from emigm.autoencoder import load_autoencoder
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.features import Features
 from emigm.images import load_split, save_images
 from emigm.latents import write_latents
@@ -36,7 +36,7 @@ TREE = {
     "extractor": {"kind": "digits-cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seed": 0}},
     "run": {"device": "cpu", "score_batch": 32},
     "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 30, "kid_subset": 50},
-    "gate": {"visible": [0, 8], "enforce": False},
+    "gate": {"visible": [0, 8], "on_failure": "mark"},
     "model": {
         "grid": 8, "channels": 1, "patch": 2, "classes": 10, "heads": 2,
         "width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 8, "head_blocks": 1,

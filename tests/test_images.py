@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emigm.config import DataConfig, ReleasedConfig, load_benchmark
+from emigm.benchmark import load_benchmark
+from emigm.config import DataConfig, ReleasedConfig
 from emigm.images import load_images, load_split, open_images, save_images
 from emigm.parsing import ConfigError
 from emigm.photos import DecodingError, Photos, adm_crop, decode, scan_photos

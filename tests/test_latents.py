@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from emigm import latents as latents_module
-from emigm.config import DataConfig, load_benchmark
+from emigm.benchmark import load_benchmark
+from emigm.config import DataConfig
 from emigm.images import save_images
 from emigm.latents import LatentStore, Shards, write_latents
 from emigm.parsing import ConfigError, RunError

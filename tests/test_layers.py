@@ -9,7 +9,7 @@ from test_pipeline import imported_modules
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"parsing", "schedules", "diffusion", "config"},
+    {"parsing", "schedules", "diffusion", "config", "benchmark"},
     {"records", "paper", "weights", "flops", "distributed", "compose", "workspace"},
     {"backbone", "head", "autoencoder", "codebook", "photos", "images", "latents", "samples"},
     {"classifier", "features", "adm", "metrics", "pictures", "model"},

@@ -19,7 +19,8 @@ import pytest
 from test_compare import write_paper_results
 
 from emigm import report
-from emigm.config import GateConfig, ModelConfig, SampleConfig, TrainConfig, load_benchmark
+from emigm.benchmark import load_benchmark
+from emigm.config import GateConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.paper import PAPER_MODELS
 from emigm.parsing import ConfigError
 from emigm.pictures import save_grid

@@ -120,24 +120,3 @@ def test_an_unknown_benchmark_is_refused(checkout):
 def test_papermill_runs_a_notebook_from_tracked_results_alone(checkout):
     run(checkout, "papermill", "notebooks/table2.ipynb", "out.ipynb", "-p", "benchmark", "smoke", "--no-progress-bar")
     assert (checkout / "out.ipynb").is_file()
-
-
-def test_an_interrupted_sampling_run_makes_only_the_missing_chunks(checkout, tmp_path, monkeypatch):
-    from emigm.config import load_benchmark
-    from emigm.images import load_images
-    from emigm.stages.sample import sample_seed
-    from emigm.workspace import samples_folder, samples_name
-
-    monkeypatch.chdir(checkout)
-    benchmark = load_benchmark("params.yaml")
-    out = samples_folder(benchmark, "xs", "4") / samples_name(0, 1)
-    whole = load_images(out)[0]
-    out.unlink()
-    first = tmp_path / "first"
-    sample_seed(benchmark, "xs", "4", first, (0, 1), lambda done: None)
-    one, two = sorted(first.glob("*.npz"), key=lambda p: int(p.stem.split("-")[1]))
-    kept = one.stat().st_mtime_ns
-    two.unlink()
-    sample_seed(benchmark, "xs", "4", first, (0, 1), lambda done: None)
-    assert one.stat().st_mtime_ns == kept and two.is_file()
-    assert (load_images(out)[0] == whole).all()

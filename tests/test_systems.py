@@ -16,6 +16,7 @@ from emigm.model import EMIGM, draw_training, load_model, save_model
 from emigm.parsing import ConfigError
 from emigm.sampling import generate, most_confident, sample_codes
 from emigm.schedules import draw_mask_count, exact_reveal_counts, gamma
+from emigm.training import context_errors
 
 CODES = ModelConfig(
     grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,
@@ -227,3 +228,9 @@ def test_every_token_is_revealed_once_with_more_steps_than_tokens(random_codes_m
 def test_sampling_settings_that_cannot_apply_are_refused_by_name(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(SYSTEMS["MaskGIT"], **change)
+
+
+def test_the_gate_measures_cross_entropy_of_a_categorical_model(random_codes_model):
+    codes, labels = torch.randint(5, (64, 1, 4, 4)), torch.zeros(64, dtype=torch.int64)
+    errors = context_errors(random_codes_model, codes, labels, (0, 8), seed=0, repeats=2)
+    assert all(e > math.log(5) - 0.2 for e in errors.values())  # random weights know nothing of random codes

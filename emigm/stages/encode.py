@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from emigm.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.distributed import World, join
 from emigm.images import NONE, PARTS, ImageSource, open_images, why_none
 from emigm.latents import SHARD_ROWS, LatentStore, Shards

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.distributed import join
 from emigm.features import Extractor, load_extractor
 from emigm.images import PARTS, open_images

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from emigm.benchmark import Benchmark
 from emigm.classifier import DIGITS_FEATURES, WEIGHTS_FILE, load_classifier, save_classifier, train_digits_classifier
-from emigm.config import Benchmark
 from emigm.images import load_images
 from emigm.records import sha256, write_record
 from emigm.workspace import data_folder, run_stage

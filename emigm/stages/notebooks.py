@@ -7,7 +7,7 @@ from pathlib import Path
 
 import papermill
 
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.records import results_folder
 from emigm.workspace import Progress, parallel, run_stage
 
@@ -26,4 +26,4 @@ def execute(benchmark: str, folder: Path, notebook: Path, progress: Progress) ->
 
 
 if __name__ == "__main__":
-    run_stage(execute_all)
+    run_stage(execute_all, one_process=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.images import NONE, PARTS, load_split, save_images
 from emigm.parsing import ConfigError
 from emigm.photos import scan_photos

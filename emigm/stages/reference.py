@@ -13,7 +13,7 @@ import torch
 
 from emigm.adm import AdmReference
 from emigm.autoencoder import load_autoencoder
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.distributed import join
 from emigm.features import Extractor, Features, load_extractor
 from emigm.images import ImageSource, open_images

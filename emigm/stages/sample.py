@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from emigm.autoencoder import load_autoencoder
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.distributed import World, join
 from emigm.model import WEIGHTS_FILE, load_model
 from emigm.pictures import save_grid

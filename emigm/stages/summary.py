@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emigm.config import Benchmark
+from emigm.benchmark import Benchmark
 from emigm.records import read_record, results_folder, write_atomically, write_json
 from emigm.workspace import run_stage
 
@@ -39,4 +39,4 @@ def summarise(benchmark: Benchmark) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(summarise)
+    run_stage(summarise, one_process=True)

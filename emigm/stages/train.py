@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from emigm.autoencoder import Autoencoder, load_autoencoder
+from emigm.benchmark import Benchmark
 from emigm.checkpoints import fetch_official, import_official
-from emigm.config import Benchmark
 from emigm.distributed import World, join
 from emigm.flops import mean_training_step
 from emigm.latents import INDEX, LatentStore
