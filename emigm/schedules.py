@@ -121,27 +121,27 @@ def expected_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray
     """Mean of `reveal_counts` (N,), exactly, by carrying the distribution of the number still masked (Figure 6)."""
     law = np.zeros(tokens + 1)
     law[tokens] = 1.0
+    left, drawn = np.ogrid[: tokens + 1, : tokens + 1]
+    revealed = np.minimum(left, np.maximum(drawn, 1))
+    after = (left - revealed).ravel()
     means = []
     for p in reveal_probability(schedule, steps):
-        following, mean = np.zeros_like(law), 0.0
-        for left in np.flatnonzero(law):
-            counts = np.arange(left + 1)
-            share = law[left] * binomial_law(left, p)
-            revealed = np.minimum(left, np.maximum(counts, 1))
-            mean += share @ revealed
-            np.add.at(following, left - revealed, share)
-        means.append(mean)
-        law = following
+        share = law[:, None] * binomial_laws(tokens, p)  # probability of (left, drawn)
+        means.append((share * revealed).sum())
+        law = np.bincount(after, share.ravel(), minlength=tokens + 1)
     return np.array(means)
 
 
-def binomial_law(n: int, p: float) -> np.ndarray:
-    """Probabilities of 0..n successes in n trials (n + 1,)."""
-    if p >= 1:
-        return np.eye(n + 1)[n]
-    k = np.arange(n + 1)
-    log_choose = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k]
-    return np.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p)) if p > 0 else np.eye(n + 1)[0]
+def binomial_laws(n: int, p: float) -> np.ndarray:
+    """Row m: probabilities of 0..n successes in m trials, for m = 0..n (n + 1, n + 1)."""
+    trials, successes = np.ogrid[: n + 1, : n + 1]
+    possible = successes <= trials
+    if p in (0, 1):
+        return (successes == trials * p).astype(float)
+    log_factorial = np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))
+    failures = np.where(possible, trials - successes, 0)
+    log_choose = log_factorial[trials] - log_factorial[successes] - log_factorial[failures]
+    return np.where(possible, np.exp(log_choose + successes * math.log(p) + failures * math.log1p(-p)), 0.0)
 
 
 def guided_steps(steps: int, cfg_scale: float, interval: tuple[float, float]) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from emigm.schedules import (
     SCHEDULES,
-    binomial_law,
+    binomial_laws,
     draw_mask_count,
     elbo_weight,
     expected_reveal_counts,
@@ -81,9 +82,10 @@ def test_the_last_step_reveals_everything():
     assert reveal_probability("exp", 16)[-1] == 1.0
 
 
-def test_binomial_law_sums_to_one_and_has_the_binomial_mean():
-    law = binomial_law(20, 0.3)
-    assert law.sum() == pytest.approx(1) and law @ np.arange(21) == pytest.approx(6)
+@pytest.mark.parametrize("p", [0.0, 1e-5, 0.3, 0.999, 1.0])
+def test_binomial_laws_are_scipys(p):
+    trials, successes = np.ogrid[:41, :41]
+    np.testing.assert_allclose(binomial_laws(40, p), binom.pmf(successes, trials, p), rtol=1e-9, atol=1e-300)
 
 
 # N, interval, guided steps as counted in the official sampler's loop.

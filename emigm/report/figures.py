@@ -218,11 +218,11 @@ def figure4(results: Results) -> Picture:
         axes.set_xscale("log")
         axes.margins(x=0.18, y=0.12)
         axes.grid(axis="y")
-        _log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis)
     if any(map(_drawn, panels)):
         if min(p.fid - (p.spread or 0) for p in points) > 0:
             panels[0].set_yscale("log")
-            _log_ticks(panels[0].yaxis)
+            log_ticks(panels[0].yaxis)
         found: dict[str, Any] = {}
         for axes in panels:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -344,7 +344,7 @@ def _curve(axes: Axes, points: list[tuple[float | None, Point]], named: bool = F
         axes.annotate(p.size.upper(), (place, p.fid), xytext=(4, 3), textcoords="offset points", fontsize=7)
 
 
-def _log_ticks(axis: Axis) -> None:
+def log_ticks(axis: Axis) -> None:
     """Labelled ticks of a log axis: round numbers within a decade, else the fewest of 1; 1, 3; 1, 2, 5 per decade
     that give three in view."""
     low, high = axis.get_view_interval()

@@ -1,0 +1,400 @@
+"""Figures 2, 3 and 7 of the paper: choices of training and sampling, on the benchmark's family (`report.family`)."""
+
+# ruff: noqa: RUF001
+# γ, ′, ×, − and – are meant: they are the paper's notation.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from emigm.report.family import (
+    Cell,
+    Member,
+    cell,
+    failed_seeds,
+    floor_lines,
+    gate_limit,
+    gate_verdicts,
+    half_width,
+    interval_note,
+    member,
+    ratios,
+    training_note,
+)
+from emigm.report.figures import (
+    COLUMN,
+    FLOOR_DASHES,
+    FULL,
+    MARKERS,
+    SCHEDULE_COLOURS,
+    Picture,
+    log_ticks,
+    mark_dry_run,
+    styled,
+)
+from emigm.report.results import NOT_RUN, Results, extractor_text, fid_name, fid_text, floors_text
+
+PREFERRED, OTHER = "#D55E00", "#0072B2"
+"""Figure 2: what the paper prefers (orange, as it draws it), and the rest."""
+FLOOR_COLOUR = "0.35"
+GUIDED = "8_guided"
+"""Budget of Figure 2e: without guidance the fake token is not used in sampling."""
+
+
+class Choice(NamedTuple):
+    """One panel of Figure 2: training runs that differ in one setting."""
+
+    title: str
+    fixed: str
+    """What the runs share, beside the benchmark's defaults."""
+    setting: tuple[str, str]
+    """Part of the configuration and key that differ."""
+    variants: dict[str, str]
+    """Size -> tick label, in the paper's order."""
+    preferred: str
+    """The paper's choice."""
+    budget: str = "8"
+
+
+CHOICES = (
+    Choice(
+        "(a) mask schedule",
+        "no MAE trick",
+        ("train", "schedule"),
+        {"nomae_linear": "linear", "nomae_cosine": "cosine", "nomae_exp": "exp"},
+        "nomae_cosine",
+    ),
+    Choice(
+        "(b) loss weight",
+        "no MAE trick, cosine",
+        ("train", "weight"),
+        {"nomae_cosine_elbo": "γ′/γ", "nomae_cosine": "1"},
+        "nomae_cosine",
+    ),
+    Choice("(c) MAE trick", "exp", ("model", "mae"), {"nomae_exp": "off", "mae_exp": "on"}, "mae_exp"),
+    Choice(
+        "(d) least time",
+        "exp, MAE trick",
+        ("train", "t_min"),
+        {"mae_exp": "0", "emigm": "0.2", "tmin4": "0.4"},
+        "emigm",
+    ),
+    Choice(
+        "(e) CFG with mask",
+        "exp, t ≥ 0.2, guided",
+        ("model", "cfg_with_mask"),
+        {"fake_token": "off", "emigm": "on"},
+        "emigm",
+        GUIDED,
+    ),
+)
+"""Figure 2 (a) to (e), of the benchmark of training choices."""
+
+
+class Line(NamedTuple):
+    """One curve of Figure 3: the budgets <prefix>_<N>."""
+
+    prefix: str
+    label: str
+    colour: str
+    marker: str
+
+
+FIGURE3 = (
+    (
+        "(a) mask schedule",
+        (2, 4, 8, 16),
+        tuple(Line(name, name, SCHEDULE_COLOURS[i], MARKERS[i]) for i, name in enumerate(("linear", "cosine", "exp"))),
+    ),
+    (
+        "(b) solver",
+        (2, 4, 8, 16),
+        (Line("exp", "DPM-Solver", SCHEDULE_COLOURS[2], MARKERS[2]), Line("ddpm", "DDPM", "#CC79A7", MARKERS[3])),
+    ),
+    (
+        "(c) guidance interval",
+        (4, 8, 16),
+        (
+            Line("tmin0", "$t_{min}$ = 0", "#000000", MARKERS[0]),
+            Line("tmin2", "$t_{min}$ = 0.2", "#D55E00", MARKERS[1]),
+            Line("tmin4", "$t_{min}$ = 0.4", "#56B4E9", MARKERS[4]),
+        ),
+    ),
+)
+"""Title, N and curves of the panels, of the benchmark of sampling choices."""
+FIGURE7 = ("exp_16", "cfg125_16", "tmin2_16", "cfg20_16", "cfg30_16", "cfg40_16")
+"""Budgets of Figure 7: the same N, guidance scales upward from none (1)."""
+
+
+@styled
+def figure2(results: Results) -> Picture:
+    """Figure 2: FID at N = 8 of the training choices (a) to (e), and below it what each model gains from context."""
+    found = member(results, "training")
+    ours = found.results
+    title = f"Figure 2 on {results.name}: choices of training ({extractor_text(ours)})"
+    if found.reason:
+        return _not_run(found, "figure2", f"Figure 2 on {results.name}: choices of training")
+    figure = Figure(figsize=(FULL, 4.1), layout="constrained")
+    rows = figure.subplots(2, len(CHOICES), sharey="row", sharex="col", height_ratios=(3, 2))
+    cells = {(s, c.budget): cell(ours, s, c.budget) for c in CHOICES for s in c.variants}
+    for axes, below, choice in zip(*rows, CHOICES, strict=True):
+        failed = {s: failed_seeds(ours, s) for s in choice.variants}
+        fid = {s: None if (c := cells[s, choice.budget]) is None else c.fid for s in choice.variants}
+        _choices(axes, choice, fid, failed)
+        _choices(below, choice, {s: ratios(ours, s) or None for s in choice.variants}, failed)
+        axes.set_title(f"{choice.title}\n{choice.fixed}", fontsize=7)
+        _floors(axes, ours)
+        for limit in {gate_limit(ours, s) for s in choice.variants} - {None}:
+            below.axhline(limit, color=PREFERRED, linewidth=0.8, linestyle=(0, (1, 1)))
+    drawn = [c for c in cells.values() if c is not None]
+    rows[0][0].set_ylabel(fid_name(ours))
+    rows[1][0].set_ylabel("context ratio")
+    _scale(rows[0][0], drawn)
+    handles = [
+        _handle("mean, the paper's choice", PREFERRED, "D"),
+        _handle("mean, another", OTHER, "D"),
+        _handle("one training seed", "0.45", "o", markersize=3),
+        _handle("seed that fails the context gate", "0.1", "x"),
+        *_floor_handles(ours),
+        Line2D([], [], color=PREFERRED, linewidth=0.8, linestyle=(0, (1, 1)), label="limit of the context gate"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.2, handletextpad=0.4)
+    sizes = list(dict.fromkeys(s for c in CHOICES for s in c.variants))
+    missing = sorted({s for (s, _), c in cells.items() if c is None})
+    notes = (
+        f"Top: FID at N = 8 of models that differ in one choice; (a) to (d) unguided, (e) guided (budget {GUIDED}). "
+        "Below: context ratio, the head's least error with visible tokens over its error with the fewest. The paper "
+        "plots FID over training epochs; here each model is measured once, at the end of training.",
+        "Thin lines join runs of the same training seed: they share initialisation, data order and sampling noise, so "
+        "that a difference can be surer than the bars of its two sides show.",
+        *_common_notes(ours, drawn, sizes, [f"{s} at N = 8" for s in missing]),
+    )
+    return _finished(found, "figure2", title, figure, notes)
+
+
+@styled
+def figure3(results: Results) -> Picture:
+    """Figure 3: FID against N for (a) sampling schedules, (b) solvers and (c) guidance intervals with their cost."""
+    found = member(results, "sampling")
+    ours = found.results
+    title = f"Figure 3 on {results.name}: choices of sampling ({extractor_text(ours)})"
+    if found.reason:
+        return _not_run(found, "figure3", f"Figure 3 on {results.name}: choices of sampling")
+    size = ours.sizes[-1]
+    figure = Figure(figsize=(FULL, 3.1), layout="constrained")
+    *panels, cost = figure.subplots(1, len(FIGURE3) + 1)
+    for axes in panels[1:]:
+        axes.sharey(panels[0])
+        axes.tick_params(labelleft=False)
+    cells = {}
+    for axes, (name, steps, lines) in zip(panels, FIGURE3, strict=True):
+        here = {line: [cell(ours, size, f"{line.prefix}_{n}") for n in steps] for line in lines}
+        cells |= {f"{ln.prefix}_{n}": c for ln, row in here.items() for n, c in zip(steps, row, strict=True)}
+        _curves(axes, here, lambda c: c.steps)
+        _steps_axis(axes, name, steps)
+        _floors(axes, ours)
+    _curves(cost, here, lambda c: c.steps, lambda c: c.passes)  # of the last panel
+    _steps_axis(cost, "cost of (c)", FIGURE3[-1][1])
+    cost.set_ylabel("forward passes of an image")
+    cost.set_ylim(bottom=0)
+    drawn = [c for c in cells.values() if c is not None]
+    panels[0].set_ylabel(fid_name(ours))
+    _scale(panels[0], drawn)
+    handles = [*_floor_handles(ours), *_failed_handle(drawn)]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    notes = (
+        f"FID of one model (size {size.upper()}) against N, the number of mask-prediction steps: (a) mask schedule of "
+        "the sampler, unguided; (b) DPM-Solver against DDPM at as many solver steps, schedule exp, unguided; (c) "
+        f"guidance acting on $t_{{min}}$ < s ≤ 1 only{_scale_text(drawn, 'tmin')}, and beside it its cost: measured "
+        "forward passes of the network for an image (NFE). Points at one N stand side by side to be told apart.",
+        _x0_clip_note(ours, size),
+        *_common_notes(ours, drawn, [size], [b for b, c in cells.items() if c is None]),
+    )
+    return _finished(found, "figure3", title, figure, notes)
+
+
+@styled
+def figure7(results: Results) -> Picture:
+    """Figure 7: FID against the guidance scale."""
+    found = member(results, "sampling")
+    ours = found.results
+    if found.reason:
+        return _not_run(found, "figure7", f"Figure 7 on {results.name}: guidance scale")
+    size = ours.sizes[-1]
+    cells = {b: cell(ours, size, b) for b in FIGURE7}
+    drawn = [c for c in cells.values() if c is not None]
+    figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")
+    axes = figure.subplots()
+    _curves(axes, {Line("cfg", "mean and interval", PREFERRED, "o"): list(cells.values())}, lambda c: c.scale)
+    axes.set(xlabel="guidance scale (1: none)", ylabel=fid_name(ours))
+    axes.grid(axis="y")
+    _floors(axes, ours)
+    _scale(axes, drawn)
+    handles = [*_floor_handles(ours), *_failed_handle(drawn)]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    intervals = {tuple(_sample(ours, c)["cfg_interval"]) for c in drawn if c.scale != 1}
+    where = ", ".join(f"{low:g} < s ≤ {high:g}" for low, high in sorted(intervals))
+    steps = " or ".join(str(n) for n in sorted({c.steps for c in drawn}))
+    notes = (
+        f"FID of one model (size {size.upper()}) at N = {steps} against the guidance scale, guidance acting on {where}."
+        if drawn
+        else "",
+        "A scale picked here would be picked on the metric it is reported on: the other tables do not use it.",
+        *_common_notes(ours, drawn, [size], [b for b, c in cells.items() if c is None]),
+    )
+    return _finished(found, "figure7", f"Figure 7 on {results.name}: guidance scale", figure, notes)
+
+
+def _common_notes(ours: Results, cells: list[Cell], sizes: list[str], missing: list[str]) -> tuple[str, ...]:
+    """What every figure says of its numbers."""
+    return (
+        interval_note(cells),
+        gate_verdicts(ours, sizes),
+        training_note(ours),
+        fid_text(ours),
+        floors_text(ours),
+        f"“{NOT_RUN}”: {', '.join(missing)}." if missing else "",
+    )
+
+
+def _choices(
+    axes: Axes, choice: Choice, values: dict[str, dict[int, float] | None], failed: dict[str, frozenset[int]]
+) -> None:
+    """A value by training seed of every variant: seeds joined by thin lines, the mean with its interval beside them."""
+    there = {s: v for s, v in values.items() if v is not None}
+    place = {s: i for i, s in enumerate(values)}
+    for seed in sorted({seed for v in there.values() for seed in v}):
+        pairs = [(place[s], v[seed]) for s, v in there.items() if seed in v]
+        axes.plot(*zip(*pairs, strict=True), color="0.75", linewidth=0.6, zorder=1)
+    for size, x in place.items():
+        if size not in there:
+            axes.text(x, 0.5, NOT_RUN, rotation=90, ha="center", va="center", transform=axes.get_xaxis_transform())
+            continue
+        found = there[size]
+        colour = PREFERRED if size == choice.preferred else OTHER
+        _seeds(axes, [x] * len(found), found, failed[size], "0.45")
+        half = half_width(list(found.values())) or 0
+        mean = sum(found.values()) / len(found)
+        axes.errorbar([x + 0.22], [mean], yerr=[half], color=colour, marker="D", markersize=3.5, elinewidth=0.9)
+    axes.set_xticks(range(len(place)), list(choice.variants.values()))
+    axes.set_xlim(-0.4, len(place) - 0.4)
+    axes.grid(axis="y")
+
+
+def _curves(
+    axes: Axes,
+    lines: dict[Line, list[Cell | None]],
+    x: Callable[[Cell], float],
+    y: Callable[[Cell], float] | None = None,
+) -> None:
+    """Curves over cells: FID with intervals and seeds, or `y`, which has neither. Missing cells are left out."""
+    for i, (line, cells) in enumerate(lines.items()):
+        there = [c for c in cells if c is not None]
+        if not there:
+            continue
+        dodge = 1 + 0.06 * (i - (len(lines) - 1) / 2)
+        places = [x(c) * (1 if y else dodge) for c in there]
+        look = {"color": line.colour, "marker": line.marker, "label": line.label, "mfc": "white", "zorder": 3}
+        if y is not None:
+            axes.plot(places, [y(c) for c in there], **look)
+            continue
+        for place, c in zip(places, there, strict=True):
+            _seeds(axes, [place] * len(c.fid), c.fid, c.failed, line.colour, 2)
+        axes.errorbar(places, [c.mean for c in there], yerr=[c.half for c in there], elinewidth=0.9, **look)
+    if not any(c is not None for cells in lines.values() for c in cells):
+        axes.text(0.5, 0.5, NOT_RUN, ha="center", va="center", transform=axes.transAxes)
+    elif len(lines) > 1:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), handlelength=1.8, borderaxespad=0)
+
+
+def _seeds(
+    axes: Axes,
+    x: Iterable[float],
+    values: dict[int, float],
+    failed: frozenset[int],
+    colour: str,
+    size: float = 3,
+) -> None:
+    """One small mark a training seed; × where it fails the context gate."""
+    for place, (seed, value) in zip(x, values.items(), strict=True):
+        look = {"marker": "x", "color": "0.1", "markersize": 4} if seed in failed else {"marker": "o", "color": colour}
+        axes.plot([place], [value], **({"markersize": size, "alpha": 0.8, "linestyle": "none", "zorder": 2} | look))
+
+
+def _steps_axis(axes: Axes, title: str, steps: tuple[int, ...]) -> None:
+    """N on a log axis, labelled at the values that were run."""
+    axes.set(title=title, xlabel="N", xscale="log")
+    axes.set_xticks(steps, [str(n) for n in steps])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(steps[0] / 1.35, steps[-1] * 1.35)
+    axes.grid(axis="y")
+
+
+def _scale(axes: Axes, cells: list[Cell]) -> None:
+    """A log axis of FID, unless an interval or a seed reaches 0."""
+    if cells and min(min(c.mean - c.half, *c.fid.values()) for c in cells) > 0:
+        axes.set_yscale("log")
+        log_ticks(axes.yaxis)
+
+
+def _floors(axes: Axes, results: Results) -> None:
+    for dashes, fid in zip(FLOOR_DASHES, floor_lines(results).values(), strict=False):
+        axes.axhline(fid, color=FLOOR_COLOUR, linestyle=dashes, linewidth=0.9, zorder=1)
+
+
+def _floor_handles(results: Results) -> list[Line2D]:
+    return [
+        Line2D([], [], color=FLOOR_COLOUR, linestyle=dashes, linewidth=0.9, label=label.lower())
+        for dashes, label in zip(FLOOR_DASHES, floor_lines(results), strict=False)
+    ]
+
+
+def _failed_handle(cells: list[Cell]) -> list[Line2D]:
+    return [_handle("seed that fails the context gate", "0.1", "x")] if any(c.failed for c in cells) else []
+
+
+def _handle(label: str, colour: str, marker: str, **look: float) -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", label=label, **({"markersize": 4} | look))
+
+
+def _sample(results: Results, found: Cell) -> dict:
+    """Sampling settings of a cell."""
+    return results.get(f"sample-{found.size}-{found.budget}", "settings", "sample")
+
+
+def _scale_text(cells: list[Cell], prefix: str) -> str:
+    """The guidance scales of the budgets <prefix>..., in words."""
+    scales = sorted({c.scale for c in cells if c.budget.startswith(prefix)})
+    return f" (scale {' or '.join(f'{s:g}' for s in scales)})" if scales else ""
+
+
+def _x0_clip_note(results: Results, size: str) -> str:
+    """That DDPM clips, where it does: the official code does not."""
+    stages = [f"sample-{size}-ddpm_{n}" for n in FIGURE3[1][1]]
+    clips = {results.get(stage, "settings", "sample", "x0_clip") for stage in stages} - {None}
+    if not clips:
+        return ""
+    limits = " or ".join(f"±{clip:g}" for clip in sorted(clips))
+    return f"DDPM clips the predicted token at {limits} (unit latents), which the official code does not."
+
+
+def _not_run(found: Member, name: str, title: str) -> Picture:
+    """A picture that says why there is nothing in it."""
+    figure = Figure(figsize=(FULL, 1.2))
+    figure.text(0.5, 0.35, found.reason, ha="center")
+    return _finished(found, name, title, figure, (f"{found.reason[0].upper()}{found.reason[1:]}.",))
+
+
+def _finished(found: Member, name: str, title: str, figure: Figure, notes: tuple[str, ...]) -> Picture:
+    """The picture with its title and marks; its files lie with the benchmark that was asked for."""
+    heading = found.marked.heading(title)
+    figure.suptitle(heading)
+    mark_dry_run(found.marked, figure)
+    return Picture(found.asked.folder, name, heading, figure, found.marked.notes(*notes))

@@ -1,0 +1,125 @@
+"""Intervals and tests over few training seeds: pure functions of numbers, no records and no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An effect with its confidence interval and two-sided p value (of no effect)."""
+
+    effect: float
+    low: float | None = None
+    """None, as `high`, `p` and `df` are: too few values for an interval."""
+    high: float | None = None
+    p: float | None = None
+    df: float | None = None
+    """Degrees of freedom of Student's t."""
+
+
+def unit_means(runs: Iterable[tuple[int, int, float]]) -> tuple[str, dict[int, float]]:
+    """Means of the independent units of (training seed, sampling seed, value).
+
+    Sampling seeds of one training seed are not independent of each other, so they are averaged within it. With one
+    training seed the sampling seeds are the units: such an interval says nothing of other training runs.
+
+    Returns:
+        "training" or "sampling", and the mean of each seed of that kind.
+    """
+    runs = list(runs)
+    unit = 0 if len({run[0] for run in runs}) > 1 else 1
+    groups: dict[int, list[float]] = {}
+    for run in runs:
+        groups.setdefault(run[unit], []).append(run[2])
+    return ("training", "sampling")[unit], {seed: math.fsum(v) / len(v) for seed, v in groups.items()}
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Student's interval of the mean; of paired differences, the paired t test."""
+    found = np.asarray(values, dtype=float)
+    if len(found) < 2:
+        return Estimate(float(found.mean()))
+    return _student(found.mean(), found.std(ddof=1) / math.sqrt(len(found)), len(found) - 1, level)
+
+
+def welch(groups: Sequence[tuple[float, Sequence[float]]], level: float = 0.95) -> Estimate:
+    """Interval of a weighted sum of the means of independent groups, given as (weight, values).
+
+    Weights 1 and -1 are Welch's test of two groups; the degrees of freedom are Welch and Satterthwaite's.
+    """
+    found = [(weight, np.asarray(values, dtype=float)) for weight, values in groups]
+    effect = math.fsum(weight * values.mean() for weight, values in found)
+    if any(len(values) < 2 for _, values in found):
+        return Estimate(effect)
+    parts = [(weight**2 * values.var(ddof=1) / len(values), len(values) - 1) for weight, values in found]
+    variance = math.fsum(v for v, _ in parts)
+    spread = math.fsum(v**2 / n for v, n in parts)
+    df = variance**2 / spread if spread > 0 else sum(n for _, n in parts)
+    return _student(effect, math.sqrt(variance), df, level)
+
+
+def trend(x: Sequence[float], blocks: Sequence[Sequence[float]], level: float = 0.95) -> Estimate:
+    """Slope over `x` by least squares with one intercept for each block (n blocks of len(x) values).
+
+    A block is a training seed, so what the runs of a seed share does not count; the n (k - 1) - 1 degrees of freedom
+    are those of runs around the common line, its lack of fit included.
+    """
+    a, y = np.asarray(x, dtype=float), np.asarray(blocks, dtype=float)
+    n, k = y.shape
+    a = a - a.mean()
+    y = y - y.mean(axis=1, keepdims=True)
+    scale, df = n * (a @ a), n * (k - 1) - 1
+    slope = (y @ a).sum() / scale
+    if df < 1:
+        return Estimate(float(slope))
+    return _student(slope, math.sqrt(((y - slope * a) ** 2).sum() / df / scale), df, level)
+
+
+def page_p(blocks: Sequence[Sequence[float]]) -> float | None:
+    """One-sided exact p of Page's trend test that values fall along a block; None below 2 blocks or 3 values.
+
+    It ranks within each block (a training seed), so it assumes neither a line nor normal errors.
+    """
+    y = np.asarray(blocks, dtype=float)
+    if y.shape[0] < 2 or y.shape[1] < 3:
+        return None
+    return float(stats.page_trend_test(y[:, ::-1], method="exact").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the given order: below a, no more than a chance a of any false discovery."""
+    order = np.argsort(p_values)
+    steps = [(len(p_values) - i) * p_values[j] for i, j in enumerate(order)]
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
+    return adjusted.tolist()
+
+
+def fid_infinity(sizes: Sequence[int], fids: Sequence[float], level: float = 0.95) -> Estimate:
+    """FID of infinitely many images: the intercept of a line in 1/n (Chong and Forsyth, arXiv 1911.07023).
+
+    Args:
+        sizes: numbers of generated images; two different ones at least, three values for an interval.
+        fids: FID of each, on disjoint (or independently drawn) images for the interval to hold.
+        level: of the interval.
+    """
+    x = 1 / np.asarray(sizes, dtype=float)
+    if len(set(sizes)) < 2:
+        raise ValueError(f"sizes = {list(sizes)}: a line in 1/n needs two different numbers of images")
+    line = stats.linregress(x, np.asarray(fids, dtype=float))
+    if len(x) < 3:
+        return Estimate(float(line.intercept))
+    return _student(line.intercept, line.intercept_stderr, len(x) - 2, level)
+
+
+def _student(effect: float, error: float, df: float, level: float) -> Estimate:
+    """Interval and p value of an effect with a standard error, after Student's t."""
+    half = float(stats.t.ppf((1 + level) / 2, df)) * float(error)
+    p = 2 * float(stats.t.sf(abs(effect) / error, df)) if error > 0 else float(effect == 0)
+    return Estimate(float(effect), float(effect) - half, float(effect) + half, p, float(df))
