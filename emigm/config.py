@@ -75,7 +75,9 @@ class ModelConfig:
         return self.channels * self.patch**2
 
 
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "tf32", "bf16"]
+"""Of the network's matrix products: float32; on a GPU rounded to TensorFloat-32 (the mantissa of float16, the range of
+float32; float32 on a CPU); bfloat16 under autocast."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     """Steps between resume points."""
     precision: Precision = "float32"
-    """bf16: forward and backward under autocast; weights, EMA and optimizer stay float32."""
+    """Of forward and backward; weights, EMA and optimizer stay float32."""
 
     def __post_init__(self):
         for name in ("steps", "batch", "diffusion_batch_mul", "checkpoint_every"):
@@ -147,7 +149,7 @@ class SampleConfig:
     x0_clip: float | None = None
     """Clip of the predicted x0 in unit latents (DDPM only; the official code does not clip)."""
     precision: Precision = "float32"
-    """bf16: the network under autocast; the solver stays float32."""
+    """Of the network; the solver stays float32."""
 
     def __post_init__(self):
         at_least("sampling.steps", self.steps, 1)

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,16 +145,29 @@ def _device(wanted: str, local: int) -> str:
 
 
 def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager:
-    """Context in which the network runs: bf16 puts its matrix products, not its weights, in bfloat16.
+    """Context in which the network runs: what its matrix products, not its weights, are computed in.
 
     Raises:
         ConfigError: the GPU has no bfloat16.
     """
-    if precision == "float32":
-        return contextlib.nullcontext()
     kind = torch.device(device).type
+    if precision == "float32" or (precision == "tf32" and kind == "cpu"):
+        return contextlib.nullcontext()
+    if precision == "tf32":
+        return _tensor_float()
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError(
             f"precision: bf16, but {torch.cuda.get_device_name(device)} has no bfloat16; set precision: float32"
         )
     return torch.autocast(kind, torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _tensor_float() -> Iterator[None]:
+    """Matrix products of float32 tensors in TensorFloat-32, where the GPU has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

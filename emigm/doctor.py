@@ -288,7 +288,7 @@ def cost_table(benchmark: Benchmark, device: Device, estimated: list[Cost], para
     )
     headers = ("stage", *(f"on {name}" for name, _, _ in columns), "disk")
     unknown = device.memory is not None and listed(device.name) is None
-    assumed = "; ".join(f"{d.float32 / 1e12:.3g} in float32 and {d.bf16 / 1e12:.3g} in bf16" for _, d, _ in columns)
+    assumed = "; ".join(f"{d.float32 / 1e12:.3g} in float32, {d.bf16 / 1e12:.3g} in bf16" for _, d, _ in columns)
     note = (
         "Estimates, not measurements: counted FLOPs over an assumed throughput of each unit "
         f"({assumed} TFLOP/s{f'; unknown GPU, taken for an {REFERENCE_GPU}' if unknown else ''}), start-up left out. "

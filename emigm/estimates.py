@@ -41,10 +41,12 @@ class Device(NamedTuple):
     float32: float
     """Assumed FLOP/s of one."""
     bf16: float
+    """The same; half of it in TensorFloat-32, as in all data sheets."""
 
     def seconds(self, flops: float, precision: str = "float32") -> float:
         """Time that `flops` take on all of them."""
-        return flops / (self.count * (self.bf16 if precision == "bf16" else self.float32))
+        rates = {"float32": self.float32, "tf32": max(self.float32, self.bf16 / 2), "bf16": self.bf16}
+        return flops / (self.count * rates[precision])
 
 
 # Peak TFLOP/s from the vendor's data sheets: float32 without and bf16 with tensor cores, dense.

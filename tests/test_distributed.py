@@ -444,3 +444,12 @@ def test_the_bar_leaves_out_of_its_speed_what_an_earlier_run_did(monkeypatch):
     assert in_turn(job, ["fresh", "resumed"], 10, "step", "x", show=True) == ["fresh", "resumed"]
     assert bars[0].n == 20 and bars[0].initial == 6
     assert in_turn(job, ["fresh"], 10, "step", "x", show=False) == ["fresh"]
+
+
+def test_tf32_lowers_matrix_products_on_a_gpu_only_and_only_inside():
+    before = torch.get_float32_matmul_precision()
+    with autocast("tf32", "cpu"):
+        assert torch.get_float32_matmul_precision() == before
+    with autocast("tf32", "cuda:0"):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
