@@ -23,6 +23,7 @@ from emigm.paper import PAPER_MODELS
 from emigm.records import mean_and_spread, write_record
 from emigm.report.ablations import CHOICES, FIGURE3, FIGURE7
 from emigm.report.family import FAMILIES, by_training_seed, cell, half_width, member
+from emigm.report.results import thousands
 from emigm.report.settings import PAPER_TRAIN, parameters
 from emigm.report.systems import SYSTEMS
 
@@ -89,8 +90,8 @@ def _write(bench, failing):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = write_family(tmp_path_factory.mktemp("checkout"), *FAMILIES["digits"].values(), failing=("nomae_exp", "mdm"))
-    (root / "results" / "digits").mkdir()
-    (root / "results" / "other").mkdir()  # of no family
+    (root / "results" / "digits" / "records").mkdir(parents=True)
+    (root / "results" / "other" / "records").mkdir(parents=True)  # of no family
     return root
 
 
@@ -179,7 +180,7 @@ def test_every_training_seed_is_a_point_and_failed_ones_are_marked(digits):
         marks = [line.get_marker() for line in axes.lines if line.get_marker() in ("o", "x")]
         assert (marks.count("o"), marks.count("x")) == (11, 1)
     note = next(n for n in report.figure2(digits).notes if n.startswith("Context gate"))
-    assert "FAILED (×) by nomae_exp: 1 of 4 training seeds, FAILED (0." in note
+    assert "FAILED (×) by nomae_exp (1 of 4 training seeds), nomae_cosine_elbo (4 of 4 training seeds)." in note
     assert "passed by every training seed shown" in report.figure3(digits).caption
 
 
@@ -224,7 +225,7 @@ def test_a_missing_variant_reads_not_run(root, tmp_path):
 
 
 def test_without_records_the_picture_says_why(root, tmp_path):
-    (tmp_path / "results" / "digits").mkdir(parents=True)
+    (tmp_path / "results" / "digits" / "records").mkdir(parents=True)
     empty, alone = report.load("digits", tmp_path), report.load("other", root)
     for make in FIGURES:
         assert "not run: results/" in " ".join(t.get_text() for t in make(empty).figure.texts)
@@ -251,7 +252,7 @@ def test_scores_name_the_order_and_whether_it_is_the_systems_own(digits):
     assert "guidance 1.5" in below[below["Method"] == "eMIGM"]["Order"].str.cat()
     assert below[below["Method"] == "MDM"]["Context gate"].str.startswith("FAILED").all()
     assert below["Method"].tolist()[-2:] == ["Held-out real images (359)", "Class shuffle (1,438)"]
-    assert "FID-1K on digits" in below and "IS on digits" in below
+    assert f"FID-{thousands(composed('codes').evaluation.images)} on digits" in below and "IS on digits" in below
 
 
 def test_different_extractors_are_told(digits, tmp_path):
@@ -271,14 +272,15 @@ def test_no_cell_is_blank_or_zero(digits, root):
 
 def test_a_dry_run_in_the_family_marks_everything_made_of_it(tmp_path):
     write_family(tmp_path, *FAMILIES["digits"].values(), dry_run=True)
-    (tmp_path / "results" / "digits").mkdir()
+    (tmp_path / "results" / "digits" / "records").mkdir(parents=True)
     results = report.load("digits", tmp_path)
     for make in FIGURES:
         assert make(results).title.startswith("DRY RUN: ") and make(results).notes[0].startswith("DRY RUN: ")
         assert "DRY RUN" in [text.get_text() for text in make(results).figure.texts]
     table = report.table1(results)
     assert table.title.startswith("DRY RUN: ") and table.below.title.startswith("DRY RUN: ")
-    assert "FID-1K on digits (DRY RUN)" in table.below.frame
+    assert {"IS on digits (DRY RUN)"} < set(table.below.frame.columns)
+    assert not [c for c in table.below.frame if c.startswith(("FID", "IS")) and "(DRY RUN)" not in c]
 
 
 def test_only_a_dry_run_is_marked(digits):
@@ -320,7 +322,7 @@ def test_a_configuration_that_differs_from_the_paper_is_named(tmp_path):
     text = (REPO / "benchmarks" / "benchmark" / "imagenet256.yaml").read_text()
     changed = text.replace("batch: 2048", "batch: 1024").replace("width: 448", "width: 440")
     (folder / "imagenet256.yaml").write_text(changed)
-    (tmp_path / "results" / "digits").mkdir(parents=True)
+    (tmp_path / "results" / "digits" / "records").mkdir(parents=True)
     frame = report.table6(report.load("digits", tmp_path)).frame.set_index("Setting")["Configured in imagenet256"]
     assert frame["Batch size"] == "; ".join(f"{s}: 1,024" for s in ("XS", "S", "B", "L", "H"))
     assert frame["Epochs"].startswith("XS: 400;") and frame["Transformer width"] == "XS: 440"
@@ -334,6 +336,7 @@ def test_training_settings_below_come_from_the_records(root):
     assert frame.loc["Mask schedule", "MASKGIT on codes"] == "cosine, t ≥ 0"
     assert frame.loc["Loss weight", "MDM on codes"] == "γ′/γ"
     assert frame.loc["Mask schedule", "Paper (XS / S / B / L / H)"] == "exp, t ≥ 0.2"
+    assert frame.loc["Params", "Paper (XS / S / B / L / H)"] == "69M / 97M / 208M / 478M / 942M"
     assert frame.loc["Transformer width", "Paper (XS / S / B / L / H)"] == "448 / 512 / 768 / 1024 / 1280"
 
 

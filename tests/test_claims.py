@@ -189,6 +189,7 @@ def test_a_failed_context_gate_is_told_with_its_seed(root):
     told = "nomae_linear FAILED the context gate (training seed 3)"
     assert row(table, "2a-cosine")["Remarks"] == comparisons(table, "2a-cosine")[0]["Remarks"] == told
     assert "nomae_linear" not in row(table, "2b")["Remarks"]
+    assert table.notes[-1].startswith("Context gate:") and "Context gate" not in " ".join(table.notes[:-1])
 
 
 def test_different_numbers_of_images_decide_nothing(root):
@@ -284,7 +285,8 @@ def test_one_released_model_is_held_against_the_reported_number_over_sampling_se
     fid, cost = comparisons(table, "2-repa")
     assert fid["Comparison"] == "h at 128 − 1.15 × REPA (as reported)"
     assert float(fid["Effect"]) == pytest.approx(1.3 - 1.15 * 1.42, abs=0.001)
-    assert fid["Test"] == "t test, 3 sampling seeds" and "released weights: one training run" in fid["Remarks"]
+    assert fid["Test"] == "t test, 3 sampling seeds"
+    assert fid["Remarks"] == "one training seed: nothing of other training runs; released weights"
     assert cost["Effect"] == "-0.8" and cost["Verdict"] == HOLDS
     assert row(paper_results(root, 2.5), "2-repa")["Verdict"] == FAILS
 

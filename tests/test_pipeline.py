@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILES = (ROOT / "dvc.yaml", *sorted((ROOT / "benchmarks").glob("*/dvc.yaml")))
+STAGES = {name: stage for path in FILES for name, stage in yaml.safe_load(path.read_text())["stages"].items()}
 
 
 def imported_modules(source: str) -> set[str]:
@@ -46,11 +47,11 @@ def import_closure(source: str) -> set[str]:
 def code_of(stage: dict) -> tuple[set[str], set[str]]:
     """(files a stage runs, project files they import); the notebooks' stage runs the notebooks too."""
     words = stage["cmd"].split()
-    assert words[:2] == ["python", "-m"], f"unknown kind of command: {stage['cmd']}"
-    path = str(Path(*words[2].split(".")).with_suffix(".py"))
+    assert words[0] == "python", f"unknown kind of command: {stage['cmd']}"
+    path = str(Path(*words[2].split(".")).with_suffix(".py")) if words[1] == "-m" else words[1]
     files, imported = {path}, import_closure((ROOT / path).read_text())
-    if "notebooks" in stage["deps"]:
-        for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for notebook in (ROOT / "notebooks" / f"{word}.ipynb" for word in words):
+        if notebook.is_file():
             cells = json.loads(notebook.read_text())["cells"]
             imported |= import_closure("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
             files.add(f"notebooks/{notebook.name}")
@@ -70,6 +71,16 @@ def test_every_code_dependency_is_used(name):
     files, imported = code_of(STAGES[name])
     stale = [d for d in STAGES[name]["deps"] if d.endswith(".py") and d not in files | imported]
     assert not stale, f"remove from deps: {stale}"
+
+
+def test_every_notebook_is_run_by_one_stage():
+    run = [
+        word
+        for stage in STAGES.values()
+        for word in stage["cmd"].split()
+        if (ROOT / "notebooks" / f"{word}.ipynb").is_file()
+    ]
+    assert sorted(run) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_every_file_of_a_table_or_figure_in_results_is_made_by_a_stage():

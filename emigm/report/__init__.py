@@ -4,6 +4,7 @@ A notebook is `made = report.table2(report.load(benchmark)); made.save(); made`.
 """
 
 from emigm.report.ablations import figure2, figure3, figure7
+from emigm.report.claims import all_claims, claims
 from emigm.report.figures import Picture, figure1, figure4, figure5, figure6
 from emigm.report.index import write_index
 from emigm.report.results import Results, find_root, load, reported
@@ -15,6 +16,8 @@ __all__ = [
     "Picture",
     "Results",
     "Table",
+    "all_claims",
+    "claims",
     "figure1",
     "figure2",
     "figure3",

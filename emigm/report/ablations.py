@@ -4,18 +4,19 @@
 # γ, ′, ×, − and – are meant: they are the paper's notation.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from emigm.report.family import (
     Cell,
     Member,
     cell,
+    clip_note,
     failed_seeds,
     floor_lines,
     gate_limit,
@@ -42,6 +43,8 @@ from emigm.report.results import NOT_RUN, Results, extractor_text, fid_name, fid
 PREFERRED, OTHER = "#D55E00", "#0072B2"
 """Figure 2: what the paper prefers (orange, as it draws it), and the rest."""
 FLOOR_COLOUR = "0.35"
+DODGE, BESIDE = 1.14, 1.05
+"""Factors on a log axis: between curves at one place, and from a mean to its training seeds."""
 GUIDED = "8_guided"
 """Budget of Figure 2e: without guidance the fake token is not used in sampling."""
 
@@ -78,7 +81,7 @@ CHOICES = (
     ),
     Choice("(c) MAE trick", "exp", ("model", "mae"), {"nomae_exp": "off", "mae_exp": "on"}, "mae_exp"),
     Choice(
-        "(d) least time",
+        "(d) time truncation",
         "exp, MAE trick",
         ("train", "t_min"),
         {"mae_exp": "0", "emigm": "0.2", "tmin4": "0.4"},
@@ -136,9 +139,9 @@ def figure2(results: Results) -> Picture:
     """Figure 2: FID at N = 8 of the training choices (a) to (e), and below it what each model gains from context."""
     found = member(results, "training")
     ours = found.results
-    title = f"Figure 2 on {results.name}: choices of training ({extractor_text(ours)})"
+    title = f"Figure 2 on {results.name}: choices of training"
     if found.reason:
-        return _not_run(found, "figure2", f"Figure 2 on {results.name}: choices of training")
+        return _not_run(found, "figure2", title)
     figure = Figure(figsize=(FULL, 4.1), layout="constrained")
     rows = figure.subplots(2, len(CHOICES), sharey="row", sharex="col", height_ratios=(3, 2))
     cells = {(s, c.budget): cell(ours, s, c.budget) for c in CHOICES for s in c.variants}
@@ -154,7 +157,7 @@ def figure2(results: Results) -> Picture:
     drawn = [c for c in cells.values() if c is not None]
     rows[0][0].set_ylabel(fid_name(ours))
     rows[1][0].set_ylabel("context ratio")
-    _scale(rows[0][0], drawn)
+    _scale(rows[0][0], ours, drawn)
     handles = [
         _handle("mean, the paper's choice", PREFERRED, "D"),
         _handle("mean, another", OTHER, "D"),
@@ -174,7 +177,7 @@ def figure2(results: Results) -> Picture:
         "that a difference can be surer than the bars of its two sides show.",
         *_common_notes(ours, drawn, sizes, [f"{s} at N = 8" for s in missing]),
     )
-    return _finished(found, "figure2", title, figure, notes)
+    return _finished(found, "figure2", f"{title} ({extractor_text(ours)})", figure, notes)
 
 
 @styled
@@ -182,11 +185,11 @@ def figure3(results: Results) -> Picture:
     """Figure 3: FID against N for (a) sampling schedules, (b) solvers and (c) guidance intervals with their cost."""
     found = member(results, "sampling")
     ours = found.results
-    title = f"Figure 3 on {results.name}: choices of sampling ({extractor_text(ours)})"
+    title = f"Figure 3 on {results.name}: choices of sampling"
     if found.reason:
-        return _not_run(found, "figure3", f"Figure 3 on {results.name}: choices of sampling")
+        return _not_run(found, "figure3", title)
     size = ours.sizes[-1]
-    figure = Figure(figsize=(FULL, 3.1), layout="constrained")
+    figure = Figure(figsize=(FULL, 3.3), layout="constrained")
     *panels, cost = figure.subplots(1, len(FIGURE3) + 1)
     for axes in panels[1:]:
         axes.sharey(panels[0])
@@ -196,27 +199,27 @@ def figure3(results: Results) -> Picture:
         here = {line: [cell(ours, size, f"{line.prefix}_{n}") for n in steps] for line in lines}
         cells |= {f"{ln.prefix}_{n}": c for ln, row in here.items() for n, c in zip(steps, row, strict=True)}
         _curves(axes, here, lambda c: c.steps)
-        _steps_axis(axes, name, steps)
+        _log_axis(axes, "N", steps)
+        axes.set_title(name)
         _floors(axes, ours)
     _curves(cost, here, lambda c: c.steps, lambda c: c.passes)  # of the last panel
-    _steps_axis(cost, "cost of (c)", FIGURE3[-1][1])
-    cost.set_ylabel("forward passes of an image")
-    cost.set_ylim(bottom=0)
+    _log_axis(cost, "N", FIGURE3[-1][1])
+    cost.set(title="cost of (c)", ylabel="forward passes of an image", ylim=(0, None))
     drawn = [c for c in cells.values() if c is not None]
     panels[0].set_ylabel(fid_name(ours))
-    _scale(panels[0], drawn)
+    _scale(panels[0], ours, drawn)
     handles = [*_floor_handles(ours), *_failed_handle(drawn)]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     notes = (
         f"FID of one model (size {size.upper()}) against N, the number of mask-prediction steps: (a) mask schedule of "
         "the sampler, unguided; (b) DPM-Solver against DDPM at as many solver steps, schedule exp, unguided; (c) "
-        f"guidance acting on $t_{{min}}$ < s ≤ 1 only{_scale_text(drawn, 'tmin')}, and beside it its cost: measured "
-        "forward passes of the network for an image (NFE). Points at one N stand side by side to be told apart.",
-        _x0_clip_note(ours, size),
+        f"guidance acting on t_min < s ≤ 1 only{_scale_text(drawn, 'tmin')}, and beside it its cost: measured "
+        "forward passes of the network for an image (NFE). At one N, curves stand side by side.",
+        clip_note(ours, size, [f"ddpm_{n}" for n in FIGURE3[1][1]]),
         *_common_notes(ours, drawn, [size], [b for b, c in cells.items() if c is None]),
     )
-    return _finished(found, "figure3", title, figure, notes)
+    return _finished(found, "figure3", f"{title} ({extractor_text(ours)})", figure, notes)
 
 
 @styled
@@ -224,18 +227,19 @@ def figure7(results: Results) -> Picture:
     """Figure 7: FID against the guidance scale."""
     found = member(results, "sampling")
     ours = found.results
+    title = f"Figure 7 on {results.name}: guidance scale"
     if found.reason:
-        return _not_run(found, "figure7", f"Figure 7 on {results.name}: guidance scale")
+        return _not_run(found, "figure7", title)
     size = ours.sizes[-1]
     cells = {b: cell(ours, size, b) for b in FIGURE7}
     drawn = [c for c in cells.values() if c is not None]
     figure = Figure(figsize=(COLUMN, 2.8), layout="constrained")
     axes = figure.subplots()
     _curves(axes, {Line("cfg", "mean and interval", PREFERRED, "o"): list(cells.values())}, lambda c: c.scale)
-    axes.set(xlabel="guidance scale (1: none)", ylabel=fid_name(ours))
-    axes.grid(axis="y")
+    _log_axis(axes, "guidance scale (1: none)", tuple(sorted({c.scale for c in drawn})))
+    axes.set_ylabel(fid_name(ours))
     _floors(axes, ours)
-    _scale(axes, drawn)
+    _scale(axes, ours, drawn)
     handles = [*_floor_handles(ours), *_failed_handle(drawn)]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -246,10 +250,10 @@ def figure7(results: Results) -> Picture:
         f"FID of one model (size {size.upper()}) at N = {steps} against the guidance scale, guidance acting on {where}."
         if drawn
         else "",
-        "A scale picked here would be picked on the metric it is reported on: the other tables do not use it.",
+        "No scale of another table is picked here, on the metric that it is reported on.",
         *_common_notes(ours, drawn, [size], [b for b, c in cells.items() if c is None]),
     )
-    return _finished(found, "figure7", f"Figure 7 on {results.name}: guidance scale", figure, notes)
+    return _finished(found, "figure7", title, figure, notes)
 
 
 def _common_notes(ours: Results, cells: list[Cell], sizes: list[str], missing: list[str]) -> tuple[str, ...]:
@@ -279,7 +283,7 @@ def _choices(
             continue
         found = there[size]
         colour = PREFERRED if size == choice.preferred else OTHER
-        _seeds(axes, [x] * len(found), found, failed[size], "0.45")
+        _seeds(axes, x, found, failed[size], "0.45")
         half = half_width(list(found.values())) or 0
         mean = sum(found.values()) / len(found)
         axes.errorbar([x + 0.22], [mean], yerr=[half], color=colour, marker="D", markersize=3.5, elinewidth=0.9)
@@ -299,49 +303,52 @@ def _curves(
         there = [c for c in cells if c is not None]
         if not there:
             continue
-        dodge = 1 + 0.06 * (i - (len(lines) - 1) / 2)
-        places = [x(c) * (1 if y else dodge) for c in there]
         look = {"color": line.colour, "marker": line.marker, "label": line.label, "mfc": "white", "zorder": 3}
+        look |= {"markersize": 3.5, "linewidth": 0.9}
         if y is not None:
-            axes.plot(places, [y(c) for c in there], **look)
+            axes.plot([x(c) for c in there], [y(c) for c in there], **look)
             continue
+        places = [x(c) * DODGE ** (i - (len(lines) - 1) / 2) for c in there]
         for place, c in zip(places, there, strict=True):
-            _seeds(axes, [place] * len(c.fid), c.fid, c.failed, line.colour, 2)
+            _seeds(axes, place * BESIDE, c.fid, c.failed, line.colour, 1.8)
         axes.errorbar(places, [c.mean for c in there], yerr=[c.half for c in there], elinewidth=0.9, **look)
     if not any(c is not None for cells in lines.values() for c in cells):
         axes.text(0.5, 0.5, NOT_RUN, ha="center", va="center", transform=axes.transAxes)
-    elif len(lines) > 1:
+    elif len(lines) > 1 and y is None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), handlelength=1.8, borderaxespad=0)
 
 
 def _seeds(
-    axes: Axes,
-    x: Iterable[float],
-    values: dict[int, float],
-    failed: frozenset[int],
-    colour: str,
-    size: float = 3,
+    axes: Axes, x: float, values: dict[int, float], failed: frozenset[int], colour: str, size: float = 3
 ) -> None:
     """One small mark a training seed; × where it fails the context gate."""
-    for place, (seed, value) in zip(x, values.items(), strict=True):
-        look = {"marker": "x", "color": "0.1", "markersize": 4} if seed in failed else {"marker": "o", "color": colour}
-        axes.plot([place], [value], **({"markersize": size, "alpha": 0.8, "linestyle": "none", "zorder": 2} | look))
+    for seed, value in values.items():
+        look = {"marker": "o", "color": colour, "markersize": size, "alpha": 0.8, "zorder": 2}
+        if seed in failed:
+            look |= {"marker": "x", "color": "0.1", "markersize": 4, "zorder": 4}
+        axes.plot([x], [value], linestyle="none", **look)
 
 
-def _steps_axis(axes: Axes, title: str, steps: tuple[int, ...]) -> None:
-    """N on a log axis, labelled at the values that were run."""
-    axes.set(title=title, xlabel="N", xscale="log")
-    axes.set_xticks(steps, [str(n) for n in steps])
+def _log_axis(axes: Axes, label: str, places: tuple[float, ...]) -> None:
+    """A log axis across, labelled at the values that were run."""
+    axes.set(xlabel=label, xscale="log")
+    axes.set_xticks(places, [f"{x:g}" for x in places])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(steps[0] / 1.35, steps[-1] * 1.35)
+    if places:
+        axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
     axes.grid(axis="y")
 
 
-def _scale(axes: Axes, cells: list[Cell]) -> None:
-    """A log axis of FID, unless an interval or a seed reaches 0."""
-    if cells and min(min(c.mean - c.half, *c.fid.values()) for c in cells) > 0:
+def _scale(axes: Axes, results: Results, cells: list[Cell]) -> None:
+    """A log axis of FID where it spans much, unless an interval reaches 0."""
+    values = [v for c in cells for v in (c.mean - c.half, c.mean + c.half, *c.fid.values())]
+    values += floor_lines(results).values()
+    if cells and max(values) > 5 * min(values) > 0:
         axes.set_yscale("log")
         log_ticks(axes.yaxis)
+    else:
+        # Not the automatic locator, whose labels change while the layout is sought.
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
 
 
 def _floors(axes: Axes, results: Results) -> None:
@@ -373,16 +380,6 @@ def _scale_text(cells: list[Cell], prefix: str) -> str:
     """The guidance scales of the budgets <prefix>..., in words."""
     scales = sorted({c.scale for c in cells if c.budget.startswith(prefix)})
     return f" (scale {' or '.join(f'{s:g}' for s in scales)})" if scales else ""
-
-
-def _x0_clip_note(results: Results, size: str) -> str:
-    """That DDPM clips, where it does: the official code does not."""
-    stages = [f"sample-{size}-ddpm_{n}" for n in FIGURE3[1][1]]
-    clips = {results.get(stage, "settings", "sample", "x0_clip") for stage in stages} - {None}
-    if not clips:
-        return ""
-    limits = " or ".join(f"±{clip:g}" for clip in sorted(clips))
-    return f"DDPM clips the predicted token at {limits} (unit latents), which the official code does not."
 
 
 def _not_run(found: Member, name: str, title: str) -> Picture:

@@ -37,6 +37,7 @@ from emigm.report.results import (
     Results,
     benchmarks,
     find_root,
+    gate_note,
     load,
     plural,
     thousands,
@@ -73,8 +74,9 @@ def claims(results: Results) -> Table:
     own = [claim for claim in ledger.claims if claim.benchmark == results.name]
     others = _finder(results.root)
     outcomes = _outcomes(own, ledger, lambda name: results if name == results.name else others(name))
+    gates = gate_note(results) if any("context gate" in text for one in outcomes for text in one.remarks) else ""
     none = f"No claim of benchmarks/claims.yaml is tested on {results.name}."
-    notes = results.notes(*(_notes(ledger, outcomes) if own else (none,)))
+    notes = results.notes(*(_notes(ledger, outcomes) if own else (none,)), gates)
     compared, heading = results.heading("Comparisons"), results.heading(f"Claims of the paper on {results.name}")
     below = Table(results.folder, "claims-comparisons", compared, _comparisons(outcomes), _test_notes(ledger))
     return Table(results.folder, "claims", heading, _claims(own, outcomes), notes, below)
@@ -128,7 +130,9 @@ def _difference(claim: Claim, one: Difference, ledger: Ledger, find: Find) -> Ou
         verdict, why = OPEN, f"not comparable: {unlike}"
     if dry:
         verdict, why = DRY, ""
-    return replace(made, verdict=verdict, test=test, estimate=estimate, remarks=(*filter(None, (why,)), *remarks))
+    single = "one training seed: nothing of other training runs" if "sampling seed" in test else ""
+    more = tuple(filter(None, (why, single)))
+    return replace(made, verdict=verdict, test=test, estimate=estimate, remarks=(*more, *remarks))
 
 
 def _trend(claim: Claim, one: Trend, ledger: Ledger, find: Find) -> Outcome:
@@ -204,7 +208,7 @@ def _estimate(
     seeds = [set(values) for _, (_, values) in units]
     if together and " " not in kind and all(s == seeds[0] for s in seeds):
         sums = [math.fsum(w * values[seed] for w, (_, values) in units) - constant for seed in sorted(seeds[0])]
-        test = "t test" if len(units) == 1 else "paired t test"
+        test = "no test" if len(sums) < 2 else "t test" if len(units) == 1 else "paired t test"
         return t_interval(sums, level), f"{test}, {plural(len(sums), f'{kind} seed')}"
     estimate = welch([(weight, list(values.values())) for weight, (_, values) in units], level)
     return estimate, f"Welch's t test, {' and '.join(str(len(s)) for s in seeds)} {kind} seeds"
@@ -247,7 +251,7 @@ def _remarks(sides: list[tuple[Results, Iterable[str]]], home: str) -> tuple[str
             if results.get(f"train-{size}", "results", "context", "passed") is False:
                 found[f"{where}{size} FAILED the context gate{_failed_seeds(results, size)}"] = None
             if weights_of(results, size) == "released":
-                found["released weights: one training run"] = None
+                found[f"{where}released weights"] = None
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scipy.special import stdtrit
 
-from emigm.report.results import NOT_RUN, Results, benchmarks, floors, gate_note, gate_text, load, plural
+from emigm.report.results import NOT_RUN, Results, benchmarks, floors, gate_note, load, plural
 
 FAMILIES = {"digits": {"training": "ablations", "systems": "codes", "sampling": "sampling"}}
 """Benchmark -> the ones run on its data: training choices (Figure 2, Table 1), systems with codes (Table 1), and
@@ -146,11 +146,11 @@ def gate_verdicts(results: Results, sizes: list[str]) -> str:
     if not measured:
         return f"Context gate: {NOT_RUN}."
     failures = [
-        f"{size}: {len(bad)} of {plural(len(ratios(results, size)), 'training seed')}, {gate_text(results, size)}"
+        f"{size} ({len(bad)} of {plural(len(ratios(results, size)), 'training seed')})"
         for size in measured
         if (bad := failed_seeds(results, size))
     ]
-    verdict = f"FAILED (×) by {'; '.join(failures)}" if failures else "passed by every training seed shown"
+    verdict = f"FAILED (×) by {', '.join(failures)}" if failures else "passed by every training seed shown"
     return f"{gate_note(results)} Here: {verdict}."
 
 
@@ -164,6 +164,16 @@ def interval_note(cells: list[Cell]) -> str:
     if numbers == [1]:
         bars = "No bars: one training seed"
     return f"Small marks: one training seed each, the mean over its sampling seeds. {bars}."
+
+
+def clip_note(results: Results, size: str, budgets: list[str]) -> str:
+    """That DDPM clips at `budgets`, where it does."""
+    stages = [f"sample-{size}-{budget}" for budget in budgets]
+    clips = {results.get(stage, "settings", "sample", "x0_clip") for stage in stages} - {None}
+    if not clips:
+        return ""
+    limits = " or ".join(f"±{clip:g}" for clip in sorted(clips))
+    return f"DDPM clips the predicted token at {limits} (unit latents), which the official code does not."
 
 
 def training_note(results: Results) -> str:

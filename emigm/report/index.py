@@ -27,6 +27,20 @@ from emigm.report.results import (
 )
 from emigm.report.tables import Table, metrics_table, table2, table3, table4
 
+EVIDENCE_TABLES = {
+    "claims": "The paper's claims, each with what was measured and a verdict",
+    "table1": "Table 1: the systems of the unified framework",
+    "table5": "Table 5: licences",
+    "table6": "Table 6: training configurations, ImageNet 256×256",
+    "table7": "Table 7: training configurations, ImageNet 512×512",
+}
+EVIDENCE_FIGURES = {
+    "figure2": "Figure 2: training choices",
+    "figure3": "Figure 3: sampling choices",
+    "figure7": "Figure 7: guidance scale",
+}
+"""File -> title, of what `dvc repro benchmarks/evidence/dvc.yaml` makes."""
+
 
 def write_index(root: Path | None = None) -> Path:
     """Write results/README.md from the records and the figures that exist; dry runs are left out."""
@@ -50,7 +64,15 @@ def _section(results: Results) -> str:
     made = [*_tables(results), *(make(results) for make in (figure1, figure4, figure5, figure6))]
     made = [replace(one, notes=tuple(note for note in one.notes if note not in legend)) for one in made]
     shown = [one.markdown(3).rstrip() if isinstance(one, Table) else _embedded(one) for one in made]
-    return "\n\n".join([f"## {results.title}", _provenance(results), bullets(legend), *shown])
+    return "\n\n".join([f"## {results.title}", _provenance(results), bullets(legend), *shown, *_evidence(results)])
+
+
+def _evidence(results: Results) -> list[str]:
+    """The tables and figures that benchmarks/evidence makes, those that are there: tables by link, figures shown."""
+    name, there = results.name, results.folder
+    tables = [f"- [{what}]({name}/{f}.md)" for f, what in EVIDENCE_TABLES.items() if (there / f"{f}.md").is_file()]
+    figures = [f"![{what}]({name}/{f}.png)" for f, what in EVIDENCE_FIGURES.items() if (there / f"{f}.png").is_file()]
+    return ["### Evidence", "\n".join(tables), *figures] if tables or figures else []
 
 
 def _tables(results: Results) -> list[Table]:

@@ -200,10 +200,10 @@ def _settings_table(results: Results, resolution: int, models: dict[str, ModelCo
     """What every size of the benchmark was trained with, as its records say, beside the paper's."""
     number = PAPER_TABLES[resolution].removeprefix("table")
     paper = " / ".join(s.upper() for s in models)
-    trained = {size: _recorded(results, size) for size in results.sizes}
+    printed, trained = _printed_parameters(resolution), {size: _recorded(results, size) for size in results.sizes}
     rows = []
     for setting in (*MODEL_SETTINGS, *TRAIN_SETTINGS):
-        values = [setting.of(m, PAPER_TRAIN) for m in models.values()]
+        values = [printed[s] if setting.name == "Params" else setting.of(m, PAPER_TRAIN) for s, m in models.items()]
         row = {"Setting": setting.name, f"Paper ({paper})": " / ".join(values if len(set(values)) > 1 else values[:1])}
         rows.append(row | {f"{s.upper()} on {results.label}": _value(setting, *t) for s, t in trained.items()})
     notes = results.notes(

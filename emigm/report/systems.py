@@ -16,7 +16,6 @@ from emigm.report.results import (
     Results,
     count,
     extractor_text,
-    features_text,
     fid_text,
     floors,
     floors_text,
@@ -136,7 +135,8 @@ def _scores(results: Results, marked: Results, members: dict[str, Member], here:
         "Own order: whether tokens are revealed as the system itself does it; other rows show a model under another "
         f"system's order. At N = 1 all tokens come at once. “{NONE}”: does not apply or is not measured.",
         _extractors_note(shown),
-        *dict.fromkeys(text(r) for text in (spread_text, floors_text, features_text, fid_text) for r in shown),
+        *dict.fromkeys(text(r) for text in (spread_text, floors_text) for r in shown),
+        *(fid_text(r) for r in (shown[:1] if len(images) == 1 else shown)),
         NFE_NOTE,
     )
     return Table(results.folder, "table1-scores", marked.heading(f"Scores of the systems {here}"), frame, notes)
