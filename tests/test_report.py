@@ -30,7 +30,7 @@ from emigm.report.results import plus_minus
 from emigm.schedules import nfe
 
 REPO = Path(__file__).parents[1]
-NOTEBOOKS = ("table2", "table3", "table4", "figure1", "figure4", "figure5", "figure6")
+NOTEBOOKS = sorted(path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 FIGURES = (report.figure1, report.figure4, report.figure5, report.figure6)
 TABLES = (report.table2, report.table3, report.table4)
 LADDER = {"xs": 4.02, "s": 2.31, "b": 1.74, "l": 1.12, "h": 0.83}

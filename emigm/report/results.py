@@ -182,8 +182,8 @@ def load(benchmark: str, root: Path | None = None) -> Results:
 
 
 def benchmarks(root: Path) -> list[str]:
-    """Folders of results/ that hold records, digits first."""
-    found = [path.parent.name for path in (root / "results").glob("[!.]*/records")]
+    """Folders of results/, digits first."""
+    found = [path.name for path in (root / "results").glob("*") if path.is_dir() and not path.name.startswith(".")]
     return sorted(found, key=lambda name: (name != "digits", name))
 
 
