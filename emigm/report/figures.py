@@ -345,15 +345,17 @@ def _curve(axes: Axes, points: list[tuple[float | None, Point]], named: bool = F
 
 
 def log_ticks(axis: Axis) -> None:
-    """Labelled ticks of a log axis: round numbers within a decade, else the fewest of 1; 1, 3; 1, 2, 5 per decade
-    that give three in view."""
+    """Labelled ticks of a log axis: round numbers within a decade, as many as leave room for their labels; else the
+    fewest of 1; 1, 3; 1, 2, 5 per decade that give three in view."""
     low, high = axis.get_view_interval()
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     nice = [[d * 10.0**k for k in range(first, last) for d in digits] for digits in ((1,), (1, 3), (1, 2, 5))]
     if high < 10 * low:
-        nice = [MaxNLocator(3, steps=(1, 2, 5, 10)).tick_values(low, high)]
+        nice = [MaxNLocator(6, steps=(1, 2, 5, 10)).tick_values(low, high)]
     shown = [[t for t in ticks if low <= t <= high] for ticks in nice]
     ticks = next((t for t in shown if len(t) >= 3), shown[-1])
+    room = 0.22 if axis.axis_name == "x" else 0.08  # of the axis, from one label to the next
+    ticks = [t for i, t in enumerate(ticks) if i == 0 or math.log(t / ticks[i - 1]) > room * math.log(high / low)]
     axis.set_ticks(ticks, [_power(t) for t in ticks])
     axis.set_minor_locator(NullLocator())
 
