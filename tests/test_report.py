@@ -439,3 +439,11 @@ def test_the_figures_style_does_not_leak_into_a_notebook():
 )
 def test_a_chance_tiny_spread_does_not_add_digits(mean, deviation, text):
     assert plus_minus({"mean": mean, "train_std": deviation, "sample_std": None}) == text
+
+
+def test_executed_notebooks_name_no_folder_of_the_machine_that_ran_them(root):
+    results = report.load("digits", root)
+    for made in (report.table2(results), report.figure5(results)):
+        assert str(root) not in repr(made) and made.name in repr(made)
+    for path in (REPO / "results").glob("*/notebooks/*.ipynb"):
+        assert "PosixPath" not in path.read_text(encoding="utf-8"), path

@@ -87,7 +87,7 @@ class Point(NamedTuple):
     seconds: float | None  # for one image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Picture:
     """A drawn figure with its title and notes; a notebook shows it as PNG."""
 
@@ -115,6 +115,10 @@ class Picture:
         kind = kind or path.suffix[1:]
         drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
+
+    def __repr__(self) -> str:
+        # What an executed notebook keeps beside the picture or table: no path of the machine that ran it.
+        return f"<Picture {self.name} of results/{self.folder.name}>"
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

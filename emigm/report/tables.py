@@ -68,7 +68,7 @@ FORMULAS: dict[str, tuple[str, str, Callable, Callable]] = {
 """Table 4: name -> gamma and gamma'/gamma as printed, then as functions written out from the print."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """A table with its title and notes; a notebook shows it as Markdown."""
 
@@ -102,6 +102,10 @@ class Table:
                 lambda p, frame=table.frame: frame.to_csv(p, index=False, lineterminator="\n", encoding="utf-8"),
             )
         return [page, *(self.folder / f"{table.name}.csv" for table in tables)]
+
+    def __repr__(self) -> str:
+        # What an executed notebook keeps beside the picture or table: no path of the machine that ran it.
+        return f"<Table {self.name} of results/{self.folder.name}>"
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
