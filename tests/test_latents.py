@@ -265,7 +265,8 @@ def photos(tmp_path, monkeypatch):
                 pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(Path(root, name, f"{i}.JPEG"))
     data = DataConfig("imagenet", root="train", holdout_root="val", classes=2, resolution=16, flips=True)
-    benchmark = dataclasses.replace(load_benchmark(ROOT / "params.yaml"), name="photos", data=data)
+    digits = load_benchmark(ROOT / "params.yaml")
+    benchmark = dataclasses.replace(digits, name="photos", data=data, model={**digits.model, "classes": 2})
     prepare(benchmark)
     return benchmark
 
