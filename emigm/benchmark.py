@@ -97,6 +97,9 @@ class Benchmark:
                     f"autoencoder.codebook = {self.autoencoder.codebook}; a model predicts the autoencoder's codes"
                 )
             for budget in self.sampling:
+                self.sample_config(size, budget)
+        for size in self.sizes:
+            for budget in self.budgets:
                 solver, head = self.sample_config(size, budget).solver, self.model_config(size).conditional
                 if (solver == "categorical") != (head == "categorical"):
                     raise ConfigError(

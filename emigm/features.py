@@ -75,7 +75,6 @@ class Extractor:
     Args:
         network: torch-fidelity's extractor, with the pool features and the logits as its two layers.
         identity: what it is, for records.
-        width: d, features of an image.
         device: where it works.
         batch: images at once.
         workers: threads that resize images.

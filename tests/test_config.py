@@ -165,3 +165,15 @@ def test_the_lock_file_names_no_host_and_has_checksums():
     text = (ROOT / "requirements.lock").read_text()
     assert "://" not in text
     assert text.count("--hash=sha256:") > len(lock_pins())
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_a_sampler_that_cannot_draw_the_models_tokens_is_refused_where_it_is_run(run):
+    tree = composed("codes")["benchmark"]
+    tree["sampling"]["diffusion"] = {"settings": {"steps": 4, "solver_steps": 8}, "overrides": {}}
+    tree["budgets"] += ["diffusion"] * run
+    if not run:
+        assert parse(Benchmark, tree, "benchmark").name == "codes"
+        return
+    with pytest.raises(ConfigError, match=r"benchmark.sampling.diffusion of size maskgit: .*cannot draw tokens"):
+        parse(Benchmark, tree, "benchmark")

@@ -24,6 +24,7 @@ from emigm.workspace import (
     STATE,
     Progress,
     Stopwatch,
+    cores,
     fingerprint,
     in_turn,
     model_folder,
@@ -47,8 +48,10 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     world.check_shared(state)
     world.start_memory()
     if world.is_plain:
+        workers = min(len(items), cores())
         folders = parallel(job, items, evaluation.images, "image", label)
     else:
+        workers = world.size
         folders = in_turn(job, items, evaluation.images, "image", label, world.is_main)
     memory = world.peak_memory()
     world.barrier()  # now every chunk is written
@@ -61,8 +64,8 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     results = {
         "nfe": nfe(cfg.steps, cfg.cfg_scale, cfg.cfg_interval),
         "passes": float(np.mean([sum(f["passes"] * f["images"] for f in run) / evaluation.images for run in facts])),
-        "seconds_per_image": seconds,  # of one process
-        "images_per_second": world.size / seconds["mean"],  # of all together
+        "seconds_per_image": seconds,  # of one worker
+        "images_per_second": workers / seconds["mean"],  # of all together
         "peak_memory": memory,
     }
     classes = benchmark.model_config(size).classes
