@@ -18,10 +18,9 @@ from scipy import stats
 from emigm.compose import compose_benchmark
 from emigm.parsing import ConfigError
 from emigm.records import write_json
-from emigm.report import load
 from emigm.report.claims import DRY, FAILS, HOLDS, OPEN, all_claims, claims
 from emigm.report.ledger import FILE, load_ledger
-from emigm.report.results import NOT_RUN, PAPER_IMAGES, Results
+from emigm.report.results import NOT_RUN, PAPER_IMAGES, Results, load
 from emigm.report.statistics import holm
 
 REPO = Path(__file__).parents[1]

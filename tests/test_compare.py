@@ -12,7 +12,7 @@ from emigm.compose import compose_benchmark
 from emigm.parsing import ConfigError
 from emigm.pictures import save_grid
 from emigm.records import read_record, write_json, write_record
-from emigm.report import load, reported
+from emigm.report.results import load, reported
 from emigm.schedules import nfe
 
 REPO = Path(__file__).parents[1]

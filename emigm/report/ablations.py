@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from emigm.report.family import (
+    LEVEL,
     Cell,
     Member,
     cell,
@@ -21,7 +22,6 @@ from emigm.report.family import (
     floor_lines,
     gate_limit,
     gate_verdicts,
-    half_width,
     interval_note,
     member,
     ratios,
@@ -39,6 +39,7 @@ from emigm.report.figures import (
     styled,
 )
 from emigm.report.results import NOT_RUN, Results, extractor_text, fid_name, fid_text, floors_text
+from emigm.report.statistics import t_interval
 
 PREFERRED, OTHER = "#D55E00", "#0072B2"
 """Figure 2: what the paper prefers (orange, as it draws it), and the rest."""
@@ -208,9 +209,7 @@ def figure3(results: Results) -> Picture:
     drawn = [c for c in cells.values() if c is not None]
     panels[0].set_ylabel(fid_name(ours))
     _scale(panels[0], ours, drawn)
-    handles = [*_floor_handles(ours), *_failed_handle(drawn)]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    _legend(figure, ours, drawn, columns=3)
     notes = (
         f"FID of one model (size {size.upper()}) against N, the number of mask-prediction steps: (a) mask schedule of "
         "the sampler, unguided; (b) DPM-Solver against DDPM at as many solver steps, schedule exp, unguided; (c) "
@@ -240,9 +239,7 @@ def figure7(results: Results) -> Picture:
     axes.set_ylabel(fid_name(ours))
     _floors(axes, ours)
     _scale(axes, ours, drawn)
-    handles = [*_floor_handles(ours), *_failed_handle(drawn)]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    _legend(figure, ours, drawn, columns=2)
     intervals = {tuple(_sample(ours, c)["cfg_interval"]) for c in drawn if c.scale != 1}
     where = ", ".join(f"{low:g} < s ≤ {high:g}" for low, high in sorted(intervals))
     steps = " or ".join(str(n) for n in sorted({c.steps for c in drawn}))
@@ -284,9 +281,10 @@ def _choices(
         found = there[size]
         colour = PREFERRED if size == choice.preferred else OTHER
         _seeds(axes, x, found, failed[size], "0.45")
-        half = half_width(list(found.values())) or 0
-        mean = sum(found.values()) / len(found)
-        axes.errorbar([x + 0.22], [mean], yerr=[half], color=colour, marker="D", markersize=3.5, elinewidth=0.9)
+        mean = t_interval(list(found.values()), LEVEL)
+        axes.errorbar(
+            [x + 0.22], [mean.effect], yerr=[mean.half or 0], color=colour, marker="D", markersize=3.5, elinewidth=0.9
+        )
     axes.set_xticks(range(len(place)), list(choice.variants.values()))
     axes.set_xlim(-0.4, len(place) - 0.4)
     axes.grid(axis="y")
@@ -363,8 +361,13 @@ def _floor_handles(results: Results) -> list[Line2D]:
     ]
 
 
-def _failed_handle(cells: list[Cell]) -> list[Line2D]:
-    return [_handle("seed that fails the context gate", "0.1", "x")] if any(c.failed for c in cells) else []
+def _legend(figure: Figure, results: Results, cells: list[Cell], columns: int) -> None:
+    """Below the panels: the floors, and what marks a seed that fails the context gate where one does."""
+    handles = _floor_handles(results)
+    if any(c.failed for c in cells):
+        handles.append(_handle("seed that fails the context gate", "0.1", "x"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _handle(label: str, colour: str, marker: str, **look: float) -> Line2D:

@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
 from emigm.report.results import NOT_RUN, Results, benchmarks, floors, gate_note, load, plural
+from emigm.report.statistics import t_interval
 
 FAMILIES = {"digits": {"training": "ablations", "systems": "codes", "sampling": "sampling"}}
 """Benchmark -> the ones run on its data: training choices (Figure 2, Table 1), systems with codes (Table 1), and
@@ -45,7 +44,7 @@ class Cell(NamedTuple):
     @property
     def half(self) -> float:
         """Half the width of the confidence interval of `mean`; 0 where one training seed says nothing of it."""
-        return half_width(list(self.fid.values())) or 0.0
+        return t_interval(list(self.fid.values()), LEVEL).half or 0.0
 
 
 @dataclass(frozen=True)
@@ -104,16 +103,6 @@ def by_training_seed(runs: list[dict[str, float]], metric: str) -> dict[int, flo
     for run in runs:
         groups.setdefault(run["train_seed"], []).append(run[metric])
     return {seed: math.fsum(values) / len(values) for seed, values in sorted(groups.items())}
-
-
-def half_width(values: list[float], level: float = LEVEL) -> float | None:
-    """Half the width of Student's t-interval of the mean; None for a single value."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    return float(stdtrit(n - 1, (1 + level) / 2)) * math.sqrt(variance / n)
 
 
 def ratios(results: Results, size: str) -> dict[int, float]:

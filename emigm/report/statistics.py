@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Estimate:
     p: float | None = None
     df: float | None = None
     """Degrees of freedom of Student's t."""
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.low is None else (self.high - self.low) / 2
 
 
 def unit_means(runs: Iterable[tuple[int, int, float]]) -> tuple[str, dict[int, float]]:
@@ -89,7 +94,9 @@ def page_p(blocks: Sequence[Sequence[float]]) -> float | None:
     y = np.asarray(blocks, dtype=float)
     if y.shape[0] < 2 or y.shape[1] < 3:
         return None
-    return float(stats.page_trend_test(y[:, ::-1], method="exact").pvalue)
+    from scipy.stats import page_trend_test  # seconds to import, and only the ledger of claims asks
+
+    return float(page_trend_test(y[:, ::-1], method="exact").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -112,14 +119,19 @@ def fid_infinity(sizes: Sequence[int], fids: Sequence[float], level: float = 0.9
     x = 1 / np.asarray(sizes, dtype=float)
     if len(set(sizes)) < 2:
         raise ValueError(f"sizes = {list(sizes)}: a line in 1/n needs two different numbers of images")
-    line = stats.linregress(x, np.asarray(fids, dtype=float))
-    if len(x) < 3:
-        return Estimate(float(line.intercept))
-    return _student(line.intercept, line.intercept_stderr, len(x) - 2, level)
+    y = np.asarray(fids, dtype=float)
+    away = x - x.mean()
+    slope = (away @ y) / (away @ away)
+    intercept = y.mean() - slope * x.mean()
+    df = len(x) - 2
+    if df < 1:
+        return Estimate(float(intercept))
+    residual = ((y - intercept - slope * x) ** 2).sum() / df
+    return _student(intercept, math.sqrt(residual * (1 / len(x) + x.mean() ** 2 / (away @ away))), df, level)
 
 
 def _student(effect: float, error: float, df: float, level: float) -> Estimate:
     """Interval and p value of an effect with a standard error, after Student's t."""
-    half = float(stats.t.ppf((1 + level) / 2, df)) * float(error)
-    p = 2 * float(stats.t.sf(abs(effect) / error, df)) if error > 0 else float(effect == 0)
+    half = float(stdtrit(df, (1 + level) / 2)) * float(error)
+    p = 2 * float(stdtr(df, -abs(effect) / error)) if error > 0 else float(effect == 0)
     return Estimate(float(effect), float(effect) - half, float(effect) + half, p, float(df))
