@@ -2,8 +2,8 @@
 
 # ruff: noqa: RUF001
 # γ, × and – are meant: they are the paper's notation.
-
 import ast
+import copy
 import dataclasses
 import os
 import subprocess
@@ -24,6 +24,7 @@ from emigm.paper import PAPER_MODELS
 from emigm.parsing import ConfigError
 from emigm.pictures import save_grid
 from emigm.records import mean_and_spread, write_record
+from emigm.report.convergence import convergence
 from emigm.report.figures import Picture, figure1, figure4, figure5, figure6, styled
 from emigm.report.index import write_index
 from emigm.report.results import Results, find_root, load, plus_minus, reported
@@ -48,6 +49,12 @@ def write_results(root, name="digits", *, dry_run=False, sizes=LADDER, budgets=(
         return _write_results(benchmark, sizes, budgets, list(train_seeds))
     finally:
         os.chdir(here)
+
+
+def falling(fid, train_seed, sample_seed):
+    """FID of 2,000, 1,000 and 500 images; of infinitely many it is `fid` + training seed, but for the sampling seed."""
+    limit = fid + train_seed + (0.2 if sample_seed else -0.2)
+    return {str(n): limit + 700 / n for n in (2000, 1000, 500)}
 
 
 def _write_results(bench, sizes, budgets, train_seeds):
@@ -90,7 +97,10 @@ def _write_results(bench, sizes, budgets, train_seeds):
             means |= {"recall": 0.64, "label_accuracy": 0.97, "nearest_train": 1.52, "nearest_holdout": 1.77}
             train_std = {k: 0.05 * v for k, v in means.items()} if len(train_seeds) > 1 else dict.fromkeys(means)
             summary = {k: {"mean": v, "train_std": train_std[k], "sample_std": 0.02 * v} for k, v in means.items()}
-            scores[budget] = {"runs": [], "summary": summary}
+            by_images = [
+                {"train_seed": t, "sample_seed": s, "fid": falling(fid, t, s)} for t in train_seeds for s in (0, 1)
+            ]
+            scores[budget] = {"runs": [], "fid_by_images": by_images, "summary": summary}
             pixels = rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
             save_grid(Path("results") / bench.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
         seeds = {"images": 2000, "seeds": [0, 1, 2], "train_seeds": train_seeds}
@@ -376,6 +386,25 @@ def test_the_index_shows_tables_and_pictures_without_dry_runs(root, digits):
     assert "smoke" not in text and "DRY RUN" not in text
     assert "1,348 training images, 449 held-out images" in text
     assert "2,000 images × 3 sampling seeds × 2 training seeds" in text
+
+
+def test_fid_against_the_number_of_images_ends_in_that_of_infinitely_many(digits):
+    picture = convergence(digits)
+    assert [axes.get_title() for axes in picture.figure.axes] == ["N = 4", "N = 16"]
+    for axes in picture.figure.axes:
+        points, end = axes.containers[:2]  # of XS
+        assert list(points[0].get_ydata()) == pytest.approx([4.52 + 700 / n for n in (2000, 1000, 500)])
+        assert list(end[0].get_ydata()) == pytest.approx([4.52])
+    assert "FID of infinitely many images at N = 16: XS 4.52 ± 0.71, " in picture.caption
+
+
+def test_without_fid_by_images_the_picture_says_not_run(digits):
+    records = copy.deepcopy(digits.records)
+    for size in LADDER:
+        for budget in ("4", "16"):
+            del records[f"evaluate-{size}"]["results"][budget]["fid_by_images"]
+    panels = convergence(Results(digits.root, digits.name, records)).figure.axes
+    assert [t.get_text() for axes in panels for t in axes.texts] == ["not run", "not run"]
 
 
 def test_the_index_lists_digits_first(root, tmp_path):

@@ -355,7 +355,6 @@ def _test_notes(ledger: Ledger) -> tuple[str, ...]:
         "for each training seed.",
         "p is two-sided. p (Holm) is adjusted for all comparisons of this page that have an interval. A number that "
         "the paper reports has no interval of its own.",
-        f"FIDs are of equally many images on both sides; fewer than {thousands(PAPER_IMAGES)} raise both. FID of "
-        "infinitely many (emigm.report.statistics.fid_infinity) needs a record of FID against the number of images of "
-        "the same run, which no stage writes.",
+        f"FIDs are of equally many images on both sides; fewer than {thousands(PAPER_IMAGES)} raise both: "
+        "convergence.png extrapolates to infinitely many.",
     )

@@ -38,6 +38,7 @@ EVIDENCE_FIGURES = {
     "figure2": "Figure 2: training choices",
     "figure3": "Figure 3: sampling choices",
     "figure7": "Figure 7: guidance scale",
+    "convergence": "FID against the number of images",
 }
 """File -> title, of what `dvc repro benchmarks/evidence/dvc.yaml` makes."""
 

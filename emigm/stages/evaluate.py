@@ -16,7 +16,15 @@ from emigm.distributed import join
 from emigm.features import Extractor, load_extractor
 from emigm.images import PARTS, open_images
 from emigm.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
-from emigm.metrics import Reference, clean_fid, load_reference, nearest_distances, same_number, scores
+from emigm.metrics import (
+    Reference,
+    clean_fid,
+    fid_of_parts,
+    load_reference,
+    nearest_distances,
+    same_number,
+    scores,
+)
 from emigm.records import sha256, write_record
 from emigm.samples import SampleSet, chunk_name
 from emigm.workspace import STATE, data_folder, fingerprint, run_stage, samples_folder, samples_name
@@ -45,12 +53,15 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     if not world.is_main:
         return
 
-    results: dict[str, Any] = {budget: {"runs": []} for budget in benchmark.budgets}
+    results: dict[str, Any] = {budget: {"runs": [], "fid_by_images": []} for budget in benchmark.budgets}
     for budget, train_seed, seed in tqdm(runs, desc=f"score {label}", unit="run"):
         found = measured(chunks[budget, train_seed, seed], state)
         labels = images[budget, train_seed, seed].all()[1] if extract.classifies else None
         scored = score(found, reference, labels, benchmark.evaluation.kid_subset)
-        results[budget]["runs"].append({"train_seed": train_seed, "sample_seed": seed, **scored})
+        seeds = {"train_seed": train_seed, "sample_seed": seed}
+        by_images = {str(benchmark.evaluation.images): scored["fid"]} | fid_of_parts(from_arrays(found), reference)
+        results[budget]["runs"].append(seeds | scored)
+        results[budget]["fid_by_images"].append(seeds | {"fid": by_images})
     for budget in benchmark.budgets:
         results[budget]["summary"] = summaries(results[budget]["runs"])
     write_record(
