@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from emigm.report.family import FAMILIES
 from emigm.report.ledger import (
     EXACT,
     NAMES,
@@ -36,7 +37,6 @@ from emigm.report.results import (
     PAPER_IMAGES,
     Results,
     benchmarks,
-    find_root,
     gate_note,
     load,
     plural,
@@ -69,27 +69,22 @@ Find = Callable[[str], Results]
 
 
 def claims(results: Results) -> Table:
-    """The claims that one benchmark tests, with their verdicts; below them every comparison."""
-    ledger = load_ledger(results.root)
-    own = [claim for claim in ledger.claims if claim.benchmark == results.name]
+    """The whole ledger with its verdicts for a benchmark that heads a family (`emigm.report.family`), what has not run
+    included; for another the claims that it tests itself. Below them every comparison."""
+    ledger, whole = load_ledger(results.root), results.name in FAMILIES
+    own = [claim for claim in ledger.claims if whole or claim.benchmark == results.name]
     others = _finder(results.root)
     outcomes = _outcomes(own, ledger, lambda name: results if name == results.name else others(name))
+    frame = _claims(own, outcomes)
+    if whole:
+        frame.insert(3, "Benchmark", [claim.benchmark for claim in own])
     gates = gate_note(results) if any("context gate" in text for one in outcomes for text in one.remarks) else ""
     none = f"No claim of benchmarks/claims.yaml is tested on {results.name}."
     notes = results.notes(*(_notes(ledger, outcomes) if own else (none,)), gates)
-    compared, heading = results.heading("Comparisons"), results.heading(f"Claims of the paper on {results.name}")
+    heading = results.heading("Claims of the paper" + ("" if whole else f" on {results.name}"))
+    compared = results.heading("Comparisons")
     below = Table(results.folder, "claims-comparisons", compared, _comparisons(outcomes), _test_notes(ledger))
-    return Table(results.folder, "claims", heading, _claims(own, outcomes), notes, below)
-
-
-def all_claims(root: Path | None = None) -> Table:
-    """Every claim of every benchmark, those not run included."""
-    root = find_root() if root is None else Path(root)
-    ledger, find = load_ledger(root), _finder(root)
-    outcomes = _outcomes(ledger.claims, ledger, find)
-    frame = _claims(ledger.claims, outcomes)
-    frame.insert(3, "Benchmark", [claim.benchmark for claim in ledger.claims])
-    return Table(root / "results", "claims", "Claims of the paper", frame, _notes(ledger, outcomes))
+    return Table(results.folder, "claims", heading, frame, notes, below)
 
 
 def _finder(root: Path) -> Find:
@@ -334,14 +329,14 @@ def _p(p: float) -> str:
 def _notes(ledger: Ledger, outcomes: list[Outcome]) -> tuple[str, ...]:
     done = [outcome for outcome in outcomes if outcome.estimate is not None]
     return (
-        "The comparison, budget and test of every claim are fixed in benchmarks/claims.yaml. “Here” is this benchmark: "
-        "other data and other models than the paper's, unless they are its own.",
+        "The comparison, budget and test of every claim are fixed in benchmarks/claims.yaml. “Here” is the benchmark "
+        "that a claim is tested on: other data and other models than the paper's, unless they are its own.",
         f"Measured: what is compared, left minus right, with its {ledger.level:.0%} interval (“{NOT_RUN}”: a record is "
         f"missing). “{HOLDS}”: all of a claim's comparisons have the expected sign. “{FAILS}”: one has the other sign. "
         f"“{OPEN}”: an interval contains 0, or is wider than {ledger.max_width:g} × the effect (where nothing is held "
         "against a factor).",
         f"{plural(len(outcomes), 'comparison')} planned, {len(done)} made. The intervals are of single comparisons; "
-        "Holm's p allows for all of a benchmark.",
+        "Holm's p allows for all of them.",
     )
 
 
