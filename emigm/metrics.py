@@ -88,11 +88,12 @@ def fid_of_parts(features: Features, reference: Reference, parts: tuple[int, ...
     """FID of fewer images, {their number: mean over disjoint parts}, the images being split in so many `parts`.
 
     FID of n images is too high by about a constant over n (Chong and Forsyth, arXiv 1911.07023): how it falls with n
-    says what it would be of infinitely many (`emigm.report.statistics.fid_infinity`). Numbers below two are left out.
+    says what it would be of infinitely many (`emigm.report.statistics.fid_infinity`). Parts of no more images than
+    there are features are left out: their covariance is singular, and FID does not fall like that.
     """
     found = {}
     for number, n in ((number, len(features.pool) // number) for number in parts):
-        if n >= 2:
+        if n > features.pool.shape[1]:
             pieces = [features._replace(pool=features.pool[i * n : (i + 1) * n]) for i in range(number)]
             found[str(n)] = float(np.mean([fid(piece, reference) for piece in pieces]))
     return found

@@ -114,7 +114,7 @@ def test_every_run_is_scored_and_summarised(alone):
             assert run["label_accuracy"] > 0.3 and min(run["nearest_train"], run["nearest_holdout"]) > 0
         for run, by_images in zip(cell["runs"], cell["fid_by_images"], strict=True):
             assert by_images == {k: run[k] for k in ("train_seed", "sample_seed")} | {"fid": by_images["fid"]}
-            assert list(by_images["fid"]) == ["70", "35", "17"] and by_images["fid"]["70"] == run["fid"]
+            assert by_images["fid"] == {"70": run["fid"]}  # halves have fewer images than features
     settings = alone["settings"]
     assert settings["images"] == 70 and settings["reference_source"]["kind"] == "training images"
 

@@ -154,12 +154,15 @@ def finish(shards: Shards, labels: np.ndarray, facts: dict[str, Any], autoencode
     chosen = np.arange(0, len(store), -(-len(store) // STATISTICS_IMAGES))
     raw = torch.from_numpy(store.rows(chosen)).flatten(0, 1)
     unit = autoencoder.sample(raw, torch.Generator().manual_seed(0))
+    if unit.is_floating_point():
+        statistics = {"unit_mean": float(unit.mean()), "unit_std": float(unit.std())}
+    else:  # codes have no mean
+        statistics = {"codes_used": len(unit.unique())}
     return {
         "images": len(store),
         "views": store.views,
         "shape": list(store.shape),
-        "unit_mean": float(unit.mean()),
-        "unit_std": float(unit.std()),
+        **statistics,
         "statistics_images": len(chosen),
         "process_seconds": shards.seconds(),
     }

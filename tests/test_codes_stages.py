@@ -1,0 +1,59 @@
+"""The pipeline's stages one after another on a benchmark whose latents are codes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from emigm.compose import compose_benchmark
+from emigm.stages.encode import encode
+from emigm.stages.evaluate import evaluate
+from emigm.stages.extractor import make_extractor
+from emigm.stages.prepare import prepare
+from emigm.stages.reference import make_reference
+from emigm.stages.sample import sample
+from emigm.stages.train import train_size
+
+SMALL = (
+    "benchmark.extractor.training.steps=5",
+    "benchmark.train.steps=3",
+    "benchmark.train.warmup_steps=1",
+    "benchmark.train.seeds=[0]",
+    "benchmark.gate.images=16",
+    "benchmark.gate.repeats=1",
+    "benchmark.evaluation.images=20",
+    "benchmark.evaluation.chunk=10",
+    "benchmark.evaluation.kid_subset=10",
+    "benchmark.budgets=['4']",
+)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """The records of a tiny version of `codes`, by stage."""
+    benchmark = compose_benchmark("codes", SMALL, Path(__file__).parents[1] / "benchmarks")
+    here = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("codes"))
+    try:
+        for stage in (prepare, make_extractor, encode, make_reference):
+            stage(benchmark)
+        for size in benchmark.sizes:
+            train_size(benchmark, size)
+            sample(benchmark, size, "4")
+            evaluate(benchmark, size)
+        return {p.stem: json.loads(p.read_text())["results"] for p in Path("results/codes/records").glob("*.json")}
+    finally:
+        os.chdir(here)
+
+
+def test_every_stage_runs_on_codes(records):
+    sizes = ("maskgit", "mdm")
+    made = {f"{stage}-{size}" for size in sizes for stage in ("train", "evaluate")} | {f"sample-{s}-4" for s in sizes}
+    assert set(records) == {"prepare", "extractor", "encode", "reference"} | made
+    assert all(records[f"evaluate-{size}"]["4"]["summary"]["fid"]["mean"] > 0 for size in sizes)
+
+
+def test_the_record_counts_the_codes_that_occur(records):
+    assert records["encode"]["train"]["codes_used"] == 17
+    assert "unit_std" not in records["encode"]["train"]
