@@ -20,9 +20,12 @@ from emigm.paper import PAPER_MODELS
 from emigm.records import mean_and_spread, write_record
 from emigm.report.ablations import CHOICES, FIGURE3, FIGURE7, figure2, figure3, figure7
 from emigm.report.family import FAMILIES, by_training_seed, cell, member
+from emigm.report.figures import figure4
+from emigm.report.index import write_index
 from emigm.report.results import load, thousands
 from emigm.report.settings import PAPER_TRAIN, parameters, table5, table6, table7
 from emigm.report.systems import SYSTEMS, table1
+from emigm.report.tables import metrics_table
 
 REPO = Path(__file__).parents[1]
 FIGURES = (figure2, figure3, figure7)
@@ -229,6 +232,16 @@ def test_without_records_tables_read_not_run(root):
     assert (frame[[c for c in frame if c.endswith("on other")]] == "not run").all(axis=None)
     below = table1(load("other", root)).below.frame
     assert below["Method"].tolist() == [s.name for s in SYSTEMS] and (below.iloc[:, 1:] == "not run").all(axis=None)
+
+
+def test_a_member_of_a_family_is_named_by_its_rows_and_drawn_by_its_head(root):
+    ablations = load("ablations", root)
+    assert set(metrics_table(ablations).frame["Model on ablations"]) >= {"nomae_exp", "emigm"}
+    (text, _) = figure4(ablations).figure.texts
+    assert text.get_text().startswith("ablations is no ladder of sizes: Figures 2, 3 and 7 on digits")
+    page = write_index(root).read_text(encoding="utf-8")
+    section = page[page.index("## " + ablations.title) :].split("\n## ")[0]
+    assert "drawn in Figures 2, 3 and 7 of digits" in section and "### Table" not in section
 
 
 def test_a_member_of_a_family_reads_the_family(root):

@@ -77,6 +77,11 @@ def family(results: Results) -> dict[str, str] | None:
     return next((roles for head, roles in FAMILIES.items() if results.name in (head, *roles.values())), None)
 
 
+def head(results: Results) -> str | None:
+    """The benchmark whose figures draw the records of this one; None: it draws its own."""
+    return next((name for name, roles in FAMILIES.items() if results.name in roles.values()), None)
+
+
 def member(results: Results, role: str) -> Member:
     """The benchmark of a family that has a role."""
     roles = family(results)

@@ -22,8 +22,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from emigm.records import write_atomically
+from emigm.report.family import head
 from emigm.report.results import (
     NOT_RUN,
+    SIZES,
     Results,
     bullets,
     evaluations,
@@ -32,6 +34,7 @@ from emigm.report.results import (
     fid_text,
     floors,
     floors_text,
+    model_name,
     spread,
     spread_text,
     weights_note,
@@ -165,7 +168,7 @@ def figure1(results: Results) -> Picture:
             axes.imshow(big, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation=shrunk)
         return axes
 
-    axes = place(main, 0, main.shape[1], f"eMIGM-{largest.upper()}, N = {budget}")
+    axes = place(main, 0, main.shape[1], f"{model_name(largest)}, N = {budget}")
     if labels:
         rows = (np.arange(len(labels)) + 0.5) / len(labels)
         low, high = axes.get_ylim()  # image axes: row 0 at the top
@@ -174,11 +177,11 @@ def figure1(results: Results) -> Picture:
         axes.annotate("class", (0, 1), (-4, 3), "axes fraction", "offset points", ha="right", fontsize=7)
     for i, size in enumerate(sizes):
         strip = None if grids[size] is None else grids[size][:, :taken]
-        place(strip, main.shape[1] + gap + i * (taken + gap), taken, size.upper())
+        place(strip, main.shape[1] + gap + i * (taken + gap), taken, size.upper() if size in SIZES else size)
     figure.suptitle(title, y=1 - 0.06 / height, va="top")
     notes = results.notes(
         ("Rows are classes. " if labels else "")
-        + f"Left: the whole grid of eMIGM-{largest.upper()} at N = {budget}. Right: the first two columns of every "
+        + f"Left: the whole grid of {model_name(largest)} at N = {budget}. Right: the first two columns of every "
         "size's grid at the same N. Images are in the order in which the sample stage made them.",
         weights_note(results),
     )
@@ -189,6 +192,8 @@ def figure1(results: Results) -> Picture:
 @styled
 def figure4(results: Results) -> Picture:
     """Figure 4: FID against training FLOPs, the same by size, and FID against the time to sample an image."""
+    if other := head(results):
+        return _no_ladder(results, other)
     points = [_point(results, size, budget) for size, budget in evaluations(results)]
     figure = Figure(figsize=(FULL, 2.8), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
@@ -301,6 +306,17 @@ def figure6(results: Results) -> Picture:
     )
     mark_dry_run(results, figure)
     return Picture(results.folder, "figure6", title, figure, notes)
+
+
+def _no_ladder(results: Results, other: str) -> Picture:
+    """Figure 4 of a benchmark whose rows are no sizes, and whose budgets no numbers of steps."""
+    text = f"{results.name} is no ladder of sizes: Figures 2, 3 and 7 on {other} draw its records"
+    figure = Figure(figsize=(FULL, 1.2))
+    figure.text(0.5, 0.35, text, ha="center")
+    title = results.heading(f"Figure 4 on {results.name}: compute, sampling time and FID")
+    figure.suptitle(title)
+    mark_dry_run(results, figure)
+    return Picture(results.folder, "figure4", title, figure, results.notes(f"{text}."))
 
 
 def _grid(results: Results, size: str, budget: str | None) -> np.ndarray | None:

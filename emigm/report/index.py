@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emigm.records import write_atomically
+from emigm.report.family import head
 from emigm.report.figures import Picture, figure1, figure4, figure5, figure6
 from emigm.report.results import (
     NONE,
@@ -61,11 +62,21 @@ def write_index(root: Path | None = None) -> Path:
 
 
 def _section(results: Results) -> str:
+    if other := head(results):
+        return "\n\n".join([f"## {results.title}", _provenance(results), _beside(results, other)])
     legend = _legend(results)  # its notes are not repeated under each table and picture
     made = [*_tables(results), *(make(results) for make in (figure1, figure4, figure5, figure6))]
     made = [replace(one, notes=tuple(note for note in one.notes if note not in legend)) for one in made]
     shown = [one.markdown(3).rstrip() if isinstance(one, Table) else _embedded(one) for one in made]
     return "\n\n".join([f"## {results.title}", _provenance(results), bullets(legend), *shown, *_evidence(results)])
+
+
+def _beside(results: Results, other: str) -> str:
+    """Where to look up the numbers of a benchmark whose records another one's figures draw."""
+    return (
+        f"Its records are drawn in Figures 2, 3 and 7 of {other} and judged in its ledger, above. Here: [all metrics]"
+        f"({results.name}/table2-metrics.csv), [samples]({results.name}/figure1.png)."
+    )
 
 
 def _evidence(results: Results) -> list[str]:

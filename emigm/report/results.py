@@ -254,6 +254,11 @@ def gate_note(results: Results) -> str:
     )
 
 
+def model_name(size: str) -> str:
+    """What a row or panel calls a size: the paper's name, or that of an ablation's row."""
+    return f"eMIGM-{size.upper()}" if size in SIZES else size
+
+
 def evaluations(results: Results) -> list[tuple[str, str]]:
     """Every evaluated (size, budget)."""
     return [(s, b) for s in results.sizes for b in results.budgets if results.get(f"evaluate-{s}", "results", b)]

@@ -30,6 +30,7 @@ from emigm.report.results import (
     gate_note,
     gate_text,
     metric,
+    model_name,
     nfe_text,
     plus_minus,
     reported,
@@ -128,7 +129,7 @@ def metrics_table(results: Results, name: str = "metrics") -> Table:
         for budget in results.budgets:
             summary = results.get(f"evaluate-{size}", "results", budget, "summary")
             measured = {title: metric(summary, key) for key, title in METRICS.items()}
-            model = {first: f"eMIGM-{size.upper()}", "N": budget, "NFE": nfe_text(results, size, budget)}
+            model = {first: model_name(size), "N": budget, "NFE": nfe_text(results, size, budget)}
             rows.append(model | measured)
     rows += [
         {first: f"{label} ({f['images']:,})"} | _present({k: f.get(k) for k in METRICS})
