@@ -241,7 +241,7 @@ def test_a_member_of_a_family_is_named_by_its_rows_and_drawn_by_its_head(root):
     assert text.get_text().startswith("ablations is no ladder of sizes: Figures 2, 3 and 7 on digits")
     page = write_index(root).read_text(encoding="utf-8")
     section = page[page.index("## " + ablations.title) :].split("\n## ")[0]
-    assert "drawn in Figures 2, 3 and 7 of digits" in section and "### Table" not in section
+    assert "in Table 1 and Figures 2, 3 and 7 of digits" in section and "### Table" not in section
 
 
 def test_a_member_of_a_family_reads_the_family(root):
