@@ -74,8 +74,8 @@ def _section(results: Results) -> str:
 def _beside(results: Results, other: str) -> str:
     """Where to look up the numbers of a benchmark whose records another one's figures draw."""
     return (
-        f"Its records are in Table 1 and Figures 2, 3 and 7 of {other}, and judged in its ledger, above. Here: [all metrics]"
-        f"({results.name}/table2-metrics.csv), [samples]({results.name}/figure1.png)."
+        f"Its records are in Table 1 and Figures 2, 3 and 7 of {other}, and judged in its ledger, above. Here: [all "
+        f"metrics]({results.name}/table2-metrics.csv), [samples]({results.name}/figure1.png)."
     )
 
 
