@@ -165,6 +165,7 @@ def test_a_training_seeds_fid_is_the_mean_over_its_sampling_seeds(digits):
     values = list(found.fid.values())
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
     assert found.half == pytest.approx((high - low) / 2)
+    assert found._replace(fid={0: 2.0}).half == 0
 
 
 def test_every_training_seed_is_a_point_and_failed_ones_are_marked(digits):

@@ -31,6 +31,10 @@ def test_the_interval_of_paired_differences_is_scipys(level):
     )
 
 
+def test_a_single_value_has_no_interval():
+    assert t_interval([2.0]).effect == 2 and t_interval([2.0]).half is None
+
+
 def test_two_groups_of_welch_are_scipys():
     rng = np.random.default_rng(1)
     a, b = rng.normal(1, 1, 4), rng.normal(0, 3, 7)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from statistics import stdev
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from emigm.records import mean_and_spread
 from emigm.report.figures import FULL, MARKERS, SIZE_COLOURS, Picture, mark_dry_run, styled
 from emigm.report.results import NOT_RUN, Results, extractor_text, fid_text, plus_minus, spread_text, weights_note
 from emigm.report.statistics import fid_infinity, unit_means
@@ -67,7 +67,7 @@ def _runs(results: Results, size: str, budget: str) -> list[dict[str, Any]]:
     return [run for run in found if len(run["fid"]) > 1]
 
 
-def _curve(axes: Axes, runs: list[dict[str, Any]], size: str, place: int, shift: float) -> dict[str, float | None]:
+def _curve(axes: Axes, runs: list[dict[str, Any]], size: str, place: int, shift: float) -> dict[str, Any]:
     """Draw one size's values with the line to infinitely many images; returns the summary of the latter."""
     numbers = sorted(map(int, runs[0]["fid"]), reverse=True)
     values = {n: _summary([(r["train_seed"], r["sample_seed"], r["fid"][str(n)]) for r in runs]) for n in numbers}
@@ -76,10 +76,10 @@ def _curve(axes: Axes, runs: list[dict[str, Any]], size: str, place: int, shift:
     colour = SIZE_COLOURS[place % len(SIZE_COLOURS)]
     look = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "markersize": 3.5, "elinewidth": 0.9}
     x = [1 / n + shift for n in numbers]
-    bars = [v["std"] or 0 for v in values.values()]
+    bars = [v.get("std", 0) for v in values.values()]
     means = [v["mean"] for v in values.values()]
     axes.errorbar(x, means, yerr=bars, linestyle="none", label=size.upper(), **look)
-    axes.errorbar([shift], [end["mean"]], yerr=[end["std"] or 0], linestyle="none", mfc="white", **look)
+    axes.errorbar([shift], [end["mean"]], yerr=[end.get("std", 0)], linestyle="none", mfc="white", **look)
     # The mean of the runs' lines: a line is fixed by its value at 0 and at the mean of 1/n, where it meets the data's.
     middle = math.fsum(1 / n for n in numbers) / len(numbers)
     slope = (math.fsum(means) / len(means) - end["mean"]) / middle
@@ -87,13 +87,12 @@ def _curve(axes: Axes, runs: list[dict[str, Any]], size: str, place: int, shift:
     return end
 
 
-def _summary(runs: list[tuple[int, int, float]]) -> dict[str, float | None]:
+def _summary(runs: list[tuple[int, int, float]]) -> dict[str, Any]:
     """Mean and standard deviation over training seeds, or over sampling seeds where there is one training seed."""
-    values = list(unit_means(runs)[1].values())
-    return {"mean": math.fsum(values) / len(values), "std": stdev(values) if len(values) > 1 else None}
+    return mean_and_spread(list(unit_means(runs)[1].values()))
 
 
-def _limits_text(budget: str, found: dict[str, dict[str, float | None]]) -> str:
+def _limits_text(budget: str, found: dict[str, dict[str, Any]]) -> str:
     """The extrapolated FIDs of one budget in a sentence."""
     listed = ", ".join(f"{size.upper()} {plus_minus(summary)}" for size, summary in found.items())
     return f"FID of infinitely many images at N = {budget}: {listed}."
