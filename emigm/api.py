@@ -1,7 +1,7 @@
 """For Python users: load a model, generate, get pictures.
 
 from emigm.api import load_generator
-from emigm.config import SampleConfig
+from emigm.core.config import SampleConfig
 
 generator = load_generator("models/digits/h/seed0")
 sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from emigm.autoencoder import Autoencoder, load_autoencoder
+from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.checkpoints import import_official
-from emigm.config import AutoencoderConfig, SampleConfig
-from emigm.model import EMIGM, load_model, read_model_config
-from emigm.paper import PAPER_MODELS, paper_sampling
-from emigm.parsing import ConfigError, parse
+from emigm.core.config import AutoencoderConfig, SampleConfig
+from emigm.core.paper import PAPER_MODELS, paper_sampling
+from emigm.core.parsing import ConfigError, parse
+from emigm.model.model import EMIGM, load_model, read_model_config
 from emigm.sampling import generate
 
 PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from emigm.config import ModelConfig, ReleasedConfig
-from emigm.model import EMIGM, load_model, read_model_config, save_model
-from emigm.paper import PAPER_MODELS
-from emigm.parsing import ConfigError
-from emigm.records import sha256, write_atomically
-from emigm.weights import check_tensors, read_tensors
+from emigm.core.config import ModelConfig, ReleasedConfig
+from emigm.core.paper import PAPER_MODELS
+from emigm.core.parsing import ConfigError
+from emigm.core.records import sha256, write_atomically
+from emigm.core.weights import check_tensors, read_tensors
+from emigm.model.model import EMIGM, load_model, read_model_config, save_model
 
 WEIGHTS_ENTRY, RAW_ENTRY = "model_ema", "model"
 OFFICIAL_HEAD, HEAD, BACKBONE = "diffloss.net.", "head.", "backbone."

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from emigm.paper import PAPER_MODELS
-from emigm.parsing import ConfigError, UserError
+from emigm.core.paper import PAPER_MODELS
+from emigm.core.parsing import ConfigError, UserError
 
 
 def parity(options: argparse.Namespace) -> int:
-    from emigm.parity import main as compare
+    from emigm.tools.parity import main as compare
 
     return compare(options.official)
 
@@ -36,22 +36,22 @@ def export_checkpoint(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from emigm.compose import compose_benchmark
-    from emigm.doctor import doctor as examine
+    from emigm.core.compose import compose_benchmark
+    from emigm.tools.doctor import doctor as examine
 
     return examine(compose_benchmark(options.benchmark, options.set))
 
 
 def compare(options: argparse.Namespace) -> int:
-    from emigm.compare import compare as against_paper
-    from emigm.compose import compose_benchmark
+    from emigm.core.compose import compose_benchmark
+    from emigm.tools.compare import compare as against_paper
 
     return against_paper(compose_benchmark(options.benchmark, options.set), options.allow_missing)
 
 
 def export_samples(options: argparse.Namespace) -> int:
-    from emigm.adm import export_npz
-    from emigm.records import read_record, results_folder
+    from emigm.core.records import read_record, results_folder
+    from emigm.metrics.adm import export_npz
 
     record = results_folder(options.benchmark) / "records" / f"sample-{options.size}-{options.budget}.json"
     settings = read_record(record)["settings"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emigm.config import ModelConfig, TrainConfig
-from emigm.schedules import draw_mask_count
+from emigm.core.config import ModelConfig, TrainConfig
+from emigm.model.schedules import draw_mask_count
 
 FREQUENCIES = 256
 DIFFUSION_STEPS = 1000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emigm.images import load_images, save_images
-from emigm.parsing import ConfigError
+from emigm.core.parsing import ConfigError
+from emigm.data.images import load_images, save_images
 
 CHUNK_PATTERN = "[0-9]*-[0-9]*.npz"
 

@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from emigm import diffusion
-from emigm.autoencoder import Autoencoder
-from emigm.backbone import select_rows
-from emigm.config import GateConfig, ModelConfig, Precision, TrainConfig
-from emigm.distributed import ALONE, World, autocast
-from emigm.model import EMIGM, TrainingDraw, draw_training
-from emigm.parsing import ConfigError, RunError, as_dict
-from emigm.records import write_atomically
-from emigm.workspace import fingerprint
+from emigm.autoencoders.autoencoder import Autoencoder
+from emigm.core.config import GateConfig, ModelConfig, Precision, TrainConfig
+from emigm.core.distributed import ALONE, World, autocast
+from emigm.core.parsing import ConfigError, RunError, as_dict
+from emigm.core.records import write_atomically
+from emigm.core.workspace import fingerprint
+from emigm.model import diffusion
+from emigm.model.backbone import select_rows
+from emigm.model.model import EMIGM, TrainingDraw, draw_training
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""

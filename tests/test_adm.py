@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from emigm.adm import AdmReference, export_npz
-from emigm.parsing import ConfigError
+from emigm.core.parsing import ConfigError
+from emigm.metrics.adm import AdmReference, export_npz
 from emigm.samples import save_chunk
 
 D = 6

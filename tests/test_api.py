@@ -8,10 +8,10 @@ from test_model import TINY, random_model
 
 from emigm import cli
 from emigm.api import load_generator
-from emigm.config import AutoencoderConfig, SampleConfig
-from emigm.model import save_model
-from emigm.paper import PAPER_MODELS, paper_sampling
-from emigm.parsing import ConfigError, as_dict
+from emigm.core.config import AutoencoderConfig, SampleConfig
+from emigm.core.paper import PAPER_MODELS, paper_sampling
+from emigm.core.parsing import ConfigError, as_dict
+from emigm.model.model import save_model
 
 CFG = dataclasses.replace(TINY, channels=1)
 SAMPLING = SampleConfig(steps=2, solver_steps=3, cfg_scale=2.0, cfg_interval=(0.2, 0.8))

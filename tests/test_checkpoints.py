@@ -16,10 +16,10 @@ from test_distributed import benchmark, encoded
 
 from emigm import checkpoints
 from emigm.checkpoints import export_official, fetch_official, identify, import_official, to_official
-from emigm.config import ReleasedConfig
-from emigm.model import EMIGM, load_model, read_model_config, save_model
-from emigm.paper import PAPER_MODELS
-from emigm.parsing import ConfigError, RunError, as_dict
+from emigm.core.config import ReleasedConfig
+from emigm.core.paper import PAPER_MODELS
+from emigm.core.parsing import ConfigError, RunError, as_dict
+from emigm.model.model import EMIGM, load_model, read_model_config, save_model
 from emigm.stages.train import train_size
 
 TINY = replace(test_model.TINY, buffer=2)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from emigm import cli
-from emigm.compare import compare, compare_cells
-from emigm.compose import compose_benchmark
-from emigm.parsing import ConfigError
+from emigm.core.compose import compose_benchmark
+from emigm.core.parsing import ConfigError
+from emigm.core.records import read_record, write_json, write_record
+from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
-from emigm.records import read_record, write_json, write_record
 from emigm.report.results import load, reported
-from emigm.schedules import nfe
+from emigm.tools.compare import compare, compare_cells
 
 REPO = Path(__file__).parents[1]
 PARAMETERS = {  # counted on the official modules
@@ -195,10 +195,10 @@ def test_an_unknown_benchmark_and_a_wrong_override_are_one_line(checkout, capsys
 
 
 def test_npz_exports_the_samples_of_the_first_or_the_named_seed(checkout, capsys, monkeypatch):
-    import emigm.adm
+    import emigm.metrics.adm
 
     calls = []
-    monkeypatch.setattr(emigm.adm, "export_npz", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(emigm.metrics.adm, "export_npz", lambda *arguments: calls.append(arguments))
     write_paper_results(checkout, "imagenet256", "benchmark.evaluation.seeds=[3,4]")
     assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz"]) == 0
     assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz", "--seed", "4"]) == 0

@@ -10,10 +10,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from emigm.benchmark import Benchmark, load_benchmark
-from emigm.config import SampleConfig
-from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
-from emigm.parsing import ConfigError, parse
+from emigm.core.benchmark import Benchmark, load_benchmark
+from emigm.core.config import SampleConfig
+from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.core.parsing import ConfigError, parse
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks" / "benchmark").glob("*.yaml"))

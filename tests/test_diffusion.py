@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from emigm import diffusion
-from emigm.diffusion import (
+from emigm.model import diffusion
+from emigm.model.diffusion import (
     T,
     cosine_betas,
     ddpm_sample,

@@ -19,18 +19,18 @@ from test_model import random_model
 from test_training import LATENTS, MODEL, RECIPE, Killed, images, run
 from torch import nn
 
-from emigm import workspace
-from emigm.autoencoder import KL16
-from emigm.benchmark import load_benchmark
-from emigm.config import RunConfig
-from emigm.distributed import ALONE, World, autocast, join
-from emigm.latents import write_latents
-from emigm.model import save_model
-from emigm.parsing import ConfigError, RunError, as_dict
+from emigm.autoencoders.autoencoder import KL16
+from emigm.autoencoders.latents import write_latents
+from emigm.core import workspace
+from emigm.core.benchmark import load_benchmark
+from emigm.core.config import RunConfig
+from emigm.core.distributed import ALONE, World, autocast, join
+from emigm.core.parsing import ConfigError, RunError, as_dict
+from emigm.core.workspace import in_turn, model_folder, place, run_stage
+from emigm.model.model import save_model
 from emigm.samples import SampleSet, chunk_ranges
 from emigm.stages.sample import sample
 from emigm.stages.train import train_size
-from emigm.workspace import in_turn, model_folder, place, run_stage
 
 ROOT = Path(__file__).parents[1]
 EXACT = dataclasses.replace(MODEL, dropout=0.0)
@@ -277,7 +277,7 @@ def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, mo
 
 
 def test_large_latents_are_read_from_their_shards_and_verified(tmp_path, monkeypatch):
-    from emigm.latents import LatentStore
+    from emigm.autoencoders.latents import LatentStore
     from emigm.stages import train as stage
 
     tiny = benchmark()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from emigm import cli, doctor
-from emigm.compose import compose_benchmark
-from emigm.config import ModelConfig
-from emigm.estimates import Device, costs, cpu, gpu, sampling_flops, training_bytes
-from emigm.paper import PAPER_MODELS, paper_sampling
+from emigm import cli
+from emigm.core.compose import compose_benchmark
+from emigm.core.config import ModelConfig
+from emigm.core.paper import PAPER_MODELS, paper_sampling
+from emigm.tools import doctor
+from emigm.tools.estimates import Device, costs, cpu, gpu, sampling_flops, training_bytes
 
 REPO = Path(__file__).parents[1]
 A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)

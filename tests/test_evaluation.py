@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from emigm import measuring
-from emigm.autoencoder import load_autoencoder
-from emigm.benchmark import Benchmark
-from emigm.features import Features
-from emigm.images import load_split, save_images
-from emigm.latents import write_latents
-from emigm.metrics import fid, load_reference, reference_of
-from emigm.parsing import ConfigError, parse
+from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.autoencoders.latents import write_latents
+from emigm.core.benchmark import Benchmark
+from emigm.core.parsing import ConfigError, parse
+from emigm.data.images import load_split, save_images
+from emigm.metrics import measuring
+from emigm.metrics.features import Features
+from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.samples import save_chunk
 from emigm.stages.evaluate import evaluate, summaries
 from emigm.stages.extractor import make_extractor
@@ -120,7 +120,7 @@ def test_every_run_is_scored_and_summarised(alone):
 
 
 def test_scores_are_those_of_all_images_at_once(workspace, alone):
-    from emigm.features import load_extractor
+    from emigm.metrics.features import load_extractor
     from emigm.samples import SampleSet
 
     pixels, _ = SampleSet("samples/tiny/xs/4/train0-seed1", 70).all()

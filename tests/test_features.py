@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from emigm.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_digits_classifier
-from emigm.config import ClassifierTraining, DataConfig, ExtractorConfig
-from emigm.features import load_extractor, write_source
-from emigm.images import load_split
-from emigm.metrics import fid, inception_score, kid, precision_recall, reference_of, scores
-from emigm.parsing import ConfigError
+from emigm.core.config import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.core.parsing import ConfigError
+from emigm.data.images import load_split
+from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_digits_classifier
+from emigm.metrics.features import load_extractor, write_source
+from emigm.metrics.scores import fid, inception_score, kid, precision_recall, reference_of, scores
 
 TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
 CFG = ExtractorConfig("digits-cnn", training=TRAINING)

@@ -9,9 +9,9 @@ from test_model import TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emigm.config import TrainConfig
+from emigm.core.config import TrainConfig
 from emigm.flops import mean_training_step, training_step
-from emigm.model import EMIGM, draw_training
+from emigm.model.model import EMIGM, draw_training
 
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 

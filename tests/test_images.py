@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emigm.benchmark import load_benchmark
-from emigm.config import DataConfig, ReleasedConfig
-from emigm.images import load_images, load_split, open_images, save_images
-from emigm.parsing import ConfigError
-from emigm.photos import DecodingError, Photos, adm_crop, decode, scan_photos
+from emigm.core.benchmark import load_benchmark
+from emigm.core.config import DataConfig, ReleasedConfig
+from emigm.core.parsing import ConfigError
+from emigm.data.images import load_images, load_split, open_images, save_images
+from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_photos
 from emigm.stages.prepare import prepare
 
 ROOT = Path(__file__).parents[1]

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emigm import latents as latents_module
-from emigm.benchmark import load_benchmark
-from emigm.config import DataConfig
-from emigm.images import save_images
-from emigm.latents import LatentStore, Shards, write_latents
-from emigm.parsing import ConfigError, RunError
-from emigm.photos import DecodingError
+from emigm.autoencoders import latents as latents_module
+from emigm.autoencoders.latents import LatentStore, Shards, write_latents
+from emigm.core.benchmark import load_benchmark
+from emigm.core.config import DataConfig
+from emigm.core.parsing import ConfigError, RunError
+from emigm.data.images import save_images
+from emigm.data.photos import DecodingError
 from emigm.stages.encode import encode, read_ahead
 from emigm.stages.prepare import prepare
 

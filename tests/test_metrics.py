@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from emigm.features import Features
-from emigm.metrics import (
+from emigm.core.parsing import ConfigError
+from emigm.metrics.features import Features
+from emigm.metrics.scores import (
     clean_fid,
     fid,
     fid_of_parts,
@@ -20,7 +21,6 @@ from emigm.metrics import (
     save_reference,
     scores,
 )
-from emigm.parsing import ConfigError
 
 
 def random_features(n: int, seed: int, d: int = 8) -> Features:

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from emigm.config import ModelConfig, TrainConfig
-from emigm.model import EMIGM, draw_training, load_model, save_model
-from emigm.paper import PAPER_MODELS
-from emigm.parsing import ConfigError
+from emigm.core.config import ModelConfig, TrainConfig
+from emigm.core.paper import PAPER_MODELS
+from emigm.core.parsing import ConfigError
+from emigm.model.model import EMIGM, draw_training, load_model, save_model
 
 TINY = ModelConfig(
     grid=4,

@@ -69,8 +69,13 @@ def test_every_stage_depends_on_all_project_code_it_imports(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_every_code_dependency_is_used(name):
     files, imported = code_of(STAGES[name])
-    stale = [d for d in STAGES[name]["deps"] if d.endswith(".py") and d not in files | imported]
+    code = [d for d in STAGES[name]["deps"] if d.startswith("emigm/") and not d.endswith(".csv")]
+    stale = [d for d in code if not any(f == d or f.startswith(d + "/") for f in files | imported)]
     assert not stale, f"remove from deps: {stale}"
+
+
+def test_bytecode_in_a_package_that_stages_depend_on_is_no_change_of_code():
+    assert "__pycache__" in (ROOT / ".dvcignore").read_text().split()
 
 
 def test_every_notebook_is_run_by_one_stage():
@@ -99,4 +104,6 @@ def test_every_file_of_a_table_or_figure_in_results_is_made_by_a_stage():
 
 
 def test_the_import_closure_sees_imports_inside_functions():
-    assert "emigm/autoencoder.py" in import_closure("def f():\n    from emigm import autoencoder")
+    assert "emigm/autoencoders/autoencoder.py" in import_closure(
+        "def f():\n    from emigm.autoencoders import autoencoder"
+    )

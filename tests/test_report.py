@@ -18,18 +18,18 @@ import papermill
 import pytest
 from test_compare import write_paper_results
 
-from emigm.benchmark import load_benchmark
-from emigm.config import GateConfig, ModelConfig, SampleConfig, TrainConfig
-from emigm.paper import PAPER_MODELS
-from emigm.parsing import ConfigError
+from emigm.core.benchmark import load_benchmark
+from emigm.core.config import GateConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.core.paper import PAPER_MODELS
+from emigm.core.parsing import ConfigError
+from emigm.core.records import mean_and_spread, write_record
+from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
-from emigm.records import mean_and_spread, write_record
 from emigm.report.convergence import convergence
 from emigm.report.figures import Picture, figure1, figure4, figure5, figure6, styled
 from emigm.report.index import write_index
 from emigm.report.results import Results, find_root, load, plus_minus, reported
 from emigm.report.tables import Table, metrics_table, table2, table3, table4
-from emigm.schedules import nfe
 
 REPO = Path(__file__).parents[1]
 NOTEBOOKS = sorted(path.stem for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_model import TINY, random_model
 
-from emigm.config import SampleConfig
-from emigm.parsing import ConfigError
+from emigm.core.config import SampleConfig
+from emigm.core.parsing import ConfigError
+from emigm.model.schedules import nfe, reveal_counts
 from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
-from emigm.schedules import nfe, reveal_counts
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
 DDPM = dataclasses.replace(DPM, solver="ddpm", temperature=0.9, x0_clip=2.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from emigm.schedules import (
+from emigm.model.schedules import (
     SCHEDULES,
     binomial_laws,
     draw_mask_count,

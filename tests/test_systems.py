@@ -9,13 +9,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emigm.autoencoder import load_autoencoder
-from emigm.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.core.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.core.parsing import ConfigError
 from emigm.flops import training_step
-from emigm.model import EMIGM, draw_training, load_model, save_model
-from emigm.parsing import ConfigError
+from emigm.model.model import EMIGM, draw_training, load_model, save_model
+from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
 from emigm.sampling import generate, most_confident, sample_codes
-from emigm.schedules import draw_mask_count, exact_reveal_counts, gamma
 from emigm.training import context_errors
 
 CODES = ModelConfig(

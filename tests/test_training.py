@@ -9,11 +9,11 @@ import torch
 from test_model import TINY, random_model
 from torch import nn
 
-from emigm.autoencoder import KL16, Pixels
-from emigm.config import GateConfig, TrainConfig
-from emigm.distributed import World, autocast
-from emigm.model import EMIGM, draw_training
-from emigm.parsing import ConfigError, RunError
+from emigm.autoencoders.autoencoder import KL16, Pixels
+from emigm.core.config import GateConfig, TrainConfig
+from emigm.core.distributed import World, autocast
+from emigm.core.parsing import ConfigError, RunError
+from emigm.model.model import EMIGM, draw_training
 from emigm.training import (
     TrainingImages,
     accumulate,

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from emigm.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG, Autoencoder
-from emigm.config import TrainConfig
-from emigm.distributed import autocast
-from emigm.model import EMIGM, draw_training
-from emigm.paper import PAPER_MODELS
-from emigm.records import SCHEMA, provenance, write_json
+from emigm.autoencoders.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG, Autoencoder
+from emigm.core.config import TrainConfig
+from emigm.core.distributed import autocast
+from emigm.core.paper import PAPER_MODELS
+from emigm.core.records import SCHEMA, provenance, write_json
+from emigm.model.model import EMIGM, draw_training
 from emigm.training import make_optimizer, update_ema
 
 BATCH = 4

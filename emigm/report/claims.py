@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from emigm.model.schedules import SCHEDULES, expected_reveal_counts
 from emigm.report.family import FAMILIES
 from emigm.report.ledger import (
     EXACT,
@@ -45,7 +46,6 @@ from emigm.report.results import (
 )
 from emigm.report.statistics import Estimate, holm, page_p, t_interval, trend, unit_means, welch
 from emigm.report.tables import Table
-from emigm.schedules import SCHEDULES, expected_reveal_counts
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not decided"
 DRY = "no verdict (dry run)"

@@ -21,7 +21,8 @@ from matplotlib.image import imread
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from emigm.records import write_atomically
+from emigm.core.records import write_atomically
+from emigm.model.schedules import SCHEDULES, elbo_weight, expected_reveal_counts, gamma
 from emigm.report.family import head
 from emigm.report.results import (
     NOT_RUN,
@@ -40,7 +41,6 @@ from emigm.report.results import (
     weights_note,
     weights_of,
 )
-from emigm.schedules import SCHEDULES, elbo_weight, expected_reveal_counts, gamma
 
 COLUMN, FULL = 3.25, 6.75
 """Widths of a figure in inches: one column, the whole page."""
@@ -276,7 +276,7 @@ def figure5(results: Results) -> Picture:
     figure.suptitle(title)
     notes = results.notes(
         "Left: γ(t), the probability that a token is masked at time t. Right: γ′(t)/γ(t), the weight of the loss in "
-        "the ELBO, on a log axis. Computed from emigm.schedules, not from records."
+        "the ELBO, on a log axis. Computed from emigm.model.schedules, not from records."
     )
     mark_dry_run(results, figure)
     return Picture(results.folder, "figure5", title, figure, notes)
@@ -302,7 +302,7 @@ def figure6(results: Results) -> Picture:
     figure.suptitle(title)
     notes = results.notes(
         "Mean number of tokens revealed at each step (exact expectation, at least one a step while any is masked), "
-        "from emigm.schedules; L tokens, N steps. The L and N of a benchmark come from its records."
+        "from emigm.model.schedules; L tokens, N steps. The L and N of a benchmark come from its records."
     )
     mark_dry_run(results, figure)
     return Picture(results.folder, "figure6", title, figure, notes)

@@ -11,9 +11,9 @@ from typing import Literal
 
 import yaml
 
-from emigm.parsing import ConfigError, known, parse
+from emigm.core.parsing import ConfigError, known, parse
+from emigm.model.schedules import SCHEDULES
 from emigm.report.results import METRICS, reported
-from emigm.schedules import SCHEDULES
 
 FILE = Path("benchmarks/claims.yaml")
 EXACT = {"passes": "forward passes of an image", "parameters": "parameters"}

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from emigm.benchmark import Benchmark
-from emigm.compose import compose_benchmark
-from emigm.config import ModelConfig, TrainConfig
+from emigm.core.benchmark import Benchmark
+from emigm.core.compose import compose_benchmark
+from emigm.core.config import ModelConfig, TrainConfig
+from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES
+from emigm.core.parsing import parse
 from emigm.flops import FREQUENCIES
-from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES
-from emigm.parsing import parse
 from emigm.report.results import NONE, NOT_RUN, Results, count, reported
 from emigm.report.tables import Table
 
@@ -51,7 +51,7 @@ def _autoencoder(kind: str, reader: str) -> Callable[[Benchmark], str]:
 
 def _solver(benchmark: Benchmark) -> str:
     solvers = {benchmark.sample_config(s, b).solver for s in benchmark.sizes for b in benchmark.budgets}
-    return "the sampler, written anew (`emigm/diffusion.py`)" if "dpm-solver" in solvers else ""
+    return "the sampler, written anew (`emigm/model/diffusion.py`)" if "dpm-solver" in solvers else ""
 
 
 def _checkpoints(benchmark: Benchmark) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emigm.records import write_atomically
+from emigm.core.records import write_atomically
+from emigm.model.schedules import elbo_weight, gamma
 from emigm.report.results import (
     METRICS,
     NONE,
@@ -39,7 +40,6 @@ from emigm.report.results import (
     weights_note,
     weights_text,
 )
-from emigm.schedules import elbo_weight, gamma
 
 PAPER_TABLES = {256: 2, 512: 3}
 """ImageNet resolution -> the paper's table."""
@@ -156,7 +156,7 @@ def metrics_table(results: Results, name: str = "metrics") -> Table:
 
 
 def table4(results: Results) -> Table:
-    """Table 4: the mask schedules, with values of gamma and gamma'/gamma from `emigm.schedules`."""
+    """Table 4: the mask schedules, with values of gamma and gamma'/gamma from `emigm.model.schedules`."""
     times = (0.2, 0.5, 0.8)
     rows = []
     for name, (value, ratio, closed_value, closed_ratio) in FORMULAS.items():
@@ -169,8 +169,8 @@ def table4(results: Results) -> Table:
         rows.append(row)
     notes = results.notes(
         "γ(t): probability that a token is masked at time t (1: all masked, 0: none). The paper prints the ratio with "
-        "a minus sign, since its time runs from 1 to 0. Values come from emigm.schedules; the last column compares "
-        "them with the printed formulas at the three times.",
+        "a minus sign, since its time runs from 1 to 0. Values come from emigm.model.schedules; the last column "
+        "compares them with the printed formulas at the three times.",
         _schedules_used(results),
     )
     return Table(results.folder, "table4", results.heading("Table 4: mask schedules"), pd.DataFrame(rows), notes)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
-from emigm.benchmark import Benchmark
-from emigm.distributed import World, join
-from emigm.images import NONE, PARTS, ImageSource, open_images, why_none
-from emigm.latents import SHARD_ROWS, LatentStore, Shards
-from emigm.parsing import as_dict
-from emigm.photos import DecodingError
-from emigm.records import sha256, write_json, write_record
-from emigm.workspace import STATE, Stopwatch, data_folder, fingerprint, run_stage
+from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
+from emigm.autoencoders.latents import SHARD_ROWS, LatentStore, Shards
+from emigm.core.benchmark import Benchmark
+from emigm.core.distributed import World, join
+from emigm.core.parsing import as_dict
+from emigm.core.records import sha256, write_json, write_record
+from emigm.core.workspace import STATE, Stopwatch, data_folder, fingerprint, run_stage
+from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
+from emigm.data.photos import DecodingError
 
 STATISTICS_IMAGES = 2048
 """Images, evenly spaced, that the record's mean and deviation of unit latents are taken over, at most."""

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.benchmark import Benchmark
-from emigm.distributed import join
-from emigm.features import Extractor, load_extractor
-from emigm.images import PARTS, open_images
-from emigm.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
-from emigm.metrics import (
+from emigm.core.benchmark import Benchmark
+from emigm.core.distributed import join
+from emigm.core.records import sha256, write_record
+from emigm.core.workspace import STATE, data_folder, fingerprint, run_stage, samples_folder, samples_name
+from emigm.data.images import PARTS, open_images
+from emigm.metrics.features import Extractor, load_extractor
+from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
+from emigm.metrics.scores import (
     Reference,
     clean_fid,
     fid_of_parts,
@@ -25,9 +27,7 @@ from emigm.metrics import (
     same_number,
     scores,
 )
-from emigm.records import sha256, write_record
 from emigm.samples import SampleSet, chunk_name
-from emigm.workspace import STATE, data_folder, fingerprint, run_stage, samples_folder, samples_name
 
 Run = tuple[str, int, int]
 """Budget, training seed, sampling seed."""

@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 
-from emigm.benchmark import Benchmark
-from emigm.classifier import DIGITS_FEATURES, WEIGHTS_FILE, load_classifier, save_classifier, train_digits_classifier
-from emigm.images import load_images
-from emigm.records import sha256, write_record
-from emigm.workspace import data_folder, run_stage
+from emigm.core.benchmark import Benchmark
+from emigm.core.records import sha256, write_record
+from emigm.core.workspace import data_folder, run_stage
+from emigm.data.images import load_images
+from emigm.metrics.classifier import (
+    DIGITS_FEATURES,
+    WEIGHTS_FILE,
+    load_classifier,
+    save_classifier,
+    train_digits_classifier,
+)
 
 
 def make_extractor(benchmark: Benchmark) -> None:
@@ -40,7 +46,11 @@ def train_classifier(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
 
 def check_inception_weights(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     """Check that torch-fidelity can use the weights, and note which file they are."""
-    from emigm.features import INCEPTION_SHA256, load_extractor, write_source  # torch-fidelity takes seconds to import
+    from emigm.metrics.features import (  # torch-fidelity takes seconds to import
+        INCEPTION_SHA256,
+        load_extractor,
+        write_source,
+    )
 
     facts = write_source(folder, Path(benchmark.extractor.weights))
     extractor = load_extractor(benchmark.extractor, folder)

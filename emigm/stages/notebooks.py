@@ -9,10 +9,10 @@ from pathlib import Path
 
 import papermill
 
-from emigm.benchmark import load_benchmark
-from emigm.parsing import UserError, known
-from emigm.records import results_folder
-from emigm.workspace import Progress, parallel
+from emigm.core.benchmark import load_benchmark
+from emigm.core.parsing import UserError, known
+from emigm.core.records import results_folder
+from emigm.core.workspace import Progress, parallel
 
 
 def execute_all(benchmark: str, names: list[str], part: str) -> None:

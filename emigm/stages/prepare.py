@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emigm.benchmark import Benchmark
-from emigm.images import NONE, PARTS, load_split, save_images
-from emigm.parsing import ConfigError
-from emigm.photos import scan_photos
-from emigm.records import write_json, write_record
-from emigm.workspace import data_folder, run_stage
+from emigm.core.benchmark import Benchmark
+from emigm.core.parsing import ConfigError
+from emigm.core.records import write_json, write_record
+from emigm.core.workspace import data_folder, run_stage
+from emigm.data.images import NONE, PARTS, load_split, save_images
+from emigm.data.photos import scan_photos
 
 
 def prepare(benchmark: Benchmark) -> None:

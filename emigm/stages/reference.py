@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.adm import AdmReference
-from emigm.autoencoder import load_autoencoder
-from emigm.benchmark import Benchmark
-from emigm.distributed import join
-from emigm.features import Extractor, Features, load_extractor
-from emigm.images import ImageSource, open_images
-from emigm.latents import LatentStore
-from emigm.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
-from emigm.metrics import (
+from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.autoencoders.latents import LatentStore
+from emigm.core.benchmark import Benchmark
+from emigm.core.distributed import join
+from emigm.core.parsing import ConfigError, as_dict
+from emigm.core.records import mean_and_spread, sha256, write_record
+from emigm.core.workspace import STATE, data_folder, fingerprint, run_stage
+from emigm.data.images import ImageSource, open_images
+from emigm.metrics.adm import AdmReference
+from emigm.metrics.features import Extractor, Features, load_extractor
+from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
+from emigm.metrics.scores import (
     Reference,
     fid,
     inception_score,
@@ -29,10 +32,7 @@ from emigm.metrics import (
     save_reference,
     scores,
 )
-from emigm.model import EMIGM
-from emigm.parsing import ConfigError, as_dict
-from emigm.records import mean_and_spread, sha256, write_record
-from emigm.workspace import STATE, data_folder, fingerprint, run_stage
+from emigm.model.model import EMIGM
 
 CHUNK = 500
 """Real images whose features are kept together."""

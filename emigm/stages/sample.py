@@ -11,16 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoder import load_autoencoder
-from emigm.benchmark import Benchmark
-from emigm.distributed import World, join
-from emigm.model import WEIGHTS_FILE, load_model
-from emigm.pictures import save_grid
-from emigm.records import mean_and_spread, results_folder, sha256, write_json, write_record
-from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
-from emigm.sampling import generate
-from emigm.schedules import nfe
-from emigm.workspace import (
+from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.core.benchmark import Benchmark
+from emigm.core.distributed import World, join
+from emigm.core.records import mean_and_spread, results_folder, sha256, write_json, write_record
+from emigm.core.workspace import (
     STATE,
     Progress,
     Stopwatch,
@@ -33,6 +28,11 @@ from emigm.workspace import (
     samples_folder,
     samples_name,
 )
+from emigm.model.model import WEIGHTS_FILE, load_model
+from emigm.model.schedules import nfe
+from emigm.pictures import save_grid
+from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
+from emigm.sampling import generate
 
 GRID_COLUMNS = 12
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from emigm.benchmark import Benchmark
-from emigm.records import read_record, results_folder, write_atomically, write_json
-from emigm.workspace import run_stage
+from emigm.core.benchmark import Benchmark
+from emigm.core.records import read_record, results_folder, write_atomically, write_json
+from emigm.core.workspace import run_stage
 
 
 def summarise(benchmark: Benchmark) -> None:

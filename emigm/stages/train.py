@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoder import Autoencoder, load_autoencoder
-from emigm.benchmark import Benchmark
+from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
+from emigm.autoencoders.latents import INDEX, LatentStore
 from emigm.checkpoints import fetch_official, import_official
-from emigm.distributed import World, join
+from emigm.core.benchmark import Benchmark
+from emigm.core.distributed import World, join
+from emigm.core.parsing import as_dict
+from emigm.core.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
+from emigm.core.workspace import STATE, Progress, data_folder, in_turn, model_folder, parallel, run_stage
 from emigm.flops import mean_training_step
-from emigm.latents import INDEX, LatentStore
-from emigm.model import EMIGM, load_model, save_model
-from emigm.parsing import as_dict
-from emigm.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
+from emigm.model.model import EMIGM, load_model, save_model
 from emigm.training import TrainingImages, check_context, context_errors, context_ratio, train
-from emigm.workspace import STATE, Progress, data_folder, in_turn, model_folder, parallel, run_stage
 
 IN_MEMORY = 2**30
 """Bytes up to which all latents are read at once; larger ones are read batch by batch."""

@@ -11,10 +11,10 @@ from typing import Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from emigm.config import DataConfig
-from emigm.parsing import ConfigError
-from emigm.photos import DecodingError, Photos, decode
-from emigm.records import write_atomically
+from emigm.core.config import DataConfig
+from emigm.core.parsing import ConfigError
+from emigm.core.records import write_atomically
+from emigm.data.photos import DecodingError, Photos, decode
 
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "holdout")

@@ -20,8 +20,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emigm.benchmark import Benchmark, load_benchmark
-from emigm.parsing import ConfigError, UserError
+from emigm.core.benchmark import Benchmark, load_benchmark
+from emigm.core.parsing import ConfigError, UserError
 
 STATE = Path(".state")
 """Resume points of interrupted stages; a stage removes its own when all it makes is written."""

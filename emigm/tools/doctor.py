@@ -14,8 +14,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emigm.benchmark import Benchmark
-from emigm.estimates import (
+from emigm.core.benchmark import Benchmark
+from emigm.core.records import REPORTED_VERSIONS, sha256
+from emigm.core.workspace import cores
+from emigm.tools.estimates import (
     CPU_RATE,
     CPU_RATES,
     REFERENCE_GPU,
@@ -30,8 +32,6 @@ from emigm.estimates import (
     sampling_bytes,
     training_bytes,
 )
-from emigm.records import REPORTED_VERSIONS, sha256
-from emigm.workspace import cores
 
 OK, MISSING, FETCH, NOTE = "ok", "MISSING", "to fetch", "note"
 A_WEEK = 7 * 24 * 3600
@@ -178,7 +178,7 @@ def count_parameters(benchmark: Benchmark, size: str) -> int:
     """Parameters of a size's model, without making it."""
     import torch
 
-    from emigm.model import EMIGM
+    from emigm.model.model import EMIGM
 
     with torch.device("meta"):
         return sum(p.numel() for p in EMIGM(benchmark.model_config(size)).parameters())

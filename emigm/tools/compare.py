@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from emigm.benchmark import Benchmark
-from emigm.config import CompareConfig
-from emigm.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
-from emigm.parsing import ConfigError, as_dict
+from emigm.core.benchmark import Benchmark
+from emigm.core.config import CompareConfig
+from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.core.parsing import ConfigError, as_dict
 from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emigm.benchmark import Benchmark, load_benchmark
-from emigm.parsing import ConfigError, known, parse
+from emigm.core.benchmark import Benchmark, load_benchmark
+from emigm.core.parsing import ConfigError, known, parse
 
 FOLDER = Path("benchmarks")
 

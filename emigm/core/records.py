@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emigm.benchmark import Benchmark
-from emigm.parsing import ConfigError
+from emigm.core.benchmark import Benchmark
+from emigm.core.parsing import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emigm.config import ModelConfig, SampleConfig
-from emigm.parsing import ConfigError, known
+from emigm.core.config import ModelConfig, SampleConfig
+from emigm.core.parsing import ConfigError, known
 
 
 def _paper(resolution: int, blocks: int, width: int, heads: int, head_blocks: int, head_width: int) -> ModelConfig:

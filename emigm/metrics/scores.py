@@ -18,9 +18,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from emigm.features import Features
-from emigm.parsing import ConfigError
-from emigm.records import write_atomically
+from emigm.core.parsing import ConfigError
+from emigm.core.records import write_atomically
+from emigm.metrics.features import Features
 
 SEED = 2020
 """Of the random splits inside IS and KID (torch-fidelity's default)."""

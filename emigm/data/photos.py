@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from emigm.parsing import ConfigError
+from emigm.core.parsing import ConfigError
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 """Of photos, in small letters."""

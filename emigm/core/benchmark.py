@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from emigm.config import (
+from emigm.core.config import (
     AutoencoderConfig,
     CompareConfig,
     DataConfig,
@@ -21,7 +21,7 @@ from emigm.config import (
     SampleConfig,
     TrainConfig,
 )
-from emigm.parsing import ConfigError, known, parse
+from emigm.core.parsing import ConfigError, known, parse
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from emigm.parsing import ConfigError
-from emigm.records import write_atomically
+from emigm.core.parsing import ConfigError
+from emigm.core.records import write_atomically
 from emigm.samples import SampleSet
 
 DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)

@@ -11,11 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emigm.config import ModelConfig
-from emigm.diffusion import T
+from emigm.core.config import ModelConfig
+from emigm.model.diffusion import T
 
 FREQUENCIES = 256
 LN_EPS = 1e-6
+
+
+def frequencies(device: torch.device) -> Tensor:
+    """Frequencies 10000^(-i / 128) of the time features, (128,) float32.
+
+    In float32 as the official ones, so their last bits depend on the processor.
+    """
+    half = FREQUENCIES // 2
+    octave = torch.arange(half, dtype=torch.float32, device=device) / half
+    return torch.exp(-math.log(10000) * octave)
 
 
 class TimeEmbedding(nn.Module):
@@ -27,9 +37,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         """time (...,) in steps of the 1000-step process, fractions allowed => (..., W)."""
-        half = FREQUENCIES // 2
-        octave = torch.arange(half, dtype=torch.float32, device=time.device) / half
-        angle = time[..., None].float() * torch.exp(-math.log(10000) * octave)
+        angle = time[..., None].float() * frequencies(time.device)
         features = torch.cat([angle.cos(), angle.sin()], dim=-1)
         return self.mlp(features.to(self.mlp[0].weight.dtype))
 

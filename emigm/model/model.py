@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emigm import diffusion
-from emigm.backbone import Backbone, select_rows
-from emigm.config import ModelConfig, TrainConfig
-from emigm.head import CategoricalHead, DiffusionHead
-from emigm.parsing import ConfigError, as_dict, parse
-from emigm.records import write_atomically
-from emigm.schedules import draw_mask_count, elbo_weight
-from emigm.weights import check_state
+from emigm.core.config import ModelConfig, TrainConfig
+from emigm.core.parsing import ConfigError, as_dict, parse
+from emigm.core.records import write_atomically
+from emigm.core.weights import check_state
+from emigm.model import diffusion
+from emigm.model.backbone import Backbone, select_rows
+from emigm.model.head import CategoricalHead, DiffusionHead
+from emigm.model.schedules import draw_mask_count, elbo_weight
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 

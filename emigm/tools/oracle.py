@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emigm import diffusion, sampling, schedules
+from emigm import sampling
 from emigm.checkpoints import to_official
-from emigm.config import ModelConfig, SampleConfig, TrainConfig
-from emigm.head import DiffusionHead
-from emigm.model import EMIGM, TrainingDraw
-from emigm.parsing import ConfigError
+from emigm.core.config import ModelConfig, SampleConfig, TrainConfig
+from emigm.core.parsing import ConfigError
+from emigm.model import diffusion, schedules
+from emigm.model.head import DiffusionHead
+from emigm.model.model import EMIGM, TrainingDraw
 
 MODULES = ("models.emigm", "models.diffloss", "models.dpm_solver", "util.misc", "util.lr_sched", "engine_emigm")
 UNUSED = ("cv2", "torch_fidelity")

@@ -26,13 +26,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emigm import diffusion, oracle, sampling, schedules, training
-from emigm.autoencoder import Pixels
+from emigm import sampling, training
+from emigm.autoencoders.autoencoder import Pixels
 from emigm.checkpoints import import_official, official_name, to_official
-from emigm.config import ModelConfig, SampleConfig, TrainConfig
-from emigm.head import DiffusionHead
-from emigm.model import EMIGM, load_model
-from emigm.paper import PAPER_MODELS
+from emigm.core.config import ModelConfig, SampleConfig, TrainConfig
+from emigm.core.paper import PAPER_MODELS
+from emigm.model import diffusion, schedules
+from emigm.model.head import DiffusionHead
+from emigm.model.model import EMIGM, load_model
+from emigm.tools import oracle
 from emigm.training import batch_indices
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from emigm.config import Precision, RunConfig
-from emigm.parsing import ConfigError
-from emigm.workspace import die_with_parent, place
+from emigm.core.config import Precision, RunConfig
+from emigm.core.parsing import ConfigError
+from emigm.core.workspace import die_with_parent, place
 
 TIMEOUT = datetime.timedelta(hours=1)
 """Longest wait of one process for another: main may be writing a large file, or the machines may differ."""

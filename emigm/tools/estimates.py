@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emigm.benchmark import Benchmark
-from emigm.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.core.benchmark import Benchmark
+from emigm.core.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import block, linear, mean_training_step
-from emigm.schedules import guided_steps, step_counts
+from emigm.model.schedules import guided_steps, step_counts
 
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 INCEPTION_FLOPS = 11.4e9

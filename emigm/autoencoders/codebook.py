@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from emigm.autoencoder import Autoencoder
-from emigm.config import AutoencoderConfig
-from emigm.parsing import ConfigError
-from emigm.weights import check_state, read_tensors
+from emigm.autoencoders.autoencoder import Autoencoder
+from emigm.core.config import AutoencoderConfig
+from emigm.core.parsing import ConfigError
+from emigm.core.weights import check_state, read_tensors
 
 
 class Codes(Autoencoder):

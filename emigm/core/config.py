@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emigm.parsing import ConfigError, at_least
+from emigm.core.parsing import ConfigError, at_least
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Pixels to latents or codes and back, and the store of raw latents."""

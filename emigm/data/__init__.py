@@ -1,0 +1,1 @@
+"""Data sets in: images of small sets, and photos on disk."""

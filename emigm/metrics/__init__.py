@@ -1,0 +1,1 @@
+"""Images to features, features to scores, and the files of ADM's evaluator."""

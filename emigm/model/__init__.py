@@ -1,0 +1,1 @@
+"""The model's mathematics and network: mask schedules, diffusion, backbone, heads."""

@@ -1,0 +1,1 @@
+"""What the `emigm` command does outside the pipeline: parity, doctor, comparison with the paper."""
