@@ -184,8 +184,11 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """HEAD's hash, with "+changes" where tracked code differs from it; None outside a git checkout."""
-    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml", "params.yaml"]
+    """HEAD's hash, with "+changes" where tracked code differs from it; None outside a git checkout.
+
+    params.yaml is no code: DVC composes it anew for every benchmark, and records hold the settings that applied.
+    """
+    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml"]
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else "")
