@@ -26,9 +26,10 @@ from emigm.core.records import mean_and_spread, write_record
 from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
 from emigm.report.convergence import convergence
-from emigm.report.figures import Picture, figure1, figure4, figure5, figure6, styled
+from emigm.report.figures import figure1, figure4, figure5, figure6
 from emigm.report.index import write_index
 from emigm.report.results import Results, find_root, load, plus_minus, reported
+from emigm.report.style import Picture, styled
 from emigm.report.tables import Table, metrics_table, table2, table3, table4
 
 REPO = Path(__file__).parents[1]
@@ -358,6 +359,22 @@ def test_single_budget_figure_4_says_that_training_compute_was_not_varied(digits
     picture = figure4(digits)
     assert "one training budget" in picture.figure.axes[1].get_title()
     assert len(picture.figure.axes) == 3
+
+
+def test_figure_4_joins_the_trainings_of_one_size_and_times_each_size_once(digits):
+    longer = copy.deepcopy(digits.records)
+    for stage in ("train-xs", "sample-xs-4", "sample-xs-16", "evaluate-xs"):
+        longer[stage.replace("xs", "xs_long")] = copy.deepcopy(longer[stage])
+    longer["train-xs_long"]["results"]["flops"] *= 8
+    picture = figure4(dataclasses.replace(digits, records=longer))
+    _, by_size, time = picture.figure.axes
+    curves = [container[0].get_xdata() for container in by_size.containers]
+    assert sorted(len(x) for x in curves) == [1, 1, 1, 1, 2]
+    (joined,) = [x for x in curves if len(x) == 2]
+    assert joined[1] == 8 * joined[0]
+    assert [text.get_text() for text in time.texts] == ["XS", "S", "B", "L", "H"] * 2
+    assert "one training budget was run" not in by_size.get_title()
+    assert "XS_LONG is XS trained otherwise" in " ".join(picture.notes)
 
 
 def test_an_unknown_benchmark_lists_what_exists(root):

@@ -27,19 +27,20 @@ from emigm.report.family import (
     ratios,
     training_note,
 )
-from emigm.report.figures import (
+from emigm.report.results import NOT_RUN, Results, extractor_text, fid_name, fid_text, floors_text
+from emigm.report.statistics import t_interval
+from emigm.report.style import (
     COLUMN,
     FLOOR_DASHES,
     FULL,
     MARKERS,
     SCHEDULE_COLOURS,
     Picture,
+    explained,
     log_ticks,
     mark_dry_run,
     styled,
 )
-from emigm.report.results import NOT_RUN, Results, extractor_text, fid_name, fid_text, floors_text
-from emigm.report.statistics import t_interval
 
 PREFERRED, OTHER = "#D55E00", "#0072B2"
 """Figure 2: what the paper prefers (orange, as it draws it), and the rest."""
@@ -142,7 +143,7 @@ def figure2(results: Results) -> Picture:
     ours = found.results
     title = f"Figure 2 on {results.name}: choices of training"
     if found.reason:
-        return _not_run(found, "figure2", title)
+        return explained(found.marked, "figure2", title, found.reason, found.asked.folder)
     figure = Figure(figsize=(FULL, 4.1), layout="constrained")
     rows = figure.subplots(2, len(CHOICES), sharey="row", sharex="col", height_ratios=(3, 2))
     cells = {(s, c.budget): cell(ours, s, c.budget) for c in CHOICES for s in c.variants}
@@ -188,7 +189,7 @@ def figure3(results: Results) -> Picture:
     ours = found.results
     title = f"Figure 3 on {results.name}: choices of sampling"
     if found.reason:
-        return _not_run(found, "figure3", title)
+        return explained(found.marked, "figure3", title, found.reason, found.asked.folder)
     size = ours.sizes[-1]
     figure = Figure(figsize=(FULL, 3.3), layout="constrained")
     *panels, cost = figure.subplots(1, len(FIGURE3) + 1)
@@ -228,7 +229,7 @@ def figure7(results: Results) -> Picture:
     ours = found.results
     title = f"Figure 7 on {results.name}: guidance scale"
     if found.reason:
-        return _not_run(found, "figure7", title)
+        return explained(found.marked, "figure7", title, found.reason, found.asked.folder)
     size = ours.sizes[-1]
     cells = {b: cell(ours, size, b) for b in FIGURE7}
     drawn = [c for c in cells.values() if c is not None]
@@ -383,13 +384,6 @@ def _scale_text(cells: list[Cell], prefix: str) -> str:
     """The guidance scales of the budgets <prefix>..., in words."""
     scales = sorted({c.scale for c in cells if c.budget.startswith(prefix)})
     return f" (scale {' or '.join(f'{s:g}' for s in scales)})" if scales else ""
-
-
-def _not_run(found: Member, name: str, title: str) -> Picture:
-    """A picture that says why there is nothing in it."""
-    figure = Figure(figsize=(FULL, 1.2))
-    figure.text(0.5, 0.35, found.reason, ha="center")
-    return _finished(found, name, title, figure, (f"{found.reason[0].upper()}{found.reason[1:]}.",))
 
 
 def _finished(found: Member, name: str, title: str, figure: Figure, notes: tuple[str, ...]) -> Picture:

@@ -264,7 +264,7 @@ def _claims(some: Iterable[Claim], outcomes: list[Outcome]) -> pd.DataFrame:
     rows = []
     for claim in some:
         own = [outcome for outcome in outcomes if outcome.claim == claim.id]
-        remarks = dict.fromkeys([claim.missing, claim.note, *(r for o in own for r in o.remarks)])
+        remarks = dict.fromkeys([claim.note, *(r for o in own for r in o.remarks)])
         rows.append(
             {
                 "ID": claim.id,

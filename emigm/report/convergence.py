@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emigm.core.records import mean_and_spread
-from emigm.report.figures import FULL, MARKERS, SIZE_COLOURS, Picture, mark_dry_run, styled
 from emigm.report.results import NOT_RUN, Results, extractor_text, fid_text, plus_minus, spread_text, weights_note
 from emigm.report.statistics import fid_infinity, unit_means
+from emigm.report.style import FULL, MARKERS, SIZE_COLOURS, Picture, mark_dry_run, styled
 
 SHIFT = 0.015
 """Share of the axis by which a size stands beside the one before it."""

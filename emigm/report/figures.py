@@ -5,30 +5,21 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullLocator
 
-from emigm.core.records import write_atomically
 from emigm.model.schedules import SCHEDULES, elbo_weight, expected_reveal_counts, gamma
 from emigm.report.family import head
 from emigm.report.results import (
     NOT_RUN,
     SIZES,
     Results,
-    bullets,
     evaluations,
     extractor_text,
     fid_name,
@@ -41,42 +32,26 @@ from emigm.report.results import (
     weights_note,
     weights_of,
 )
+from emigm.report.style import (
+    BUDGET_COLOURS,
+    COLUMN,
+    DASHES,
+    DPI,
+    FLOOR_DASHES,
+    FULL,
+    MARKERS,
+    SCHEDULE_COLOURS,
+    SIZE_COLOURS,
+    Picture,
+    explained,
+    log_ticks,
+    mark_dry_run,
+    styled,
+)
 
-COLUMN, FULL = 3.25, 6.75
-"""Widths of a figure in inches: one column, the whole page."""
-DPI = 200
 GRID_ROWS = 10
 """Classes in a sample grid, at most (emigm.pictures)."""
-BUDGET_COLOURS = ("#0072B2", "#D55E00", "#000000")
-SIZE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colour-blind-safe palette, split so that a budget and a size never share a colour in a figure."""
-SCHEDULE_COLOURS = ("#0072B2", "#D55E00", "#009E73")
-MARKERS = ("o", "s", "^", "D", "v")
-DASHES = ("-", "--", "-.")
-FLOOR_DASHES = ((0, (4, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.5)))
-STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "figure.titlesize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 3,  # shows a whole period of the dashes beside the marker
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.5,
-    "grid.linewidth": 0.4,
-    "grid.alpha": 0.4,
-    "errorbar.capsize": 2,
-    "svg.hashsalt": "emigm",  # fixed identifiers, so that the same records give the same file
-}
 _reveal_counts = functools.cache(expected_reveal_counts)  # the paper's L and N return for every benchmark
-styled = style.context(["default", STYLE])  # used as a decorator
 
 
 class Point(NamedTuple):
@@ -90,58 +65,19 @@ class Point(NamedTuple):
     seconds: float | None  # for one image
 
 
-@dataclass(frozen=True, repr=False)
-class Picture:
-    """A drawn figure with its title and notes; a notebook shows it as PNG."""
-
-    folder: Path
-    """Where `save` writes."""
-    name: str
-    title: str
-    figure: Figure
-    notes: tuple[str, ...]
-
-    @property
-    def caption(self) -> str:
-        """The notes as text."""
-        return bullets(self.notes)
-
-    def save(self) -> list[Path]:
-        """Write <name>.png (200 dpi) and <name>.svg; the same figure gives the same bytes."""
-        paths = [self.folder / f"{self.name}.{kind}" for kind in ("png", "svg")]
-        for path in paths:
-            write_atomically(path, self._write)
-        return paths
-
-    @styled
-    def _write(self, path: Path | io.BytesIO, kind: str | None = None) -> None:
-        kind = kind or path.suffix[1:]
-        drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
-        self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
-
-    def __repr__(self) -> str:
-        # What an executed notebook keeps beside the picture or table: no path of the machine that ran it.
-        return f"<Picture {self.name} of results/{self.folder.name}>"
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self._write(buffer, "png")
-        return buffer.getvalue()
-
-
 @styled
 def figure1(results: Results) -> Picture:
     """Figure 1: generated images. The largest size at the highest budget, then a strip of every size."""
-    title = results.heading(f"Figure 1 on {results.name}: generated images")
+    title = f"Figure 1 on {results.name}: generated images"
     sizes, budget = results.sizes, results.budgets[-1] if results.budgets else None
     grids = {s: _grid(results, s, budget) for s in sizes}
-    largest = next((s for s in reversed(sizes) if grids[s] is not None), None)
+    largest = max(
+        (s for s in sizes if grids[s] is not None),
+        key=lambda s: results.get(f"train-{s}", "results", "parameters") or 0,
+        default=None,
+    )
     if largest is None:
-        figure = Figure(figsize=(FULL, 1.2))
-        figure.text(0.5, 0.4, f"no sample grid in results/{results.name}/grids: {NOT_RUN}", ha="center")
-        figure.suptitle(title)
-        mark_dry_run(results, figure)
-        return Picture(results.folder, "figure1", title, figure, results.notes(f"No sample grid: {NOT_RUN}."))
+        return explained(results, "figure1", title, f"no sample grid in results/{results.name}/grids: {NOT_RUN}")
     main = grids[largest]
     labels = _row_labels(results, main.shape[0])
     cell = main.shape[0] / (len(labels) or GRID_ROWS)  # pixels of an image; ten rows unless there are fewer classes
@@ -178,6 +114,7 @@ def figure1(results: Results) -> Picture:
     for i, size in enumerate(sizes):
         strip = None if grids[size] is None else grids[size][:, :taken]
         place(strip, main.shape[1] + gap + i * (taken + gap), taken, size.upper() if size in SIZES else size)
+    title = results.heading(title)
     figure.suptitle(title, y=1 - 0.06 / height, va="top")
     notes = results.notes(
         ("Rows are classes. " if labels else "")
@@ -193,24 +130,27 @@ def figure1(results: Results) -> Picture:
 def figure4(results: Results) -> Picture:
     """Figure 4: FID against training FLOPs, the same by size, and FID against the time to sample an image."""
     if other := head(results):
-        return _no_ladder(results, other)
+        title = f"Figure 4 on {results.name}: compute, sampling time and FID"
+        why = f"{results.name} is no ladder of sizes: Figures 2, 3 and 7 on {other} draw its records"
+        return explained(results, "figure4", title, why)
     points = [_point(results, size, budget) for size, budget in evaluations(results)]
     figure = Figure(figsize=(FULL, 2.8), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    budgets, sizes = results.budgets, results.sizes
+    budgets, trainings = results.budgets, _trainings(results)
     for i, budget in enumerate(budgets):
         here = [p for p in points if p.budget == budget]
         look = {"color": BUDGET_COLOURS[i % 3], "marker": MARKERS[i % 5], "label": f"N = {budget}"}
         _curve(panels[0], [(p.flops, p) for p in here], linestyle="none", named=i == 0, **look)
         look["linestyle"] = DASHES[i % 3]
-        _curve(panels[2], [(p.seconds, p) for p in here], named=True, **look)
-    for i, size in enumerate(sizes):
-        here = [p for p in points if p.size == size and p.budget == budgets[-1]]
-        look = {"color": SIZE_COLOURS[i % 5], "marker": MARKERS[i % 5]}
-        _curve(panels[1], [(p.flops, p) for p in here], linestyle="none", named=True, **look)
+        _curve(panels[2], [(p.seconds, p) for p in here if p.size in trainings], named=True, **look)
+    for i, same in enumerate(trainings.values()):
+        here = [p for p in points if p.size in same and p.budget == budgets[-1]]
+        along = sorted(((p.flops, p) for p in here if p.flops is not None), key=lambda pair: pair[0])
+        _curve(panels[1], along, linestyle="-", named=True, color=SIZE_COLOURS[i % 5], marker=MARKERS[i % 5])
     panels[0].set(title="(a) training compute", xlabel="training FLOPs of one run", ylabel=fid_name(results))
     high = f", N = {budgets[-1]}" if budgets else ""
-    once = "\n(one training budget was run)" if any(p.flops for p in points) else ""
+    single = all(len(same) == 1 for same in trainings.values())
+    once = "\n(one training budget was run)" if single and any(p.flops for p in points) else ""
     panels[1].set(title=f"(b) by size{high}{once}", xlabel="training FLOPs of one run")
     panels[2].set(title="(c) sampling time", xlabel="seconds for one image")
     for axes in panels:
@@ -246,8 +186,13 @@ def figure4(results: Results) -> Picture:
     devices = ", ".join(sorted(machines)) or NOT_RUN
     notes = results.notes(
         "(a) every size at every sampling budget against the training FLOPs of one run. (b) the highest sampling "
-        "budget, one marker a size: each size was trained at one training budget only, so this panel shows no curve "
-        f"along training. (c) every sampling budget against measured seconds for one image ({devices}).",
+        + (
+            "budget, one marker a size: each size was trained at one training budget only, so this panel shows no "
+            "curve along training."
+            if single
+            else f"budget; a line joins the trainings of one size ({_trainings_text(trainings)})."
+        )
+        + f" (c) every sampling budget against measured seconds for one image ({devices}).",
         "A size without a record is left out.",
         weights_note(results),
         fid_text(results),
@@ -308,15 +253,20 @@ def figure6(results: Results) -> Picture:
     return Picture(results.folder, "figure6", title, figure, notes)
 
 
-def _no_ladder(results: Results, other: str) -> Picture:
-    """Figure 4 of a benchmark whose rows are no sizes, and whose budgets no numbers of steps."""
-    text = f"{results.name} is no ladder of sizes: Figures 2, 3 and 7 on {other} draw its records"
-    figure = Figure(figsize=(FULL, 1.2))
-    figure.text(0.5, 0.35, text, ha="center")
-    title = results.heading(f"Figure 4 on {results.name}: compute, sampling time and FID")
-    figure.suptitle(title)
-    mark_dry_run(results, figure)
-    return Picture(results.folder, "figure4", title, figure, results.notes(f"{text}."))
+def _trainings(results: Results) -> dict[str, list[str]]:
+    """The sizes by architecture: the first of each, and all of it (the others differ in their training)."""
+    found: dict[str, list[str]] = {}
+    for size in results.sizes:
+        model = results.get(f"train-{size}", "settings", "model")
+        same = (s for s in found if model is not None and results.get(f"train-{s}", "settings", "model") == model)
+        found.setdefault(next(same, size), []).append(size)
+    return found
+
+
+def _trainings_text(trainings: dict[str, list[str]]) -> str:
+    return "; ".join(
+        f"{s.upper()} is {one.upper()} trained otherwise" for one, same in trainings.items() for s in same[1:]
+    )
 
 
 def _grid(results: Results, size: str, budget: str | None) -> np.ndarray | None:
@@ -330,14 +280,6 @@ def _row_labels(results: Results, height: int) -> list[str]:
     classes = results.get("prepare", "results", "classes") or 0
     rows = 0 < classes <= GRID_ROWS and height % classes == 0
     return [str(c) for c in range(classes)] if rows else []
-
-
-def mark_dry_run(results: Results, figure: Figure) -> None:
-    """Write over the whole picture that it measures nothing, so that no copy of it can be taken for a result."""
-    if results.dry_run:
-        look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
-        edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
-        figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
 
 
 def _drawn(axes: Axes) -> bool:
@@ -362,31 +304,6 @@ def _curve(axes: Axes, points: list[tuple[float | None, Point]], named: bool = F
     axes.errorbar(x, [p.fid for p in ours], yerr=bars, elinewidth=0.9, barsabove=True, **({"mfc": "white"} | look))
     for place, p in known if named else ():
         axes.annotate(p.size.upper(), (place, p.fid), xytext=(4, 3), textcoords="offset points", fontsize=7)
-
-
-def log_ticks(axis: Axis) -> None:
-    """Labelled ticks of a log axis: round numbers within a decade, as many as leave room for their labels; else the
-    fewest of 1; 1, 3; 1, 2, 5 per decade that give three in view."""
-    low, high = axis.get_view_interval()
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    nice = [[d * 10.0**k for k in range(first, last) for d in digits] for digits in ((1,), (1, 3), (1, 2, 5))]
-    if high < 10 * low:
-        nice = [MaxNLocator(6, steps=(1, 2, 5, 10)).tick_values(low, high)]
-    shown = [[t for t in ticks if low <= t <= high] for ticks in nice]
-    ticks = next((t for t in shown if len(t) >= 3), shown[-1])
-    room = 0.22 if axis.axis_name == "x" else 0.08  # of the axis, from one label to the next
-    ticks = [t for i, t in enumerate(ticks) if i == 0 or math.log(t / ticks[i - 1]) > room * math.log(high / low)]
-    axis.set_ticks(ticks, [_power(t) for t in ticks])
-    axis.set_minor_locator(NullLocator())
-
-
-def _power(value: float) -> str:
-    """A tick's label: plain from 0.001 to 1000, else as a power of ten."""
-    if 1e-3 <= value <= 1e3:
-        return f"{value:.4g}"
-    digits, exponent = f"{value:.2e}".split("e")
-    factor = "" if float(digits) == 1 else rf"{float(digits):g}$\times$"
-    return factor + f"$10^{{{int(exponent)}}}$"
 
 
 def _plans(results: Results) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emigm.core.records import write_atomically
 from emigm.report.family import head
-from emigm.report.figures import Picture, figure1, figure4, figure5, figure6
+from emigm.report.figures import figure1, figure4, figure5, figure6
 from emigm.report.results import (
     NONE,
     NOT_RUN,
@@ -26,6 +26,7 @@ from emigm.report.results import (
     spread_text,
     weights_note,
 )
+from emigm.report.style import Picture
 from emigm.report.tables import Table, metrics_table, table2, table3, table4
 
 EVIDENCE_TABLES = {

@@ -150,13 +150,11 @@ class Claim:
     differences: tuple[Difference, ...] = ()
     trend: Trend | None = None
     reveals: Reveals | None = None
-    missing: str | None = None
-    """What it would take, where nothing is run."""
     note: str | None = None
 
     def __post_init__(self):
-        if bool(self.differences or self.trend or self.reveals) == (self.missing is not None):
-            raise ConfigError(f"{FILE}: claim {self.id} needs either tests or missing")
+        if not (self.differences or self.trend or self.reveals):
+            raise ConfigError(f"{FILE}: claim {self.id} has no test; add differences, trend or reveals")
 
 
 @dataclass(frozen=True)
