@@ -7,20 +7,24 @@ from emigm.core.records import read_record, results_folder, write_atomically, wr
 from emigm.core.workspace import run_stage
 
 
+SHOWN = ("fid", "isc")
+"""Scores in metrics.json, a column each for `dvc metrics show`; table2-metrics.csv has them all."""
+
+
 def summarise(benchmark: Benchmark) -> None:
     folder = results_folder(benchmark.name)
     metrics: dict[str, dict] = {}
     rows = ["size,budget,parameters,nfe,fid,fid_train_std,fid_sample_std"]
     for size in benchmark.sizes:
         trained = read_record(folder / "records" / f"train-{size}.json")["results"]
-        metrics[size] = {"parameters": trained["parameters"]}
+        metrics[size] = {}
         if trained["context"] is not None:  # released weights have none without held-out latents
             metrics[size]["context_ratio"] = trained["context"]["ratio"]["mean"]
         evaluated = read_record(folder / "records" / f"evaluate-{size}.json")["results"]
         for budget in benchmark.budgets:
             scored = evaluated[budget]["summary"]
             sampled = read_record(folder / "records" / f"sample-{size}-{budget}.json")["results"]
-            metrics[size][f"n{budget}"] = {name: value["mean"] for name, value in scored.items() if value is not None}
+            metrics[size][f"n{budget}"] = {name: scored[name]["mean"] for name in SHOWN if name in scored}
             fid = scored["fid"]
             row = (
                 size,
