@@ -117,6 +117,8 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones():
         ),
         (lambda b: b["sampling"]["4"]["settings"].update(cfg_interval=[0.5, 0.2]), r"cfg_interval"),
         (lambda b: b["gate"].update(on_failure="skip"), r"gate\.on_failure = 'skip'"),
+        (lambda b: b["gate"].update(visible=[0, 16]), r"gate\.visible = \[0, 16\]: .* from 0 to 15"),
+        (lambda b: b["gate"].update(visible=[4]), r"gate\.visible = \[4\]: give two"),
         (lambda b: b["autoencoder"].update(weights="kl16.ckpt"), r"weights has no effect for kind: pixels"),
     ],
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from emigm.core.config import ModelConfig, TrainConfig
 from emigm.core.paper import PAPER_MODELS
 from emigm.core.parsing import ConfigError
 from emigm.model.model import EMIGM, draw_training, load_model, save_model
+from emigm.model.schedules import elbo_weight, gamma
 
 TINY = ModelConfig(
     grid=4,
@@ -126,12 +128,29 @@ def test_loss_averages_the_masked_tokens_and_starts_near_its_known_value():
     torch.manual_seed(0)
     model = EMIGM(TINY)
     train = TrainConfig(steps=1, batch=64, lr=1e-3)
-    import numpy as np
 
     draw = draw_training(TINY, train, 64, np.random.default_rng(0), torch.Generator().manual_seed(0))
     loss, mse = model.token_losses(torch.randn(64, 3, 4, 4), torch.zeros(64, dtype=torch.int64), draw)
     assert loss.shape == (4, 64, draw.masked.shape[1])
     assert mse.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exp"])
+def test_elbo_without_mae_weighs_masks_as_a_batch_with_a_time_for_every_image(schedule):
+    """The official way: gamma'/gamma of each image's time on each of its masked tokens, over all masked tokens."""
+    cfg = dataclasses.replace(TINY, mae=False)
+    train = TrainConfig(steps=1, batch=1, lr=1e-3, schedule=schedule, t_min=0.0, weight="elbo", diffusion_batch_mul=1)
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    draws = [draw_training(cfg, train, 1, rng, generator) for _ in range(6000)]
+    ours = np.array([(draw.masked.shape[1], draw.weight) for draw in draws])
+    t = 0.999 * rng.random(200_000) + 0.001
+    masked = rng.binomial(cfg.tokens, gamma(schedule, t))
+    theirs = np.stack([masked, elbo_weight(schedule, t) * masked], axis=1)[masked >= 2]
+
+    def of_few(drawn):  # share of the loss in masks of at most a quarter of the tokens, were all tokens' losses equal
+        return drawn[drawn[:, 0] <= cfg.tokens / 4, 1].sum() / drawn[:, 1].sum()
+
+    assert of_few(ours) == pytest.approx(of_few(theirs), abs=0.03)
 
 
 def test_saved_models_come_back_equal(tmp_path):

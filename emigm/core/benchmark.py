@@ -84,6 +84,7 @@ class Benchmark:
                 raise ConfigError(
                     f"benchmark.train.seeds = {list(seeds)}: released weights are one model; give one seed"
                 )
+            self._check_gate(size)
         for budget in self.budgets:
             known("benchmark.budgets", budget, self.sampling)
         for budget, cfg in self.sampling.items():
@@ -106,6 +107,15 @@ class Benchmark:
                         f"benchmark.sampling.{budget} of size {size}: solver: {solver} cannot draw tokens of a model "
                         f"with conditional: {head}"
                     )
+
+    def _check_gate(self, size: str) -> None:
+        """The token that the gate predicts must not be among the visible ones, and two counts must differ."""
+        visible, tokens = self.gate.visible, self.model_config(size).tokens
+        if len(set(visible)) < 2 or not all(0 <= v < tokens for v in visible):
+            raise ConfigError(
+                f"benchmark.gate.visible = {list(visible)}: give two numbers of visible tokens at least, from 0 to "
+                f"{tokens - 1} (size {size} has {tokens} tokens)"
+            )
 
     def model_config(self, size: str) -> ModelConfig:
         """Architecture of `size`; raises ConfigError for an unknown size."""

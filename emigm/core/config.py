@@ -98,7 +98,7 @@ class TrainConfig:
     t_min: float = 0.2
     """Time truncation: t <- max(t, t_min)."""
     weight: Literal["one", "elbo"] = "one"
-    """Loss weight: 1, or gamma'/gamma."""
+    """Loss weight: 1, or that of the ELBO, gamma'/gamma."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.95)

@@ -24,7 +24,7 @@ from emigm.core.weights import check_state
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone, select_rows
 from emigm.model.head import CategoricalHead, DiffusionHead
-from emigm.model.schedules import draw_mask_count, elbo_weight
+from emigm.model.schedules import draw_mask_count, elbo_weight, mean_gamma
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
@@ -32,7 +32,7 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 class TrainingDraw(NamedTuple):
     """Everything random in one training step, so that the loss is a function."""
 
-    weight: float  # w(t) of the batch's masking time t
+    weight: float  # of the mean loss over the masked tokens
     masked: Tensor  # positions of the masked tokens, ascending, int64 (B, M)
     dropped: Tensor  # images whose class is dropped, bool (B,)
     # Of the diffusion head only; with the categorical one R = 0.
@@ -50,12 +50,23 @@ def draw_training(
     order = torch.rand(batch, cfg.tokens, generator=generator, device=device).argsort(dim=1)
     shape = (train.diffusion_batch_mul if cfg.codebook is None else 0, batch, count)
     return TrainingDraw(
-        weight=1.0 if train.weight == "one" else float(elbo_weight(train.schedule, t)),
+        weight=1.0 if train.weight == "one" else _elbo_weight(cfg, train, t, count),
         masked=order[:, :count].sort(dim=1).values,
         dropped=torch.rand(batch, generator=generator, device=device) < train.label_dropout,
         time=torch.randint(diffusion.T, shape, generator=generator, device=device),
         noise=torch.randn(*shape, cfg.token_channels, generator=generator, device=device),
     )
+
+
+def _elbo_weight(cfg: ModelConfig, train: TrainConfig, t: float, count: int) -> float:
+    """What the mean loss over `count` masked tokens is multiplied by.
+
+    The ELBO weighs their sum by gamma'/gamma. The official code has a time for every image, and divides a batch by all
+    its masked tokens; on average so does this, with one time for the batch. With the MAE trick the official code has
+    one time as well, and multiplies the mean by gamma'/gamma.
+    """
+    weight = float(elbo_weight(train.schedule, t))
+    return weight if cfg.mae else weight * count / (cfg.tokens * mean_gamma(train.schedule, train.t_min))
 
 
 class EMIGM(nn.Module):
@@ -80,7 +91,8 @@ class EMIGM(nn.Module):
         return tokens.reshape(b, n, n, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, g)
 
     def forward(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> Tensor:
-        """Training loss, a scalar: the head's loss averaged over masked tokens and their R times, times w(t).
+        """Training loss, a scalar: the head's loss averaged over masked tokens and their R times, times the
+        step's weight.
 
         Args:
             latents: unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid).

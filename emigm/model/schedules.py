@@ -5,6 +5,7 @@ Pure functions on numbers and numpy arrays. Time runs from t = 1 (all tokens mas
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -51,6 +52,13 @@ def elbo_weight(schedule: str, t):
 def train_time(u, t_min: float):
     """Training time from u ~ U(0, 1): truncated to t >= t_min, then squeezed away from 0."""
     return (1 - TRAIN_EPS) * np.maximum(u, t_min) + TRAIN_EPS
+
+
+@functools.cache
+def mean_gamma(schedule: str, t_min: float) -> float:
+    """Mean of gamma(t) over training times: the share of tokens masked in the long run."""
+    u = (np.arange(10_000) + 0.5) / 10_000
+    return float(gamma(schedule, train_time(u, t_min)).mean())
 
 
 def draw_mask_count(

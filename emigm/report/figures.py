@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,13 +141,13 @@ def figure4(results: Results) -> Picture:
     for i, budget in enumerate(budgets):
         here = [p for p in points if p.budget == budget]
         look = {"color": BUDGET_COLOURS[i % 3], "marker": MARKERS[i % 5], "label": f"N = {budget}"}
-        _curve(panels[0], [(p.flops, p) for p in here], linestyle="none", named=i == 0, **look)
+        _curve(panels[0], [(p.flops, p) for p in here], linestyle="none", named=trainings if i == 0 else (), **look)
         look["linestyle"] = DASHES[i % 3]
-        _curve(panels[2], [(p.seconds, p) for p in here if p.size in trainings], named=True, **look)
+        _curve(panels[2], [(p.seconds, p) for p in here if p.size in trainings], named=trainings, **look)
     for i, same in enumerate(trainings.values()):
         here = [p for p in points if p.size in same and p.budget == budgets[-1]]
         along = sorted(((p.flops, p) for p in here if p.flops is not None), key=lambda pair: pair[0])
-        _curve(panels[1], along, linestyle="-", named=True, color=SIZE_COLOURS[i % 5], marker=MARKERS[i % 5])
+        _curve(panels[1], along, linestyle="-", named=trainings, color=SIZE_COLOURS[i % 5], marker=MARKERS[i % 5])
     panels[0].set(title="(a) training compute", xlabel="training FLOPs of one run", ylabel=fid_name(results))
     high = f", N = {budgets[-1]}" if budgets else ""
     single = all(len(same) == 1 for same in trainings.values())
@@ -190,7 +191,8 @@ def figure4(results: Results) -> Picture:
             "budget, one marker a size: each size was trained at one training budget only, so this panel shows no "
             "curve along training."
             if single
-            else f"budget; a line joins the trainings of one size ({_trainings_text(trainings)})."
+            else f"budget; a line joins the trainings of one size ({_trainings_text(trainings)}), of which the first "
+            "alone is named and timed."
         )
         + f" (c) every sampling budget against measured seconds for one image ({devices}).",
         "A size without a record is left out.",
@@ -294,15 +296,15 @@ def _point(results: Results, size: str, budget: str) -> Point:
     return Point(size, budget, fid["mean"], spread(fid), flops, seconds)
 
 
-def _curve(axes: Axes, points: list[tuple[float | None, Point]], named: bool = False, **look) -> None:
-    """FID with error bars at the given abscissae (a point that lacks one is left out); `named` writes the sizes."""
+def _curve(axes: Axes, points: list[tuple[float | None, Point]], named: Container[str], **look) -> None:
+    """FID with error bars at the given abscissae (a point that lacks one is left out); `named`: sizes to write."""
     known = [(x, p) for x, p in points if x is not None]
     if not known:
         return
     x, ours = zip(*known, strict=True)
     bars = [p.spread or 0 for p in ours]
     axes.errorbar(x, [p.fid for p in ours], yerr=bars, elinewidth=0.9, barsabove=True, **({"mfc": "white"} | look))
-    for place, p in known if named else ():
+    for place, p in ((place, p) for place, p in known if p.size in named):
         axes.annotate(p.size.upper(), (place, p.fid), xytext=(4, 3), textcoords="offset points", fontsize=7)
 
 

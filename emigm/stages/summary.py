@@ -6,7 +6,6 @@ from emigm.core.benchmark import Benchmark
 from emigm.core.records import read_record, results_folder, write_atomically, write_json
 from emigm.core.workspace import run_stage
 
-
 SHOWN = ("fid", "isc")
 """Scores in metrics.json, a column each for `dvc metrics show`; table2-metrics.csv has them all."""
 

@@ -6,7 +6,7 @@ code agrees with itself; without them only the order of operations is left to di
 
 Not compared: dropout, which the two draw in another order; mixed precision, in which the official code runs on a
 GPU; and its loss with the ELBO weight but without the MAE trick: it then draws a masking time for every image,
-untruncated, where ours draws one for the batch.
+untruncated, where ours draws one for the batch (a test compares how the two weigh masks).
 """
 
 from __future__ import annotations
