@@ -77,7 +77,8 @@ def _write(benchmark, factor):
             scores[budget] = {"runs": [], "summary": summary}
             pixels = np.random.default_rng(0).integers(0, 256, (120, 3, 32, 32), dtype=np.uint8)
             save_grid(Path("results") / benchmark.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
-        write_record(benchmark, f"evaluate-{size}", scores, **record, **common, **seeds, **extractor)
+        identity = {"extractor_identity": {"kind": "inception", "published": True}}
+        write_record(benchmark, f"evaluate-{size}", scores, **record, **common, **seeds, **extractor, **identity)
 
 
 @pytest.fixture
@@ -143,7 +144,14 @@ def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
         ("evaluate-b", ["weights"], "trained", "records of trained and of released weights"),
         ("sample-b-16", ["settings", "sample", "solver_steps"], 14, "sampled with solver_steps 14, the paper with 8"),
         ("sample-b-16", ["settings", "sample", "cfg_interval"], [0.1, 0.4], r"cfg_interval [0.1, 0.4]"),
+        ("sample-b-16", ["settings", "sample", "order"], "exact", "sampled with order exact, the paper with binomial"),
         ("sample-b-16", ["results", "nfe"], 21.0, "NFE 21.0"),
+        (
+            "evaluate-b",
+            ["settings", "extractor_identity", "published"],
+            False,
+            "the extractor's weights are not the published ones",
+        ),
         ("train-b", ["settings", "model", "width"], 704, "another architecture"),
         ("train-b", ["results", "parameters"], 175_000_000, "175M parameters"),
     ],
@@ -164,6 +172,9 @@ def test_trained_weights_count_at_the_papers_scale_only(checkout):
     short = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained", "benchmark.train.steps=100000")
     (reasons,) = {c.reasons for c in verdicts(short).values()}
     assert reasons == ("trained on 204,800,000 images, the paper on 1,024,000,000",)
+    other = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained", "benchmark.train.schedule=linear")
+    (reasons,) = {c.reasons for c in verdicts(other).values()}
+    assert reasons == ("trained with schedule linear, the paper with exp",)
 
 
 def test_records_from_before_weights_were_noted_are_not_comparable(checkout):

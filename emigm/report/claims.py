@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from emigm.model.schedules import SCHEDULES, expected_reveal_counts
-from emigm.report.family import FAMILIES
+from emigm.report.family import FAMILIES, failed_seeds
 from emigm.report.ledger import (
     EXACT,
     NAMES,
@@ -244,20 +244,11 @@ def _remarks(sides: list[tuple[Results, Iterable[str]]], home: str) -> tuple[str
         where = "" if results.name == home else f"{results.name}: "
         for size in sizes:
             if results.get(f"train-{size}", "results", "context", "passed") is False:
-                found[f"{where}{size} FAILED the context gate{_failed_seeds(results, size)}"] = None
+                seeds = ", ".join(map(str, sorted(failed_seeds(results, size))))
+                found[f"{where}{size} FAILED the context gate{f' (training seed {seeds})' if seeds else ''}"] = None
             if weights_of(results, size) == "released":
                 found[f"{where}released weights"] = None
     return tuple(found)
-
-
-def _failed_seeds(results: Results, size: str) -> str:
-    """The training seeds whose ratio is above the gate's limit, where the record tells."""
-    stage = f"train-{size}"
-    ratios = results.get(stage, "results", "context", "ratio", "values") or []
-    seeds = results.get(stage, "settings", "train", "seeds") or []
-    limit = results.get(stage, "settings", "gate", "max_ratio")
-    failed = [str(s) for s, ratio in zip(seeds, ratios, strict=False) if limit is not None and ratio > limit]
-    return f" (training seed {', '.join(failed)})" if failed else ""
 
 
 def _claims(some: Iterable[Claim], outcomes: list[Outcome]) -> pd.DataFrame:
@@ -343,7 +334,8 @@ def _notes(ledger: Ledger, outcomes: list[Outcome]) -> tuple[str, ...]:
 def _test_notes(ledger: Ledger) -> tuple[str, ...]:
     return (
         f"Interval: {ledger.level:.0%}, Student's t, over training seeds, the sampling seeds of each averaged first. "
-        "All runs have the same sampling seeds, so the interval does not cover another choice of those. With one "
+        "All runs have the same sampling seeds, so the interval covers no other choice of those, nor of the numbers of "
+        "tokens revealed at each step, which are drawn once for a chunk of images. With one "
         "training seed it is over sampling seeds, and says nothing of other training runs.",
         "Paired: by training seed, where both sides have the same in one benchmark (they share the order of the data "
         "and the noise of sampling). Else Welch's test. A trend is a regression on the logarithm, with one intercept "

@@ -14,13 +14,21 @@ from emigm.core.config import CompareConfig
 from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.core.parsing import ConfigError, as_dict
 from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
+from emigm.report.settings import PAPER_TRAIN
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
 IMAGES = 50_000
 REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
 """ADM's statistics of the training set, by resolution."""
-SAMPLING = ("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "solver", "temperature", "x0_clip")
+SAMPLING = (
+    *("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "order", "solver", "temperature", "x0_clip"),
+)
 """What of the sampling settings must be the paper's; precision changes rounding alone."""
+TRAINING = (
+    *("masking", "schedule", "t_min", "weight", "lr_schedule", "betas", "weight_decay", "grad_clip", "ema"),
+    *("label_dropout", "diffusion_batch_mul"),
+)
+"""What of the training settings must be the paper's; batch and learning rate may follow the machine."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +130,18 @@ def incomparable(results: Results, resolution: int, size: str, budget: str, line
 
 
 def training_differs(results: Results, stage: str) -> list[str]:
-    """Released weights are the paper's; trained ones must have seen as many images."""
+    """Released weights are the paper's; trained ones must have seen as many images by the same recipe."""
     weights = results.get(stage, "weights")
     if weights is None:
         return ["the records do not say whose weights"]
     images = results.get(stage, "scale", "images_trained_on")
     # Another batch leaves out another part of an epoch: that much is the paper's scale still.
+    found = []
     if weights == "trained" and abs((images or 0) / PAPER_TRAINING_IMAGES - 1) > 0.01:
-        return [f"trained on {images or 0:,} images, the paper on {PAPER_TRAINING_IMAGES:,}"]
-    return []
+        found.append(f"trained on {images or 0:,} images, the paper on {PAPER_TRAINING_IMAGES:,}")
+    if weights == "trained":
+        found += _unlike("trained", results.get(stage, "settings", "train"), as_dict(PAPER_TRAIN), TRAINING)
+    return found
 
 
 def network_differs(results: Results, resolution: int, size: str, line: dict[str, str]) -> list[str]:
@@ -147,12 +158,8 @@ def network_differs(results: Results, resolution: int, size: str, line: dict[str
 def sampling_differs(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
     """Sampling settings, and with them the NFE as the paper rounds it."""
     stage = f"sample-{size}-{budget}"
-    ours, paper = results.get(stage, "settings", "sample") or {}, as_dict(paper_sampling(resolution, size, int(budget)))
-    found = [
-        f"sampled with {key} {ours.get(key)}, the paper with {paper[key]}"
-        for key in SAMPLING
-        if ours.get(key) != paper[key]
-    ]
+    paper = as_dict(paper_sampling(resolution, size, int(budget)))
+    found = _unlike("sampled", results.get(stage, "settings", "sample"), paper, SAMPLING)
     nfe, share = results.get(stage, "results", "nfe"), line["nfe"].split("x")[1]
     digits = len(share.split(".")[1])
     if nfe is None or abs(nfe / int(budget) - float(share)) > 0.5 * 10**-digits:
@@ -165,11 +172,19 @@ def evaluation_differs(results: Results, resolution: int, stage: str) -> list[st
     extractor, reference = results.get(stage, "settings", "extractor", "kind"), results.get(stage, "reference")
     images = results.get(stage, "scale", "images") or results.get(stage, "settings", "images")
     found = [] if extractor == "inception" else [f"features of {extractor}"]
+    if results.get(stage, "settings", "extractor_identity", "published") is False:
+        found.append("the extractor's weights are not the published ones")
     if reference != REFERENCES[resolution]:
         found.append(f"reference: {reference}, the paper's: {REFERENCES[resolution]}")
     if images is None or images < IMAGES:
         found.append(f"{images or 0:,} images, the paper {IMAGES:,}")
     return found
+
+
+def _unlike(what: str, ours: dict | None, paper: dict, keys: tuple[str, ...]) -> list[str]:
+    """In which of the settings `keys` a run differs from the paper."""
+    ours = ours or {}
+    return [f"{what} with {k} {ours.get(k)}, the paper with {paper[k]}" for k in keys if ours.get(k) != paper[k]]
 
 
 def table(results: Results, cells: list[Cell], cfg: CompareConfig) -> str:
