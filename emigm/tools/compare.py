@@ -21,12 +21,29 @@ IMAGES = 50_000
 REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
 """ADM's statistics of the training set, by resolution."""
 SAMPLING = (
-    *("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "order", "solver", "temperature", "x0_clip"),
+    "steps",
+    "solver_steps",
+    "cfg_scale",
+    "cfg_interval",
+    "schedule",
+    "order",
+    "solver",
+    "temperature",
+    "x0_clip",
 )
 """What of the sampling settings must be the paper's; precision changes rounding alone."""
 TRAINING = (
-    *("masking", "schedule", "t_min", "weight", "lr_schedule", "betas", "weight_decay", "grad_clip", "ema"),
-    *("label_dropout", "diffusion_batch_mul"),
+    "masking",
+    "schedule",
+    "t_min",
+    "weight",
+    "lr_schedule",
+    "betas",
+    "weight_decay",
+    "grad_clip",
+    "ema",
+    "label_dropout",
+    "diffusion_batch_mul",
 )
 """What of the training settings must be the paper's; batch and learning rate may follow the machine."""
 
