@@ -1,7 +1,7 @@
 """For Python users: load a model, generate, get pictures.
 
 from emigm.api import load_generator
-from emigm.core.config import SampleConfig
+from emigm.config.schema import SampleConfig
 
 generator = load_generator("models/digits/h/seed0")
 sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
@@ -21,11 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
-from emigm.checkpoints import import_official
-from emigm.core.config import AutoencoderConfig, SampleConfig
-from emigm.core.paper import PAPER_MODELS, paper_sampling
-from emigm.core.parsing import ConfigError, parse
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import parse
+from emigm.config.schema import AutoencoderConfig, SampleConfig
+from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, load_model, read_model_config
+from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.sampling import generate
 
 PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.parsing import ConfigError, UserError
+from emigm.config.errors import ConfigError, UserError
+from emigm.paper.settings import PAPER_MODELS
 
 
 def parity(options: argparse.Namespace) -> int:
@@ -17,7 +17,7 @@ def parity(options: argparse.Namespace) -> int:
 
 
 def import_checkpoint(options: argparse.Namespace) -> int:
-    from emigm.checkpoints import import_official
+    from emigm.model.checkpoints import import_official
 
     facts = import_official(options.file, options.folder, options.model, token=options.token)
     source = facts["source"]
@@ -28,7 +28,7 @@ def import_checkpoint(options: argparse.Namespace) -> int:
 
 
 def export_checkpoint(options: argparse.Namespace) -> int:
-    from emigm.checkpoints import export_official
+    from emigm.model.checkpoints import export_official
 
     export_official(options.folder, options.file)
     print(f"{options.file}: written")
@@ -36,22 +36,23 @@ def export_checkpoint(options: argparse.Namespace) -> int:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from emigm.core.compose import compose_benchmark
+    from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
 
     return examine(compose_benchmark(options.benchmark, options.set))
 
 
 def compare(options: argparse.Namespace) -> int:
-    from emigm.core.compose import compose_benchmark
+    from emigm.config.compose import compose_benchmark
     from emigm.tools.compare import compare as against_paper
 
     return against_paper(compose_benchmark(options.benchmark, options.set), options.allow_missing)
 
 
 def export_samples(options: argparse.Namespace) -> int:
-    from emigm.core.records import read_record, results_folder
+    from emigm.config.paths import results_folder
     from emigm.metrics.adm import export_npz
+    from emigm.records.record import read_record
 
     record = results_folder(options.benchmark) / "records" / f"sample-{options.size}-{options.budget}.json"
     settings = read_record(record)["settings"]

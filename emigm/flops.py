@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from emigm.core.config import ModelConfig, TrainConfig
+from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.model.schedules import draw_mask_count
 
 FREQUENCIES = 256

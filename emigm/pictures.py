@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from emigm.core.records import write_atomically
+from emigm.files import write_atomically
 
 GREY = 96
 SIDE = 1300

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emigm.core.config import Precision, SampleConfig
-from emigm.core.distributed import autocast
+from emigm.config.schema import Precision, SampleConfig
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_sample
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, step_counts
+from emigm.runtime.distributed import autocast
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 

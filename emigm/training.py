@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from emigm.autoencoders.autoencoder import Autoencoder
-from emigm.core.config import GateConfig, ModelConfig, Precision, TrainConfig
-from emigm.core.distributed import ALONE, World, autocast
-from emigm.core.parsing import ConfigError, RunError, as_dict
-from emigm.core.records import write_atomically
-from emigm.core.workspace import fingerprint
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.parsing import as_dict
+from emigm.config.schema import GateConfig, ModelConfig, Precision, TrainConfig
+from emigm.files import fingerprint, write_atomically
 from emigm.model import diffusion
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
+from emigm.runtime.distributed import ALONE, World, autocast
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""

@@ -14,10 +14,10 @@ import pytest
 import torch
 from scipy import stats
 
-from emigm.core.compose import compose_benchmark
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.records import mean_and_spread, write_record
+from emigm.config.compose import compose_benchmark
 from emigm.model.model import EMIGM
+from emigm.paper.settings import PAPER_MODELS
+from emigm.records.record import mean_and_spread, write_record
 from emigm.report.ablations import CHOICES, FIGURE3, FIGURE7, figure2, figure3, figure7
 from emigm.report.family import FAMILIES, by_training_seed, cell, member
 from emigm.report.figures import figure4

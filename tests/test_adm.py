@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
+from emigm.data.samples import save_chunk
 from emigm.metrics.adm import AdmReference, export_npz
-from emigm.samples import save_chunk
 
 D = 6
 """Features of the tests' extractor."""

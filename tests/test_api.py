@@ -8,10 +8,11 @@ from test_model import TINY, random_model
 
 from emigm import cli
 from emigm.api import load_generator
-from emigm.core.config import AutoencoderConfig, SampleConfig
-from emigm.core.paper import PAPER_MODELS, paper_sampling
-from emigm.core.parsing import ConfigError, as_dict
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import as_dict
+from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.model import save_model
+from emigm.paper.settings import PAPER_MODELS, paper_sampling
 
 CFG = dataclasses.replace(TINY, channels=1)
 SAMPLING = SampleConfig(steps=2, solver_steps=3, cfg_scale=2.0, cfg_interval=(0.2, 0.8))

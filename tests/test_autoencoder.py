@@ -17,9 +17,9 @@ from torch import nn
 
 from emigm.autoencoders import autoencoder
 from emigm.autoencoders.autoencoder import KL16, Pixels, encode_with_flips, kl16_official_name, load_autoencoder
-from emigm.core.config import AutoencoderConfig
-from emigm.core.parsing import ConfigError
-from emigm.core.weights import read_tensors
+from emigm.config.errors import ConfigError
+from emigm.config.schema import AutoencoderConfig
+from emigm.model.weights import read_tensors
 
 KL16_WIDTHS = (32, 32, 64, 64, 128)  # the published ones over 4
 DCAE_WIDTHS = (8, 16, 32, 32, 64, 64)  # the published ones over 16

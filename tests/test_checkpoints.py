@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_distributed import benchmark, encoded
 
-from emigm import checkpoints
-from emigm.checkpoints import export_official, fetch_official, identify, import_official, to_official
-from emigm.core.config import ReleasedConfig
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.parsing import ConfigError, RunError, as_dict
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.parsing import as_dict
+from emigm.config.schema import ReleasedConfig
+from emigm.model import checkpoints
+from emigm.model.checkpoints import export_official, fetch_official, identify, import_official, to_official
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
+from emigm.paper.settings import PAPER_MODELS
 from emigm.stages.train import train_size
 
 TINY = replace(test_model.TINY, buffer=2)

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from emigm.core.compose import compose_benchmark
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_json
+from emigm.config.compose import compose_benchmark
+from emigm.config.errors import ConfigError
+from emigm.files import write_json
 from emigm.report.claims import DRY, FAILS, HOLDS, OPEN, claims
 from emigm.report.ledger import FILE, load_ledger
 from emigm.report.results import NOT_RUN, PAPER_IMAGES, Results, load

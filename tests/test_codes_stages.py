@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emigm.core.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from emigm import cli
-from emigm.core.compose import compose_benchmark
-from emigm.core.parsing import ConfigError
-from emigm.core.records import read_record, write_json, write_record
+from emigm.config.compose import compose_benchmark
+from emigm.config.errors import ConfigError
+from emigm.files import write_json
 from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
+from emigm.records.record import read_record, write_record
 from emigm.report.results import load, reported
 from emigm.tools.compare import compare, compare_cells
 

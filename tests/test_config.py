@@ -10,10 +10,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from emigm.core.benchmark import Benchmark, load_benchmark
-from emigm.core.config import SampleConfig
-from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
-from emigm.core.parsing import ConfigError, parse
+from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import parse
+from emigm.config.schema import SampleConfig
+from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks" / "benchmark").glob("*.yaml"))

@@ -20,15 +20,18 @@ from test_training import LATENTS, MODEL, RECIPE, Killed, images, run
 from torch import nn
 
 from emigm.autoencoders.autoencoder import KL16
-from emigm.autoencoders.latents import write_latents
-from emigm.core import workspace
-from emigm.core.benchmark import load_benchmark
-from emigm.core.config import RunConfig
-from emigm.core.distributed import ALONE, World, autocast, join
-from emigm.core.parsing import ConfigError, RunError, as_dict
-from emigm.core.workspace import in_turn, model_folder, place, run_stage
+from emigm.config.benchmark import load_benchmark
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.parsing import as_dict
+from emigm.config.paths import model_folder
+from emigm.config.schema import RunConfig
+from emigm.data.latents import write_latents
+from emigm.data.samples import SampleSet, chunk_ranges
 from emigm.model.model import save_model
-from emigm.samples import SampleSet, chunk_ranges
+from emigm.runtime import launching, pools
+from emigm.runtime.distributed import ALONE, World, autocast, join
+from emigm.runtime.launching import place, run_stage
+from emigm.runtime.pools import in_turn
 from emigm.stages.sample import sample
 from emigm.stages.train import train_size
 
@@ -277,7 +280,7 @@ def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, mo
 
 
 def test_large_latents_are_read_from_their_shards_and_verified(tmp_path, monkeypatch):
-    from emigm.autoencoders.latents import LatentStore
+    from emigm.data.latents import LatentStore
     from emigm.stages import train as stage
 
     tiny = benchmark()
@@ -302,7 +305,7 @@ def test_places_are_those_of_torchrun_or_of_srun_where_the_launcher_was_used(mon
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     assert place() == (0, 1, 0)  # an interactive allocation
-    monkeypatch.setenv(workspace.LAUNCHED, "1")
+    monkeypatch.setenv(launching.LAUNCHED, "1")
     assert place() == (5, 8, 1)
     for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -335,7 +338,7 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, local):
 def test_a_process_that_srun_shows_one_gpu_takes_that(monkeypatch):
     gpus(monkeypatch, 1)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv(workspace.LAUNCHED, "1")
+    monkeypatch.setenv(launching.LAUNCHED, "1")
     monkeypatch.setenv("SLURM_LOCALID", "3")
     assert join(RunConfig()).device == "cuda:0"
 
@@ -360,7 +363,7 @@ def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
 
 def parent_of_a_sleeper(pipe):
     def sleeper():
-        workspace.die_with_parent()
+        pools.die_with_parent()
         pipe.send(os.getpid())
         time.sleep(60)
 
@@ -394,7 +397,7 @@ def stage_with_a_mistake(benchmark):
 @pytest.mark.parametrize(("rank", "held_back"), [("0", False), ("1", True)])
 def test_an_error_is_printed_at_once_by_the_main_process_and_held_back_by_others(monkeypatch, rank, held_back):
     slept = []
-    monkeypatch.setattr(workspace.time, "sleep", slept.append)
+    monkeypatch.setattr(launching.time, "sleep", slept.append)
     monkeypatch.setattr(sys, "argv", ["stage", "--params", str(ROOT / "params.yaml")])
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit, match="error: something is missing") as e:
@@ -405,13 +408,13 @@ def test_an_error_is_printed_at_once_by_the_main_process_and_held_back_by_others
 def launched(monkeypatch, launcher):
     """The command that takes this process's place, if any."""
     commands = []
-    monkeypatch.setattr(workspace.os, "execvp", lambda file, command: commands.append(command))
-    monkeypatch.setattr(workspace.shutil, "which", lambda name: None if name == "srum" else f"/usr/bin/{name}")
+    monkeypatch.setattr(launching.os, "execvp", lambda file, command: commands.append(command))
+    monkeypatch.setattr(launching.shutil, "which", lambda name: None if name == "srum" else f"/usr/bin/{name}")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", type("Spec", (), {"name": "emigm.stages.train"}))
     monkeypatch.setattr(sys, "argv", ["train.py", "--size", "xs"])
-    monkeypatch.setenv(workspace.LAUNCHED, "")
-    monkeypatch.delenv(workspace.LAUNCHED)
-    workspace.launch(launcher)
+    monkeypatch.setenv(launching.LAUNCHED, "")
+    monkeypatch.delenv(launching.LAUNCHED)
+    launching.launch(launcher)
     return commands
 
 
@@ -419,7 +422,7 @@ def test_the_launcher_starts_the_same_stage_once(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     (command,) = launched(monkeypatch, "torchrun --standalone --nproc-per-node=2")
     assert command == ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "emigm.stages.train", "--size", "xs"]
-    assert workspace.LAUNCHED in os.environ
+    assert launching.LAUNCHED in os.environ
     assert launched(monkeypatch, None) == []
     with pytest.raises(ConfigError, match=r"run\.launcher: no command 'srum'"):
         launched(monkeypatch, "srum python")
@@ -430,7 +433,7 @@ def test_the_launcher_starts_the_same_stage_once(monkeypatch):
 def test_the_bar_leaves_out_of_its_speed_what_an_earlier_run_did(monkeypatch):
     bars = []
 
-    class Bar(workspace.tqdm):
+    class Bar(pools.tqdm):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             bars.append(self)
@@ -440,7 +443,7 @@ def test_the_bar_leaves_out_of_its_speed_what_an_earlier_run_did(monkeypatch):
         progress(10)
         return item
 
-    monkeypatch.setattr(workspace, "tqdm", Bar)
+    monkeypatch.setattr(pools, "tqdm", Bar)
     assert in_turn(job, ["fresh", "resumed"], 10, "step", "x", show=True) == ["fresh", "resumed"]
     assert bars[0].n == 20 and bars[0].initial == 6
     assert in_turn(job, ["fresh"], 10, "step", "x", show=False) == ["fresh"]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from emigm import cli
-from emigm.core.compose import compose_benchmark
-from emigm.core.config import ModelConfig
-from emigm.core.paper import PAPER_MODELS, paper_sampling
+from emigm.config.compose import compose_benchmark
+from emigm.config.schema import ModelConfig
+from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import doctor
 from emigm.tools.estimates import Device, costs, cpu, gpu, sampling_flops, training_bytes
 

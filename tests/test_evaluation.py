@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from emigm.autoencoders.autoencoder import load_autoencoder
-from emigm.autoencoders.latents import write_latents
-from emigm.core.benchmark import Benchmark
-from emigm.core.parsing import ConfigError, parse
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import parse
 from emigm.data.images import load_split, save_images
+from emigm.data.latents import write_latents
+from emigm.data.samples import save_chunk
 from emigm.metrics import measuring
 from emigm.metrics.features import Features
 from emigm.metrics.scores import fid, load_reference, reference_of
-from emigm.samples import save_chunk
 from emigm.stages.evaluate import evaluate, summaries
 from emigm.stages.extractor import make_extractor
 from emigm.stages.reference import make_reference, shuffle, stored_reference
@@ -120,8 +121,8 @@ def test_every_run_is_scored_and_summarised(alone):
 
 
 def test_scores_are_those_of_all_images_at_once(workspace, alone):
+    from emigm.data.samples import SampleSet
     from emigm.metrics.features import load_extractor
-    from emigm.samples import SampleSet
 
     pixels, _ = SampleSet("samples/tiny/xs/4/train0-seed1", 70).all()
     extract = load_extractor(benchmark().extractor, Path("data/tiny/extractor"))

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from emigm.core.config import ClassifierTraining, DataConfig, ExtractorConfig
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data.images import load_split
 from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_digits_classifier
 from emigm.metrics.features import load_extractor, write_source

@@ -9,7 +9,7 @@ from test_model import TINY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emigm.core.config import TrainConfig
+from emigm.config.schema import TrainConfig
 from emigm.flops import mean_training_step, training_step
 from emigm.model.model import EMIGM, draw_training
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emigm.core.benchmark import load_benchmark
-from emigm.core.config import DataConfig, ReleasedConfig
-from emigm.core.parsing import ConfigError
+from emigm.config.benchmark import load_benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.schema import DataConfig, ReleasedConfig
 from emigm.data.images import load_images, load_split, open_images, save_images
 from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_photos
 from emigm.stages.prepare import prepare

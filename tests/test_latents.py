@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emigm.autoencoders import latents as latents_module
-from emigm.autoencoders.latents import LatentStore, Shards, write_latents
-from emigm.core.benchmark import load_benchmark
-from emigm.core.config import DataConfig
-from emigm.core.parsing import ConfigError, RunError
+from emigm.config.benchmark import load_benchmark
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.schema import DataConfig
+from emigm.data import latents as latents_module
 from emigm.data.images import save_images
+from emigm.data.latents import LatentStore, Shards, write_latents
 from emigm.data.photos import DecodingError
 from emigm.stages.encode import encode, read_ahead
 from emigm.stages.prepare import prepare

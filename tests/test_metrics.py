@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
 from emigm.metrics.features import Features
 from emigm.metrics.scores import (
     clean_fid,

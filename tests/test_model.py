@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from emigm.core.config import ModelConfig, TrainConfig
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.model.model import EMIGM, draw_training, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
+from emigm.paper.settings import PAPER_MODELS
 
 TINY = ModelConfig(
     grid=4,

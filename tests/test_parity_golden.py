@@ -14,10 +14,11 @@ import torch
 
 from emigm import sampling, training
 from emigm.autoencoders.autoencoder import Pixels
-from emigm.checkpoints import from_official, official_name, to_official
-from emigm.core.config import ModelConfig, SampleConfig, TrainConfig
-from emigm.core.parsing import ConfigError, parse
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import parse
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import head
+from emigm.model.checkpoints import from_official, official_name, to_official
 from emigm.model.model import EMIGM, TrainingDraw
 from emigm.tools import parity
 from emigm.tools.parity import relative

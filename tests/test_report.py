@@ -18,13 +18,13 @@ import papermill
 import pytest
 from test_compare import write_paper_results
 
-from emigm.core.benchmark import load_benchmark
-from emigm.core.config import GateConfig, ModelConfig, SampleConfig, TrainConfig
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.parsing import ConfigError
-from emigm.core.records import mean_and_spread, write_record
+from emigm.config.benchmark import load_benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.schema import GateConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.model.schedules import nfe
+from emigm.paper.settings import PAPER_MODELS
 from emigm.pictures import save_grid
+from emigm.records.record import mean_and_spread, write_record
 from emigm.report.convergence import convergence
 from emigm.report.figures import figure1, figure4, figure5, figure6
 from emigm.report.index import write_index

@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_model import TINY, random_model
 
-from emigm.core.config import SampleConfig
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
+from emigm.config.schema import SampleConfig
+from emigm.data.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.model.schedules import nfe, reveal_counts
-from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.autoencoders.autoencoder import load_autoencoder
-from emigm.core.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
+from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import training_step
 from emigm.model.model import EMIGM, draw_training, load_model, save_model
 from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma

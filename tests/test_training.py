@@ -10,10 +10,10 @@ from test_model import TINY, random_model
 from torch import nn
 
 from emigm.autoencoders.autoencoder import KL16, Pixels
-from emigm.core.config import GateConfig, TrainConfig
-from emigm.core.distributed import World, autocast
-from emigm.core.parsing import ConfigError, RunError
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.schema import GateConfig, TrainConfig
 from emigm.model.model import EMIGM, draw_training
+from emigm.runtime.distributed import World, autocast
 from emigm.training import (
     TrainingImages,
     accumulate,

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from emigm.autoencoders.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG, Autoencoder
-from emigm.core.config import TrainConfig
-from emigm.core.distributed import autocast
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.records import SCHEMA, provenance, write_json
+from emigm.config.schema import TrainConfig
+from emigm.files import write_json
 from emigm.model.model import EMIGM, draw_training
+from emigm.paper.settings import PAPER_MODELS
+from emigm.records.record import SCHEMA, provenance
+from emigm.runtime.distributed import autocast
 from emigm.training import make_optimizer, update_ema
 
 BATCH = 4

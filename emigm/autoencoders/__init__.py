@@ -1,1 +1,1 @@
-"""Pixels to latents or codes and back, and the store of raw latents."""
+"""Pixels to latents or codes and back."""

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from emigm.core.config import AutoencoderConfig
-from emigm.core.parsing import ConfigError
-from emigm.core.weights import check_state, check_tensors, read_tensors
+from emigm.config.errors import ConfigError
+from emigm.config.schema import AutoencoderConfig
+from emigm.model.weights import check_state, check_tensors, read_tensors
 
 BATCH = 16
 """Images encoded or decoded at once; bounds the memory."""
@@ -238,7 +238,7 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
     if cfg.kind == "pixels":
         return Pixels(cfg.scale, device)
     if cfg.codebook is not None:
-        from emigm.autoencoders.codebook import load_codes  # it builds on this module
+        from emigm.autoencoders.codebook import load_codes
 
         return load_codes(cfg, device)
     load, names, remedy = {

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from emigm.autoencoders.autoencoder import Autoencoder
-from emigm.core.config import AutoencoderConfig
-from emigm.core.parsing import ConfigError
-from emigm.core.weights import check_state, read_tensors
+from emigm.config.errors import ConfigError
+from emigm.config.schema import AutoencoderConfig
+from emigm.model.weights import check_state, read_tensors
 
 
 class Codes(Autoencoder):

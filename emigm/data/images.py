@@ -11,10 +11,10 @@ from typing import Literal, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from emigm.core.config import DataConfig
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_atomically
+from emigm.config.errors import ConfigError
+from emigm.config.schema import DataConfig
 from emigm.data.photos import DecodingError, Photos, decode
+from emigm.files import write_atomically
 
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "holdout")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 """Of photos, in small letters."""

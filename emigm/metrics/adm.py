@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_atomically
-from emigm.samples import SampleSet
+from emigm.config.errors import ConfigError
+from emigm.data.samples import SampleSet
+from emigm.files import write_atomically
 
 DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged `.npz` raises."""

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emigm.core.config import ClassifierTraining
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_atomically
-from emigm.core.weights import read_tensors
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ClassifierTraining
+from emigm.files import write_atomically
+from emigm.model.weights import read_tensors
 
 WEIGHTS_FILE = "weights.safetensors"
 """In the extractor's folder."""

@@ -18,11 +18,11 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
-from emigm.core.config import ExtractorConfig
-from emigm.core.parsing import ConfigError
-from emigm.core.records import sha256, write_json
-from emigm.core.weights import read_tensors
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ExtractorConfig
+from emigm.files import sha256, write_json
 from emigm.metrics.classifier import DIGITS_FEATURES, WEIGHTS_FILE, load_classifier
+from emigm.model.weights import read_tensors
 
 SOURCE_FILE = "source.json"
 """In the extractor's folder, of the kind inception: where the weights lie, and what they are."""

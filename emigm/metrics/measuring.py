@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.core.distributed import World
-from emigm.core.records import write_atomically
+from emigm.files import write_atomically
 from emigm.metrics.features import Features
+from emigm.runtime.distributed import World
 
 
 class Chunk(NamedTuple):

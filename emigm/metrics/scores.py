@@ -18,8 +18,8 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_atomically
+from emigm.config.errors import ConfigError
+from emigm.files import write_atomically
 from emigm.metrics.features import Features
 
 SEED = 2020

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emigm.core.config import ModelConfig
+from emigm.config.schema import ModelConfig
 
 LN_EPS = 1e-6
 

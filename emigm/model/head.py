@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emigm.core.config import ModelConfig
+from emigm.config.schema import ModelConfig
 from emigm.model.diffusion import T
 
 FREQUENCIES = 256

@@ -17,14 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from emigm.core.config import ModelConfig, TrainConfig
-from emigm.core.parsing import ConfigError, as_dict, parse
-from emigm.core.records import write_atomically
-from emigm.core.weights import check_state
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import as_dict, parse
+from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.files import write_atomically
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone, select_rows
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.schedules import draw_mask_count, elbo_weight, mean_gamma
+from emigm.model.weights import check_state
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 

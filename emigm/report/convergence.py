@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emigm.core.records import mean_and_spread
+from emigm.records.record import mean_and_spread
 from emigm.report.results import NOT_RUN, Results, extractor_text, fid_text, plus_minus, spread_text, weights_note
 from emigm.report.statistics import fid_infinity, unit_means
 from emigm.report.style import FULL, MARKERS, SIZE_COLOURS, Picture, mark_dry_run, styled

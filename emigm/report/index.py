@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from emigm.core.records import write_atomically
+from emigm.files import write_atomically
 from emigm.report.family import head
 from emigm.report.figures import figure1, figure4, figure5, figure6
 from emigm.report.results import (

@@ -11,7 +11,8 @@ from typing import Literal
 
 import yaml
 
-from emigm.core.parsing import ConfigError, known, parse
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known, parse
 from emigm.model.schedules import SCHEDULES
 from emigm.report.results import METRICS, reported
 

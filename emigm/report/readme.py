@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_atomically
+from emigm.config.errors import ConfigError
+from emigm.files import write_atomically
 
 BEGIN = "<!-- table: written by `make readme` from results/digits -->"
 END = "<!-- end of table -->"

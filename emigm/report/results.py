@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from emigm.core.records import ConfigError, read_record
+from emigm.config.errors import ConfigError
+from emigm.records.record import read_record
 
 NOT_RUN, NONE = "not run", "–"
 SIZES = ("xs", "s", "b", "l", "h")
@@ -189,7 +190,7 @@ def benchmarks(root: Path) -> list[str]:
 
 def reported() -> pd.DataFrame:
     """Tables 2 and 3 as the paper prints them, all columns text: resolution, family, method, nfe, fid, params, note."""
-    with resources.files("emigm.report").joinpath("reported.csv").open(encoding="utf-8") as f:
+    with resources.files("emigm.paper").joinpath("reported.csv").open(encoding="utf-8") as f:
         return pd.read_csv(f, comment="#", dtype=str, keep_default_na=False)
 
 

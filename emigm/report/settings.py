@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.compose import compose_benchmark
-from emigm.core.config import ModelConfig, TrainConfig
-from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES
-from emigm.core.parsing import parse
+from emigm.config.benchmark import Benchmark
+from emigm.config.compose import compose_benchmark
+from emigm.config.parsing import parse
+from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.flops import FREQUENCIES
+from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES
 from emigm.report.results import NONE, NOT_RUN, Results, count, reported
 from emigm.report.tables import Table
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from emigm.core.records import write_atomically
+from emigm.files import write_atomically
 from emigm.report.results import Results, bullets
 
 COLUMN, FULL = 3.25, 6.75

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from emigm.core.records import write_atomically
+from emigm.files import write_atomically
 from emigm.model.schedules import elbo_weight, gamma
 from emigm.report.results import (
     METRICS,

@@ -14,14 +14,17 @@ import torch
 from tqdm import tqdm
 
 from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
-from emigm.autoencoders.latents import SHARD_ROWS, LatentStore, Shards
-from emigm.core.benchmark import Benchmark
-from emigm.core.distributed import World, join
-from emigm.core.parsing import as_dict
-from emigm.core.records import sha256, write_json, write_record
-from emigm.core.workspace import STATE, Stopwatch, data_folder, fingerprint, run_stage
+from emigm.config.benchmark import Benchmark
+from emigm.config.parsing import as_dict
+from emigm.config.paths import STATE, data_folder
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
+from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
+from emigm.files import fingerprint, sha256, write_json
+from emigm.records.record import write_record
+from emigm.runtime.distributed import World, join
+from emigm.runtime.launching import run_stage
+from emigm.runtime.pools import Stopwatch
 
 STATISTICS_IMAGES = 2048
 """Images, evenly spaced, that the record's mean and deviation of unit latents are taken over, at most."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.distributed import join
-from emigm.core.records import sha256, write_record
-from emigm.core.workspace import STATE, data_folder, fingerprint, run_stage, samples_folder, samples_name
+from emigm.config.benchmark import Benchmark
+from emigm.config.paths import STATE, data_folder, samples_folder, samples_name
 from emigm.data.images import PARTS, open_images
+from emigm.data.samples import SampleSet, chunk_name
+from emigm.files import fingerprint, sha256
 from emigm.metrics.features import Extractor, load_extractor
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
@@ -27,7 +27,9 @@ from emigm.metrics.scores import (
     same_number,
     scores,
 )
-from emigm.samples import SampleSet, chunk_name
+from emigm.records.record import write_record
+from emigm.runtime.distributed import join
+from emigm.runtime.launching import run_stage
 
 Run = tuple[str, int, int]
 """Budget, training seed, sampling seed."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.records import sha256, write_record
-from emigm.core.workspace import data_folder, run_stage
+from emigm.config.benchmark import Benchmark
+from emigm.config.paths import data_folder
 from emigm.data.images import load_images
+from emigm.files import sha256
 from emigm.metrics.classifier import (
     DIGITS_FEATURES,
     WEIGHTS_FILE,
@@ -18,6 +18,8 @@ from emigm.metrics.classifier import (
     save_classifier,
     train_digits_classifier,
 )
+from emigm.records.record import write_record
+from emigm.runtime.launching import run_stage
 
 
 def make_extractor(benchmark: Benchmark) -> None:
@@ -46,11 +48,7 @@ def train_classifier(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
 
 def check_inception_weights(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     """Check that torch-fidelity can use the weights, and note which file they are."""
-    from emigm.metrics.features import (  # torch-fidelity takes seconds to import
-        INCEPTION_SHA256,
-        load_extractor,
-        write_source,
-    )
+    from emigm.metrics.features import INCEPTION_SHA256, load_extractor, write_source
 
     facts = write_source(folder, Path(benchmark.extractor.weights))
     extractor = load_extractor(benchmark.extractor, folder)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import papermill
 
-from emigm.core.benchmark import load_benchmark
-from emigm.core.parsing import UserError, known
-from emigm.core.records import results_folder
-from emigm.core.workspace import Progress, parallel
+from emigm.config.benchmark import load_benchmark
+from emigm.config.errors import UserError
+from emigm.config.parsing import known
+from emigm.config.paths import results_folder
+from emigm.runtime.pools import Progress, parallel
 
 
 def execute_all(benchmark: str, names: list[str], part: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.parsing import ConfigError
-from emigm.core.records import write_json, write_record
-from emigm.core.workspace import data_folder, run_stage
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.paths import data_folder
 from emigm.data.images import NONE, PARTS, load_split, save_images
 from emigm.data.photos import scan_photos
+from emigm.files import write_json
+from emigm.records.record import write_record
+from emigm.runtime.launching import run_stage
 
 
 def prepare(benchmark: Benchmark) -> None:

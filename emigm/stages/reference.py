@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from emigm.autoencoders.autoencoder import load_autoencoder
-from emigm.autoencoders.latents import LatentStore
-from emigm.core.benchmark import Benchmark
-from emigm.core.distributed import join
-from emigm.core.parsing import ConfigError, as_dict
-from emigm.core.records import mean_and_spread, sha256, write_record
-from emigm.core.workspace import STATE, data_folder, fingerprint, run_stage
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import as_dict
+from emigm.config.paths import STATE, data_folder
 from emigm.data.images import ImageSource, open_images
+from emigm.data.latents import LatentStore
+from emigm.files import fingerprint, sha256
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.features import Extractor, Features, load_extractor
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
@@ -33,6 +33,9 @@ from emigm.metrics.scores import (
     scores,
 )
 from emigm.model.model import EMIGM
+from emigm.records.record import mean_and_spread, write_record
+from emigm.runtime.distributed import join
+from emigm.runtime.launching import run_stage
 
 CHUNK = 500
 """Real images whose features are kept together."""

@@ -12,26 +12,17 @@ import numpy as np
 import torch
 
 from emigm.autoencoders.autoencoder import load_autoencoder
-from emigm.core.benchmark import Benchmark
-from emigm.core.distributed import World, join
-from emigm.core.records import mean_and_spread, results_folder, sha256, write_json, write_record
-from emigm.core.workspace import (
-    STATE,
-    Progress,
-    Stopwatch,
-    cores,
-    fingerprint,
-    in_turn,
-    model_folder,
-    parallel,
-    run_stage,
-    samples_folder,
-    samples_name,
-)
+from emigm.config.benchmark import Benchmark
+from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
+from emigm.data.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
+from emigm.files import fingerprint, sha256, write_json
 from emigm.model.model import WEIGHTS_FILE, load_model
 from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
-from emigm.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
+from emigm.records.record import mean_and_spread, write_record
+from emigm.runtime.distributed import World, join
+from emigm.runtime.launching import run_stage
+from emigm.runtime.pools import Progress, Stopwatch, cores, in_turn, parallel
 from emigm.sampling import generate
 
 GRID_COLUMNS = 12

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.records import read_record, results_folder, write_atomically, write_json
-from emigm.core.workspace import run_stage
+from emigm.config.benchmark import Benchmark
+from emigm.config.paths import results_folder
+from emigm.files import write_atomically, write_json
+from emigm.records.record import read_record
+from emigm.runtime.launching import run_stage
 
 SHOWN = ("fid", "isc")
 """Scores in metrics.json, a column each for `dvc metrics show`; table2-metrics.csv has them all."""

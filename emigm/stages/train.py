@@ -14,15 +14,18 @@ import numpy as np
 import torch
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
-from emigm.autoencoders.latents import INDEX, LatentStore
-from emigm.checkpoints import fetch_official, import_official
-from emigm.core.benchmark import Benchmark
-from emigm.core.distributed import World, join
-from emigm.core.parsing import as_dict
-from emigm.core.records import mean_and_spread, results_folder, sha256, write_atomically, write_record
-from emigm.core.workspace import STATE, Progress, data_folder, in_turn, model_folder, parallel, run_stage
+from emigm.config.benchmark import Benchmark
+from emigm.config.parsing import as_dict
+from emigm.config.paths import STATE, data_folder, model_folder, results_folder
+from emigm.data.latents import INDEX, LatentStore
+from emigm.files import sha256, write_atomically
 from emigm.flops import mean_training_step
+from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
+from emigm.records.record import mean_and_spread, write_record
+from emigm.runtime.distributed import World, join
+from emigm.runtime.launching import run_stage
+from emigm.runtime.pools import Progress, in_turn, parallel
 from emigm.training import TrainingImages, check_context, context_errors, context_ratio, train
 
 IN_MEMORY = 2**30

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.config import CompareConfig
-from emigm.core.paper import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
-from emigm.core.parsing import ConfigError, as_dict
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import as_dict
+from emigm.config.schema import CompareConfig
+from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
 from emigm.report.settings import PAPER_TRAIN
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.records import REPORTED_VERSIONS, sha256
-from emigm.core.workspace import cores
+from emigm.config.benchmark import Benchmark
+from emigm.files import sha256
+from emigm.records.record import REPORTED_VERSIONS
+from emigm.runtime.pools import cores
 from emigm.tools.estimates import (
     CPU_RATE,
     CPU_RATES,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.config.benchmark import Benchmark
+from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import block, linear, mean_training_step
 from emigm.model.schedules import guided_steps, step_counts
 

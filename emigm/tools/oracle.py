@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from emigm import sampling
-from emigm.checkpoints import to_official
-from emigm.core.config import ModelConfig, SampleConfig, TrainConfig
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import diffusion, schedules
+from emigm.model.checkpoints import to_official
 from emigm.model.head import DiffusionHead
 from emigm.model.model import EMIGM, TrainingDraw
 

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from emigm import sampling, training
 from emigm.autoencoders.autoencoder import Pixels
-from emigm.checkpoints import import_official, official_name, to_official
-from emigm.core.config import ModelConfig, SampleConfig, TrainConfig
-from emigm.core.paper import PAPER_MODELS
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import diffusion, schedules
+from emigm.model.checkpoints import import_official, official_name, to_official
 from emigm.model.head import DiffusionHead
 from emigm.model.model import EMIGM, load_model
+from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import oracle
 from emigm.training import batch_indices
 

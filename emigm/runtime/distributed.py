@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from emigm.core.config import Precision, RunConfig
-from emigm.core.parsing import ConfigError
-from emigm.core.workspace import die_with_parent, place
+from emigm.config.errors import ConfigError
+from emigm.config.schema import Precision, RunConfig
+from emigm.runtime.launching import place
+from emigm.runtime.pools import die_with_parent
 
 TIMEOUT = datetime.timedelta(hours=1)
 """Longest wait of one process for another: main may be writing a large file, or the machines may differ."""

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import yaml
 
-from emigm.core.config import (
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known, parse
+from emigm.config.schema import (
     AutoencoderConfig,
     CompareConfig,
     DataConfig,
@@ -21,7 +23,6 @@ from emigm.core.config import (
     SampleConfig,
     TrainConfig,
 )
-from emigm.core.parsing import ConfigError, known, parse
 
 
 @dataclass(frozen=True)

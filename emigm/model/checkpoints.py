@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from emigm.core.config import ModelConfig, ReleasedConfig
-from emigm.core.paper import PAPER_MODELS
-from emigm.core.parsing import ConfigError
-from emigm.core.records import sha256, write_atomically
-from emigm.core.weights import check_tensors, read_tensors
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ModelConfig, ReleasedConfig
+from emigm.files import sha256, write_atomically
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
+from emigm.model.weights import check_tensors, read_tensors
+from emigm.paper.settings import PAPER_MODELS
 
 WEIGHTS_ENTRY, RAW_ENTRY = "model_ema", "model"
 OFFICIAL_HEAD, HEAD, BACKBONE = "diffloss.net.", "head.", "backbone."

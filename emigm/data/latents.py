@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from emigm.core.parsing import ConfigError, RunError
-from emigm.core.records import sha256, write_atomically, write_json
+from emigm.config.errors import ConfigError, RunError
+from emigm.files import sha256, write_atomically, write_json
 
 INDEX = "index.json"
 SHARD_ROWS = 4096

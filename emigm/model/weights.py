@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
 
 
 def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from emigm.core.config import ModelConfig, SampleConfig
-from emigm.core.parsing import ConfigError, known
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known
+from emigm.config.schema import ModelConfig, SampleConfig
 
 
 def _paper(resolution: int, blocks: int, width: int, heads: int, head_blocks: int, head_width: int) -> ModelConfig:

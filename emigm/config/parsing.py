@@ -1,4 +1,4 @@
-"""Strict building of configuration dataclasses, and the errors of this project. No torch in this module."""
+"""Strict building of configuration dataclasses from plain trees. No torch in this module."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ import types
 import typing
 from typing import Any, Literal
 
-
-class UserError(Exception):
-    """Something the user can mend; stages show its message alone, without a traceback."""
-
-
-class ConfigError(UserError, ValueError):
-    """A mistake in a configuration, a command line or a file; the message names it and the remedy."""
-
-
-class RunError(UserError, RuntimeError):
-    """A run that went wrong; the message says why."""
+from emigm.config.errors import ConfigError
 
 
 def parse(cls: type, tree: Any, where: str) -> Any:

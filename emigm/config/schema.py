@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emigm.core.parsing import ConfigError, at_least
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import at_least
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emigm.core.parsing import ConfigError
+from emigm.config.errors import ConfigError
 from emigm.data.images import load_images, save_images
 
 CHUNK_PATTERN = "[0-9]*-[0-9]*.npz"

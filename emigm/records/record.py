@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emigm.core.benchmark import Benchmark
-from emigm.core.parsing import ConfigError
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.paths import results_folder
+from emigm.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,38 +26,6 @@ TRAINING_IMAGES = "training images"
 SCORED = ("reference", "sample", "evaluate")
 """Stages that depend on `benchmark.evaluation`; a record says nothing that its stage does not depend on."""
 REPORTED_VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn", "torch-fidelity", "clean-fid", "diffusers", "dvc")
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Have `write(temporary)` make a file beside `path`, then move it there: readers never see half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, tree: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused, so a failed measurement cannot pass as a number."""
-    text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda p: p.write_text(text))
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def results_folder(benchmark: str) -> Path:
-    """Where a benchmark's tracked results lie."""
-    return Path("results") / benchmark
 
 
 def write_record(

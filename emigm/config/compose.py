@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emigm.core.benchmark import Benchmark, load_benchmark
-from emigm.core.parsing import ConfigError, known, parse
+from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known, parse
 
 FOLDER = Path("benchmarks")
 

@@ -1,0 +1,1 @@
+"""Configuration: its dataclasses, strict parsing, composing, and the places it names."""

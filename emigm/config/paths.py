@@ -1,0 +1,35 @@
+"""Where stages keep what they make. No torch in this module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emigm.config.benchmark import Benchmark
+
+STATE = Path(".state")
+"""Resume points of interrupted stages; a stage removes its own when all it makes is written."""
+
+
+def data_folder(benchmark: Benchmark) -> Path:
+    """Images, extractor, latents and reference statistics."""
+    return Path("data") / benchmark.name
+
+
+def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
+    """One trained model."""
+    return Path("models") / benchmark.name / size / f"seed{seed}"
+
+
+def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:
+    """Generated images of one size and budget."""
+    return Path("samples") / benchmark.name / size / budget
+
+
+def samples_name(train_seed: int, sample_seed: int) -> str:
+    """Folder of the images of one training and one sampling seed; see `emigm.data.samples`."""
+    return f"train{train_seed}-seed{sample_seed}"
+
+
+def results_folder(benchmark: str) -> Path:
+    """Where a benchmark's tracked results lie."""
+    return Path("results") / benchmark

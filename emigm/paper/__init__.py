@@ -1,0 +1,1 @@
+"""What the paper states: its architectures, sampling settings and reported numbers."""

@@ -1,0 +1,1 @@
+"""How a stage is started and uses processes, cores and devices."""

@@ -1,0 +1,121 @@
+"""Jobs on the cores of one machine, under one progress bar with an ETA."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any
+
+from tqdm import tqdm
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process when its parent is killed, so that it cannot go on beside a second run."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+PR_SET_PDEATHSIG = 1
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+Progress = Callable[[int], None]
+"""Called by a job with the number of its units that are done; first of all with what an earlier run left done."""
+
+
+def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str) -> list[Any]:
+    """[job(item, progress) for item in items], on all cores, one thread each, under one progress bar with an ETA.
+
+    Small models use two cores better as two single-threaded processes than as one with two threads. Every job
+    runs to its end even when another fails; then the first failure is raised.
+
+    Args:
+        job: a module's function.
+        items: its arguments.
+        total: units of work in one job.
+        unit: their name.
+        label: what the bar is called.
+    """
+    # Forked workers share what is imported already; a child of a spawn imports torch again, for seconds.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    counters = context.Array("q", len(items))
+    processes = min(len(items), cores())
+    results: list[Any] = []
+    with ProcessPoolExecutor(processes, context, _start_worker, (counters,)) as pool:
+        futures = [pool.submit(_run_job, job, i, item) for i, item in enumerate(items)]
+        with tqdm(total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05) as bar:
+            waiting = set(futures)
+            while waiting:
+                _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                bar.update(sum(counters) - bar.n)
+        results = [f.result() for f in futures]
+    return results
+
+
+def in_turn(
+    job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str, show: bool
+) -> list[Any]:
+    """As `parallel`, but one job after another in this process; `show`: whether it is the one with the bar."""
+    results = []
+    with tqdm(
+        total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05, disable=not show
+    ) as bar:
+        for i, item in enumerate(items):
+            results.append(job(item, _reporter(bar, i * total) if show else lambda done: None))
+    return results
+
+
+def _reporter(bar: tqdm, before: int) -> Progress:
+    """Moves the bar by one job's units, `before` of which belong to earlier jobs."""
+    fresh = True
+
+    def progress(done: int) -> None:
+        nonlocal fresh
+        new = before + done - bar.n
+        if fresh:  # what was found done took no time, so it is no part of the speed
+            bar.initial += new
+            bar.n = bar.last_print_n = bar.n + new
+            bar.refresh()
+        else:
+            bar.update(new)
+        fresh = False
+
+    return progress
+
+
+_counters: Any = None
+
+
+def _start_worker(counters: Any) -> None:
+    global _counters
+    _counters = counters
+    die_with_parent()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _run_job(job: Callable[[Any, Progress], Any], index: int, item: Any) -> Any:
+    def progress(done: int) -> None:
+        _counters[index] = done
+
+    return job(item, progress)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
