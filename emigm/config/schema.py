@@ -92,12 +92,17 @@ class TrainConfig:
     """Peak learning rate, for the global batch."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; one run each."""
-    masking: Literal["independent", "exact_count"] = "independent"
-    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them."""
-    schedule: Literal["linear", "cosine", "exp"] = "exp"
-    """Mask schedule gamma(t) (Table 4)."""
-    t_min: float = 0.2
-    """Time truncation: t <- max(t, t_min)."""
+    masking: Literal["independent", "exact_count", "truncated_normal"] = "independent"
+    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them; or, as MAR's code
+    does, a share of them from a normal distribution (mean 1, deviation 0.25) truncated to [0.7, 1], without a time."""
+    mask_group: int = 64
+    """Images that share one masking time and mask count, as the images of one GPU do in the official code; a batch
+    smaller than that is one group. Without the MAE trick every image has its own, and the group is what the loss is
+    averaged over first."""
+    schedule: Literal["linear", "cosine", "exp"] | None = None
+    """Mask schedule gamma(t) (Table 4), by default exp."""
+    t_min: float | None = None
+    """Time truncation: t <- max(t, t_min), by default 0.2."""
     weight: Literal["one", "elbo"] = "one"
     """Loss weight: 1, or that of the ELBO, gamma'/gamma."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
@@ -111,18 +116,45 @@ class TrainConfig:
     """Diffusion times (each with its own noise) a masked token is trained at in one step."""
     checkpoint_every: int = 1000
     """Steps between resume points."""
+    snapshots: tuple[float, ...] = ()
+    """Shares of the steps after which the EMA weights are kept; the final weights always are."""
     precision: Precision = "float32"
     """Of forward and backward; weights, EMA and optimizer stay float32."""
 
     def __post_init__(self):
-        for name in ("steps", "batch", "diffusion_batch_mul", "checkpoint_every"):
+        for name in ("steps", "batch", "mask_group", "diffusion_batch_mul", "checkpoint_every"):
             at_least(f"train.{name}", getattr(self, name), 1)
         if not self.seeds:
             raise ConfigError("train.seeds is empty; give at least one seed, such as [0]")
-        if not 0 <= self.t_min < 1:
+        if self.batch % min(self.mask_group, self.batch):
+            raise ConfigError(
+                f"train.batch = {self.batch} is not a multiple of train.mask_group = {self.mask_group}; change either, "
+                "so that groups are equally large"
+            )
+        timed = self.masking != "truncated_normal"
+        for name, default in (("schedule", "exp"), ("t_min", 0.2)):
+            if getattr(self, name) is None and timed:
+                object.__setattr__(self, name, default)
+            elif getattr(self, name) is not None and not timed:
+                raise ConfigError(f"train.{name} has no effect on masking: truncated_normal; set it to null")
+        if not timed and self.weight == "elbo":
+            raise ConfigError("train.weight: elbo needs a masking time, which masking: truncated_normal has not")
+        if timed and not 0 <= self.t_min < 1:
             raise ConfigError(f"train.t_min = {self.t_min} is outside [0, 1)")
         if self.warmup_steps >= self.steps:
             raise ConfigError(f"train.warmup_steps = {self.warmup_steps} leaves nothing of train.steps = {self.steps}")
+        if not all(0 < n < self.steps for n in self.snapshot_steps) or len(set(self.snapshot_steps)) < len(
+            self.snapshots
+        ):
+            raise ConfigError(
+                f"train.snapshots = {list(self.snapshots)}: give shares of the {self.steps:,} steps, above 0 and "
+                "below 1, that come to different numbers of steps"
+            )
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Numbers of steps after which the EMA weights are kept."""
+        return tuple(round(share * self.steps) for share in self.snapshots)
 
 
 @dataclass(frozen=True)
