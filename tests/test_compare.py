@@ -191,8 +191,12 @@ def test_records_from_before_weights_were_noted_are_not_comparable(checkout):
 def test_a_benchmark_that_the_paper_does_not_have_is_refused(checkout, capsys):
     assert cli.main(["compare", "digits"]) == 1
     assert "digits has no benchmark.compare" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_has_not_run_says_so_and_what_to_type(checkout, capsys):
     assert cli.main(["compare", "imagenet256"]) == 1
-    assert "no folder results/imagenet256" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "imagenet256: not run yet" in err and "emigm doctor imagenet256" in err and err.count("\n") == 1
 
 
 def test_an_unknown_benchmark_and_a_wrong_override_are_one_line(checkout, capsys):
@@ -218,5 +222,6 @@ def test_npz_exports_the_samples_of_the_first_or_the_named_seed(checkout, capsys
     assert calls == [(folder / f"train0-seed{s}", Path("out.npz"), 50_000) for s in (3, 4)]
     assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz", "--seed", "7"]) == 1
     assert "sampled with seeds 3, 4, not 7" in capsys.readouterr().err
-    assert cli.main(["npz", "imagenet256", "xs", "32", "out.npz"]) == 1
+    Path("results/imagenet256/records/sample-xs-128.json").unlink()
+    assert cli.main(["npz", "imagenet256", "xs", "128", "out.npz"]) == 1
     assert "no such record; the stage that writes it has not run" in capsys.readouterr().err

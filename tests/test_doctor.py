@@ -53,8 +53,15 @@ def make(path, content=b""):
 def test_the_digits_need_nothing(checkout, no_gpu, capsys):
     assert cli.main(["doctor", "digits"]) == 0
     out = capsys.readouterr().out
-    assert "MISSING" not in out and "nothing missing: dvc exp run -S benchmark=digits" in out
+    assert "MISSING" not in out and out.endswith("nothing missing: dvc repro\n")
     assert "train h" in out and "Estimates, not measurements" in out
+
+
+def test_a_benchmark_with_a_pipeline_of_its_own_is_run_by_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert doctor.how_to_run("other") == "dvc repro"
+    make("benchmarks/other/dvc.yaml")
+    assert doctor.how_to_run("other") == "dvc repro benchmarks/other/dvc.yaml"
 
 
 def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a100, capsys):

@@ -82,8 +82,14 @@ def doctor(benchmark: Benchmark) -> int:
     for c in open_points:
         print(f"{c.state}: {c.what}: {c.remedy}.")
     missing = sum(c.state == MISSING for c in checks)
-    print(f"{missing} missing" if missing else f"nothing missing: dvc exp run -S benchmark={benchmark.name}")
+    print(f"{missing} missing" if missing else f"nothing missing: {how_to_run(benchmark.name)}")
     return 1 if missing else 0
+
+
+def how_to_run(name: str) -> str:
+    """The command that runs a benchmark; the default one's pipeline lies in the repository's root."""
+    pipeline = Path("benchmarks") / name / "dvc.yaml"
+    return f"dvc repro {pipeline}" if pipeline.is_file() else "dvc repro"
 
 
 def check_data(benchmark: Benchmark) -> Iterator[Check]:
