@@ -66,6 +66,14 @@ def export_checkpoint(options: argparse.Namespace) -> int:
     return 0
 
 
+def compose(options: argparse.Namespace) -> int:
+    from emigm.config.compose import write_composed
+
+    for path in write_composed():
+        print(f"{path}: written")
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
@@ -201,6 +209,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder", type=Path, help="model folder: model.safetensors and config.json")
     verb.add_argument("file", type=Path, help=".pth to write")
 
+    add(
+        compose,
+        "compose",
+        "write every benchmark's params.yaml and link to the pipeline from benchmarks/*/benchmark.yaml",
+        "emigm compose",
+    )
+
     verb = add(doctor, "doctor", "check what a benchmark needs, and estimate what it takes", "emigm doctor imagenet256")
     add_benchmark(verb)
 
@@ -230,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_benchmark(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("benchmark", nargs="?", help="such as imagenet256 (default: the one in params.yaml)")
+    verb.add_argument("benchmark", nargs="?", help="such as imagenet256 (default: the one that plain dvc repro runs)")
     verb.add_argument(
         "-S", dest="set", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run; may be repeated"
     )
