@@ -17,7 +17,7 @@ LAYERS = [
     | {"model.checkpoints"},
     {"metrics.measuring", "metrics.baselines", "training", "sampling", "report"},
     {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor"},
-    {"tools.parity"},
+    {"tools.parity", "tools.generate"},
     {"cli", "stages"},
 ]
 """Lowest first. Modules of one layer may use each other where no circle arises, as Python itself checks."""
