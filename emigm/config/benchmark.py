@@ -90,6 +90,8 @@ class Benchmark:
             self._check_gate(size)
         for budget in self.budgets:
             known("benchmark.budgets", budget, self.sampling)
+        if self.evaluation.snapshots is not None:
+            known("benchmark.evaluation.snapshots.budget", self.evaluation.snapshots.budget, self.sampling)
         for budget, cfg in self.sampling.items():
             for size in cfg.overrides:
                 known(f"benchmark.sampling.{budget}.overrides", size, self.ladder)

@@ -296,6 +296,19 @@ class ExtractorConfig:
 
 
 @dataclass(frozen=True)
+class SnapshotsConfig:
+    """How the snapshots of `train.snapshots`, and the final weights beside them, are scored."""
+
+    budget: str
+    """The one NFE budget their images are generated at, a key of `sampling`."""
+    images: int
+    """Images of one training and sampling seed."""
+
+    def __post_init__(self):
+        at_least("evaluation.snapshots.images", self.images, 1)
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """How many images are generated and scored."""
 
@@ -310,6 +323,8 @@ class EvalConfig:
     reference: str | None = None
     """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
     images."""
+    snapshots: SnapshotsConfig | None = None
+    """None: snapshots are not scored."""
 
     def __post_init__(self):
         at_least("evaluation.images", self.images, 1)

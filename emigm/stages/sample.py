@@ -14,6 +14,7 @@ import torch
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
+from emigm.config.schema import SampleConfig
 from emigm.data.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.files import fingerprint, sha256, write_json
 from emigm.model.model import WEIGHTS_FILE, load_model
@@ -87,34 +88,46 @@ def sample_seed(
     Returns the folder in `state` that holds all processes' chunks.
     """
     train_seed, seed = item
-    cfg, evaluation, run = benchmark.sample_config(size, budget), benchmark.evaluation, benchmark.run
+    cfg, images = benchmark.sample_config(size, budget), benchmark.evaluation.images
     weights = model_folder(benchmark, size, train_seed)
+    return sample_model(benchmark, size, weights, cfg, images, sampling_seed(train_seed, seed), state, world, progress)
+
+
+def sample_model(
+    benchmark: Benchmark,
+    size: str,
+    weights: Path,
+    cfg: SampleConfig,
+    images: int,
+    seed: int,
+    state: Path,
+    world: World,
+    progress: Progress,
+) -> Path:
+    """As `sample_seed`, of the model in the folder `weights`; `seed` is that of all randomness."""
+    run, chunk = benchmark.run, benchmark.evaluation.chunk
     model = load_model(weights, expect=benchmark.model_config(size), device=world.device)
     autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
-    labels = balanced_labels(evaluation.images, model.cfg.classes)
-    key = fingerprint(
-        sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), evaluation.images, evaluation.chunk, seed
+    labels = balanced_labels(images, model.cfg.classes)
+    folder = state / fingerprint(
+        sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), images, chunk, seed
     )
-    folder = state / key
 
-    chunks = chunk_ranges(evaluation.images, evaluation.chunk)
+    chunks = chunk_ranges(images, chunk)
     mine = world.share(len(chunks))
     missing = [i for i in mine if not (folder / chunk_name(*chunks[i])).is_file()]
-    done = evaluation.images * (len(mine) - len(missing)) // max(1, len(mine))
+    done = images * (len(mine) - len(missing)) // max(1, len(mine))
     progress(done)
     for n, i in enumerate(missing, 1):
         start, stop = chunks[i]
         watch = Stopwatch()
-        drawn = sampling_seed(train_seed, seed)
-        pieces = generate(
-            model, labels[start:stop], cfg, seed=drawn, first=start, chunk=evaluation.chunk, batch=run.sample_batch
-        )
-        latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
+        made = generate(model, labels[start:stop], cfg, seed=seed, first=start, chunk=chunk, batch=run.sample_batch)
+        latents, passes = zip(*((p.latents, p.passes) for p in made), strict=True)
         pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
         facts = {"images": stop - start, "seconds": watch.seconds(), "passes": passes[0]}
         write_json(facts_folder(folder) / f"{start:06d}.json", facts)
         save_chunk(folder, start, pixels, labels[start:stop].numpy())  # last: a chunk that is there has its facts
-        progress(done + (evaluation.images - done) * n // len(missing))
+        progress(done + (images - done) * n // len(missing))
     return folder
 
 

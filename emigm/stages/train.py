@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
-from emigm.config.paths import STATE, data_folder, model_folder, results_folder
+from emigm.config.paths import STATE, data_folder, model_folder, results_folder, snapshot_folder
 from emigm.data.latents import INDEX, LatentStore
 from emigm.files import sha256, write_atomically
 from emigm.flops import mean_training_step
@@ -63,6 +64,7 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "flops_per_step": flops,
         "flops": flops * cfg.steps,
         "images": images,
+        "snapshots": [{"step": n, "images": n * cfg.batch, "flops": n * flops} for n in cfg.snapshot_steps],
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
@@ -100,8 +102,10 @@ def train_seed(
     )
     memory = world.peak_memory()
     if world.is_main:
-        facts = {"origin": "trained", "seed": seed, "steps": cfg.steps, "autoencoder": as_dict(benchmark.autoencoder)}
-        save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, **facts)
+        facts = {"origin": "trained", "seed": seed, "autoencoder": as_dict(benchmark.autoencoder)}
+        for steps, file in result.snapshots.items():
+            save_model(snapshot_folder(benchmark, size, seed, steps), load_file(file), model_cfg, steps=steps, **facts)
+        save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, steps=cfg.steps, **facts)
 
     model = EMIGM(model_cfg).to(world.device).eval().requires_grad_(False)
     model.load_state_dict(result.ema)
@@ -156,10 +160,20 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
     if (data_folder(benchmark) / "latents" / "holdout").is_dir():
         model = load_model(folder, expect=model_cfg, device=world.device)
         errors = held_out_errors(benchmark, model, load_autoencoder(benchmark.autoencoder), world.device)
-    unknown = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
+    unknown = (
+        "seconds",
+        "images_per_second",
+        "peak_memory",
+        "flops_per_step",
+        "flops",
+        "images",
+        "snapshots",
+        "final_loss",
+    )
     results = {
         "parameters": parameters(benchmark, size),
         **dict.fromkeys(unknown),
+        "snapshots": [],
         "context": None if errors is None else context_summary(benchmark, [errors]),
     }
     settings = {"size": size, "model": model_cfg, "gate": benchmark.gate, "weights": "released"}
