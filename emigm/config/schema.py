@@ -248,22 +248,31 @@ class DataConfig:
 class AutoencoderConfig:
     """How pixels become latents."""
 
-    kind: Literal["pixels", "kl16", "dcae", "levels", "vq"]
-    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), vq."""
+    kind: Literal["pixels", "kl16", "dcae", "levels", "kmeans", "vq"]
+    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), kmeans (the nearest of
+    learned patches of pixels), vq."""
     scale: float = 1.0
     """Raw latents times this have about unit standard deviation; codes have none."""
     weights: str | None = None
-    """Path of the autoencoder's weights; `pixels` and `levels` have none."""
+    """Path of the autoencoder's weights; `pixels` and `levels` have none. That of `kmeans` lies in the benchmark's
+    folder of latents: the encode stage fits and writes it."""
     codebook: int | None = None
-    """levels and vq: number of codes."""
+    """levels, kmeans and vq: number of codes."""
+    patch: int | None = None
+    """kmeans: side of the patch of pixels that makes one token."""
 
     def __post_init__(self):
-        if (self.weights is None) != (self.kind in ("pixels", "levels")):
-            verb = "is missing" if self.weights is None else "has no effect"
-            raise ConfigError(f"autoencoder.weights {verb} for kind: {self.kind}")
-        if (self.codebook is None) != (self.kind not in ("levels", "vq")):
-            verb = "is missing" if self.codebook is None else "has no effect"
-            raise ConfigError(f"autoencoder.codebook {verb} for kind: {self.kind}")
+        for name, applies in (
+            ("weights", self.kind not in ("pixels", "levels")),
+            ("codebook", self.kind in ("levels", "kmeans", "vq")),
+            ("patch", self.kind == "kmeans"),
+        ):
+            if (getattr(self, name) is not None) != applies:
+                verb = "is missing" if applies else "has no effect"
+                raise ConfigError(f"autoencoder.{name} {verb} for kind: {self.kind}")
+        for name in ("codebook", "patch"):
+            if getattr(self, name) is not None:
+                at_least(f"autoencoder.{name}", getattr(self, name), 1)
         if self.codebook is not None and self.scale != 1:
             raise ConfigError(f"autoencoder.scale = {self.scale} has no effect on the codes of kind: {self.kind}")
 
