@@ -20,13 +20,14 @@ from emigm.config.paths import STATE, data_folder, model_folder, results_folder
 from emigm.data.latents import INDEX, LatentStore
 from emigm.files import sha256, write_atomically
 from emigm.flops import mean_training_step
+from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
 from emigm.records.record import mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, in_turn, parallel
-from emigm.training import TrainingImages, check_context, context_errors, context_ratio, train
+from emigm.training import TrainingImages, train
 
 IN_MEMORY = 2**30
 """Bytes up to which all latents are read at once; larger ones are read batch by batch."""
@@ -95,7 +96,7 @@ def train_seed(
         world=world,
         micro_batch=benchmark.run.train_batch,
         on_start=progress,
-        on_step=lambda step, loss: progress(step),
+        on_step=progress,
     )
     memory = world.peak_memory()
     if world.is_main:
