@@ -12,10 +12,11 @@ import torch
 from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
 from emigm.config.paths import STATE, data_folder, samples_folder, samples_name
 from emigm.data.images import PARTS, open_images
-from emigm.data.samples import SampleSet, chunk_name
-from emigm.files import fingerprint, sha256
+from emigm.data.samples import INDEX, SampleSet
+from emigm.files import checksums, fingerprint, sha256
 from emigm.metrics.features import Extractor, load_extractor
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
@@ -42,6 +43,11 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     run, folder, train_seeds = benchmark.run, data_folder(benchmark), benchmark.train_config(size).seeds
     reference = load_reference(folder / "reference.npz")  # before any work, in case it fails
     extract = load_extractor(benchmark.extractor, folder / "extractor", world.device, run.score_batch, run.workers)
+    if (theirs := reference.facts.get("extractor")) != extract.identity["sha256"]:
+        raise ConfigError(
+            f"{folder / 'reference.npz'}: made with another extractor (sha256 {theirs}) than that of "
+            f"{folder / 'extractor'} ({extract.identity['sha256']}); run dvc repro"
+        )
     runs = [(b, t, s) for b in benchmark.budgets for t in train_seeds for s in benchmark.evaluation.seeds]
     images = {r: open_samples(benchmark, size, r) for r in runs}
     known = known_images(benchmark)
@@ -52,6 +58,7 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     measure_chunks(
         [c for r in runs for c in chunks[r]], partial(measure, extract, known), state, world, f"features {label}"
     )
+    others = world.others_cpu_seconds()
     if not world.is_main:
         return
 
@@ -72,11 +79,18 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
         results,
         device=world.device,
         processes=world.size,
+        inputs=checksums(
+            *(s.folder / INDEX for s in images.values()),
+            folder / "extractor",
+            folder / "reference.npz",
+            *(folder / "images" / f"{part}.npz" for part in (PARTS if known else ())),
+        ),
+        others_cpu_seconds=others,
         size=size,
         images=benchmark.evaluation.images,
         extractor=benchmark.extractor,
         extractor_identity=extract.identity,
-        reference_source=reference.facts,
+        reference_source={k: v for k, v in reference.facts.items() if k not in ("extractor", "inputs")},
         train_seeds=list(train_seeds),
         seeds=list(benchmark.evaluation.seeds),
     )
@@ -86,7 +100,8 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
 def open_samples(benchmark: Benchmark, size: str, run: Run) -> SampleSet:
     budget, train_seed, seed = run
     folder = samples_folder(benchmark, size, budget) / samples_name(train_seed, seed)
-    return SampleSet(folder, benchmark.evaluation.images)
+    what = {"benchmark": benchmark.name, "size": size, "budget": budget, "train_seed": train_seed, "seed": seed}
+    return SampleSet(folder, benchmark.evaluation.images, **what)
 
 
 def known_images(benchmark: Benchmark) -> dict[str, np.ndarray]:
@@ -102,7 +117,7 @@ def known_images(benchmark: Benchmark) -> dict[str, np.ndarray]:
 def chunks_of(samples: SampleSet, identity: Any) -> list[Chunk]:
     """The files of one run; `identity` says what is measured on them."""
     return [
-        Chunk(fingerprint(sha256(samples.folder / chunk_name(*r)), identity), r[1] - r[0], partial(read, samples, i))
+        Chunk(fingerprint(samples.checksum(i), identity), r[1] - r[0], partial(read, samples, i))
         for i, r in enumerate(samples.ranges)
     ]
 

@@ -16,9 +16,9 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder
-from emigm.data.images import ImageSource, open_images
-from emigm.data.latents import LatentStore
-from emigm.files import fingerprint, sha256
+from emigm.data.images import PARTS, ImageSource, open_images
+from emigm.data.latents import INDEX, LatentStore
+from emigm.files import checksums, fingerprint, sha256
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.features import Extractor, Features, load_extractor
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
@@ -55,24 +55,44 @@ def make_reference(benchmark: Benchmark) -> None:
     measure_chunks(
         chunks, lambda pixels: as_arrays(extract(pixels)), state, world, f"features of real images {benchmark.name}"
     )
+    others = world.others_cpu_seconds()
     if not world.is_main:
         return
     features = {name: from_arrays(measured(part, state)) for name, part in sets.items()}
     stored = benchmark.evaluation.reference
     found = stored_reference(Path(stored), extract, features) if stored else training_reference(benchmark, features)
     reference, results = found
-    save_reference(folder / "reference.npz", reference)
+    read = inputs(benchmark)
+    facts = {**reference.facts, "extractor": extract.identity["sha256"], "inputs": read}
+    save_reference(folder / "reference.npz", reference._replace(facts=facts))
     write_record(
         benchmark,
         "reference",
         results,
         device=world.device,
         processes=world.size,
+        inputs=read,
+        outputs=checksums(folder / "reference.npz"),
+        others_cpu_seconds=others,
         evaluation=benchmark.evaluation,
         extractor=benchmark.extractor,
         extractor_identity=extract.identity,
     )
     shutil.rmtree(state, ignore_errors=True)
+
+
+def inputs(benchmark: Benchmark) -> dict[str, str]:
+    """Checksums of all that the stage reads: extractor, images, latents where tokens are shuffled, stored statistics
+    in place of the images."""
+    folder, stored = data_folder(benchmark), benchmark.evaluation.reference
+    files = [folder / "extractor"]
+    if stored is not None:
+        files.append(Path(stored))
+    else:
+        files += [open_images(folder / "images", part).path for part in PARTS]
+        if benchmark.autoencoder.kind == "pixels":
+            files.append(folder / "latents" / "train" / INDEX)
+    return checksums(*files)
 
 
 def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Chunk]]:
