@@ -31,8 +31,8 @@ from emigm.files import fingerprint
 from emigm.model import diffusion
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
-from emigm.resume import ResumePoints
 from emigm.runtime.distributed import ALONE, World, autocast
+from emigm.runtime.resume import ResumePoints
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""

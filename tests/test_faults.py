@@ -20,13 +20,14 @@ from emigm.stages.train import train_size
 
 TREE = {
     "name": "tiny",
+    "images_of": "tiny",
     "title": "Tiny digits",
     "dry_run": True,
     "sizes": ["xs"],
     "budgets": ["4"],
     "data": {"dataset": "digits", "holdout": 0.2},
     "autoencoder": {"kind": "pixels", "scale": 1.3},
-    "extractor": {"kind": "digits-cnn", "training": {"steps": 20, "batch": 64, "lr": 0.001, "seed": 0}},
+    "extractor": {"kind": "cnn", "training": {"steps": 20, "batch": 64, "lr": 0.001, "seed": 0}},
     "run": {"device": "cpu"},
     "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 30, "kid_subset": 50},
     "gate": {"visible": [0, 8], "images": 64, "repeats": 1, "on_failure": "mark"},
@@ -38,6 +39,7 @@ TREE = {
     "ladder": {"xs": {}},
     "sampling": {"4": {"settings": {"steps": 4, "solver_steps": 4}}},
 }  # fmt: skip
+PARAMS = {"root": ".", "params": "params.yaml", "makes": ["tiny"], "notebooks": [], "benchmark": TREE}
 STAGES = {
     "prepare": (prepare,),
     "extractor": (make_extractor,),
@@ -68,7 +70,7 @@ def in_folder(folder, work):
 def whole(tmp_path_factory):
     """A workspace in which every stage has run."""
     folder = tmp_path_factory.mktemp("whole")
-    (folder / "params.yaml").write_text(yaml.safe_dump({"benchmark": TREE}))
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
 
     def run_all():
         for name in STAGES:
@@ -105,7 +107,7 @@ def test_the_chain_of_records_closes(whole):
             assert written[file] == checksum
             read.add(file)
         written |= found[name]["outputs"]
-    assert {Path(f).name for f in written.keys() - read} == {"xs.csv", "xs-4.png"}
+    assert {Path(f).name for f in written.keys() - read} == {"xs.csv", "xs-4.png", "real.png"}
 
 
 def test_records_name_the_files_that_numbers_depend_on(whole):

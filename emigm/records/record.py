@@ -9,6 +9,8 @@ import math
 import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +20,6 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
 from emigm.files import read_json, write_json
-from emigm.runtime.pools import cpu_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,13 +57,14 @@ def write_record(
         inputs: file => checksum of what the stage read (`emigm.files.checksums`). What one stage's record has as an
             output, and another's as an input, chains them.
         outputs: file => checksum of what it wrote.
-        others_cpu_seconds: processor time of the other processes (`World.others_cpu_seconds`).
+        others_cpu_seconds: processor time of the other processes (`cpu_seconds`).
         settings: the configuration that applied (dataclasses are expanded), seeds and sample counts.
     """
     path = results_folder(benchmark.name) / "records" / f"{stage}.json"
     tree = {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
+        "images_of": benchmark.images_of,
         "title": benchmark.title,
         "stage": stage,
         "dry_run": benchmark.dry_run,
@@ -116,6 +118,17 @@ def provenance(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_cores": os.cpu_count(),
     }
+
+
+def cpu_seconds() -> float:
+    """Processor time (user and system) of this process and of its children that have ended, since it started."""
+    total = time.process_time()
+    if sys.platform != "win32":
+        import resource  # absent there
+
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total += children.ru_utime + children.ru_stime
+    return total
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

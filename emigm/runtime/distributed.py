@@ -22,7 +22,7 @@ from torch import Tensor
 from emigm.config.errors import ConfigError
 from emigm.config.schema import Precision, RunConfig
 from emigm.runtime.launching import place
-from emigm.runtime.pools import cpu_seconds, die_with_parent
+from emigm.runtime.pools import die_with_parent
 
 TIMEOUT = datetime.timedelta(hours=1)
 """Longest wait of one process for another: main may be writing a large file, or the machines may differ."""
@@ -85,10 +85,6 @@ class World:
                 f"{folder.absolute()}: process {seen.index(False)} does not see this folder of the main process; put "
                 "the repository on a file system that all nodes share"
             )
-
-    def others_cpu_seconds(self) -> float:
-        """Processor time of the processes other than the main one, for the record; all must call this."""
-        return sum(self.gather(cpu_seconds())[1:])
 
     def start_memory(self) -> None:
         """Start measuring `peak_memory`."""

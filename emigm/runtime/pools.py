@@ -119,14 +119,3 @@ class Stopwatch:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
-
-
-def cpu_seconds() -> float:
-    """Processor time (user and system) of this process and of its children that have ended, since it started."""
-    total = time.process_time()
-    if sys.platform != "win32":
-        import resource  # absent there
-
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        total += children.ru_utime + children.ru_stime
-    return total

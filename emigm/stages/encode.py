@@ -16,12 +16,12 @@ from tqdm import tqdm
 from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
-from emigm.config.paths import STATE, data_folder
+from emigm.config.paths import STATE, data_folder, images_folder
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import INDEX, SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
 from emigm.files import checksums, fingerprint, sha256, write_json
-from emigm.records.record import write_record
+from emigm.records.record import cpu_seconds, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Stopwatch
@@ -36,12 +36,12 @@ Encoder = Callable[[range, Callable[[int], Any]], np.ndarray]
 def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     world = join(benchmark.run)
     folder, state = data_folder(benchmark), STATE / benchmark.name / "encode"
-    if (reason := why_none(folder / "images")) is not None:
+    if (reason := why_none(images_folder(benchmark))) is not None:
         if world.is_main:
             shutil.rmtree(folder / "latents", ignore_errors=True)
             none = folder / "latents" / NONE
             write_json(none, {"reason": reason})
-            files = {"inputs": checksums(folder / "images"), "outputs": checksums(none)}
+            files = {"inputs": checksums(images_folder(benchmark)), "outputs": checksums(none)}
             settings = {"device": world.device, "autoencoder": benchmark.autoencoder}
             write_record(benchmark, "encode", {"none": reason}, **files, **settings)
         return
@@ -49,7 +49,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
     world.check_shared(state)
     weights = world.gather(checksums(*weight_files(benchmark.autoencoder.weights)) if world.is_main else None)[0]
-    sources = {part: open_images(folder / "images", part, benchmark.run.workers) for part in PARTS}
+    sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
     shards, failures = {}, []
     for part, source in sources.items():
         views = 2 if benchmark.data.flips and part == "train" else 1
@@ -59,7 +59,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
         failures += write_missing(shards[part], encoder, world, f"encode {part}")
     if failures := [f for of_rank in world.gather(failures) for f in of_rank]:
         raise DecodingError(failures, "replace them by whole copies and run the same command again; the rest is kept")
-    others = world.others_cpu_seconds()
+    others = sum(world.gather(cpu_seconds())[1:])
     if not world.is_main:
         return
     results = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import data_folder
+from emigm.config.paths import extractor_folder, images_folder
 from emigm.data.images import PARTS, open_images
 from emigm.files import checksums, sha256
 from emigm.metrics.classifier import (
@@ -24,7 +24,7 @@ from emigm.runtime.launching import run_stage
 
 def make_extractor(benchmark: Benchmark) -> None:
     make = check_inception_weights if benchmark.extractor.kind == "inception" else train_classifier
-    folder = data_folder(benchmark) / "extractor"
+    folder = extractor_folder(benchmark)
     results, inputs = make(benchmark, folder)
     files = {"inputs": inputs, "outputs": checksums(folder)}
     write_record(benchmark, "extractor", results, device="cpu", **files, extractor=benchmark.extractor)
@@ -33,7 +33,7 @@ def make_extractor(benchmark: Benchmark) -> None:
 def train_classifier(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Train on the training images; accuracy on these and on the held-out ones, and the checksums of both."""
     torch.set_num_threads(1)
-    sets = {part: open_images(data_folder(benchmark) / "images", part) for part in PARTS}
+    sets = {part: open_images(images_folder(benchmark), part) for part in PARTS}
     images = {part: (source.pixels(range(len(source))), source.labels) for part, source in sets.items()}
     weights = folder / WEIGHTS_FILE
     save_classifier(weights, train_digits_classifier(*images["train"], benchmark.extractor.training))

@@ -19,14 +19,12 @@ from emigm.data.samples import INDEX, Chunks, SampleSet
 from emigm.files import checksums, fingerprint, sha256
 from emigm.model.model import REMEDY, WEIGHTS_FILE, load_model, read_model_config
 from emigm.model.schedules import nfe
-from emigm.pictures import save_grid
-from emigm.records.record import mean_and_spread, write_record
+from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
+from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, Stopwatch, cores, in_turn, parallel
 from emigm.sampling import generate
-
-GRID_COLUMNS = 12
 
 
 def sample(benchmark: Benchmark, size: str, budget: str) -> None:
@@ -45,7 +43,7 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     else:
         workers = world.size
         written = in_turn(job, items, evaluation.images, "image", label, world.is_main)
-    memory, others = world.peak_memory(), world.others_cpu_seconds()
+    memory, others = world.peak_memory(), sum(world.gather(cpu_seconds())[1:])
     world.barrier()  # now every chunk is written
     if not world.is_main:
         return
@@ -66,7 +64,7 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
         "peak_memory": memory,
     }
     grid = results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png"
-    first = SampleSet(written[0].store, evaluation.images).chunk(0)[0]
+    first = SampleSet(written[0].store, evaluation.images).first(SHOWN)
     save_grid(grid, first, benchmark.model_config(size).classes, GRID_COLUMNS)
     settings = {"size": size, "budget": budget, "sample": cfg, "images": evaluation.images, "chunk": evaluation.chunk}
     seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
@@ -111,8 +109,9 @@ def sample_seed(
     for n, i in enumerate(missing, 1):
         start, stop = chunks.ranges[i]
         watch = Stopwatch()
+        drawn = sampling_seed(train_seed, seed)
         pieces = generate(
-            model, labels[start:stop], cfg, seed=seed, first=start, chunk=evaluation.chunk, batch=run.sample_batch
+            model, labels[start:stop], cfg, seed=drawn, first=start, chunk=evaluation.chunk, batch=run.sample_batch
         )
         latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
         pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
@@ -127,6 +126,15 @@ def check_facts(folder: Path, **expected: Any) -> None:
     for name, value in expected.items():
         if facts.get(name, value) != value:
             raise ConfigError(f"{folder}: a model of {name} {facts[name]}, expected {value}; {REMEDY}")
+
+
+def sampling_seed(train_seed: int, index: int) -> int:
+    """Seed of all randomness behind the images of one training seed and the `index` of evaluation.seeds.
+
+    Every condition that shares a training seed shares it too, so that comparisons are paired, while models of different
+    training seeds have noise of their own: their spread is then that of independent repetitions.
+    """
+    return 1000 * train_seed + index
 
 
 def balanced_labels(images: int, classes: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from emigm.files import checksums, sha256, write_atomically
 from emigm.flops import mean_training_step
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
-from emigm.records.record import mean_and_spread, write_record
+from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, in_turn, parallel
@@ -68,7 +68,7 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
-    others = world.others_cpu_seconds()
+    others = sum(world.gather(cpu_seconds())[1:])
     if world.is_main:
         settings = {"size": size, "model": model_cfg, "train": cfg, "gate": benchmark.gate, "weights": "trained"}
         curve = write_curve(curve_file(benchmark, size), [r["curve"] for r in runs])
