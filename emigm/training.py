@@ -31,6 +31,7 @@ from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import fingerprint, write_atomically
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
 from emigm.runtime.distributed import ALONE, World, autocast
+from emigm.runtime.resume import ResumePoints
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""
@@ -184,6 +185,10 @@ def train(
     return TrainResult(dict(zip(names, run.ema, strict=True)), run.curve, run.seconds, run.snapshots)
 
 
+STATE_ENTRIES = ("model", "optimizer", "ema", "step", "curve", "recent", "seconds")
+"""Of a resume point."""
+
+
 class _Run:
     """One training run under way."""
 
@@ -216,7 +221,7 @@ class _Run:
         self.unread: list[Tensor] = []  # this process's losses that are still on the device
         self.done, self.seconds = 0, 0.0
         key = fingerprint(as_dict(model_cfg), {k: v for k, v in as_dict(cfg).items() if k not in BESIDE}, seed, data_id)
-        self.state_path = state_folder / f"train-{key}.pt"
+        self.points = ResumePoints(state_folder, f"train-{key}")
         self.snapshots = {n: state_folder / f"train-{key}-{n}.safetensors" for n in cfg.snapshot_steps}
 
     def resume(self) -> None:
@@ -225,18 +230,16 @@ class _Run:
         Raises:
             ConfigError: it is damaged, or not all processes see it.
         """
-        if self.state_path.is_file():
-            state = read_state(self.state_path)
-            if all(path.is_file() for step, path in self.snapshots.items() if step <= state["step"]):
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.ema = [t.to(self.world.device) for t in state["ema"]]
-                self.done, self.curve = state["step"], state["curve"]
-                self.recent, self.seconds = state["recent"], state["seconds"]
+        state = self.points.load(STATE_ENTRIES)
+        if state and all(path.is_file() for step, path in self.snapshots.items() if step <= state["step"]):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema = [t.to(self.world.device) for t in state["ema"]]
+            self.done, self.curve = state["step"], state["curve"]
+            self.recent, self.seconds = state["recent"], state["seconds"]
         if len(set(self.world.gather(self.done))) > 1:
-            raise ConfigError(
-                f"{self.state_path}: not seen by every process; put it on a file system that all nodes share"
-            )
+            folder = self.points.folder
+            raise ConfigError(f"{folder}: not seen by every process; put it on a file system that all nodes share")
 
     def read(self, step: int) -> tuple[Tensor, Tensor]:
         """Raw latents and classes of this process's images of a step."""
@@ -316,7 +319,7 @@ class _Run:
                 "recent": self.recent,
                 "seconds": self.seconds,
             }
-            write_atomically(self.state_path, lambda p: torch.save(state, p))
+            self.points.save(self.done, state)
 
 
 def _synchronised(model: EMIGM, world: World) -> DistributedDataParallel:
@@ -337,11 +340,3 @@ def ahead(read: Callable[[int], Any], steps: range, *, threaded: bool) -> Iterat
             if step + 1 in steps:
                 following = thread.submit(read, step + 1)
             yield batch
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """A resume point; raises ConfigError when it cannot be read."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the processes share its pages
-    except Exception as e:  # torch.load raises many types for a damaged file
-        raise ConfigError(f"{path}: damaged resume point ({e}); delete it to start this run over") from e

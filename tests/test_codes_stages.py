@@ -31,7 +31,7 @@ SMALL = (
 
 
 KMEANS = (
-    "benchmark.autoencoder={kind: kmeans, codebook: 32, patch: 2, weights: data/codes/latents/codebook.safetensors}",
+    "benchmark.autoencoder={kind: kmeans, codebook: 32, patch: 2, weights: data/codes/latents/codebook.npz}",
     "benchmark.model.codebook=32",
 )
 
@@ -68,7 +68,7 @@ def test_a_learned_codebook_is_fitted_used_and_its_loss_recorded(tmp_path):
     assert 0 < encoded["train"]["reconstruction_rmse"] < encoded["holdout"]["reconstruction_rmse"] < 60
     assert baselines["reconstruction"]["fid"]["mean"] > baselines["holdout"]["fid"]["mean"]
     assert records["evaluate-maskgit"]["4"]["summary"]["fid"]["mean"] > 0
-    weights = tmp_path / "data" / "codes" / "latents" / "codebook.safetensors"
+    weights = tmp_path / "data" / "codes" / "latents" / "codebook.npz"
     assert list(encoded["weights_sha256"].values()) == [sha256(weights)]
 
 

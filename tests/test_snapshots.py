@@ -28,8 +28,8 @@ SMALL = (
     "benchmark.train.steps=8",
     "benchmark.train.warmup_steps=1",
     "benchmark.train.snapshots=[0.25, 0.5]",
-    "benchmark.evaluation.images=40",
-    "benchmark.evaluation.snapshots={budget: '4', images: 40}",
+    "benchmark.evaluation.images=60",
+    "benchmark.evaluation.snapshots={budget: '4', images: 60}",
 )
 
 
@@ -85,7 +85,7 @@ def test_a_killed_stage_goes_on_where_it_stopped(trained, monkeypatch):
     made, real = [], sampling.generate
 
     def generate(model, *args, first, **options):
-        if len(made) == 3:
+        if len(made) == 4:
             raise Killed
         made.append(first)
         return real(model, *args, first=first, **options)
@@ -98,7 +98,7 @@ def test_a_killed_stage_goes_on_where_it_stopped(trained, monkeypatch):
     again = []
     monkeypatch.setattr(sampling, "generate", lambda *a, first, **o: again.append(first) or real(*a, first=first, **o))
     score_snapshots(benchmark, "xs")
-    assert made == [0, 20, 0] and again == [20, 0, 20]
+    assert made == [0, 20, 40, 0] and again == [20, 40, 0, 20, 40]
 
 
 def in_this_process(job, items, *_):
@@ -112,7 +112,7 @@ def test_the_stage_without_its_settings_and_an_unknown_budget_are_refused(traine
         score_snapshots(
             dataclasses.replace(benchmark, evaluation=dataclasses.replace(benchmark.evaluation, snapshots=None)), "xs"
         )
-    with pytest.raises(ConfigError, match=r"snapshots\.budget '99'"):
+    with pytest.raises(ConfigError, match=r"snapshots\.budget: unknown name '99'"):
         compose_benchmark(
             "smoke",
             [*SMALL[:-1], "benchmark.evaluation.snapshots={budget: '99', images: 4}"],

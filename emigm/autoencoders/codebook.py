@@ -6,20 +6,17 @@ Raw latents are the codes as float32 (so that the store holds one type), unit la
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emigm.autoencoders.base import Autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig
-from emigm.files import write_atomically
+from emigm.files import read_arrays, write_arrays
 from emigm.model.weights import check_state, read_tensors
 
 
@@ -131,27 +128,19 @@ MOST_PATCHES = 500_000
 
 
 def save_codebook(path: Path, centres: np.ndarray) -> None:
-    """Write the centres (V, channels x patch x patch) as `.safetensors` with their checksum."""
-    tensors = {"centres": torch.from_numpy(centres)}
-    metadata = {"sha256": hashlib.sha256(centres.tobytes()).hexdigest()}
-    write_atomically(path, lambda p: save_file(tensors, p, metadata))
+    """Write the centres (V, channels x patch x patch) as `.npz` with their checksum."""
+    write_arrays(path, centres=centres)
 
 
 def _load_kmeans(cfg: AutoencoderConfig, device: str | torch.device) -> KMeans:
     remedy = "the encode stage writes it; run dvc repro"
-    try:
-        with safe_open(cfg.weights, "pt") as file:
-            centres, checksum = file.get_tensor("centres"), (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError) as e:
-        raise ConfigError(f"{cfg.weights}: missing, truncated or damaged ({e}); {remedy}") from e
-    if hashlib.sha256(centres.numpy().tobytes()).hexdigest() != checksum:
-        raise ConfigError(f"{cfg.weights}: checksum differs; {remedy}")
+    centres = read_arrays(cfg.weights, ["centres"], remedy)["centres"]
     if len(centres) != cfg.codebook or centres.shape[1] % cfg.patch**2:
         raise ConfigError(
             f"{cfg.weights}: {len(centres)} patches of {centres.shape[1]} numbers, not {cfg.codebook} of "
             f"{cfg.patch} x {cfg.patch} pixels; {remedy}"
         )
-    return KMeans(centres, cfg.patch, device)
+    return KMeans(torch.from_numpy(centres), cfg.patch, device)
 
 
 class VQ(Codes):

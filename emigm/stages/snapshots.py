@@ -9,20 +9,23 @@ from typing import Any
 
 import torch
 
+from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import STATE, data_folder, extractor_folder, model_folder, snapshot_folder
-from emigm.data.samples import SampleSet
+from emigm.data.samples import Chunks, SampleSet
+from emigm.files import checksums
 from emigm.flops import mean_training_step
 from emigm.metrics.features import load_extractor
 from emigm.metrics.measuring import measure_chunks, measured
 from emigm.metrics.scores import load_reference
-from emigm.records.record import write_record
+from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
+from emigm.records.record import cpu_seconds, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, in_turn, parallel
-from emigm.stages.evaluate import chunks_of, measure, score, summaries
-from emigm.stages.sample import sample_model, sampling_seed
+from emigm.stages.evaluate import check_made_from, chunks_of, measure, score, summaries
+from emigm.stages.sample import sample_model
 
 Point = tuple[int, int, int]
 """Steps of training, training seed, sampling seed."""
@@ -34,7 +37,8 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
     settings = evaluation.snapshots
     if settings is None:
         raise ConfigError("benchmark.evaluation.snapshots is missing; give its budget and number of images")
-    reference = load_reference(data_folder(benchmark) / "reference.npz")  # before any work, in case it fails
+    path = data_folder(benchmark) / "reference.npz"
+    reference = load_reference(path)  # before any work, in case it fails
     steps = (*sorted(train.snapshot_steps), train.steps)
     points = [(n, t, s) for n in steps for t in train.seeds for s in evaluation.seeds]
     state = STATE / benchmark.name / f"snapshots-{size}"
@@ -42,20 +46,29 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
     label = f"{benchmark.name}-{size}"
     job = partial(sample_point, benchmark, size, state, world)
     if world.is_plain:
-        folders = parallel(job, points, settings.images, "image", f"snapshots {label}")
+        written = parallel(job, points, settings.images, "image", f"snapshots {label}")
     else:
-        folders = in_turn(job, points, settings.images, "image", f"snapshots {label}", world.is_main)
+        written = in_turn(job, points, settings.images, "image", f"snapshots {label}", world.is_main)
     world.barrier()  # now every chunk is written
+    if world.is_main:
+        for (step, train_seed, seed), chunks in zip(points, written, strict=True):
+            chunks.finish(benchmark=benchmark.name, size=size, step=step, train_seed=train_seed, seed=seed)
+    world.barrier()
 
     if benchmark.extractor.kind == "cnn":
         torch.set_num_threads(1)
     extract = load_extractor(
         benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
     )
-    samples = {point: SampleSet(folder, settings.images) for point, folder in zip(points, folders, strict=True)}
+    samples = {point: SampleSet(c.store, settings.images) for point, c in zip(points, written, strict=True)}
     chunks = {point: chunks_of(images, [extract.identity]) for point, images in samples.items()}
     every = [c for of_point in chunks.values() for c in of_point]
+    models = [weights_folder(benchmark, size, n, t) for n in steps for t in train.seeds]
+    files = [f / name for f in models for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    inputs = checksums(*files, *weight_files(benchmark.autoencoder.weights), extractor_folder(benchmark), path)
+    check_made_from(path, reference, inputs)
     measure_chunks(every, partial(measure, extract, {}), state / "features", world, f"features {label}")
+    others = sum(world.gather(cpu_seconds())[1:])
     if not world.is_main:
         return
 
@@ -76,6 +89,8 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
         {"points": results},
         device=world.device,
         processes=world.size,
+        inputs=inputs,
+        others_cpu_seconds=others,
         size=size,
         budget=settings.budget,
         sample=benchmark.sample_config(size, settings.budget),
@@ -90,14 +105,20 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
     shutil.rmtree(state)
 
 
-def sample_point(benchmark: Benchmark, size: str, state: Path, world: World, point: Point, progress: Progress) -> Path:
-    """Images of one point, each process its chunks; the seed of a point is that of the final weights' images."""
-    (step, train_seed, seed), settings = point, benchmark.evaluation.snapshots
-    final = step == benchmark.train_config(size).steps
-    weights = model_folder(benchmark, size, train_seed)
-    weights = weights if final else snapshot_folder(benchmark, size, train_seed, step)
-    cfg, drawn = benchmark.sample_config(size, settings.budget), sampling_seed(train_seed, seed)
-    return sample_model(benchmark, size, weights, cfg, settings.images, drawn, state, world, progress)
+def sample_point(
+    benchmark: Benchmark, size: str, state: Path, world: World, point: Point, progress: Progress
+) -> Chunks:
+    """Images of one point, each process its chunks; the seeds of a point are those of the final weights' images."""
+    (step, *item), settings = point, benchmark.evaluation.snapshots
+    weights, cfg = weights_folder(benchmark, size, step, item[0]), benchmark.sample_config(size, settings.budget)
+    return sample_model(benchmark, size, weights, cfg, settings.images, tuple(item), state, world, progress)
+
+
+def weights_folder(benchmark: Benchmark, size: str, step: int, train_seed: int) -> Path:
+    """Where the weights after `step` steps lie."""
+    if step == benchmark.train_config(size).steps:
+        return model_folder(benchmark, size, train_seed)
+    return snapshot_folder(benchmark, size, train_seed, step)
 
 
 if __name__ == "__main__":
