@@ -84,6 +84,9 @@ class ModelConfig(Checked):
     """The fake class embedding of classifier-free guidance is the decoder's mask token."""
     init_std: Annotated[float, within("(0, 10]")] = 0.02
     """Standard deviation of the embeddings, positions and fake token at initialisation."""
+    positions: Literal["normal", "sines"] = "normal"
+    """Initial values of the learned positions of tokens: normal, or sines and cosines of both coordinates with as large
+    a standard deviation."""
 
     def check(self) -> None:
         if (self.codebook is None) != (self.conditional == "diffusion"):
@@ -270,7 +273,7 @@ class DataConfig(Checked):
     classes: Count | None = None
     """imagenet: number of class folders there must be."""
     resolution: Annotated[int, within("[8, 4096]")] | None = None
-    """Side in pixels. imagenet: of the square crop; mnist: 28, or 14 for the means of 2 x 2 pixels."""
+    """Side in pixels of the square crop; of mnist at most 28."""
     holdout: Annotated[float, within("(0, 1)")] | None = None
     """digits and mnist: fraction of each class that is never trained on (cifar10: its test images are held out)."""
     split_seed: Seed = 0
