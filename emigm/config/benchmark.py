@@ -79,6 +79,8 @@ class Benchmark(Checked):
     def check(self) -> None:
         self._check_names("sizes", self.sizes, self.ladder)
         self._check_names("budgets", self.budgets, self.sampling)
+        if self.evaluation.snapshots is not None:
+            self._check_names("evaluation.snapshots.budget", [self.evaluation.snapshots.budget], self.sampling)
         for budget, cfg in self.sampling.items():
             self._check_names(f"sampling.{budget}.overrides", cfg.overrides, self.ladder)
         runs = [f"{size}-{budget}" for size in self.sizes for budget in self.budgets]

@@ -304,22 +304,28 @@ class DataConfig(Checked):
 class AutoencoderConfig(Checked):
     """How pixels become latents."""
 
-    kind: Literal["pixels", "kl16", "dcae", "levels", "vq"]
-    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), vq."""
+    kind: Literal["pixels", "kl16", "dcae", "levels", "kmeans", "vq"]
+    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), kmeans (the nearest of
+    learned patches of pixels), vq."""
     scale: Annotated[float, within("(0, 1000]")] = 1.0
     """Raw latents times this have about unit standard deviation; codes have none."""
     weights: Text | None = None
-    """Path of the autoencoder's weights; `pixels` and `levels` have none."""
+    """Path of the autoencoder's weights; `pixels` and `levels` have none. That of `kmeans` lies in the benchmark's
+    folder of latents: the encode stage fits and writes it."""
     codebook: Codes | None = None
-    """levels and vq: number of codes."""
+    """levels, kmeans and vq: number of codes."""
+    patch: Side | None = None
+    """kmeans: side of the patch of pixels that makes one token."""
 
     def check(self) -> None:
-        if (self.weights is None) != (self.kind in ("pixels", "levels")):
-            verb = "is missing" if self.weights is None else "has no effect"
-            raise ConfigError(f"weights {verb} for kind: {self.kind}")
-        if (self.codebook is None) != (self.kind not in ("levels", "vq")):
-            verb = "is missing" if self.codebook is None else "has no effect"
-            raise ConfigError(f"codebook {verb} for kind: {self.kind}")
+        for name, applies in (
+            ("weights", self.kind not in ("pixels", "levels")),
+            ("codebook", self.kind in ("levels", "kmeans", "vq")),
+            ("patch", self.kind == "kmeans"),
+        ):
+            if (getattr(self, name) is not None) != applies:
+                verb = "is missing" if applies else "has no effect"
+                raise ConfigError(f"{name} {verb} for kind: {self.kind}")
         if self.codebook is not None and self.scale != 1:
             raise ConfigError(f"scale = {self.scale} has no effect on the codes of kind: {self.kind}")
         if self.kind == "levels" and self.codebook > 256:
@@ -336,6 +342,7 @@ class AutoencoderConfig(Checked):
         taken, stride, channels = {
             "pixels": (images.channels, 1, images.channels),
             "levels": (1, 1, 1),
+            "kmeans": (images.channels, self.patch, 1),
             "kl16": (3, 16, 16),
             "dcae": (3, 32, 32),
         }[self.kind]
@@ -375,6 +382,16 @@ class ExtractorConfig(Checked):
 
 
 @dataclass(frozen=True)
+class SnapshotsConfig(Checked):
+    """How the snapshots of `train.snapshots`, and the final weights beside them, are scored."""
+
+    budget: Name
+    """The one NFE budget their images are generated at, a key of `sampling`."""
+    images: Annotated[int, within("[2, 1000000]")]
+    """Images of one training and sampling seed."""
+
+
+@dataclass(frozen=True)
 class EvalConfig(Checked):
     """How many images are generated and scored."""
 
@@ -389,6 +406,8 @@ class EvalConfig(Checked):
     reference: Text | None = None
     """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
     images."""
+    snapshots: SnapshotsConfig | None = None
+    """None: snapshots are not scored."""
 
     def check(self) -> None:
         if self.kid_subset > self.images:
