@@ -10,9 +10,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.benchmark import load_benchmark, parse_benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import parse
 from emigm.config.schema import SampleConfig
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 
@@ -39,12 +38,12 @@ def test_params_yaml_is_the_composed_digits_benchmark():
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_is_valid_and_named_after_its_file(name):
-    assert parse(Benchmark, composed(name)["benchmark"], "benchmark").name == name
+    assert parse_benchmark(composed(name)["benchmark"]).name == name
 
 
 @pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS, ids=lambda v: str(v))
 def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
-    benchmark = parse(Benchmark, composed(f"imagenet{resolution}")["benchmark"], "benchmark")
+    benchmark = parse_benchmark(composed(f"imagenet{resolution}")["benchmark"])
     assert benchmark.model_config(size) == PAPER_MODELS[resolution, size]
     assert set(benchmark.sizes) == {s for r, s in PAPER_MODELS if r == resolution}
     for budget in benchmark.budgets:
@@ -58,19 +57,19 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
 
 
 def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
-    benchmark = parse(Benchmark, composed("imagenet256-dry", "benchmark.data.root=photos")["benchmark"], "benchmark")
+    benchmark = parse_benchmark(composed("imagenet256-dry", "benchmark.data.root=photos")["benchmark"])
     assert benchmark.dry_run and benchmark.gate.on_failure == "mark" and benchmark.weights == "trained"
     assert (benchmark.data.root, benchmark.data.holdout_root) == ("photos", "photos")
     real = dataclasses.replace(PAPER_MODELS[256, "xs"], classes=64)
     assert benchmark.model_config("xs") == real
-    full = parse(Benchmark, composed("imagenet256")["benchmark"], "benchmark")
+    full = parse_benchmark(composed("imagenet256")["benchmark"])
     assert (benchmark.autoencoder, benchmark.extractor) == (full.autoencoder, full.extractor)
     assert benchmark.evaluation.reference == full.evaluation.reference
 
 
 def test_an_override_replaces_a_key_of_the_composed_benchmark():
     tree = composed("imagenet256", "benchmark.weights=trained", "benchmark.sampling.16.settings.precision=bf16")
-    benchmark = parse(Benchmark, tree["benchmark"], "benchmark")
+    benchmark = parse_benchmark(tree["benchmark"])
     assert benchmark.weights == "trained" and benchmark.sample_config("h", "16").precision == "bf16"
 
 
@@ -81,7 +80,7 @@ def test_an_override_replaces_a_key_of_the_composed_benchmark():
         (lambda b: b["released"]["files"].pop("h"), r"benchmark\.released\.files lacks a size: unknown name 'h'"),
         (
             lambda b: b["train"].update(seeds=[0, 1]),
-            r"benchmark\.train\.seeds = \(0, 1\), but weights: released are one model",
+            r"benchmark\.train\.seeds = \[0, 1\], but weights: released are one model",
         ),
         (lambda b: b["compare"].update(fid_tolerance=0.0), r"fid_tolerance = 0\.0: must lie in \(0, 1\]"),
         (lambda b: b["compare"].update(resolution=128), r"compare\.resolution = 128.*\(allowed: 256, 512\)"),
@@ -94,7 +93,7 @@ def test_a_mistake_in_an_imagenet_yaml_is_named(change, message):
     tree = composed("imagenet256")["benchmark"]
     change(tree)
     with pytest.raises(ConfigError, match=message):
-        parse(Benchmark, tree, "benchmark")
+        parse_benchmark(tree)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones():
@@ -179,7 +178,7 @@ def test_a_sampler_that_cannot_draw_the_models_tokens_is_refused_where_it_is_run
     tree["sampling"]["diffusion"] = {"settings": {"steps": 4, "solver_steps": 8}, "overrides": {}}
     tree["budgets"] += ["diffusion"] * run
     if not run:
-        assert parse(Benchmark, tree, "benchmark").name == "codes"
+        assert parse_benchmark(tree).name == "codes"
         return
     with pytest.raises(ConfigError, match=r"benchmark\.sampling\.diffusion of size maskgit: .*cannot draw tokens"):
-        parse(Benchmark, tree, "benchmark")
+        parse_benchmark(tree)

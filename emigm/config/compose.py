@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.benchmark import Benchmark, load_benchmark, parse_benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, parse
+from emigm.config.parsing import known
 
 FOLDER = Path("benchmarks")
 
@@ -45,4 +45,4 @@ def compose_benchmark(name: str | None, overrides: Sequence[str] = (), folder: P
             f"-S {' -S '.join(overrides)}: {reason}; write -S benchmark.<key>=<value>, or "
             "-S +benchmark.<key>=<value> for a key that the file leaves out"
         ) from e
-    return parse(Benchmark, tree["benchmark"], "benchmark")
+    return parse_benchmark(tree["benchmark"])

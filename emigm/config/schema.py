@@ -91,8 +91,8 @@ class ModelConfig(Checked):
             raise ConfigError(f"codebook {verb} for conditional: {self.conditional}")
         if self.conditional == "categorical" and (self.patch, self.channels) != (1, 1):
             raise ConfigError(
-                f"patch = {self.patch}, channels = {self.channels}, but a token of conditional: categorical is one code; "
-                "set both to 1"
+                f"patch = {self.patch}, channels = {self.channels}, but a token of conditional: categorical is one "
+                "code; set both to 1"
             )
         if self.grid % self.patch:
             raise ConfigError(f"patch = {self.patch} does not divide grid = {self.grid}")
@@ -300,8 +300,9 @@ class AutoencoderConfig(Checked):
         }[self.kind]
         if images.channels != taken or images.side % stride:
             raise ConfigError(
-                f"kind: {self.kind} takes images of {taken} channels with sides that are multiples of {stride}, not of "
-                f"{images.channels} channels with sides of {images.side}; set another, or another dataset or resolution"
+                f"benchmark.autoencoder.kind: {self.kind} takes images of {taken} channels with sides that are "
+                f"multiples of {stride}, but data.dataset and data.resolution give {images.channels} channels and "
+                f"sides of {images.side}; set another"
             )
         return channels, images.side // stride
 
@@ -348,10 +349,6 @@ class EvalConfig(Checked):
     reference: Text | None = None
     """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
     images."""
-
-    def check(self) -> None:
-        if self.kid_subset > self.images:
-            raise ConfigError(f"kid_subset = {self.kid_subset} is more than images = {self.images}; lower it")
 
 
 @dataclass(frozen=True)
