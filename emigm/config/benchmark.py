@@ -75,10 +75,10 @@ class Benchmark(Checked):
     """True: the numbers only show that the machinery runs; every table and figure says so."""
 
     def check(self) -> None:
-        self._check_names("sizes", self.sizes, self.ladder)
-        self._check_names("budgets", self.budgets, self.sampling)
+        self._check_names("sizes", self.sizes, "ladder", self.ladder)
+        self._check_names("budgets", self.budgets, "sampling", self.sampling)
         for budget, cfg in self.sampling.items():
-            self._check_names(f"sampling.{budget}.overrides", cfg.overrides, self.ladder)
+            self._check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
         runs = [f"{size}-{budget}" for size in self.sizes for budget in self.budgets]
         if doubled := next((run for run in runs if runs.count(run) > 1), None):
             raise ConfigError(f"sizes and budgets name two runs {doubled}, whose files would be one; rename one")
@@ -94,16 +94,16 @@ class Benchmark(Checked):
         if self.weights == "released":
             self._check_released()
 
-    def _check_names(self, where: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    def _check_names(self, where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
         for name in names:
             if name not in allowed:
-                raise ConfigError(f"{where}: unknown name {show(name)}{suggest(name, allowed)}")
+                raise ConfigError(f"{where}: {name} is not in {section}{suggest(name, allowed)}")
 
     def _check_released(self) -> None:
         if self.released is None:
             raise ConfigError("released is missing; weights: released needs to know where they are")
         for size in self.sizes:
-            self._check_names("released.files lacks a size", [size], self.released.files)
+            self._check_names("sizes", [size], "released.files", self.released.files)
             if len(seeds := self.train_config(size).seeds) > 1:
                 raise ConfigError(
                     f"train.seeds = {show(list(seeds))}, but weights: released are one model; give one seed"
@@ -161,7 +161,7 @@ class Benchmark(Checked):
         known("size", size, self.ladder)
         known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
-        where = f"sampling.{budget}" + (f".overrides.{size}" if size in cfg.overrides else "")
+        where = f"sampling.{budget}." + (f"overrides.{size}" if size in cfg.overrides else "settings")
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
 

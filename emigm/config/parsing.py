@@ -78,7 +78,7 @@ def parse(cls: type, tree: Any, where: str) -> Any:
     values = parse_part(cls, tree, where)
     for f in dataclasses.fields(cls):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
-            raise ConfigError(f"missing key {where}.{f.name}")
+            raise ConfigError(f"{where}.{f.name} is missing")
     try:
         return cls(**values)
     except ConfigError as e:
