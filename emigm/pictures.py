@@ -10,6 +10,9 @@ from PIL import Image
 from emigm.files import write_atomically
 
 GREY = 96
+GRID_COLUMNS = 12
+SHOWN = 120
+"""Images that a grid is chosen from, at most."""
 SIDE = 1300
 """Pixels of a grid's sides, at most: grids are tracked by git."""
 
@@ -39,4 +42,4 @@ def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
 def save_grid(path: Path, pixels: np.ndarray, classes: int, columns: int) -> None:
     """Write `grid_of` the images as PNG, at their own size."""
     image = Image.fromarray(grid_of(pixels, classes, columns))
-    write_atomically(path, image.save)
+    write_atomically(path, lambda p: image.save(p, format="PNG"))

@@ -9,19 +9,18 @@ import pytest
 import torch
 import yaml
 from dvc.utils.serialize import parse_yaml as dvc_yaml
-from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
 from emigm.config.benchmark import load_benchmark, parse_benchmark
+from emigm.config.compose import compose, sources
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse_yaml
 from emigm.config.schema import GateConfig, ModelConfig, SampleConfig
 from emigm.model.model import EMIGM
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks" / "benchmark").glob("*.yaml"))
+BENCHMARKS = sources(ROOT)
 NOT_NAMES = [
     "",
     ".",
@@ -61,8 +60,7 @@ KNOWN = [*NONSENSE, *NOT_NAMES]
 
 @cache
 def shipped(name: str) -> dict:
-    with initialize_config_dir(str(ROOT / "benchmarks"), version_base=None):
-        return OmegaConf.to_container(compose("config", [f"benchmark={name}"]), resolve=True)["benchmark"]
+    return compose(name, ROOT)["benchmark"]
 
 
 def leaves(tree, path=()):
@@ -124,32 +122,32 @@ def test_generated_nonsense_at_any_key_is_refused_by_name_or_makes_sense(data):
     refused_or_sensible(replaced(tree, path, data.draw(values)), path)
 
 
-def edited(tmp_path: Path, *changes: tuple[str, object], name: str = "digits") -> Path:
+def edited(tmp_path: Path, *changes: tuple[str, object], name: str = "mnist") -> Path:
     """A params.yaml with other values at dotted paths."""
-    tree = shipped(name)
+    tree = compose(name, ROOT)
     for dotted, value in changes:
-        tree = replaced(tree, tuple(dotted.split(".")), value)
+        tree = replaced(tree, ("benchmark", *dotted.split(".")), value)
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump({"benchmark": tree}, sort_keys=False))
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
 
 
 @pytest.mark.parametrize("bad", NOT_NAMES)
 def test_a_name_that_is_no_plain_file_name_is_refused_wherever_it_becomes_part_of_a_path(tmp_path, bad):
-    digits = shipped("digits")
+    mnist = shipped("mnist")
     for key, changes in {
         "benchmark.name": [("name", bad)],
-        "benchmark.sizes": [("sizes", ["xs", bad]), ("ladder", {**digits["ladder"], bad: digits["ladder"]["xs"]})],
-        "benchmark.ladder": [("ladder", {**digits["ladder"], bad: digits["ladder"]["xs"]})],
-        "benchmark.budgets": [("budgets", [bad]), ("sampling", {**digits["sampling"], bad: digits["sampling"]["4"]})],
-        "benchmark.sampling": [("sampling", {**digits["sampling"], bad: digits["sampling"]["4"]})],
+        "benchmark.sizes": [("sizes", ["xs", bad]), ("ladder", {**mnist["ladder"], bad: mnist["ladder"]["xs"]})],
+        "benchmark.ladder": [("ladder", {**mnist["ladder"], bad: mnist["ladder"]["xs"]})],
+        "benchmark.budgets": [("budgets", [bad]), ("sampling", {**mnist["sampling"], bad: mnist["sampling"]["4"]})],
+        "benchmark.sampling": [("sampling", {**mnist["sampling"], bad: mnist["sampling"]["4"]})],
     }.items():
         with pytest.raises(ConfigError, match=rf"{key}.*must be letters, digits, _ and -"):
             load_benchmark(edited(tmp_path, *changes))
 
 
 def test_two_runs_whose_files_would_have_one_name_are_refused(tmp_path):
-    ladder, sampling = shipped("digits")["ladder"], shipped("digits")["sampling"]
+    ladder, sampling = shipped("mnist")["ladder"], shipped("mnist")["sampling"]
     changes = [("ladder", {"a": ladder["xs"], "a-b": ladder["s"]}), ("sizes", ["a", "a-b"])]
     changes += [("sampling", {"b-c": sampling["4"], "c": sampling["4"]}), ("budgets", ["b-c", "c"])]
     with pytest.raises(ConfigError, match=r"sizes and budgets name two runs a-b-c"):
@@ -171,26 +169,26 @@ def test_two_runs_whose_files_would_have_one_name_are_refused(tmp_path):
         ("train.t_min", 1, r"train\.t_min = 1\.0"),
         ("train.seeds", [0, 1, 0], r"train\.seeds = \(0, 1, 0\): must name at least one, and none twice"),
         ("train.seeds", [-1], r"train\.seeds\[0\] = -1"),
-        ("train.warmup_steps", 1000, r"ladder\.xs\.train\.warmup_steps = 1000 leaves nothing of steps = 1000"),
+        ("train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 3000"),
         ("model.patch", 0, r"model\.patch = 0"),
-        ("model.patch", 8, r"ladder\.xs\.model\.patch = 8 leaves one token"),
+        ("model.patch", 14, r"ladder\.xs\.model\.patch = 14 leaves one token"),
         ("model.heads", 0, r"model\.heads = 0"),
         ("model.dropout", 1, r"model\.dropout = 1\.0"),
         ("model.encoder_blocks", -1, r"model\.encoder_blocks = -1"),
         ("model.width", 10**400, r"model\.width = 1000.*: must lie in \[1, 65536\]"),
         ("model.classes", 11, r"model\.classes = 11, but there are 10"),
-        ("model.channels", 3, r"model\.channels = 3, grid = 8, but the latents .* have 1 channels and sides of 8"),
+        ("model.channels", 3, r"model\.channels = 3, grid = 14, but the latents .* have 1 channels and sides of 14"),
         ("autoencoder.scale", 0, r"autoencoder\.scale = 0\.0"),
         ("autoencoder.scale", -1.3, r"autoencoder\.scale = -1\.3"),
         ("autoencoder.scale", float("inf"), r"autoencoder\.scale = inf: must be a finite number"),
         ("extractor.training.steps", 0, r"extractor\.training\.steps = 0"),
         ("sampling.4.settings.cfg_scale", -1, r"sampling\.4\.settings\.cfg_scale = -1\.0"),
-        ("sampling.16.settings.steps", 17, r"steps = 17, but every step reveals a token, and there are 16"),
+        ("sampling.16.settings.steps", 50, r"steps = 50, but every step reveals a token, and there are 49"),
         ("train.label_dropout", 0, r"cfg_scale = 1\.5, but with train\.label_dropout = 0"),
         ("gate.images", 0, r"gate\.images = 0"),
         ("gate.visible", [0, 0, 8], r"gate\.visible = \(0, 0, 8\): must name at least one, and none twice"),
         ("evaluation.kid_subset", 0, r"evaluation\.kid_subset = 0"),
-        ("evaluation.kid_subset", 601, r"evaluation\.images = 600 is less than kid_subset = 601"),
+        ("evaluation.kid_subset", 1001, r"evaluation\.images = 1000 is less than kid_subset = 1001"),
         ("evaluation.seeds", [0, 0], r"evaluation\.seeds = \(0, 0\): must name at least one, and none twice"),
         ("evaluation.images", 9, r"evaluation\.images = 9 is less than"),
         ("sizes", [], r"benchmark\.sizes = \(\): must name at least one"),
@@ -212,10 +210,9 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(tmp_path, key, value, m
 
 
 def test_a_bad_common_value_is_refused_though_every_size_overrides_it(tmp_path):
-    assert all("lr" in size["train"] for size in shipped("digits")["ladder"].values())
-    for key in ("train.lr", "model.width"):
-        with pytest.raises(ConfigError, match=rf"benchmark\.{key} = -1"):
-            load_benchmark(edited(tmp_path, (key, -1)))
+    assert all("width" in size["model"] for size in shipped("mnist")["ladder"].values())
+    with pytest.raises(ConfigError, match=r"benchmark\.model\.width = -1"):
+        load_benchmark(edited(tmp_path, ("model.width", -1)))
 
 
 def test_what_is_made_without_a_file_is_held_against_the_same_rules():
@@ -248,13 +245,13 @@ ALIASES = "a: &a [x, x]\n" + ALIASES
         ("benchmark: 2024-13-45", "not valid YAML"),
         ("benchmark: {<<: 3}", "not valid YAML"),
         ("benchmark: " + "[" * 5000, "not valid YAML"),
-        ("benchmark: 1\n---\nbenchmark: 2", "not valid YAML"),
+        ("benchmark: 1\n---\na: 2", "not valid YAML"),
         ("benchmark: [1, 2]", "benchmark: expected a mapping"),
         ("benchmark: 0x" + "f" * 5000, "expected a mapping, found an integer of thousands of digits"),
         ("[]", "expected a mapping, found"),
         ("5", "expected a mapping, found 5"),
         ("", "expected a mapping, found None"),
-        ("{benchmark: {}, 5: 6}", "expected the one top-level key"),
+        ("{benchmark: {}, 5: 6}", "expected the top-level keys"),
         ("benchmark: {[1]: 2}", "unknown key benchmark"),
         (ALIASES + "benchmark: {name: x, title: *i}", "top-level key"),
         ("x: &x {a: *x}\nbenchmark: *x", "top-level key"),
@@ -265,7 +262,10 @@ ALIASES = "a: &a [x, x]\n" + ALIASES
 )  # fmt: skip
 def test_a_file_that_is_no_plain_yaml_is_refused_in_one_line_and_runs_nothing(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    if isinstance(text, str):
+        others = "root: .\nparams: params.yaml\nmakes: []\nnotebooks: []\n" if text.startswith("benchmark:") else ""
+        text = (others + text).encode()
+    Path("params.yaml").write_bytes(text)
     with pytest.raises(ConfigError, match=message) as caught:
         load_benchmark()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600

@@ -7,33 +7,27 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from emigm.config.benchmark import load_benchmark, parse_benchmark
+from emigm.config.compose import compose, compose_benchmark, sources
 from emigm.config.errors import ConfigError
 from emigm.config.schema import SampleConfig
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks" / "benchmark").glob("*.yaml"))
+BENCHMARKS = sources(ROOT)
 
 
-def composed(name: str, *overrides: str) -> dict:
-    with initialize_config_dir(str(ROOT / "benchmarks"), version_base=None):
-        return OmegaConf.to_container(compose("config", [f"benchmark={name}", *overrides]), resolve=True)
+def composed(name: str) -> dict:
+    return compose(name, ROOT)
 
 
 def edited(tmp_path, change) -> Path:
-    tree = composed("digits")
+    tree = composed("mnist")
     change(tree["benchmark"])
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return path
-
-
-def test_params_yaml_is_the_composed_digits_benchmark():
-    assert yaml.safe_load((ROOT / "params.yaml").read_text()) == composed("digits")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -57,9 +51,9 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
 
 
 def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
-    benchmark = parse_benchmark(composed("imagenet256-dry", "benchmark.data.root=photos")["benchmark"])
+    benchmark = parse_benchmark(composed("imagenet256-dry")["benchmark"])
     assert benchmark.dry_run and benchmark.gate.on_failure == "mark" and benchmark.weights == "trained"
-    assert (benchmark.data.root, benchmark.data.holdout_root) == ("photos", "photos")
+    assert benchmark.data.root == benchmark.data.holdout_root
     real = dataclasses.replace(PAPER_MODELS[256, "xs"], classes=64)
     assert benchmark.model_config("xs") == real
     full = parse_benchmark(composed("imagenet256")["benchmark"])
@@ -68,8 +62,8 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
 
 
 def test_an_override_replaces_a_key_of_the_composed_benchmark():
-    tree = composed("imagenet256", "benchmark.weights=trained", "benchmark.sampling.16.settings.precision=bf16")
-    benchmark = parse_benchmark(tree["benchmark"])
+    changes = ["benchmark.weights=trained", "benchmark.sampling.16.settings.precision=bf16"]
+    benchmark = compose_benchmark("imagenet256", changes, ROOT)
     assert benchmark.weights == "trained" and benchmark.sample_config("h", "16").precision == "bf16"
 
 
@@ -97,7 +91,7 @@ def test_a_mistake_in_an_imagenet_yaml_is_named(change, message):
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones():
-    with pytest.raises(Exception, match="digits"):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'imagenet64'; did you mean 'imagenet256'.*mnist"):
         composed("imagenet64")
 
 
@@ -120,7 +114,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones():
         ),
         (lambda b: b["sampling"]["4"]["settings"].update(cfg_interval=[0.5, 0.2]), r"cfg_interval"),
         (lambda b: b["gate"].update(on_failure="skip"), r"gate\.on_failure = 'skip'"),
-        (lambda b: b["gate"].update(visible=[0, 16]), r"gate\.visible = \[0, 16\]: .* from 0 to 15"),
+        (lambda b: b["gate"].update(visible=[0, 49]), r"gate\.visible = \[0, 49\]: .* from 0 to 48"),
         (lambda b: b["gate"].update(visible=[4]), r"gate\.visible = \[4\]: give two"),
         (lambda b: b["autoencoder"].update(weights="kl16.ckpt"), r"weights has no effect for kind: pixels"),
     ],

@@ -18,23 +18,24 @@ from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
 from emigm.data.images import load_split, save_images
 from emigm.data.latents import write_latents
-from emigm.data.samples import save_chunk
+from emigm.data.samples import SampleSet, write_samples
 from emigm.metrics import measuring
+from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Features
 from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.stages.evaluate import evaluate, summaries
 from emigm.stages.extractor import make_extractor
-from emigm.stages.reference import make_reference, shuffle, stored_reference
+from emigm.stages.reference import make_reference, stored_reference
 
 TREE = {
-    "name": "tiny",
+    "name": "tiny", "images_of": "tiny",
     "title": "Tiny digits",
     "dry_run": True,
     "sizes": ["xs"],
     "budgets": ["4", "16"],
     "data": {"dataset": "digits", "holdout": 0.2},
     "autoencoder": {"kind": "pixels", "scale": 1.3},
-    "extractor": {"kind": "digits-cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seed": 0}},
+    "extractor": {"kind": "cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seed": 0}},
     "run": {"device": "cpu", "score_batch": 32},
     "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 30, "kid_subset": 50},
     "gate": {"visible": [0, 8], "on_failure": "mark"},
@@ -55,6 +56,14 @@ def benchmark(**changes) -> Benchmark:
     return parse(Benchmark, tree, "benchmark")
 
 
+def write_run(budget: str, train_seed: int, seed: int, pixels, labels) -> Path:
+    """What the sample stage leaves of one training and one sampling seed."""
+    folder = Path("samples/tiny/xs") / budget / f"train{train_seed}-seed{seed}"
+    facts = {"benchmark": "tiny", "size": "xs", "budget": budget, "train_seed": train_seed, "seed": seed}
+    write_samples(folder, pixels, labels, 30, **facts)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A working directory in which everything before evaluate has run; images are real ones with noise."""
@@ -71,11 +80,10 @@ def prepared(tmp_path_factory):
         make_extractor(cfg)
         make_reference(cfg)
         rng = np.random.default_rng(0)
-        for path in [f"{b}/train{t}-seed{s}" for b in ("4", "16") for t in (0, 1) for s in (0, 1)]:
-            for start in (0, 30, 60):
-                chosen = rng.choice(len(split["train"][0]), min(30, 70 - start), replace=False)
-                pixels = split["train"][0][chosen] // 2 + rng.integers(0, 100, (len(chosen), 1, 8, 8), dtype=np.uint8)
-                save_chunk(Path("samples/tiny/xs") / path, start, pixels, split["train"][1][chosen])
+        for budget, t, seed in [(b, t, s) for b in ("4", "16") for t in (0, 1) for s in (0, 1)]:
+            chosen = rng.choice(len(split["train"][0]), 70, replace=False)
+            pixels = split["train"][0][chosen] // 2 + rng.integers(0, 100, (70, 1, 8, 8), dtype=np.uint8)
+            write_run(budget, t, seed, pixels, split["train"][1][chosen])
     finally:
         os.chdir(here)
     return folder
@@ -121,7 +129,6 @@ def test_every_run_is_scored_and_summarised(alone):
 
 
 def test_scores_are_those_of_all_images_at_once(workspace, alone):
-    from emigm.data.samples import SampleSet
     from emigm.metrics.features import load_extractor
 
     pixels, _ = SampleSet("samples/tiny/xs/4/train0-seed1", 70).all()
@@ -132,23 +139,23 @@ def test_scores_are_those_of_all_images_at_once(workspace, alone):
 
 def test_the_extractor_s_identity_is_its_file_s_checksum(workspace, alone):
     checksum = record("extractor")["results"]["sha256"]
-    assert alone["settings"]["extractor_identity"] == {"kind": "digits-cnn", "sha256": checksum}
+    assert alone["settings"]["extractor_identity"] == {"kind": "cnn", "sha256": checksum}
 
 
 def test_a_killed_evaluation_measures_only_what_is_missing(workspace, alone, monkeypatch):
-    measured, original = [], measuring.write_atomically
+    measured, original = [], measuring.write_arrays
 
-    def killed_after_five(path, write):
+    def killed_after_five(path, **arrays):
         if len(measured) == 5:
             raise KeyboardInterrupt
         measured.append(path)
-        original(path, write)
+        original(path, **arrays)
 
-    monkeypatch.setattr(measuring, "write_atomically", killed_after_five)
+    monkeypatch.setattr(measuring, "write_arrays", killed_after_five)
     with pytest.raises(KeyboardInterrupt):
         evaluate(benchmark(), "xs")
     before = {p: p.stat().st_mtime_ns for p in measured}
-    monkeypatch.setattr(measuring, "write_atomically", lambda p, write: (measured.append(p), original(p, write)))
+    monkeypatch.setattr(measuring, "write_arrays", lambda p, **found: (measured.append(p), original(p, **found)))
     monkeypatch.setattr("emigm.stages.evaluate.shutil.rmtree", lambda state: None)
     evaluate(benchmark(), "xs")
     assert len(measured) == len(set(measured)) == CHUNKS
@@ -167,7 +174,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
 
 
 def test_two_processes_give_the_same_records_bit_for_bit(workspace, alone):
-    statistics, floors = Path("data/tiny/reference.npz").read_bytes(), record("reference")["results"]
+    statistics, results = Path("data/tiny/reference.npz").read_bytes(), record("reference")["results"]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -180,18 +187,15 @@ def test_two_processes_give_the_same_records_bit_for_bit(workspace, alone):
     assert [p.exitcode for p in processes] == [0, 0]
     together = record("evaluate-xs")
     assert together["results"] == alone["results"]
-    assert Path("data/tiny/reference.npz").read_bytes() == statistics and record("reference")["results"] == floors
+    assert Path("data/tiny/reference.npz").read_bytes() == statistics and record("reference")["results"] == results
     assert together["processes"] == 2 and alone["processes"] == 1
 
 
 def test_changed_samples_are_measured_anew(workspace, alone):
-    path = Path("samples/tiny/xs/4/train0-seed0/000000-000030.npz")
-    whole = path.read_bytes()
-    with np.load(path) as f:
-        pixels, labels = f["pixels"], f["labels"]
-    save_chunk(path.parent, 0, pixels // 2, labels)
+    pixels, labels = SampleSet("samples/tiny/xs/4/train0-seed0", 70).all()
+    write_run("4", 0, 0, pixels // 2, labels)
     evaluate(benchmark(), "xs")
-    path.write_bytes(whole)
+    write_run("4", 0, 0, pixels, labels)
     runs = record("evaluate-xs")["results"]["4"]["runs"]
     assert runs[0]["fid"] != alone["results"]["4"]["runs"][0]["fid"] and runs[1:] == alone["results"]["4"]["runs"][1:]
 
@@ -210,13 +214,18 @@ def test_missing_samples_and_a_missing_reference_are_named(workspace):
         Path("moved.npz").rename(reference)
 
 
-def test_the_reference_of_training_images_has_its_floors(workspace):
+def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_scored_images(workspace):
     results = record("reference")["results"]
     assert results["source"] == {"kind": "training images", "feature_images": 1438}
-    assert results["real"]["images"] == 1438 and results["floors"]["holdout"]["images"] == 359
-    floors = {name: floor["fid"]["mean"] for name, floor in results["floors"].items()}
-    assert set(floors) == {"holdout", "class_shuffle", "train_bootstrap"} and floors["train_bootstrap"] > 0
+    assert results["real"]["images"] == 1438
+    baselines = results["baselines"]
+    assert {name: b["images"] for name, b in baselines.items()} == dict.fromkeys(
+        ("holdout", "train_subset", "class_shuffle"), 70
+    )
+    assert baselines["train_subset"]["fid"]["mean"] > 0 and baselines["train_subset"]["fid"]["n"] == 5
     assert results["nearest"]["holdout_to_train"] > 0
+    assert results["nearest"]["real_ratio"]["mean"] == pytest.approx(1, abs=0.05)
+    assert Path("results/tiny/grids/real.png").stat().st_size > 100
     assert not Path(".state/tiny/reference").exists()
 
 
@@ -227,17 +236,36 @@ def test_more_photos_than_fit_in_memory_ask_for_stored_statistics(workspace, mon
 
 
 def test_shuffled_tokens_keep_class_and_position():
-    cfg = benchmark()
     labels = np.random.default_rng(0).integers(0, 10, 200)
-    sources, chosen = shuffle(cfg, labels, 3)
+    sources, chosen = shuffle_sources(labels, 16, 70, 3)
     assert sources.shape == (70, 16) and (labels[sources] == labels[chosen][:, None]).all()
-    full, everyone = shuffle(benchmark(evaluation={"images": 200}), labels, 3)
+    full, everyone = shuffle_sources(labels, 16, 200, 3)
     assert all(np.array_equal(np.sort(column), np.arange(200)) for column in full.T)  # each token is used once
     assert np.array_equal(np.sort(everyone), np.arange(200))
 
 
+def test_a_subset_shares_no_image_with_what_it_is_held_against():
+    """Ten copies of one image among many others: the subset's FID would be 0 if its rest were all images."""
+    pool = torch.cat([torch.zeros(10, 4), torch.randn(190, 4, generator=torch.Generator().manual_seed(0))])
+    features = Features(pool, torch.zeros(200, 2))
+    assert subset_fid(features, 150, 0) == pytest.approx(subset_fid(features, 100, 0))  # at most half
+    order = np.random.default_rng(0).permutation(200)
+    ours, rest = pool[order[:80]], pool[order[80:]]
+    expected = fid(Features(ours, ours), reference_of(Features(rest, rest)))
+    assert subset_fid(features, 80, 0) == pytest.approx(expected)
+
+
+def test_images_that_copy_a_set_are_nearer_to_it_and_others_are_not():
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
+    ratios = neighbour_ratios(real, images=100, known=100)
+    assert len(ratios) == 20 and np.mean(ratios) == pytest.approx(1, abs=0.05)
+    few = neighbour_ratios(real[:30], images=100, known=100)  # ten each
+    assert len(few) == 20 and np.isfinite(few).all()
+
+
 def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(workspace, tmp_path, alone):
-    """And the record says so: no floors, null scores, no summary of them."""
+    """And the record says so: no baselines, null scores, no summary of them."""
     mine = load_reference(Path("data/tiny/reference.npz"))
     stored = tmp_path / "statistics.npz"
     np.savez(stored, mu=mine.mu.astype(np.float32), sigma=mine.sigma)
@@ -247,7 +275,7 @@ def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(wor
     reference, evaluated = record("reference"), (evaluate(cfg, "xs"), record("evaluate-xs"))[1]
     for path, data in kept.items():
         Path(path).write_bytes(data)
-    assert reference["results"]["floors"] == {} and "real" not in reference["results"]
+    assert reference["results"]["baselines"] == {} and "real" not in reference["results"]
     source = evaluated["settings"]["reference_source"]
     assert source == reference["results"]["source"]
     assert source["file"] == "statistics.npz" and source["keys"] == ["mu", "sigma"] and source["feature_images"] is None
@@ -266,7 +294,7 @@ def test_images_beside_stored_statistics_give_the_features(tmp_path):
     reference, results = stored_reference(tmp_path / "adm.npz", SimpleNamespace(width=5), {"stored": features})
     assert torch.equal(reference.pool, pool) and reference.clean[0] == pytest.approx(full.mu + 1)
     assert results["source"]["feature_images"] == 40 and results["stored_images"]["fid"] == pytest.approx(0, abs=1e-6)
-    assert results["stored_images"]["isc"] == pytest.approx(1) and results["floors"] == {}
+    assert results["stored_images"]["isc"] == pytest.approx(1) and results["baselines"] == {}
 
 
 def test_a_metric_that_some_run_lacks_has_no_summary():

@@ -1,6 +1,7 @@
 """Features of images: the digits' classifier, and Inception with random weights."""
 
 import pickle
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -17,7 +18,7 @@ from emigm.metrics.features import load_extractor, write_source
 from emigm.metrics.scores import fid, inception_score, kid, precision_recall, reference_of, scores
 
 TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
-CFG = ExtractorConfig("digits-cnn", training=TRAINING)
+CFG = ExtractorConfig("cnn", training=TRAINING)
 INCEPTION = ExtractorConfig("inception", weights="weights.pth")
 
 
@@ -104,16 +105,20 @@ def test_label_accuracy_is_against_the_classes_asked_for(digits):
 
 
 def test_a_missing_or_damaged_classifier_is_named(tmp_path, digits):
-    with pytest.raises(ConfigError, match=r"weights\.safetensors: no such file; the extractor stage has not run"):
+    with pytest.raises(ConfigError, match=r"source\.json: no such file; the extractor stage has not run"):
         load_extractor(CFG, tmp_path)
+    shutil.copytree(digits[2], tmp_path, dirs_exist_ok=True)
     damaged = tmp_path / WEIGHTS_FILE
-    damaged.write_bytes((digits[2] / WEIGHTS_FILE).read_bytes()[:500])
-    with pytest.raises(ConfigError, match=r"weights\.safetensors: truncated"):
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: not the file the extractor stage has seen"):
+        load_extractor(CFG, tmp_path)
+    damaged.unlink()
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: no such file \(delete the folder"):
         load_extractor(CFG, tmp_path)
 
 
 def test_images_that_an_extractor_does_not_take_are_refused(digits, inception):
-    with pytest.raises(ConfigError, match="digits-cnn takes uint8 images of shape 1 x 8 x 8, not uint8 of shape 3 x 9"):
+    with pytest.raises(ConfigError, match="cnn takes uint8 images of shape 1 x 8 x 8, not uint8 of shape 3 x 9"):
         digits[1](np.zeros((2, 3, 9, 9), np.uint8))
     with pytest.raises(ConfigError, match="inception takes uint8 images of shape 3 x height x width, not float32"):
         inception[2](np.zeros((2, 3, 9, 9), np.float32))

@@ -1,4 +1,4 @@
-"""A benchmark: all that one composed configuration says, and the loader of `params.yaml`. No torch in this module."""
+"""A benchmark: all that one composed configuration says, and the reader of its file. No torch in this module."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ class BudgetConfig(Checked):
 
 @dataclass(frozen=True)
 class Benchmark(Checked):
-    """Everything a benchmark runs; see `benchmarks/benchmark/*.yaml`."""
+    """Everything a benchmark runs; see `benchmarks/*/benchmark.yaml`."""
 
     name: Name
     title: Text
+    images_of: Name
+    """The benchmark whose images and extractor are used; its own name where it makes them."""
     sizes: Annotated[tuple[Name, ...], distinct]
     budgets: Annotated[tuple[Name, ...], distinct]
     data: DataConfig
@@ -213,13 +215,22 @@ def parse_benchmark(tree: Any) -> Benchmark:
     return benchmark
 
 
+KEYS = ("root", "params", "makes", "notebooks", "benchmark")
+"""Of a composed file: the repository's root as seen from it; the file as seen from there; the data sets that its
+pipeline makes; the notebooks that it runs; the benchmark itself. All but the last are for dvc.yaml."""
+
+
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
-    """Read the composed configuration that DVC keeps in `params.yaml`.
+    """Read a composed configuration (`emigm compose`).
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key in it is unknown, missing or of a wrong type.
     """
-    tree = read_yaml(Path(path))
-    if set(tree) != {"benchmark"}:
-        raise ConfigError(f"{path}: expected the one top-level key 'benchmark', found {show(list(tree))}")
+    return parse_params(read_yaml(Path(path)), str(path))
+
+
+def parse_params(tree: dict[str, Any], where: str) -> Benchmark:
+    """The benchmark in the tree of a composed file that is called `where` in messages."""
+    if set(tree) != set(KEYS):
+        raise ConfigError(f"{where}: expected the top-level keys {', '.join(KEYS)}, found {show(list(tree))}")
     return parse_benchmark(tree["benchmark"])

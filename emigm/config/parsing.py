@@ -183,7 +183,7 @@ def _below(where: str, key: Any) -> str:
 def suggest(name: str, allowed: Iterable[Any]) -> str:
     """The nearest of the allowed names, and all of them, for the end of a message."""
     allowed = [str(a) for a in allowed]
-    close = difflib.get_close_matches(name[:80], allowed, 1)
+    close = difflib.get_close_matches(str(name)[:80], allowed, 1)
     return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {', '.join(allowed)})"
 
 

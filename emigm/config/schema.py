@@ -130,12 +130,17 @@ class TrainConfig(Checked):
     """Peak learning rate, for the global batch."""
     seeds: Seeds = (0,)
     """Training seeds; one run each."""
-    masking: Literal["independent", "exact_count"] = "independent"
-    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them."""
-    schedule: Literal["linear", "cosine", "exp"] = "exp"
-    """Mask schedule gamma(t) (Table 4)."""
-    t_min: Annotated[float, within("[0, 1)")] = 0.2
-    """Time truncation: t <- max(t, t_min)."""
+    masking: Literal["independent", "exact_count", "truncated_normal"] = "independent"
+    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them; or, as MAR's code
+    does, a share of them from a normal distribution (mean 1, deviation 0.25) truncated to [0.7, 1], without a time."""
+    mask_group: Count = 64
+    """Images that share one masking time and mask count, as the images of one GPU do in the official code; a batch
+    smaller than that is one group. Without the MAE trick every image has its own, and the group is what the loss is
+    averaged over first."""
+    schedule: Literal["linear", "cosine", "exp"] | None = None
+    """Mask schedule gamma(t) (Table 4), by default exp."""
+    t_min: Annotated[float, within("[0, 1)")] | None = None
+    """Time truncation: t <- max(t, t_min), by default 0.2."""
     weight: Literal["one", "elbo"] = "one"
     """Loss weight: 1, or that of the ELBO, gamma'/gamma."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
@@ -149,12 +154,39 @@ class TrainConfig(Checked):
     """Diffusion times (each with its own noise) a masked token is trained at in one step."""
     checkpoint_every: Steps = 1000
     """Steps between resume points."""
+    snapshots: tuple[Annotated[float, within("(0, 1)")], ...] = ()
+    """Shares of the steps after which the EMA weights are kept; the final weights always are."""
     precision: Precision = "float32"
     """Of forward and backward; weights, EMA and optimizer stay float32."""
 
     def check(self) -> None:
+        if self.batch % min(self.mask_group, self.batch):
+            raise ConfigError(
+                f"batch = {self.batch} is not a multiple of mask_group = {self.mask_group}; change either, "
+                "so that groups are equally large"
+            )
+        timed = self.masking != "truncated_normal"
+        for name, default in (("schedule", "exp"), ("t_min", 0.2)):
+            if getattr(self, name) is None and timed:
+                object.__setattr__(self, name, default)
+            elif getattr(self, name) is not None and not timed:
+                raise ConfigError(f"{name} has no effect on masking: truncated_normal; set it to null")
+        if not timed and self.weight == "elbo":
+            raise ConfigError("weight: elbo needs a masking time, which masking: truncated_normal has not")
         if self.warmup_steps >= self.steps:
             raise ConfigError(f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}")
+        if not all(0 < n < self.steps for n in self.snapshot_steps) or len(set(self.snapshot_steps)) < len(
+            self.snapshots
+        ):
+            raise ConfigError(
+                f"snapshots = {list(self.snapshots)}: give shares of the {self.steps:,} steps, above 0 and "
+                "below 1, that come to different numbers of steps"
+            )
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Numbers of steps after which the EMA weights are kept."""
+        return tuple(round(share * self.steps) for share in self.snapshots)
 
 
 @dataclass(frozen=True)
@@ -217,14 +249,19 @@ class Images(NamedTuple):
     classes: int | None
 
 
-IMAGES = {"digits": Images(1, 8, 10), "cifar10": Images(3, 32, 10), "imagenet": Images(3, None, None)}
+IMAGES = {
+    "digits": Images(1, 8, 10),
+    "mnist": Images(1, None, 10),
+    "cifar10": Images(3, 32, 10),
+    "imagenet": Images(3, None, None),
+}
 
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
     """Which images, and how they are split."""
 
-    dataset: Literal["digits", "cifar10", "imagenet"]
+    dataset: Literal["digits", "mnist", "cifar10", "imagenet"]
     root: Text | None = None
     """cifar10: folder with torchvision's or parquet files (downloaded there when absent); imagenet: the training
     photos, one folder for each class."""
@@ -233,17 +270,18 @@ class DataConfig(Checked):
     classes: Count | None = None
     """imagenet: number of class folders there must be."""
     resolution: Annotated[int, within("[8, 4096]")] | None = None
-    """imagenet: side of the square crop, in pixels."""
+    """Side in pixels. imagenet: of the square crop; mnist: 28, or 14 for the means of 2 x 2 pixels."""
     holdout: Annotated[float, within("(0, 1)")] | None = None
-    """digits: fraction of each class that is never trained on (cifar10: its test images are held out)."""
+    """digits and mnist: fraction of each class that is never trained on (cifar10: its test images are held out)."""
     split_seed: Seed = 0
-    """digits: of the choice of held-out images."""
+    """digits and mnist: of the choice of held-out images."""
     flips: bool = False
     """Encode every training image with its horizontal flip, and train on either with equal chance."""
 
     def check(self) -> None:
         applies = {
             "digits": {"holdout"},
+            "mnist": {"holdout", "resolution"},
             "cifar10": {"root"},
             "imagenet": {"root", "holdout_root", "classes", "resolution"},
         }[self.dataset]
@@ -251,6 +289,8 @@ class DataConfig(Checked):
             if (getattr(self, name) is not None) != (name in applies):
                 verb = "is missing" if name in applies else "has no effect"
                 raise ConfigError(f"{name} {verb} for dataset: {self.dataset}")
+        if self.dataset == "mnist" and self.resolution > 28:
+            raise ConfigError(f"resolution = {self.resolution} is more than the 28 pixels of dataset: mnist; lower it")
 
     @property
     def images(self) -> Images:
@@ -321,14 +361,14 @@ class ClassifierTraining(Checked):
 class ExtractorConfig(Checked):
     """The feature extractor behind FID, IS, KID, precision and recall."""
 
-    kind: Literal["digits-cnn", "inception"]
+    kind: Literal["cnn", "inception"]
     weights: Text | None = None
     """inception: torch-fidelity's weights file."""
     training: ClassifierTraining | None = None
-    """digits-cnn: how the classifier is trained."""
+    """cnn: how the classifier is trained."""
 
     def check(self) -> None:
-        for name, kind in (("weights", "inception"), ("training", "digits-cnn")):
+        for name, kind in (("weights", "inception"), ("training", "cnn")):
             if (getattr(self, name) is not None) != (self.kind == kind):
                 verb = "is missing" if self.kind == kind else "has no effect"
                 raise ConfigError(f"{name} {verb} for kind: {self.kind}")

