@@ -356,6 +356,12 @@ def test_the_gate_stops_a_model_that_ignores_context_and_says_why():
         check_context(errors, GateConfig(visible=(0, 8, 15)), "digits-xs")
 
 
+def test_a_number_of_visible_tokens_asked_for_twice_changes_no_error():
+    model, latents, labels = random_model(), torch.randn(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64)
+    once, twice = (context_errors(model, latents, labels, visible, seed=0) for visible in ((0, 8), (0, 0, 8)))
+    assert once == twice
+
+
 def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):
     """Images whose tokens are all equal: one visible token tells everything."""
     level = torch.randn(512, 1, 1, 1, generator=torch.Generator().manual_seed(1))

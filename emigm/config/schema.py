@@ -292,6 +292,8 @@ class DataConfig(Checked):
             if (getattr(self, name) is not None) != (name in applies):
                 verb = "is missing" if name in applies else "has no effect"
                 raise ConfigError(f"{name} {verb} for dataset: {self.dataset}")
+        if self.dataset == "mnist" and self.resolution > 28:
+            raise ConfigError(f"resolution = {self.resolution} is more than the 28 pixels of dataset: mnist; lower it")
 
     @property
     def images(self) -> Images:
@@ -348,8 +350,9 @@ class AutoencoderConfig(Checked):
         }[self.kind]
         if images.channels != taken or images.side % stride:
             raise ConfigError(
-                f"kind: {self.kind} takes images of {taken} channels with sides that are multiples of {stride}, not of "
-                f"{images.channels} channels with sides of {images.side}; set another, or another dataset or resolution"
+                f"benchmark.autoencoder.kind: {self.kind} takes images of {taken} channels with sides that are "
+                f"multiples of {stride}, but data.dataset and data.resolution give {images.channels} channels and "
+                f"sides of {images.side}; set another"
             )
         return channels, images.side // stride
 
@@ -408,10 +411,6 @@ class EvalConfig(Checked):
     images."""
     snapshots: SnapshotsConfig | None = None
     """None: snapshots are not scored."""
-
-    def check(self) -> None:
-        if self.kid_subset > self.images:
-            raise ConfigError(f"kid_subset = {self.kid_subset} is more than images = {self.images}; lower it")
 
 
 @dataclass(frozen=True)

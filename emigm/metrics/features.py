@@ -93,11 +93,12 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
-        expected = (3,) if self.inception else (1, 8, 8)
+        side = None if self.inception else self.side
+        expected = (3,) if self.inception else (1, side, side)
         if pixels.dtype != np.uint8 or pixels.shape[1 : 1 + len(expected)] != expected:
             raise ConfigError(
                 f"extractor kind: {self.identity['kind']} takes uint8 images of shape "
-                f"{'3 x height x width' if self.inception else '1 x 8 x 8'}, not {pixels.dtype} of shape "
+                f"{'3 x height x width' if self.inception else f'1 x {side} x {side}'}, not {pixels.dtype} of shape "
                 f"{' x '.join(map(str, pixels.shape[1:]))}; set another extractor"
             )
         parts = []
