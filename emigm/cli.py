@@ -74,6 +74,13 @@ def compose(options: argparse.Namespace) -> int:
     return 0
 
 
+def fetch(options: argparse.Namespace) -> int:
+    from emigm.config.compose import compose_benchmark
+    from emigm.tools.fetch import fetch as get
+
+    return get(compose_benchmark(options.benchmark, options.set))
+
+
 def doctor(options: argparse.Namespace) -> int:
     from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
@@ -217,6 +224,15 @@ def parser() -> argparse.ArgumentParser:
     )
 
     verb = add(doctor, "doctor", "check what a benchmark needs, and estimate what it takes", "emigm doctor imagenet256")
+    add_benchmark(verb)
+
+    verb = add(
+        fetch,
+        "fetch",
+        "get the released files that a benchmark needs; goes on where it was interrupted",
+        "emigm fetch imagenet256",
+        "emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'",
+    )
     add_benchmark(verb)
 
     verb = add(

@@ -9,14 +9,14 @@ from test_pipeline import imported_modules
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"config.errors", "config.parsing", "files", "model.schedules", "model.diffusion"},
+    {"config.errors", "config.parsing", "files", "artefacts", "model.schedules", "model.diffusion"},
     {"config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
     {"records", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
     {"metrics.measuring", "training", "sampling", "report"},
-    {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor"},
+    {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor", "tools.fetch"},
     {"tools.parity", "tools.generate"},
     {"cli", "stages"},
 ]
