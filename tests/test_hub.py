@@ -147,7 +147,7 @@ def test_offline_mode_finds_what_is_cached_under_the_hubs_home(server, tmp_path,
     load_generator("me/tiny")
     asked = len(server.requests)
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "1"}
-    environment |= {k: v for k, v in os.environ.items() if k != "HF_HUB_CACHE"} | {"PYTHONPATH": str(REPO)}
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_CACHE"} | environment | {"PYTHONPATH": str(REPO)}
     code = "from emigm.api import load_generator as load; load('me/tiny'); print('loaded'); load('me/other')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout == "loaded\n"
