@@ -5,11 +5,11 @@ A checksum is *published* where its author or the host gives one, and *recorded*
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emigm.config.errors import ConfigError
+from emigm.files import read_json
 
 
 class HubFile(NamedTuple):
@@ -66,12 +66,10 @@ def fetched() -> dict[str, dict[str, Any]]:
     """The record of `emigm fetch`; raises ConfigError where it is damaged."""
     if not FETCHED.is_file():
         return {}
-    try:
-        tree = json.loads(FETCHED.read_text())
-        if not all(isinstance(entry["sha256"], str) for entry in tree.values()):
-            raise TypeError("an entry without sha256")
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise ConfigError(f"{FETCHED}: damaged ({e}); delete it, and `emigm fetch` writes it again") from e
+    remedy = "delete it, and `emigm fetch` writes it again"
+    tree = read_json(FETCHED, remedy)
+    if not all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in tree.values()):
+        raise ConfigError(f"{FETCHED}: an entry has no sha256; {remedy}")
     return tree
 
 

@@ -5,13 +5,14 @@ The Hub client's settings hold: HF_HOME, HF_TOKEN, HF_ENDPOINT, and HF_HUB_OFFLI
 
 from __future__ import annotations
 
-import json
+import tempfile
 from pathlib import Path
 
 from emigm.artefacts import HubFile
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
+from emigm.files import read_index, sha256, write_index
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE, read_model_config
 
 CARD = """---
@@ -75,19 +76,17 @@ def push_to_hub(
     """
     import huggingface_hub as hub
 
-    folder = Path(folder)
+    folder, remedy = Path(folder), "name a model folder"
     read_model_config(folder)
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise ConfigError(
-            f"{folder / WEIGHTS_FILE}: no such file; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}"
-        )
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = read_index(folder / CONFIG_FILE, remedy)
+    if config["weights"] != sha256(folder / WEIGHTS_FILE):
+        raise ConfigError(f"{folder / WEIGHTS_FILE}: checksum differs from that in {CONFIG_FILE}; {remedy}")
     if sampling is not None:
         config["sampling"] = as_dict(sampling)
-    files: dict[str, bytes | Path] = {
-        CONFIG_FILE: json.dumps(config, indent=2).encode() + b"\n",
-        WEIGHTS_FILE: folder / WEIGHTS_FILE,
-    }
+    with tempfile.TemporaryDirectory() as made:
+        write_index(Path(made) / CONFIG_FILE, config)
+        text = (Path(made) / CONFIG_FILE).read_bytes()
+    files: dict[str, bytes | Path] = {CONFIG_FILE: text, WEIGHTS_FILE: folder / WEIGHTS_FILE}
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         if not hub.file_exists(repository, "README.md"):

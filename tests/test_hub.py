@@ -136,8 +136,9 @@ def test_a_pushed_folder_is_loaded_again(server, tmp_path, monkeypatch, capsys):
     assert cli.main(["push", str(folder), "me/tiny"]) == 1
     err = capsys.readouterr().err
     assert "me/tiny: uploading failed (401: who are you?); check" in err and err.count("\n") == 1
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"model.safetensors: no such file"):
+    with (folder / "model.safetensors").open("ab") as f:
+        f.write(b"more")
+    with pytest.raises(ConfigError, match=r"model.safetensors: checksum differs"):
         hub.push_to_hub(folder, "me/tiny")
 
 

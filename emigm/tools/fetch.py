@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import huggingface_hub
 import requests
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from emigm.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, reference_mirrors
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import RunError
-from emigm.files import fingerprint, sha256, write_json
+from emigm.files import fingerprint, lock, sha256, write_json
 
 TIMEOUT = (10, 60)
 """Seconds to wait for a connection, and for the next bytes."""
@@ -65,11 +64,10 @@ def fetch(benchmark: Benchmark) -> int:
     problems = []
     if items:
         FETCHED.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(FETCHED.with_name(".fetch.lock"), timeout=0):
-                problems = [problem for item in items if (problem := obtain(item))]
-        except filelock.Timeout as e:
-            raise RunError("another `emigm fetch` is at work here; let it finish") from e
+        with FETCHED.with_name(".fetch.lock").open("w") as one_at_a_time:
+            if not lock(one_at_a_time.fileno()):
+                raise RunError("another `emigm fetch` is at work here; let it finish")
+            problems = [problem for item in items if (problem := obtain(item))]
     if benchmark.data.dataset == "imagenet" and benchmark.weights == "trained":
         data = benchmark.data
         print(IMAGENET.format(classes=data.classes, root=data.root, holdout=data.holdout_root))
