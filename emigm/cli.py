@@ -11,8 +11,8 @@ from typing import get_args, get_type_hints
 
 from emigm.config.errors import ConfigError, UserError
 from emigm.config.parsing import known
-from emigm.config.schema import SampleConfig
-from emigm.paper.settings import PAPER_MODELS
+from emigm.config.schema import ModelConfig, SampleConfig
+from emigm.paper.settings import PAPER_MODELS, paper_key
 
 SAMPLING = ("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "precision")
 """Sampling settings that `emigm generate` takes."""
@@ -75,6 +75,22 @@ def compose(options: argparse.Namespace) -> int:
     return 0
 
 
+def push(options: argparse.Namespace) -> int:
+    from emigm.hub import push_to_hub
+    from emigm.tools.generate import benchmark_sampling
+
+    sampling = benchmark_sampling(options.folder)
+    print(push_to_hub(options.folder, options.repository, sampling=sampling, private=options.private))
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from emigm.config.compose import compose_benchmark
+    from emigm.tools.fetch import fetch as get
+
+    return get(compose_benchmark(options.benchmark, options.set))
+
+
 def doctor(options: argparse.Namespace) -> int:
     from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
@@ -117,12 +133,12 @@ def known_seed(sampled: list[int], chosen: int | None, record: Path) -> int:
     return chosen
 
 
-def paper_model(name: str):
-    resolution, _, size = name.partition("-")
-    key = (int(resolution) if resolution.isdigit() else 0, size)
-    if key not in PAPER_MODELS:
-        known = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
-        raise argparse.ArgumentTypeError(f"unknown model {name!r} (allowed: {known})")
+def paper_model(name: str) -> ModelConfig:
+    """The architecture of a released name."""
+    key = paper_key(name)
+    if key is None:
+        models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
+        raise argparse.ArgumentTypeError(f"unknown model {name!r} (allowed: {models})")
     return PAPER_MODELS[key]
 
 
@@ -155,9 +171,12 @@ def parser() -> argparse.ArgumentParser:
         "generate",
         "write images of a model as one PNG: a row for each seed, a column for each class",
         "emigm generate models/mnist/h/seed0 --classes 0-9 --seeds 0,1,2 --out grid.png",
-        "emigm generate eMIGM_large_256_checkpoint.pth --autoencoder kl16.ckpt --classes 207,360 --out grid.png",
+        "emigm generate 256-l --classes 207,360 --out grid.png",
     )
-    verb.add_argument("model", help="model folder, or a released .pth")
+    verb.add_argument(
+        "model",
+        help="model folder, released name such as 256-l, released .pth, or a repository on the Hub as owner/name",
+    )
     verb.add_argument("--classes", type=numbers, required=True, help="such as 0,1,2 or 0-9")
     verb.add_argument("--seeds", type=numbers, default=[0], help="sampling seeds, such as 0,1 (default: 0)")
     verb.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the images go")
@@ -171,7 +190,9 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--cfg-interval", **interval, help="guidance acts at times above LOW, up to HIGH")
     group.add_argument("--schedule", choices=get_args(hints["schedule"]), help="mask schedule")
     group.add_argument("--precision", choices=get_args(hints["precision"]), help="of the network's matrix products")
-    verb.add_argument("--autoencoder", type=Path, metavar="PATH", help="weights, for the paper's models")
+    verb.add_argument(
+        "--autoencoder", type=Path, metavar="PATH", help="weights of KL-16 or DC-AE (default: the model's own)"
+    )
     verb.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
@@ -210,6 +231,16 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder", type=Path, help="model folder: model.safetensors and config.json")
     verb.add_argument("file", type=Path, help=".pth to write")
 
+    verb = add(
+        push,
+        "push",
+        "upload a model folder to the Hugging Face Hub, where `emigm generate owner/name` finds it",
+        "emigm push models/mnist/h/seed0 me/emigm-mnist --private",
+    )
+    verb.add_argument("folder", type=Path, help="model folder: model.safetensors and config.json")
+    verb.add_argument("repository", help="owner/name; it is made where it does not exist")
+    verb.add_argument("--private", action="store_true", help="make a new repository private")
+
     add(
         compose,
         "compose",
@@ -218,6 +249,15 @@ def parser() -> argparse.ArgumentParser:
     )
 
     verb = add(doctor, "doctor", "check what a benchmark needs, and estimate what it takes", "emigm doctor imagenet256")
+    add_benchmark(verb)
+
+    verb = add(
+        fetch,
+        "fetch",
+        "get the released files that a benchmark needs; goes on where it was interrupted",
+        "emigm fetch imagenet256",
+        "emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'",
+    )
     add_benchmark(verb)
 
     verb = add(

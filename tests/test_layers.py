@@ -10,13 +10,13 @@ from test_pipeline import imported_modules
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "config.parsing", "files", "model.schedules", "model.diffusion"},
-    {"config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
+    {"artefacts", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
     {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
-    {"metrics.measuring", "metrics.baselines", "training", "gate", "sampling", "report"},
-    {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor"},
+    {"metrics.measuring", "metrics.baselines", "training", "gate", "sampling", "report", "hub"},
+    {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor", "tools.fetch"},
     {"tools.parity", "tools.generate"},
     {"cli", "stages"},
 ]

@@ -41,6 +41,7 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(64 * math.ceil(side / 4) ** 2, FEATURES)
         self.logits = nn.Linear(FEATURES, classes)
         self.register_buffer("feature_scale", torch.ones(()))
+        self.register_buffer("side", torch.tensor(side))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels in 0..255 (B, 1, side, side) => features scaled to TRACE (B, 64), logits (B, classes)."""
@@ -79,11 +80,10 @@ def load_classifier(path: Path) -> Classifier:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the extractor stage has not run (dvc repro)")
     state = read_tensors(path)
-    for name in ("logits.bias", "hidden.weight"):
+    for name in ("logits.bias", "side"):
         if name not in state:
             raise ConfigError(f"{path}: tensor {name} is missing; delete it and run dvc repro")
-    side = 4 * math.isqrt(state["hidden.weight"].shape[-1] // 64)
-    model = Classifier(len(state["logits.bias"]), side)
+    model = Classifier(len(state["logits.bias"]), int(state["side"]))
     check_state(state, model, path)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

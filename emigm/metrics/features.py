@@ -93,7 +93,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
-        side = None if self.inception else self.side
+        side = None if self.inception else int(self.network.model.side)
         expected = (3,) if self.inception else (1, side, side)
         if pixels.dtype != np.uint8 or pixels.shape[1 : 1 + len(expected)] != expected:
             raise ConfigError(
