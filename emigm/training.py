@@ -27,11 +27,12 @@ from emigm.autoencoders.autoencoder import Autoencoder
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import GateConfig, ModelConfig, Precision, TrainConfig
-from emigm.files import fingerprint, write_atomically
+from emigm.files import fingerprint
 from emigm.model import diffusion
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
 from emigm.runtime.distributed import ALONE, World, autocast
+from emigm.runtime.resume import ResumePoints
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""
@@ -167,15 +168,14 @@ def train(
     start, earlier = 0, 0.0
 
     key = fingerprint(as_dict(model_cfg), as_dict(cfg), seed, data_id)
-    state_path = state_folder / f"train-{key}.pt"
-    if state_path.is_file():
-        state = read_state(state_path)
+    points = ResumePoints(state_folder, f"train-{key}")
+    if (state := points.load(("model", "optimizer", "ema", "step", "curve", "recent", "seconds"))) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         ema = [t.to(world.device) for t in state["ema"]]
         start, curve, recent, earlier = state["step"], state["curve"], state["recent"], state["seconds"]
     if len(set(world.gather(start))) > 1:
-        raise ConfigError(f"{state_path}: not seen by every process; put it on a file system that all nodes share")
+        raise ConfigError(f"{state_folder}: not seen by every process; put it on a file system that all nodes share")
     on_start(start)
     network = model if world.size == 1 else _synchronised(model, world)
 
@@ -223,7 +223,7 @@ def train(
                 "recent": recent,
                 "seconds": earlier + time.perf_counter() - begun,
             }
-            write_atomically(state_path, lambda p, state=state: torch.save(state, p))
+            points.save(step + 1, state)
 
     names = [name for name, _ in model.named_parameters()]
     return TrainResult(dict(zip(names, ema, strict=True)), curve, earlier + time.perf_counter() - begun)
@@ -283,14 +283,6 @@ def accumulate(
 def _take(draw: TrainingDraw, rows: slice) -> TrainingDraw:
     """The part of a draw that belongs to these images."""
     return TrainingDraw(draw.weight, draw.masked[rows], draw.dropped[rows], draw.time[:, rows], draw.noise[:, rows])
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """A resume point; raises ConfigError when it cannot be read."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the processes share its pages
-    except Exception as e:  # torch.load raises many types for a damaged file
-        raise ConfigError(f"{path}: damaged resume point ({e}); delete it to start this run over") from e
 
 
 @torch.inference_mode()

@@ -238,9 +238,9 @@ def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypat
     with pytest.raises(Killed):
         stage.sample_seed(*work, lambda done: None)
     done = []
-    folder = stage.sample_seed(*work, done.append)
+    chunks = stage.sample_seed(*work, done.append)
     assert firsts == [0, 5, 10, 15, 15, 20] and done[0] == 13 and done[-1] == 22
-    assert len(SampleSet(folder, 22)) == 22 and len(stage.read_facts(folder)) == 5
+    assert [cost["images"] for cost in chunks.finish()] == [5, 5, 5, 5, 2] and len(SampleSet(chunks.store, 22)) == 22
 
 
 def encoded(folder, tiny, images=48):

@@ -1,7 +1,6 @@
 """The model: architectures, the MAE trick, masking, and files."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.files import write_index
 from emigm.model.model import EMIGM, draw_training, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
 from emigm.paper.settings import PAPER_MODELS
@@ -170,14 +170,16 @@ def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
     save_model(tmp_path, EMIGM(TINY).state_dict(), TINY)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ConfigError, match=r"model\.safetensors.*(truncated|damaged)"):
+    with pytest.raises(
+        ConfigError, match=r"model\.safetensors: not the weights that config\.json .*names \(checksum differs\)"
+    ):
         load_model(tmp_path)
 
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
         load_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model": dataclasses.asdict(TINY)}))
+    write_index(tmp_path / "config.json", {"model": dataclasses.asdict(TINY)})
     with pytest.raises(ConfigError, match=r"model\.safetensors: no such file"):
         load_model(tmp_path)
 
@@ -187,4 +189,12 @@ def test_a_missing_tensor_is_named(tmp_path):
     del state["head.input_proj.weight"]
     save_model(tmp_path, state, TINY)
     with pytest.raises(ConfigError, match=r"head\.input_proj\.weight"):
+        load_model(tmp_path)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    state = {name: tensor.clone() for name, tensor in EMIGM(TINY).state_dict().items()}
+    state["head.input_proj.weight"][0, 0] = float("nan")
+    save_model(tmp_path, state, TINY)
+    with pytest.raises(ConfigError, match=r"model\.safetensors: tensor head\.input_proj\.weight holds NaN"):
         load_model(tmp_path)

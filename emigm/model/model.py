@@ -6,28 +6,27 @@ times a token is trained at (`diffusion_batch_mul`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, parse
 from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.files import write_atomically
+from emigm.files import read_index, sha256, write_atomically, write_index
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone, select_rows
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.schedules import draw_mask_count, elbo_weight, mean_gamma
-from emigm.model.weights import check_state
+from emigm.model.weights import check_state, read_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+REMEDY = "train or import the model again"
 
 
 class TrainingDraw(NamedTuple):
@@ -135,13 +134,13 @@ class EMIGM(nn.Module):
 
 def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, **facts: Any) -> None:
     """Write `model.safetensors` and `config.json` into `folder`; `facts` (origin, latent scale, ...) go beside
-    the architecture. The weights come last, so a folder that has them is whole."""
+    the architecture, and so does the weights' checksum. The configuration comes last, so a folder whose two files
+    agree is whole."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"model": as_dict(cfg), **facts}, indent=2) + "\n"
-    write_atomically(folder / CONFIG_FILE, lambda p: p.write_text(text))
+    weights = folder / WEIGHTS_FILE
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(folder / WEIGHTS_FILE, lambda p: save_file(plain, p))
+    write_atomically(weights, lambda p: save_file(plain, p))
+    write_index(folder / CONFIG_FILE, {"model": as_dict(cfg), **facts, "weights": sha256(weights)})
 
 
 def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -149,10 +148,7 @@ def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
-    try:
-        tree = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ConfigError(f"{path}: not valid JSON ({e}); train or import the model again") from e
+    tree = read_index(path, REMEDY)
     return parse(ModelConfig, tree.pop("model", None), f"{path}: model"), tree
 
 
@@ -165,20 +161,19 @@ def load_model(folder: str | Path, expect: ModelConfig | None = None, device: st
         device: where to put it.
 
     Raises:
-        ConfigError: a file is missing or damaged, or holds another architecture.
+        ConfigError: a file is missing, damaged or changed, or holds another architecture or NaN.
     """
-    cfg, _ = read_model_config(folder)
+    cfg, facts = read_model_config(folder)
     if expect is not None and cfg != expect:
         mine, theirs = as_dict(expect), as_dict(cfg)
         diff = ", ".join(f"{k} = {theirs[k]} (expected {mine[k]})" for k in mine if mine[k] != theirs[k])
         raise ConfigError(f"{folder}: a model of another architecture: {diff}; train this size again")
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; train or import the model again")
-    try:
-        state = load_file(path)
-    except SafetensorError as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); train or import the model again") from e
+        raise ConfigError(f"{path}: no such file; {REMEDY}")
+    if sha256(path) != facts.get("weights"):
+        raise ConfigError(f"{path}: not the weights that {CONFIG_FILE} beside them names (checksum differs); {REMEDY}")
+    state = read_tensors(path)
     with torch.device("meta"):
         model = EMIGM(cfg)
     check_state(state, model, path)

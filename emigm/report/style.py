@@ -70,12 +70,11 @@ class Picture:
         """Write <name>.png (200 dpi) and <name>.svg; the same figure gives the same bytes."""
         paths = [self.folder / f"{self.name}.{kind}" for kind in ("png", "svg")]
         for path in paths:
-            write_atomically(path, self._write)
+            write_atomically(path, lambda p, kind=path.suffix[1:]: self._write(p, kind))
         return paths
 
     @styled
-    def _write(self, path: Path | io.BytesIO, kind: str | None = None) -> None:
-        kind = kind or path.suffix[1:]
+    def _write(self, path: Path | io.BytesIO, kind: str) -> None:
         drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
 
