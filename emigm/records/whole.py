@@ -168,7 +168,7 @@ def _scores(budget: str, scored: Record, settings: Record) -> Iterator[str]:
         pair = (curve["train_seed"], curve["sample_seed"])
         whole = curve["fid"].get(str(settings["images"]))
         if curve.get("snapshot") is None and not same(whole, fid.get(pair)):
-            yield f"{budget}: FID of all images is {_short(whole)} in fid_by_images, but {_short(fid.get(pair))} in runs"
+            yield f"{budget}: FID of all images is {_short(whole)} in fid_by_images, but the run has {_short(fid.get(pair))}"
 
 
 def check_chain(benchmark: Benchmark, every: Records, own: Records, where: str, findings: Findings) -> None:

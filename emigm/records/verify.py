@@ -1,0 +1,340 @@
+"""`emigm verify`: is what lies in results/ whole, and does it say what the tracked results say? No torch.
+
+*Whole*: every record follows from its runs, its settings and the records before it (`emigm.records.whole`), and every
+file has the bytes that its stage wrote (`emigm.records.pipeline`). *Reproduced*: every cell is identical to that of the
+results it is held against, or equivalent within a margin fixed beforehand (`emigm.records.cells` says by which test),
+and no claim's verdict has turned round.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.compose import FOLDER, SOURCE, params_file, sources
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known
+from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison, compare
+from emigm.records.pipeline import Pipeline
+from emigm.records.whole import (
+    RESULTS,
+    Findings,
+    check_artefacts,
+    check_derived,
+    check_pipeline,
+    check_records,
+    read_all,
+)
+
+CLAIMS = "claims.csv"
+CONTRARY = ("holds", "does not hold")
+"""Beginnings of the verdicts of which one is the contrary of the other."""
+SHOWN = 5
+"""Largest differences that are printed."""
+
+
+@dataclass
+class Verification:
+    """What was found for one benchmark."""
+
+    name: str
+    findings: Findings
+    comparison: Comparison | None = None
+    """None: there is nothing to compare with."""
+    unchanged: int = 0
+    """Records that are those of the other side, byte for byte: their stages have not run again."""
+    records: int = 0
+    devices: tuple[str, str] = ("", "")
+    """On which ours and theirs were made."""
+    claims: list[str] = field(default_factory=list)
+    """Claims whose verdict is another."""
+    contrary: list[str] = field(default_factory=list)
+    """Those of them whose verdict is the contrary."""
+
+    @property
+    def whole(self) -> bool:
+        return not self.findings.problems
+
+    @property
+    def same(self) -> bool:
+        found = self.comparison
+        return not self.contrary and (found is None or not (found.missing or found.of(DIFFERS)))
+
+
+def verify(
+    names: Sequence[str] = (), against: str | None = None, root: Path | None = None, deep: bool = False
+) -> list[Verification]:
+    """Verify benchmarks.
+
+    Args:
+        names: of benchmarks, or of other folders of benchmarks/ with a pipeline; none: all that have results here.
+        against: a revision of this repository (None: HEAD), or a folder that is, or holds, another's results/.
+        root: of the checkout (default: the working directory).
+        deep: read large files outside results/ too.
+
+    Raises:
+        ConfigError: an unknown benchmark, revision or folder; results that are asked for are not there.
+    """
+    root = Path.cwd() if root is None else root
+    there = pipelines(root)
+    for name in names:
+        known("benchmark", name, there)
+    chosen = list(names) or [name for name in there if _has_results(root, name)]
+    if not chosen:
+        raise ConfigError(f"no benchmark has results in {root / RESULTS}; run dvc repro")
+    for name in names:
+        if not _has_results(root, name):
+            raise ConfigError(f"{name}: no results in {RESULTS}/{name}; run dvc repro {FOLDER}/{name}/dvc.yaml")
+    with other_results(root, against) as theirs:
+        found = [_verify(root, name, theirs, against, deep) for name in chosen]
+    if not names:
+        strays = Findings()
+        for folder in sorted(p for p in (root / RESULTS).iterdir() if p.is_dir() and p.name not in there):
+            strays.refuse(f"{RESULTS}/{folder.name}: belongs to no benchmark")
+        if strays.problems:
+            found.append(Verification(RESULTS, strays))
+    return found
+
+
+def pipelines(root: Path) -> list[str]:
+    """Benchmarks, and other folders of benchmarks/ with a pipeline of their own."""
+    others = (p.parent.name for p in (root / FOLDER).glob("*/dvc.yaml"))
+    return sorted({*sources(root), *others})
+
+
+def _has_results(root: Path, name: str) -> bool:
+    return any(p.is_file() for p in (root / RESULTS / name).rglob("*"))
+
+
+def _verify(root: Path, name: str, theirs: Path | None, against: str | None, deep: bool) -> Verification:
+    findings = Findings()
+    pipeline = Pipeline(root, name)
+    found = Verification(name, findings)
+    folder = root / RESULTS / name / "records"
+    label = f"{RESULTS}/{name}/records"
+    if (root / FOLDER / name / SOURCE).is_file():
+        benchmark = load_benchmark(root / params_file(name))
+        records = read_all(folder, findings)
+        findings.problems[:] = [p.replace(f"{root}/", "") for p in findings.problems]
+        shared = _shared(root / RESULTS, benchmark)
+        check_records(benchmark, records, shared, label, findings)
+        check_derived(benchmark, records, root, findings)
+        check_artefacts(records, root, findings)
+        found.records = len(records)
+        if theirs is not None and (theirs / name / "records").is_dir():
+            other = Findings()
+            reference = read_all(theirs / name / "records", other)
+            where = f"{against or 'HEAD'}: {label}"
+            check_records(benchmark, reference, _shared(theirs, benchmark), where, other)
+            for problem in other.problems:
+                findings.refuse(problem.replace(f"{theirs}/", f"{against or 'HEAD'}: {RESULTS}/"))
+            found.comparison = compare(records, reference)
+            found.devices = _devices(records), _devices(reference)
+            found.unchanged = sum(
+                (folder / f"{s}.json").read_bytes() == (theirs / name / "records" / f"{s}.json").read_bytes()
+                for s in records
+                if s in reference
+            )
+        elif against is not None:
+            raise ConfigError(f"{against}: has no results of {name}")
+    check_pipeline(pipeline, findings, deep)
+    for ours in sorted((root / RESULTS / name).rglob(CLAIMS)):
+        if theirs is not None and (before := theirs / ours.relative_to(root / RESULTS)).is_file():
+            _compare_claims(ours, before, found)
+    return found
+
+
+def _shared(results: Path, benchmark: Benchmark) -> dict[str, Any]:
+    """Records of the images and the extractor that another benchmark makes."""
+    if benchmark.images_of == benchmark.name:
+        return {}
+    found = read_all(results / benchmark.images_of / "records", Findings())
+    return {stage: found[stage] for stage in ("prepare", "extractor") if stage in found}
+
+
+def _devices(records: dict[str, Any]) -> str:
+    return ", ".join(sorted({str(r.get("provenance", {}).get("device")) for r in records.values()}))
+
+
+@contextmanager
+def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
+    """The results/ to compare with, as a folder: a given one, or a revision's records and claims.
+
+    None where there is no revision to compare with and none was asked for: outside of git.
+    """
+    if against is not None and Path(against).is_dir():
+        inner = Path(against) / RESULTS
+        yield (inner if inner.is_dir() else Path(against)).resolve()
+        return
+    revision = "HEAD" if against is None else against
+    if _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+        if against is not None:
+            raise ConfigError(f"{against}: neither a folder nor a revision of this repository")
+        yield None
+        return
+    listed = _git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", f"{RESULTS}/")
+    wanted = [p for p in listed.decode().split("\0") if p.endswith(f"/{CLAIMS}") or "/records/" in p]
+    with tempfile.TemporaryDirectory() as folder:
+        if wanted:
+            archive = _git(root, "archive", "--format=tar", revision, "--", *wanted)
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(folder, filter="data")
+        yield Path(folder) / RESULTS
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """Output of a git command; None where it fails or there is no git."""
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _compare_claims(ours: Path, theirs: Path, found: Verification) -> None:
+    """Name the claims whose verdict has changed."""
+    mine, before = _claims(ours), _claims(theirs)
+    for key in dict.fromkeys((*before, *mine)):
+        now, was = mine.get(key, "not here"), before.get(key, "not there")
+        if now == was:
+            continue
+        text = f"claim {' '.join(key)}: {now}, was {was}"
+        found.claims.append(text)
+        if {next((c for c in reversed(CONTRARY) if v.startswith(c)), v) for v in (now, was)} == set(CONTRARY):
+            found.contrary.append(text)
+
+
+def _claims(path: Path) -> dict[tuple[str, ...], str]:
+    """Verdict of every claim, by its ID and what else tells its rows apart."""
+    with path.open(encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    names = {name.lower(): name for name in (rows[0] if rows else {})}
+    if rows and not {"id", "verdict"} <= set(names):
+        raise ConfigError(f"{path}: has no columns ID and Verdict; run dvc repro")
+    keys = [names[k] for k in ("id", "benchmark", "n") if k in names]
+    return {tuple(str(row[k]) for k in keys): str(row[names["verdict"]]) for row in rows}
+
+
+def report(found: Sequence[Verification], against: str | None = None) -> str:
+    """What a person reads; the last line is the verdict in one sentence."""
+    other = "HEAD" if against is None else against
+    lines = []
+    for one in found:
+        findings, comparison = one.findings, one.comparison
+        lines.append(f"{one.name}")
+        if one.whole:
+            lines.append(f"  whole: {one.records} records, {findings.files} files and folders as they were written")
+        else:
+            lines.append(f"  not whole: {_count(len(findings.problems), 'problem')}")
+            lines += [f"    {p}" for p in findings.problems]
+        if findings.unchecked:
+            folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
+            lines.append(f"  not here, so not looked at: {len(findings.unchecked)} files of {', '.join(folders)}")
+        if comparison is None:
+            if one.records:
+                lines.append(f"  not compared: {other} has no results of it")
+        else:
+            lines += _compared(one, comparison, other)
+        lines += [f"  {claim}" for claim in one.claims]
+    return "\n".join((*lines, verdict(found, against)))
+
+
+def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator[str]:
+    counts = ", ".join(f"{len(comparison.of(s))} {s}" for s in (IDENTICAL, REPRODUCED, DIFFERS))
+    yield f"  against {other}: {_count(len(comparison.verdicts), 'cell')}: {counts}"
+    if one.unchanged:
+        yield f"  {one.unchanged} of {one.records} records are those of {other}: their stages have not run again"
+    ours, theirs = one.devices
+    if one.unchanged < one.records:
+        yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
+    differing = comparison.of(DIFFERS)
+    largest = sorted(differing or comparison.of(REPRODUCED), key=lambda v: -v.share)
+    for v in largest if differing else largest[:SHOWN]:
+        yield f"    {v.status} {v}"
+    for kind, names in (("has not run here", comparison.missing), (f"is not in {other}", comparison.extra)):
+        yield from (f"    {name}: {kind}" for name in names[:SHOWN])
+        if len(names) > SHOWN:
+            yield f"    ... {kind}: {_count(len(names), 'cell')} in all"
+
+
+def verdict(found: Sequence[Verification], against: str | None = None) -> str:
+    """One sentence."""
+    other = "HEAD" if against is None else against
+    problems = [p for one in found for p in one.findings.problems]
+    if problems:
+        return f"not whole: {_count(len(problems), 'problem')}, the first: {problems[0]}"
+    compared = [one for one in found if one.comparison is not None]
+    cells = [v for one in compared for v in one.comparison.verdicts]
+    differing = sorted((v for v in cells if v.status == DIFFERS), key=lambda v: -v.share)
+    missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
+    contrary = [c for one in found for c in one.contrary]
+    what = []
+    if differing:
+        what.append(f"{len(differing)} of {_count(len(cells), 'cell')}, the first {differing[0]}")
+    if missing:
+        what.append(f"{_count(len(missing), 'cell')} of {other} not run here, the first {missing[0]}")
+    if contrary:
+        what.append(f"{_count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
+    if what:
+        return f"differs: {'; '.join(what)}"
+    records = sum(one.records for one in found)
+    if not cells:
+        return f"whole: {_count(records, 'record')}, but {other} has no results to compare with"
+    if all(one.unchanged == one.records for one in compared):
+        return f"unchanged: the {_count(records, 'record')} are those of {other}, and whole; no stage has run again"
+    identical = sum(v.status == IDENTICAL for v in cells)
+    within = len(cells) - identical
+    text = f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
+    changed = sum(len(one.claims) for one in found)
+    return text + (f", {_count(changed, 'claim')} decided otherwise" if changed else "")
+
+
+def as_json(found: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
+    """Everything that was found, for programs."""
+    benchmarks = {}
+    for one in found:
+        comparison = one.comparison or Comparison()
+        benchmarks[one.name] = {
+            "whole": one.whole,
+            "problems": one.findings.problems,
+            "unchecked": one.findings.unchecked,
+            "compared": one.comparison is not None,
+            "unchanged_records": one.unchanged,
+            "devices": list(one.devices),
+            "cells": [
+                {
+                    "cell": v.cell,
+                    "status": v.status,
+                    "ours": v.ours if isinstance(v.ours, (int, float, str, bool)) else str(v.ours),
+                    "theirs": v.theirs if isinstance(v.theirs, (int, float, str, bool)) else str(v.theirs),
+                    "margin": v.margin,
+                    "reached": v.reached,
+                    "note": v.note,
+                }
+                for v in comparison.verdicts
+            ],
+            "missing": comparison.missing,
+            "extra": comparison.extra,
+            "claims": one.claims,
+            "contrary_claims": one.contrary,
+        }
+    tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
+    return json.loads(json.dumps({**tree, "benchmarks": benchmarks}))
+
+
+def holds(found: Sequence[Verification]) -> bool:
+    """Whether everything holds."""
+    return all(one.whole and one.same for one in found)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
