@@ -109,7 +109,7 @@ def export_samples(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     from emigm.files import write_json
-    from emigm.records.verify import as_json, holds, report
+    from emigm.records.verdict import as_json, holds, report
     from emigm.records.verify import verify as examine
 
     found = examine(options.benchmark, options.against, deep=options.deep)

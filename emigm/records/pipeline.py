@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from typing import Any
 from emigm.config.benchmark import read_yaml
 from emigm.config.compose import DEFAULT, FOLDER
 from emigm.config.errors import ConfigError
+from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
 
 LARGEST = 2**30
 """Bytes above which a file or folder outside results/ is not read, unless asked for."""
@@ -128,3 +130,87 @@ def md5(path: Path) -> str:
         if not any(part in SKIPPED for part in Path(name).parts)
     ]
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = False) -> None:
+    """Compare every file that a stage made or read with dvc.lock, and name those in results/ that no stage makes.
+
+    Args:
+        pipeline: of one benchmark.
+        findings: what is found goes there.
+        everything: read files and folders larger than `LARGEST` outside results/ as well.
+    """
+    root, sums = pipeline.root, {}
+
+    def current(path: str) -> str:
+        if path not in sums:
+            sums[path] = md5(root / path)
+            findings.files += 1
+        return sums[path]
+
+    lock = pipeline.lock.relative_to(root)
+    wrong: set[str] = set()
+    for stage in pipeline.stages:
+        if not stage.has_run:
+            findings.refuse(f"{lock}: has no stage {stage.name}: it has not run; {REMEDY}")
+            continue
+        for path in stage.outs:
+            entry, tracked = stage.made.get(path), path.split("/")[0] == RESULTS
+            if entry is None:
+                findings.refuse(f"{lock}: stage {stage.name} lists no {path}; {REMEDY}")
+            elif not (root / path).exists():
+                if tracked:
+                    findings.refuse(f"{path}: missing; stage {stage.name} writes it")
+                else:
+                    findings.unchecked.append(path)
+            elif not tracked and entry.get("size", 0) > LARGEST and not everything:
+                findings.unchecked.append(f"{path} (large: with --deep)")
+            elif current(path) != entry.get("md5"):
+                wrong.add(path)
+                findings.refuse(
+                    f"{path}: is not what stage {stage.name} wrote, which {lock} lists{_changed_files(root, path)}"
+                )
+    others: dict[str, list[str]] = {}
+    for stage in pipeline.stages:
+        for path, entry in stage.read.items():
+            large = entry.get("size", 0) > LARGEST and not everything
+            if large or not (root / path).exists() or any(_within(w, path) or _within(path, w) for w in wrong):
+                continue
+            if current(path) != entry.get("md5"):
+                others.setdefault(path, []).append(stage.name)
+        for what, ours in _changed_params(stage, root):
+            findings.refuse(f"{lock}: stage {stage.name} ran with {what}, but params.yaml says {ours}; {REMEDY}")
+    for path, stages in others.items():
+        findings.refuse(f"{path}: has changed since {_named(stages, 'stage')} ran; {REMEDY}")
+    outs = [path for stage in pipeline.stages for path in stage.outs]
+    folder = root / RESULTS / pipeline.name
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(root).as_posix()
+        if file.is_file() and not any(_within(path, out) for out in outs):
+            findings.refuse(f"{path}: no stage makes it")
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def _changed_params(stage: Stage, root: Path) -> Iterator[tuple[str, str]]:
+    for file, keys in stage.params.items():
+        current = read_yaml(root / file) if (root / file).is_file() else {}
+        for key, value in keys.items():
+            for name, ours, theirs in differing(at(current, key), value, key):
+                yield f"{name} = {short(theirs)}", short(ours)
+
+
+def _changed_files(root: Path, path: str) -> str:
+    """Files of a tracked folder that differ from HEAD, for a message; empty without git."""
+    if not (root / path).is_dir():
+        return ""
+    command = ["git", "-C", str(root), "status", "--porcelain", "--", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    names = [line[3:].strip('"').removeprefix(f"{path}/") for line in done.stdout.splitlines()]
+    return f" (changed: {', '.join(names)})" if names else ""
+
+
+def _named(names: list[str], what: str) -> str:
+    return f"{what} {names[0]}" if len(names) == 1 else f"{len(names)} {what}s ({', '.join(names[:3])}, ...)"

@@ -7,41 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emigm.config.benchmark import Benchmark, read_yaml
+from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import sha256
 from emigm.model.schedules import nfe
-from emigm.records.pipeline import LARGEST, Pipeline, Stage, md5
+from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, same, short
 from emigm.records.record import SCORED, mean_and_spread, read_record, reference_name, scale
 from emigm.records.summary import curves_table, fid_table, metrics_tree, summaries
 
 MADE = ("data", "models", "samples")
 """Folders that stages fill and git does not track."""
-RESULTS = "results"
-REMEDY = "run dvc repro"
 Record = Mapping[str, Any]
 Records = Mapping[str, Record]
-
-
-@dataclass
-class Findings:
-    """What is wrong, each by name, and what could not be looked at."""
-
-    problems: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    files: int = 0
-    """Files and folders whose bytes were compared."""
-
-    def refuse(self, what: str) -> None:
-        if what not in self.problems:
-            self.problems.append(what)
 
 
 def read_all(folder: Path, findings: Findings) -> dict[str, Record]:
@@ -83,8 +64,8 @@ def check_records(benchmark: Benchmark, records: Records, shared: Records, where
             continue
         record = records[stage]
         for key, value in settings.items():
-            for name, ours, theirs in _differing(value, _at(record, key), key):
-                findings.refuse(f"{path}: made with {name} = {_short(theirs)}, but the benchmark says {_short(ours)}")
+            for name, ours, theirs in differing(value, at(record, key), key):
+                findings.refuse(f"{path}: made with {name} = {short(theirs)}, but the benchmark says {short(ours)}")
         try:
             for what in not_following(record):
                 findings.refuse(f"{path}: {what}")
@@ -128,7 +109,7 @@ def not_following(record: Record) -> Iterator[str]:
         if isinstance(tree.get("values"), list) and "mean" in tree:
             for key, value in mean_and_spread(tree["values"]).items():
                 if not same(tree.get(key), value):
-                    yield f"{name}.{key} is {_short(tree.get(key))}, but its values give {_short(value)}"
+                    yield f"{name}.{key} is {short(tree.get(key))}, but its values give {short(value)}"
     kind = record["stage"].split("-")[0]
     if kind == "sample":
         cfg = settings["sample"]
@@ -147,9 +128,9 @@ def _gate(context: Record, gate: Record) -> Iterator[str]:
     ratios = context["ratio"]["values"]
     for i, ratio in enumerate(ratios):
         if not same(ratio, min(e[i] for v, e in errors.items() if v != fewest) / errors[fewest][i]):
-            yield f"context.ratio.values[{i}] is {_short(ratio)}, which is not that of its errors"
+            yield f"context.ratio.values[{i}] is {short(ratio)}, which is not that of its errors"
     if context["passed"] != all(ratio <= gate["max_ratio"] for ratio in ratios):
-        yield f"context.passed is {context['passed']}, but the ratios are {_short(ratios)}"
+        yield f"context.passed is {context['passed']}, but the ratios are {short(ratios)}"
 
 
 def _scores(budget: str, scored: Record, settings: Record) -> Iterator[str]:
@@ -161,14 +142,14 @@ def _scores(budget: str, scored: Record, settings: Record) -> Iterator[str]:
         return
     summary = summaries([r for r in runs if r.get("snapshot") is None])
     for metric in sorted({*summary, *scored["summary"]}):
-        for name, ours, theirs in _differing(summary.get(metric), scored["summary"].get(metric), metric):
-            yield f"{budget}: {name} is {_short(theirs)} in the summary, but the runs give {_short(ours)}"
+        for name, ours, theirs in differing(summary.get(metric), scored["summary"].get(metric), metric):
+            yield f"{budget}: {name} is {short(theirs)} in the summary, but the runs give {short(ours)}"
     fid = {tuple(r[k] for k in ("train_seed", "sample_seed")): r["fid"] for r in runs}
     for curve in scored.get("fid_by_images", ()):
         pair = (curve["train_seed"], curve["sample_seed"])
         whole = curve["fid"].get(str(settings["images"]))
         if curve.get("snapshot") is None and not same(whole, fid.get(pair)):
-            yield f"{budget}: FID of all images is {_short(whole)} in fid_by_images, but the run has {_short(fid.get(pair))}"
+            yield f"{budget}: fid_by_images has {short(whole)} of all images, but the run has {short(fid.get(pair))}"
 
 
 def check_chain(benchmark: Benchmark, every: Records, own: Records, where: str, findings: Findings) -> None:
@@ -239,104 +220,6 @@ def check_derived(benchmark: Benchmark, records: Records, root: Path, findings: 
             findings.refuse(f"{file.relative_to(root)}: does not follow from the records; {REMEDY}")
 
 
-def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = False) -> None:
-    """Compare every file that a stage made or read with dvc.lock, and name those in results/ that no stage makes.
-
-    Args:
-        pipeline: of one benchmark.
-        findings: what is found goes there.
-        everything: read files and folders larger than `LARGEST` outside results/ as well.
-    """
-    root, sums = pipeline.root, {}
-
-    def current(path: str) -> str:
-        if path not in sums:
-            sums[path] = md5(root / path)
-            findings.files += 1
-        return sums[path]
-
-    lock = pipeline.lock.relative_to(root)
-    wrong: set[str] = set()
-    for stage in pipeline.stages:
-        if not stage.has_run:
-            findings.refuse(f"{lock}: has no stage {stage.name}: it has not run; {REMEDY}")
-            continue
-        for path in stage.outs:
-            entry, tracked = stage.made.get(path), path.split("/")[0] == RESULTS
-            if entry is None:
-                findings.refuse(f"{lock}: stage {stage.name} lists no {path}; {REMEDY}")
-            elif not (root / path).exists():
-                if tracked:
-                    findings.refuse(f"{path}: missing; stage {stage.name} writes it")
-                else:
-                    findings.unchecked.append(path)
-            elif not tracked and entry.get("size", 0) > LARGEST and not everything:
-                findings.unchecked.append(f"{path} (large: with --deep)")
-            elif current(path) != entry.get("md5"):
-                wrong.add(path)
-                findings.refuse(
-                    f"{path}: is not what stage {stage.name} wrote, which {lock} lists{_changed_files(root, path)}"
-                )
-    others: dict[str, list[str]] = {}
-    for stage in pipeline.stages:
-        for path, entry in stage.read.items():
-            large = entry.get("size", 0) > LARGEST and not everything
-            if large or not (root / path).exists() or any(_within(w, path) or _within(path, w) for w in wrong):
-                continue
-            if current(path) != entry.get("md5"):
-                others.setdefault(path, []).append(stage.name)
-        for what, ours in _changed_params(stage, root):
-            findings.refuse(f"{lock}: stage {stage.name} ran with {what}, but params.yaml says {ours}; {REMEDY}")
-    for path, stages in others.items():
-        findings.refuse(f"{path}: has changed since {_named(stages, 'stage')} ran; {REMEDY}")
-    outs = [path for stage in pipeline.stages for path in stage.outs]
-    folder = root / RESULTS / pipeline.name
-    for file in sorted(folder.rglob("*")):
-        path = file.relative_to(root).as_posix()
-        if file.is_file() and not any(_within(path, out) for out in outs):
-            findings.refuse(f"{path}: no stage makes it")
-
-
-def _within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
-
-
-def _changed_params(stage: Stage, root: Path) -> Iterator[tuple[str, str]]:
-    for file, keys in stage.params.items():
-        current = read_yaml(root / file) if (root / file).is_file() else {}
-        for key, value in keys.items():
-            for name, ours, theirs in _differing(_at(current, key), value, key):
-                yield f"{name} = {_short(theirs)}", _short(ours)
-
-
-def _changed_files(root: Path, path: str) -> str:
-    """Files of a tracked folder that differ from HEAD, for a message; empty without git."""
-    if not (root / path).is_dir():
-        return ""
-    command = ["git", "-C", str(root), "status", "--porcelain", "--", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    names = [line[3:].strip('"').removeprefix(f"{path}/") for line in done.stdout.splitlines()]
-    return f" (changed: {', '.join(names)})" if names else ""
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal, but for the rounding of a sum."""
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool):
-        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def _differing(ours: Any, theirs: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """(name, ours, theirs) of every leaf in which two trees differ."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        for key in dict.fromkeys((*ours, *theirs)):
-            yield from _differing(ours.get(key), theirs.get(key), f"{name}.{key}")
-    elif not same(ours, theirs):
-        yield name, ours, theirs
-
-
 def _trees(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every mapping in a tree, with its dotted name."""
     if isinstance(tree, Mapping):
@@ -345,21 +228,6 @@ def _trees(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]
             yield from _trees(value, f"{name}.{key}".lstrip("."))
 
 
-def _at(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return tree
-
-
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _named(names: list[str], what: str) -> str:
-    return f"{what} {names[0]}" if len(names) == 1 else f"{len(names)} {what}s ({', '.join(names[:3])}, ...)"
