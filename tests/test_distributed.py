@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
 from test_model import random_model
-from test_training import LATENTS, MODEL, RECIPE, Killed, images, run
+from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
 from torch import nn
 
 from emigm.autoencoders.autoencoder import KL16
@@ -36,9 +36,6 @@ from emigm.stages.sample import sample
 from emigm.stages.train import train_size
 
 ROOT = Path(__file__).parents[1]
-EXACT = dataclasses.replace(MODEL, dropout=0.0)
-"""Dropout's masks depend on the split of a batch, so what compares splits goes without."""
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 

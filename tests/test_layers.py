@@ -15,7 +15,7 @@ LAYERS = [
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
-    {"metrics.measuring", "metrics.baselines", "training", "sampling", "report"},
+    {"metrics.measuring", "metrics.baselines", "training", "gate", "sampling", "report"},
     {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor"},
     {"tools.parity", "tools.generate"},
     {"cli", "stages"},

@@ -21,13 +21,14 @@ from emigm.data.images import PARTS
 from emigm.data.latents import INDEX, LatentStore
 from emigm.files import checksums, sha256, write_atomically
 from emigm.flops import mean_training_step
+from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, in_turn, parallel
-from emigm.training import TrainingImages, check_context, context_errors, context_ratio, train
+from emigm.training import TrainingImages, train
 
 IN_MEMORY = 2**30
 """Bytes up to which all latents are read at once; larger ones are read batch by batch."""
@@ -110,7 +111,7 @@ def train_seed(
         world=world,
         micro_batch=benchmark.run.train_batch,
         on_start=progress,
-        on_step=lambda step, loss: progress(step),
+        on_step=progress,
     )
     memory = world.peak_memory()
     if world.is_main:

@@ -37,6 +37,7 @@ SAMPLING = (
 """What of the sampling settings must be the paper's; precision changes rounding alone."""
 TRAINING = (
     "masking",
+    "mask_group",
     "schedule",
     "t_min",
     "weight",
