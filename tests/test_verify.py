@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from dvc_data.hashfile.hash_info import HashInfo
@@ -457,3 +458,58 @@ def test_a_folder_of_results_without_a_benchmark_is_named(workspace):
     Path("results/digits").mkdir()
     Path("results/digits/table.csv").write_text("1\n")
     assert "results/digits: belongs to no benchmark" in problems()
+
+
+# Deep
+
+
+def test_a_random_chunk_of_every_size_is_generated_and_scored_again(workspace, capsys):
+    assert main(["verify", "--deep", "--seed", "3"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"generated again: tiny xs, N = (4|16), .*: same bytes, FID [\d.]+ again \(--seed 3\)", said)
+
+
+def test_images_that_the_weights_do_not_give_are_refused(workspace, capsys):
+    """The chain of checksums is forged along with the images; nothing but generating them again shows it."""
+    from emigm.data.samples import SampleSet, write_samples
+
+    for folder in Path("samples/tiny/xs").glob("*/*"):
+        samples = SampleSet(folder, 24)
+        pixels, labels = samples.all()
+        write_samples(folder, 255 - pixels, labels, 12, **samples.facts)
+        index = f"{folder.as_posix()}/index.json"
+        checksum = subprocess.check_output(["sha256sum", index], text=True).split()[0]
+        edit(f"sample-xs-{folder.parent.name}", lambda r, i=index, c=checksum: r["outputs"].update({i: c}))
+        edit("evaluate-xs", lambda r, i=index, c=checksum: r["inputs"].update({i: c}))
+    write_lock(workspace)
+    assert holds(verify())
+    assert main(["verify", "--deep"]) == 1
+    assert re.search("deep .*tiny xs.*: other images than those stored: .*%", capsys.readouterr().out)
+
+
+def test_scores_that_the_images_do_not_give_are_refused(workspace, capsys):
+    forge_fid()
+    write_lock(workspace)
+    assert holds(verify(against="results"))
+    assert main(["verify", "--deep", "--against", "results"]) == 1
+    assert re.search("deep .*: fid is [0-9.]+ when scored again, but the record has", capsys.readouterr().out)
+
+
+def test_another_machine_may_round_differently(workspace, capsys):
+    from emigm.tools.deep import differing_pixels
+
+    for stage in ("sample-xs-4", "sample-xs-16", "evaluate-xs"):
+        edit(stage, lambda r: r["provenance"].update(device="CPU: another"))
+    write_lock(workspace)
+    assert main(["verify", "--deep", "--against", "results"]) == 0
+    stored = np.full((2, 1, 8, 8), 100, np.uint8)
+    rounded = stored.copy()
+    rounded[0, 0, 0, 0] += 1
+    assert differing_pixels(rounded, stored, True) and not differing_pixels(rounded, stored, False)
+    assert differing_pixels(stored + 3, stored, False)
+
+
+def test_weights_that_are_not_here_are_said(workspace, capsys):
+    shutil.rmtree("models")
+    assert main(["verify", "--deep"]) == 1
+    assert "models/tiny/xs/seed" in capsys.readouterr().out

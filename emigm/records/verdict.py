@@ -34,6 +34,7 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
         else:
             lines += _compared(one, comparison, other)
         lines += [f"  {claim}" for claim in one.claims]
+        lines += [f"  generated again: {chunk}" for chunk in one.deep]
     return "\n".join((*lines, verdict(found, against)))
 
 
@@ -115,6 +116,7 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "extra": comparison.extra,
             "claims": one.claims,
             "contrary_claims": one.contrary,
+            "deep": one.deep,
         }
     tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
     return json.loads(json.dumps({**tree, "benchmarks": benchmarks}))

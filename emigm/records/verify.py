@@ -50,6 +50,8 @@ class Verification:
     """Claims whose verdict is another."""
     contrary: list[str] = field(default_factory=list)
     """Those of them whose verdict is the contrary."""
+    deep: list[str] = field(default_factory=list)
+    """What was generated and scored again, with the same outcome."""
 
     @property
     def whole(self) -> bool:

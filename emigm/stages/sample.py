@@ -92,12 +92,9 @@ def sample_seed(
     Returns all processes' chunks, in a folder in `state`.
     """
     train_seed, seed = item
-    cfg, evaluation, run = benchmark.sample_config(size, budget), benchmark.evaluation, benchmark.run
+    cfg, evaluation = benchmark.sample_config(size, budget), benchmark.evaluation
     weights = model_folder(benchmark, size, train_seed)
-    check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
-    model = load_model(weights, expect=benchmark.model_config(size), device=world.device)
-    autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
-    labels = balanced_labels(evaluation.images, model.cfg.classes)
+    make = Maker(benchmark, size, budget, train_seed, world.device)
     key = fingerprint(
         sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), evaluation.images, evaluation.chunk, seed
     )
@@ -109,15 +106,41 @@ def sample_seed(
     for n, i in enumerate(missing, 1):
         start, stop = chunks.ranges[i]
         watch = Stopwatch()
-        drawn = sampling_seed(train_seed, seed)
-        pieces = generate(
-            model, labels[start:stop], cfg, seed=drawn, first=start, chunk=evaluation.chunk, batch=run.sample_batch
-        )
-        latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
-        pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
-        chunks.write(i, pixels, labels[start:stop].numpy(), seconds=watch.seconds(), passes=passes[0])
+        pixels, labels, passes = make(seed, start, stop)
+        chunks.write(i, pixels, labels, seconds=watch.seconds(), passes=passes)
         progress(done + (evaluation.images - done) * n // len(missing))
     return chunks
+
+
+class Maker:
+    """Makes chunks of images with one model at one budget.
+
+    Raises:
+        ConfigError: the model is missing, damaged, or another than the benchmark says.
+    """
+
+    def __init__(self, benchmark: Benchmark, size: str, budget: str, train_seed: int, device: str):
+        weights = model_folder(benchmark, size, train_seed)
+        check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
+        self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
+        self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
+        self.benchmark, self.cfg, self.train_seed = benchmark, benchmark.sample_config(size, budget), train_seed
+
+    def __call__(self, seed: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Images start .. stop - 1, a chunk, of one sampling seed.
+
+        Returns:
+            Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image.
+        """
+        evaluation, run = self.benchmark.evaluation, self.benchmark.run
+        labels = balanced_labels(evaluation.images, self.model.cfg.classes)[start:stop]
+        drawn = sampling_seed(self.train_seed, seed)
+        pieces = generate(
+            self.model, labels, self.cfg, seed=drawn, first=start, chunk=evaluation.chunk, batch=run.sample_batch
+        )
+        latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
+        pixels = self.autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
+        return pixels, labels.numpy(), passes[0]
 
 
 def check_facts(folder: Path, **expected: Any) -> None:
