@@ -421,7 +421,7 @@ def test_results_that_no_revision_has_are_whole_but_not_compared(workspace):
     git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "no results")
     found = verify()
     assert holds(found) and found[0].comparison is None
-    assert verdict(found) == "whole: 8 records, but HEAD has no results to compare with"
+    assert re.fullmatch(r"whole: \d+ files .*, but HEAD has no records to compare with", verdict(found))
     with pytest.raises(ConfigError, match="HEAD: has no results of tiny"):
         verify(against="HEAD")
 
@@ -457,7 +457,28 @@ def test_a_user_s_mistake_is_one_line(workspace, capsys):
 def test_a_folder_of_results_without_a_benchmark_is_named(workspace):
     Path("results/digits").mkdir()
     Path("results/digits/table.csv").write_text("1\n")
-    assert "results/digits: belongs to no benchmark" in problems()
+    Path("results/best.csv").write_text("1\n")
+    found = problems()
+    assert all(f"results/{name}: no stage of any benchmark makes it" in found for name in ("digits", "best.csv"))
+    assert holds(verify(["tiny"]))
+
+
+def test_a_pipeline_without_a_benchmark_is_verified_by_its_lock_file(workspace):
+    """Such as that of the tables over all benchmarks, which reads their records."""
+    folder, table = Path("benchmarks/evidence"), Path("results/evidence/notebooks/claims/claims.csv")
+    folder.mkdir()
+    table.parent.mkdir(parents=True)
+    table.write_text("ID,Verdict\n2a,holds\n")
+    stage = {"wdir": "../..", "matrix": {"notebook": ["claims"]}, "cmd": "x"}
+    stage["outs"] = [{"results/evidence/notebooks/${item.notebook}": {"cache": False}}]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"notebook": stage}}))
+    entry = {"outs": [dvc_entry(workspace, table.parent.as_posix())], "deps": [dvc_entry(workspace, RECORDS)]}
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"notebook@claims": entry}}))
+    found = verify()
+    assert [one.name for one in found] == ["evidence", "tiny"] and holds(found)
+    assert verdict(verify(["evidence"])).startswith("whole: 2 files and folders as they were written")
+    edit("encode", lambda r: r["provenance"].update(date="2020-01-01"))
+    assert f"{RECORDS}: has changed since stage notebook@claims ran" in verify(["evidence"])[0].findings.problems[0]
 
 
 # Deep

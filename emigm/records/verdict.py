@@ -21,7 +21,8 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
         findings, comparison = one.findings, one.comparison
         lines.append(f"{one.name}")
         if one.whole:
-            lines.append(f"  whole: {one.records} records, {findings.files} files and folders as they were written")
+            records = f"{_count(one.records, 'record')}, " if one.records else ""
+            lines.append(f"  whole: {records}{findings.files} files and folders as they were written")
         else:
             lines.append(f"  not whole: {_count(len(findings.problems), 'problem')}")
             lines += [f"    {p}" for p in findings.problems]
@@ -33,7 +34,9 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
                 lines.append(f"  not compared: {other} has no results of it")
         else:
             lines += _compared(one, comparison, other)
-        lines += [f"  {claim}" for claim in one.claims]
+        if one.claims or one.same_claims:
+            lines.append(f"  {_count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without")
+        lines += [f"    {claim}" for claim in one.claims]
         lines += [f"  generated again: {chunk}" for chunk in one.deep]
     return "\n".join((*lines, verdict(found, against)))
 
@@ -77,15 +80,18 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     if what:
         return f"differs: {'; '.join(what)}"
     records = sum(one.records for one in found)
+    changed = sum(len(one.claims) for one in found)
+    claims = f", {_count(changed, 'claim')} decided otherwise" if changed else ""
     if not cells:
-        return f"whole: {_count(records, 'record')}, but {other} has no results to compare with"
+        files = _count(sum(one.findings.files for one in found), "file")
+        none = f", but {other} has no records to compare with" if records else ""
+        return f"whole: {files} and folders as they were written{none}{claims}"
     if all(one.unchanged == one.records for one in compared):
-        return f"unchanged: the {_count(records, 'record')} are those of {other}, and whole; no stage has run again"
+        text = f"unchanged: the {_count(records, 'record')} are those of {other}, and whole; no stage has run again"
+        return text + claims
     identical = sum(v.status == IDENTICAL for v in cells)
     within = len(cells) - identical
-    text = f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
-    changed = sum(len(one.claims) for one in found)
-    return text + (f", {_count(changed, 'claim')} decided otherwise" if changed else "")
+    return f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance{claims}"
 
 
 def as_json(found: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
@@ -114,6 +120,7 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             ],
             "missing": comparison.missing,
             "extra": comparison.extra,
+            "same_claims": one.same_claims,
             "claims": one.claims,
             "contrary_claims": one.contrary,
             "deep": one.deep,

@@ -46,6 +46,8 @@ class Verification:
     records: int = 0
     devices: tuple[str, str] = ("", "")
     """On which ours and theirs were made."""
+    same_claims: int = 0
+    """Claims whose verdict is the same."""
     claims: list[str] = field(default_factory=list)
     """Claims whose verdict is another."""
     contrary: list[str] = field(default_factory=list)
@@ -89,12 +91,19 @@ def verify(
             raise ConfigError(f"{name}: no results in {RESULTS}/{name}; run dvc repro {FOLDER}/{name}/dvc.yaml")
     with other_results(root, against) as theirs:
         found = [_verify(root, name, theirs, against, deep) for name in chosen]
-    if not names:
-        strays = Findings()
-        for folder in sorted(p for p in (root / RESULTS).iterdir() if p.is_dir() and p.name not in there):
-            strays.refuse(f"{RESULTS}/{folder.name}: belongs to no benchmark")
-        if strays.problems:
-            found.append(Verification(RESULTS, strays))
+    if not names and (strays := _strays(root, there)).problems:
+        found.append(Verification(RESULTS, strays))
+    return found
+
+
+def _strays(root: Path, names: Sequence[str]) -> Findings:
+    """What lies in results/ beside the benchmarks' folders and is made by no stage."""
+    found = Findings()
+    outs = {out for name in names for stage in Pipeline(root, name).stages for out in stage.outs}
+    for path in sorted((root / RESULTS).iterdir()):
+        name = f"{RESULTS}/{path.name}"
+        if path.name not in names and not any(out == name or out.startswith(f"{name}/") for out in outs):
+            found.refuse(f"{name}: no stage of any benchmark makes it")
     return found
 
 
@@ -198,6 +207,7 @@ def _compare_claims(ours: Path, theirs: Path, found: Verification) -> None:
     for key in dict.fromkeys((*before, *mine)):
         now, was = mine.get(key, "not here"), before.get(key, "not there")
         if now == was:
+            found.same_claims += 1
             continue
         text = f"claim {' '.join(key)}: {now}, was {was}"
         found.claims.append(text)

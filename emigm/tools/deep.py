@@ -39,7 +39,8 @@ SUMMATION = 1e-6
 
 
 def generate_again(found: Sequence[Verification], seed: int | None = None) -> None:
-    """Generate and score a random chunk of every size of every benchmark; what is found is added to `found`.
+    """Generate and score a random chunk of every size of every benchmark that is whole; what is found is added to
+    `found`.
 
     Args:
         found: what `emigm.records.verify` has found.
@@ -47,7 +48,7 @@ def generate_again(found: Sequence[Verification], seed: int | None = None) -> No
     """
     seed = secrets.randbelow(10**6) if seed is None else seed
     for one in found:
-        if one.name not in sources():
+        if one.name not in sources() or not one.whole:
             continue
         benchmark = load_benchmark(params_file(one.name))
         world = join(benchmark.run)
