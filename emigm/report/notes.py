@@ -34,6 +34,11 @@ NFE = (
     "before the last step)."
 )
 
+NEIGHBOURS = (
+    "NN distance: root mean square over pixels (grey levels 0..255) between an image and its nearest neighbour in the "
+    "set named, mean over images; of the training images as many are searched as were held out."
+)
+
 
 def data_name(frame: pd.DataFrame) -> str:
     """The data of a frame in words: "MNIST-5k"; a dry run is marked."""
