@@ -1,14 +1,83 @@
-"""Intervals and tests over few seeds, by scipy: pure functions of numbers, no records and no torch."""
+"""Spreads, intervals and tests over few training and sampling seeds. No records, no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over training and sampling seeds with its combined standard error."""
+
+    mean: float
+    error: float | None
+    """Combined standard error (`combined`); None for one run."""
+    train_seeds: int
+    sample_seeds: int
+    """Sampling seeds of each training seed."""
+
+    @property
+    def n(self) -> str:
+        """Training seeds × sampling seeds of each, as tables print it."""
+        return f"{self.train_seeds}×{self.sample_seeds}"  # noqa: RUF001
+
+
+def combined(runs: Iterable[tuple[int, int, float]]) -> Spread:
+    """Mean of (training seed, sampling seed, value) and the standard error that both kinds of seeds give it.
+
+    error² = s_T² / T + s_S² / S, where s_T is the standard deviation over the T training seeds of their means over S
+    sampling seeds each, and s_S that over the sampling seeds within a training seed (pooled). A kind with one seed
+    contributes nothing, so that one training run says nothing of other training runs.
+
+    Where every training seed has sampling seeds of its own, s_T² / T alone has the right mean (it holds s_S² / (S T)),
+    but of two training seeds it is a draw with one degree of freedom and often far too small; where all share the same
+    sampling seeds, their common part never falls with T and s_T does not see it. The second term mends both. The mean
+    of a repetition with other seeds lies within two errors of this one in 91% (two training seeds) to 99% (six) of
+    cases where sampling seeds decide, and in 64% to 81% where training seeds do (tests/test_statistics.py).
+    """
+    groups: dict[int, list[float]] = {}
+    for train, _, value in runs:
+        groups.setdefault(train, []).append(value)
+    if not groups:
+        raise ValueError("no runs: a mean needs one at least")
+    parts = [np.array(values, dtype=float) for values in groups.values()]
+    means = np.array([part.mean() for part in parts])
+    number = min(map(len, parts))
+    variances = []
+    if len(parts) > 1:
+        variances.append(means.var(ddof=1) / len(parts))
+    freedom = sum(len(part) - 1 for part in parts)
+    if freedom:
+        variances.append(sum(((part - part.mean()) ** 2).sum() for part in parts) / freedom / number)
+    error = math.sqrt(math.fsum(variances)) if variances else None
+    return Spread(float(means.mean()), error, len(parts), number)
+
+
+def summarise(frame: pd.DataFrame, metric: str, by: Sequence[str] = ("size", "budget")) -> pd.DataFrame:
+    """`combined` of a metric for each group of a frame of runs (`emigm.records.frame.runs`), in the frame's order.
+
+    Returns:
+        The columns of `by`, mean, error (NaN for one run), train_seeds, sample_seeds, n; groups that lack the metric
+        altogether keep their row, with NaN.
+    """
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False, dropna=False):
+        known = group.dropna(subset=[metric])
+        runs = known[["train_seed", "sample_seed", metric]].itertuples(index=False, name=None)
+        row = dict(zip(by, key, strict=True))
+        if len(known):
+            spread = combined(runs)
+            row |= {"mean": spread.mean, "error": spread.error, "train_seeds": spread.train_seeds}
+            row |= {"sample_seeds": spread.sample_seeds, "n": spread.n}
+        rows.append(row)
+    columns = [*by, "mean", "error", "train_seeds", "sample_seeds", "n"]
+    return pd.DataFrame(rows, columns=columns).astype({"mean": float, "error": float})
 
 
 @dataclass(frozen=True)
