@@ -35,6 +35,14 @@ def export_checkpoint(options: argparse.Namespace) -> int:
     return 0
 
 
+def compose(options: argparse.Namespace) -> int:
+    from emigm.config.compose import write_composed
+
+    for path in write_composed():
+        print(f"{path}: written")
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
@@ -107,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder", type=Path)
     verb.add_argument("file", type=Path)
     verb.set_defaults(run=export_checkpoint)
+
+    verb = verbs.add_parser(
+        "compose", help="write every benchmark's params.yaml and link to the pipeline from benchmarks/*/benchmark.yaml"
+    )
+    verb.set_defaults(run=compose)
 
     verb = verbs.add_parser("doctor", help="check what a benchmark needs, and estimate what it takes")
     add_benchmark(verb)

@@ -10,6 +10,9 @@ from PIL import Image
 from emigm.files import write_atomically
 
 GREY = 96
+GRID_COLUMNS = 12
+SHOWN = 120
+"""Images that a grid is chosen from, at most."""
 SIDE = 1300
 """Pixels of a grid's sides, at most: grids are tracked by git."""
 

@@ -141,7 +141,7 @@ def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
             "training images",
             "reference: training images, the paper's: VIRTUAL_imagenet256",
         ),
-        ("evaluate-b", ["settings", "extractor", "kind"], "digits-cnn", "features of digits-cnn"),
+        ("evaluate-b", ["settings", "extractor", "kind"], "cnn", "features of cnn"),
         ("evaluate-b", ["weights"], "trained", "records of trained and of released weights"),
         ("sample-b-16", ["settings", "sample", "solver_steps"], 14, "sampled with solver_steps 14, the paper with 8"),
         ("sample-b-16", ["settings", "sample", "cfg_interval"], [0.1, 0.4], r"cfg_interval [0.1, 0.4]"),

@@ -34,7 +34,7 @@ TREE = {
     "budgets": ["4", "16"],
     "data": {"dataset": "digits", "holdout": 0.2},
     "autoencoder": {"kind": "pixels", "scale": 1.3},
-    "extractor": {"kind": "digits-cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seed": 0}},
+    "extractor": {"kind": "cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seed": 0}},
     "run": {"device": "cpu", "score_batch": 32},
     "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 30, "kid_subset": 50},
     "gate": {"visible": [0, 8], "on_failure": "mark"},
@@ -132,7 +132,7 @@ def test_scores_are_those_of_all_images_at_once(workspace, alone):
 
 def test_the_extractor_s_identity_is_its_file_s_checksum(workspace, alone):
     checksum = record("extractor")["results"]["sha256"]
-    assert alone["settings"]["extractor_identity"] == {"kind": "digits-cnn", "sha256": checksum}
+    assert alone["settings"]["extractor_identity"] == {"kind": "cnn", "sha256": checksum}
 
 
 def test_a_killed_evaluation_measures_only_what_is_missing(workspace, alone, monkeypatch):

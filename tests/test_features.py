@@ -17,7 +17,7 @@ from emigm.metrics.features import load_extractor, write_source
 from emigm.metrics.scores import fid, inception_score, kid, precision_recall, reference_of, scores
 
 TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
-CFG = ExtractorConfig("digits-cnn", training=TRAINING)
+CFG = ExtractorConfig("cnn", training=TRAINING)
 INCEPTION = ExtractorConfig("inception", weights="weights.pth")
 
 
@@ -113,7 +113,7 @@ def test_a_missing_or_damaged_classifier_is_named(tmp_path, digits):
 
 
 def test_images_that_an_extractor_does_not_take_are_refused(digits, inception):
-    with pytest.raises(ConfigError, match="digits-cnn takes uint8 images of shape 1 x 8 x 8, not uint8 of shape 3 x 9"):
+    with pytest.raises(ConfigError, match="cnn takes uint8 images of shape 1 x 8 x 8, not uint8 of shape 3 x 9"):
         digits[1](np.zeros((2, 3, 9, 9), np.uint8))
     with pytest.raises(ConfigError, match="inception takes uint8 images of shape 3 x height x width, not float32"):
         inception[2](np.zeros((2, 3, 9, 9), np.float32))

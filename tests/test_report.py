@@ -60,7 +60,7 @@ def falling(fid, train_seed, sample_seed):
 
 def _write_results(bench, sizes, budgets, train_seeds):
     rng = np.random.default_rng(0)
-    extractor = {"kind": "digits-cnn", "steps": 600}
+    extractor = {"kind": "cnn", "steps": 600}
 
     def record(stage, results, **settings):
         return write_record(bench, stage, results, device="cpu", **settings)

@@ -1,4 +1,4 @@
-"""A benchmark: all that one composed configuration says, and the loader of `params.yaml`. No torch in this module."""
+"""A benchmark: all that one composed configuration says, and the reader of its file. No torch in this module."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything a benchmark runs; see `benchmarks/benchmark/*.yaml`."""
+    """Everything a benchmark runs; see `benchmarks/*/benchmark.yaml`."""
 
     name: str
     title: str
+    images_of: str
+    """The benchmark whose images and extractor are used; its own name where it makes them."""
     sizes: tuple[str, ...]
     budgets: tuple[str, ...]
     data: DataConfig
@@ -137,19 +139,35 @@ class Benchmark:
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
 
+KEYS = ("root", "params", "makes", "notebooks", "benchmark")
+"""Of a composed file: the repository's root as seen from it; the file as seen from there; the data sets that its
+pipeline makes; the notebooks that it runs; the benchmark itself. All but the last are for dvc.yaml."""
+
+
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
-    """Read the composed configuration that DVC keeps in `params.yaml`.
+    """Read a composed configuration (`emigm compose`).
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key in it is unknown, missing or of a wrong type.
     """
-    path = Path(path)
+    return parse_params(read_yaml(Path(path)), str(path))
+
+
+def parse_params(tree: dict[str, Any], where: str) -> Benchmark:
+    """The benchmark in the tree of a composed file that is called `where` in messages."""
+    if set(tree) != set(KEYS):
+        raise ConfigError(f"{where}: expected the top-level keys {', '.join(KEYS)}, found {', '.join(map(str, tree))}")
+    return parse(Benchmark, tree["benchmark"], "benchmark")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; raises ConfigError when the file is missing, damaged or holds something else."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; run from the repository's root, or name another with --params")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: not valid YAML: {e}") from e
-    if not isinstance(tree, dict) or set(tree) != {"benchmark"}:
-        raise ConfigError(f"{path}: expected the one top-level key 'benchmark', found {sorted(tree or {})}")
-    return parse(Benchmark, tree["benchmark"], "benchmark")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping, found {tree!r}")
+    return tree

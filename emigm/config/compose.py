@@ -1,48 +1,140 @@
-"""Compose a benchmark from `benchmarks/` as DVC does, for commands outside the pipeline. No torch in this module."""
+"""Composing: a benchmark's source, with what it inherits, becomes the one file that DVC and the stages read.
+
+`benchmarks/<name>/benchmark.yaml` is written by people and may say `extends: <other>`. `emigm compose` writes from it
+the composed `params.yaml` (of the default benchmark at the repository's root, of every other in its own folder) and
+makes that folder's dvc.yaml a link to the root's. Both are committed, and a test compares them. No torch here.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from emigm.config.benchmark import Benchmark, load_benchmark
+import yaml
+
+from emigm.config.benchmark import Benchmark, load_benchmark, parse_params, read_yaml
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, parse
+from emigm.config.parsing import known
+from emigm.files import write_atomically
 
 FOLDER = Path("benchmarks")
+SOURCE = "benchmark.yaml"
+DEFAULT = "mnist"
+"""The benchmark that plain `dvc repro` runs, composed into params.yaml at the root."""
 
 
-def compose_benchmark(name: str | None, overrides: Sequence[str] = (), folder: Path = FOLDER) -> Benchmark:
-    """What `dvc exp run -S benchmark=<name> -S <override> ...` would run.
+def sources(root: Path = Path()) -> list[str]:
+    """Names of the benchmarks that have a source."""
+    return sorted(p.parent.name for p in (root / FOLDER).glob(f"*/{SOURCE}"))
+
+
+def params_file(name: str) -> Path:
+    """The composed file of a benchmark, relative to the root."""
+    return Path("params.yaml") if name == DEFAULT else FOLDER / name / "params.yaml"
+
+
+def compose(name: str, root: Path = Path()) -> dict[str, Any]:
+    """The tree of a benchmark's composed file: its source merged onto what it extends, key by key.
+
+    Mappings are merged; lists and plain values replace what they stand for.
+
+    Raises:
+        ConfigError: no such benchmark, or its sources extend each other in a circle.
+    """
+    known("benchmark", name, sources(root))
+    tree: dict[str, Any] = {}
+    for source in reversed(_lineage(name, root)):
+        tree = _merge(tree, {k: v for k, v in read_yaml(root / FOLDER / source / SOURCE).items() if k != "extends"})
+    file = params_file(name)
+    up = [".."] * (len(file.parts) - 1)
+    images_of = tree.setdefault("images_of", name)
+    return {
+        "root": str(PurePosixPath(*up)) if up else ".",
+        "params": file.as_posix(),
+        "makes": [name] if images_of == name else [],
+        "notebooks": tree.pop("notebooks", []),
+        "benchmark": {"name": name, **{k: v for k, v in tree.items() if k != "name"}},
+    }
+
+
+def _lineage(name: str, root: Path) -> list[str]:
+    """The benchmark, what it extends, what that extends, ..."""
+    names = [name]
+    while (parent := read_yaml(root / FOLDER / names[-1] / SOURCE).get("extends")) is not None:
+        where = f"{FOLDER / names[-1] / SOURCE}: extends"
+        known(where, parent, sources(root))
+        if parent in names:
+            raise ConfigError(f"{where}: {parent} extends it in turn; remove one of them")
+        names.append(parent)
+    return names
+
+
+def _merge(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return {k: _merge(below.get(k), above[k]) if k in above else below[k] for k in {**below, **above}}
+
+
+def composed_text(name: str, root: Path = Path()) -> str:
+    """What the composed file holds; raises ConfigError where it is no valid benchmark."""
+    tree = compose(name, root)
+    parse_params(tree, str(FOLDER / name / SOURCE))
+    head = f"# Composed by `emigm compose` from {FOLDER.as_posix()}/{name}/{SOURCE}; edit that and compose again.\n"
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def write_composed(root: Path = Path()) -> list[Path]:
+    """Write every benchmark's composed file and the link to the pipeline; returns the files that changed.
+
+    Where links cannot be made, a copy of the pipeline is written instead.
+    """
+    changed = []
+    pipeline = root / "dvc.yaml"
+    for name in sources(root):
+        path, text = root / params_file(name), composed_text(name, root)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+            changed.append(path)
+        link = path.with_name("dvc.yaml")
+        if link != pipeline and not (link.is_file() and link.read_bytes() == pipeline.read_bytes()):
+            link.unlink(missing_ok=True)
+            try:
+                link.symlink_to(os.path.relpath(pipeline, link.parent))
+            except OSError:
+                link.write_bytes(pipeline.read_bytes())
+            changed.append(link)
+    return changed
+
+
+def compose_benchmark(name: str | None, overrides: Sequence[str] = ()) -> Benchmark:
+    """The benchmark that `dvc repro` runs, with settings changed as `dvc exp run -S <override>` does.
 
     Args:
-        name: a file of `<folder>/benchmark`; None: params.yaml as it is, without overrides.
-        overrides: in Hydra's words, such as "benchmark.weights=trained".
-        folder: Hydra's configuration.
+        name: a benchmark; None: the default one.
+        overrides: such as "benchmark.weights=trained".
 
     Raises:
         ConfigError: the benchmark is unknown, or an override or a value in it is wrong.
     """
-    if name is None:
-        if overrides:
-            raise ConfigError("-S needs the benchmark's name before it; without one params.yaml is taken as it is")
-        return load_benchmark()
-    if not (folder / "benchmark").is_dir():
-        raise ConfigError(f"{folder}/benchmark: no such folder; run from the repository's root")
-    known("benchmark", name, sorted(p.stem for p in (folder / "benchmark").glob("*.yaml")))
-
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(str(folder.resolve()), version_base=None):
-            tree = OmegaConf.to_container(compose("config", [f"benchmark={name}", *overrides]), resolve=True)
-    except (HydraException, OmegaConfBaseException) as e:
-        reason = str(e.__cause__ or e).splitlines()[0]
-        raise ConfigError(
-            f"-S {' -S '.join(overrides)}: {reason}; write -S benchmark.<key>=<value>, or "
-            "-S +benchmark.<key>=<value> for a key that the file leaves out"
-        ) from e
-    return parse(Benchmark, tree["benchmark"], "benchmark")
+    name = DEFAULT if name is None else name
+    known("benchmark", name, sources())
+    if not overrides:
+        return load_benchmark(params_file(name))
+    tree = read_yaml(params_file(name))
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        *path, last = key.split(".")
+        if not separator or not last or path[:1] != ["benchmark"]:
+            raise ConfigError(f"-S {override}: write -S benchmark.<key>=<value>")
+        node = tree
+        for step in path:
+            node = node.setdefault(step, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"-S {override}: {step} is no mapping, so nothing lies below it")
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise ConfigError(f"-S {override}: {value!r} is not valid YAML") from e
+    return parse_params(tree, str(params_file(name)))

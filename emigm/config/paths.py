@@ -11,8 +11,18 @@ STATE = Path(".state")
 
 
 def data_folder(benchmark: Benchmark) -> Path:
-    """Images, extractor, latents and reference statistics."""
+    """Latents and reference statistics."""
     return Path("data") / benchmark.name
+
+
+def images_folder(benchmark: Benchmark) -> Path:
+    """Images of both parts, or the lists of their photos; shared by all benchmarks of one data set."""
+    return Path("data") / benchmark.images_of / "images"
+
+
+def extractor_folder(benchmark: Benchmark) -> Path:
+    """The feature extractor, shared as the images are."""
+    return Path("data") / benchmark.images_of / "extractor"
 
 
 def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:

@@ -182,7 +182,7 @@ class SampleConfig:
 class DataConfig:
     """Which images, and how they are split."""
 
-    dataset: Literal["digits", "cifar10", "imagenet"]
+    dataset: Literal["digits", "mnist", "cifar10", "imagenet"]
     root: str | None = None
     """cifar10: folder with torchvision's or parquet files (downloaded there when absent); imagenet: the training
     photos, one folder for each class."""
@@ -191,17 +191,18 @@ class DataConfig:
     classes: int | None = None
     """imagenet: number of class folders there must be."""
     resolution: int | None = None
-    """imagenet: side of the square crop, in pixels."""
+    """Side in pixels. imagenet: of the square crop; mnist: 28, or 14 for the means of 2 x 2 pixels."""
     holdout: float | None = None
-    """digits: fraction of each class that is never trained on (cifar10: its test images are held out)."""
+    """digits and mnist: fraction of each class that is never trained on (cifar10: its test images are held out)."""
     split_seed: int = 0
-    """digits: of the choice of held-out images."""
+    """digits and mnist: of the choice of held-out images."""
     flips: bool = False
     """Encode every training image with its horizontal flip, and train on either with equal chance."""
 
     def __post_init__(self):
         applies = {
             "digits": {"holdout"},
+            "mnist": {"holdout", "resolution"},
             "cifar10": {"root"},
             "imagenet": {"root", "holdout_root", "classes", "resolution"},
         }[self.dataset]
@@ -249,14 +250,14 @@ class ClassifierTraining:
 class ExtractorConfig:
     """The feature extractor behind FID, IS, KID, precision and recall."""
 
-    kind: Literal["digits-cnn", "inception"]
+    kind: Literal["cnn", "inception"]
     weights: str | None = None
     """inception: torch-fidelity's weights file."""
     training: ClassifierTraining | None = None
-    """digits-cnn: how the classifier is trained."""
+    """cnn: how the classifier is trained."""
 
     def __post_init__(self):
-        for name, kind in (("weights", "inception"), ("training", "digits-cnn")):
+        for name, kind in (("weights", "inception"), ("training", "cnn")):
             if (getattr(self, name) is not None) != (self.kind == kind):
                 verb = "is missing" if self.kind == kind else "has no effect"
                 raise ConfigError(f"extractor.{name} {verb} for kind: {self.kind}")

@@ -58,6 +58,15 @@ class SampleSet:
         """Pixels uint8 (n, c, h, w) and labels int64 (n,) of the i-th chunk."""
         return load_images(self.folder / chunk_name(*self.ranges[i]))
 
+    def first(self, n: int) -> np.ndarray:
+        """Pixels uint8 (n, c, h, w) of the first n images, or of all where there are fewer."""
+        found: list[np.ndarray] = []
+        for pixels, _ in self:
+            found.append(pixels)
+            if sum(map(len, found)) >= n:
+                break
+        return np.concatenate(found)[:n]
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self.chunk(i) for i in range(len(self.ranges)))
 

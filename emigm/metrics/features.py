@@ -58,7 +58,7 @@ class DigitsExtractor(FeatureExtractorBase):
         return False
 
 
-register_feature_extractor("digits-cnn", DigitsExtractor)
+register_feature_extractor("cnn", DigitsExtractor)
 
 
 class Features(NamedTuple):

@@ -54,6 +54,7 @@ def write_record(
     tree = {
         "schema": SCHEMA,
         "benchmark": benchmark.name,
+        "images_of": benchmark.images_of,
         "title": benchmark.title,
         "stage": stage,
         "dry_run": benchmark.dry_run,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
-from emigm.config.paths import STATE, data_folder
+from emigm.config.paths import STATE, data_folder, images_folder
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
@@ -36,7 +36,7 @@ Encoder = Callable[[range, Callable[[int], Any]], np.ndarray]
 def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     world = join(benchmark.run)
     folder, state = data_folder(benchmark), STATE / benchmark.name / "encode"
-    if (reason := why_none(folder / "images")) is not None:
+    if (reason := why_none(images_folder(benchmark))) is not None:
         if world.is_main:
             shutil.rmtree(folder / "latents", ignore_errors=True)
             write_json(folder / "latents" / NONE, {"reason": reason})
@@ -46,7 +46,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
     world.check_shared(state)
     weights = world.gather(checksums(benchmark.autoencoder.weights) if world.is_main else None)[0]
-    sources = {part: open_images(folder / "images", part, benchmark.run.workers) for part in PARTS}
+    sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
     shards, failures = {}, []
     for part, source in sources.items():
         views = 2 if benchmark.data.flips and part == "train" else 1

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import STATE, data_folder, samples_folder, samples_name
+from emigm.config.paths import STATE, data_folder, extractor_folder, images_folder, samples_folder, samples_name
 from emigm.data.images import PARTS, open_images
 from emigm.data.samples import SampleSet, chunk_name
 from emigm.files import fingerprint, sha256
@@ -37,15 +37,20 @@ Run = tuple[str, int, int]
 
 def evaluate(benchmark: Benchmark, size: str) -> None:
     world = join(benchmark.run)
-    if benchmark.extractor.kind == "digits-cnn":
+    if benchmark.extractor.kind == "cnn":
         torch.set_num_threads(1)
     run, folder, train_seeds = benchmark.run, data_folder(benchmark), benchmark.train_config(size).seeds
     reference = load_reference(folder / "reference.npz")  # before any work, in case it fails
-    extract = load_extractor(benchmark.extractor, folder / "extractor", world.device, run.score_batch, run.workers)
+    extract = load_extractor(
+        benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
+    )
     runs = [(b, t, s) for b in benchmark.budgets for t in train_seeds for s in benchmark.evaluation.seeds]
     images = {r: open_samples(benchmark, size, r) for r in runs}
     known = known_images(benchmark)
-    identity = [extract.identity, *(sha256(folder / "images" / f"{part}.npz") for part in (PARTS if known else ()))]
+    identity = [
+        extract.identity,
+        *(sha256(images_folder(benchmark) / f"{part}.npz") for part in (PARTS if known else ())),
+    ]
     chunks = {r: chunks_of(samples, identity) for r, samples in images.items()}
     state = STATE / benchmark.name / f"evaluate-{size}"
     label = f"{benchmark.name}-{size}"
@@ -94,7 +99,7 @@ def known_images(benchmark: Benchmark) -> dict[str, np.ndarray]:
     such neighbours say nothing."""
     if benchmark.data.dataset == "imagenet":
         return {}
-    folder = data_folder(benchmark) / "images"
+    folder = images_folder(benchmark)
     train, holdout = (source.pixels(range(len(source))) for source in map(partial(open_images, folder), PARTS))
     return {"nearest_train": same_number(train, holdout), "nearest_holdout": holdout}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import data_folder
+from emigm.config.paths import extractor_folder, images_folder
 from emigm.data.images import load_images
 from emigm.files import sha256
 from emigm.metrics.classifier import (
@@ -24,14 +24,14 @@ from emigm.runtime.launching import run_stage
 
 def make_extractor(benchmark: Benchmark) -> None:
     make = check_inception_weights if benchmark.extractor.kind == "inception" else train_classifier
-    results = make(benchmark, data_folder(benchmark) / "extractor")
+    results = make(benchmark, extractor_folder(benchmark))
     write_record(benchmark, "extractor", results, device="cpu", extractor=benchmark.extractor)
 
 
 def train_classifier(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     """Train on the training images; accuracy on these and on the held-out ones."""
     torch.set_num_threads(1)
-    images = data_folder(benchmark) / "images"
+    images = images_folder(benchmark)
     weights = folder / WEIGHTS_FILE
     pixels, labels = load_images(images / "train.npz")
     save_classifier(weights, train_digits_classifier(pixels, labels, benchmark.extractor.training))

@@ -7,7 +7,7 @@ from typing import Any
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.paths import data_folder
+from emigm.config.paths import images_folder
 from emigm.data.images import NONE, PARTS, load_split, save_images
 from emigm.data.photos import scan_photos
 from emigm.files import write_json
@@ -16,7 +16,7 @@ from emigm.runtime.launching import run_stage
 
 
 def prepare(benchmark: Benchmark) -> None:
-    folder = data_folder(benchmark) / "images"
+    folder = images_folder(benchmark)
     if benchmark.data.dataset != "imagenet":
         written, results = prepare_arrays(benchmark, folder)
     elif benchmark.weights == "trained":

@@ -1,4 +1,4 @@
-"""Statistics of the real images, and the floors every FID is read against."""
+"""Statistics of the real images, and the baselines every FID is read against."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.paths import STATE, data_folder
-from emigm.data.images import ImageSource, open_images
+from emigm.config.paths import STATE, data_folder, extractor_folder, images_folder, results_folder
+from emigm.data.images import PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import LatentStore
 from emigm.files import fingerprint, sha256
 from emigm.metrics.adm import AdmReference
+from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Extractor, Features, load_extractor
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
@@ -33,22 +34,27 @@ from emigm.metrics.scores import (
     scores,
 )
 from emigm.model.model import EMIGM
+from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, save_grid
 from emigm.records.record import mean_and_spread, write_record
 from emigm.runtime.distributed import join
 from emigm.runtime.launching import run_stage
 
 CHUNK = 500
 """Real images whose features are kept together."""
+SUBSETS = 5
+"""Random subsets of the training images behind their baseline."""
 MOST_PHOTOS = 100_000
 """Photos whose features are held in memory at once, at most."""
 
 
 def make_reference(benchmark: Benchmark) -> None:
     world = join(benchmark.run)
-    if benchmark.extractor.kind == "digits-cnn":
+    if benchmark.extractor.kind == "cnn":
         torch.set_num_threads(1)
     run, folder = benchmark.run, data_folder(benchmark)
-    extract = load_extractor(benchmark.extractor, folder / "extractor", world.device, run.score_batch, run.workers)
+    extract = load_extractor(
+        benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
+    )
     sets = image_sets(benchmark, extract)
     state = STATE / benchmark.name / "reference"
     chunks = [c for part in sets.values() for c in part]
@@ -62,6 +68,7 @@ def make_reference(benchmark: Benchmark) -> None:
     found = stored_reference(Path(stored), extract, features) if stored else training_reference(benchmark, features)
     reference, results = found
     save_reference(folder / "reference.npz", reference)
+    save_real_grid(benchmark)
     write_record(
         benchmark,
         "reference",
@@ -75,6 +82,19 @@ def make_reference(benchmark: Benchmark) -> None:
     shutil.rmtree(state, ignore_errors=True)
 
 
+def save_real_grid(benchmark: Benchmark) -> None:
+    """Real training images as a grid, in the order of classes that grids of samples have; one grey pixel where there
+    are no images at hand."""
+    path, grid = results_folder(benchmark.name) / "grids" / "real.png", np.full((1, 1, 1, 1), GREY, dtype=np.uint8)
+    classes = benchmark.model_config(benchmark.sizes[0]).classes
+    if why_none(images_folder(benchmark)) is None:
+        source = open_images(images_folder(benchmark), "train", benchmark.run.workers)
+        order = np.argsort(source.labels, kind="stable")
+        rank = np.arange(len(order)) - np.searchsorted(source.labels[order], source.labels[order])
+        grid = source.pixels(order[np.lexsort((source.labels[order], rank))][:SHOWN])
+    save_grid(path, grid, classes, GRID_COLUMNS)
+
+
 def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Chunk]]:
     """The sets of images whose features are needed: "stored" beside stored statistics, where there are any, or
     "train", "holdout", and "shuffled-<seed>" where tokens are patches of pixels."""
@@ -82,7 +102,7 @@ def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Chunk
     if stored is not None:
         adm = AdmReference(stored, extract.width)
         return {"stored": chunks_of(sha256(adm.path), adm.images, adm.pixels, extract)} if adm.images else {}
-    folder, sets = data_folder(benchmark) / "images", {}
+    folder, sets = images_folder(benchmark), {}
     for part in ("train", "holdout"):
         source = open_images(folder, part, benchmark.run.workers)
         if len(source) > MOST_PHOTOS:
@@ -119,14 +139,14 @@ def read_part(make: Callable[[], np.ndarray], start: int, stop: int) -> np.ndarr
 
 
 def stored_reference(path: Path, extract: Extractor, features: dict[str, Features]) -> tuple[Reference, dict[str, Any]]:
-    """Stored statistics with the features of the images stored beside them, and the record's results: no floors, as
-    no other real images are at hand."""
+    """Stored statistics with the features of the images stored beside them, and the record's results: no
+    baselines, as no other real images are at hand."""
     adm = AdmReference(path, extract.width)
     images = features.get("stored")
     facts = {"kind": "stored statistics", "file": path.name, "sha256": sha256(path), "keys": adm.keys}
     facts["feature_images"] = adm.images
     reference = Reference(adm.mu, adm.sigma, facts=facts)
-    results: dict[str, Any] = {"source": facts, "floors": {}}
+    results: dict[str, Any] = {"source": facts, "baselines": {}}
     if images is not None:
         of_images = reference_of(images)
         reference = reference._replace(pool=images.pool, clean=of_images.clean)
@@ -140,48 +160,59 @@ def stored_reference(path: Path, extract: Extractor, features: dict[str, Feature
 
 
 def training_reference(benchmark: Benchmark, features: dict[str, Features]) -> tuple[Reference, dict[str, Any]]:
-    """Statistics of the training images, and the record's results with the floors."""
-    folder, evaluation = data_folder(benchmark) / "images", benchmark.evaluation
+    """Statistics of the training images, and the record's results with the baselines."""
+    folder, evaluation = images_folder(benchmark), benchmark.evaluation
     real, held_out = features["train"], features["holdout"]
-    n = len(held_out.pool)
     facts = {"kind": "training images", "feature_images": len(real.pool)}
     reference = reference_of(real, **facts)
-    classified = benchmark.extractor.kind == "digits-cnn"
+    classified = benchmark.extractor.kind == "cnn"
 
     def scored(images: Features, labels: np.ndarray) -> dict[str, float]:
         found = scores(images, reference, labels if classified else None, evaluation.kid_subset)
         return {name: value for name, value in found.items() if value is not None}
 
-    holdout = open_images(folder, "holdout", benchmark.run.workers)
-    # As many training images as held-out ones, so that a part of the floor that is mere sample size shows.
-    bootstrap = [bootstrap_fid(real, reference, n, seed) for seed in evaluation.seeds]
-    floors = {
-        "holdout": {**{k: {"mean": v} for k, v in scored(held_out, holdout.labels).items()}, "images": n},
-        "train_bootstrap": {"fid": mean_and_spread(bootstrap), "images": n},
+    sources = {part: open_images(folder, part, benchmark.run.workers) for part in PARTS}
+    labels, n = sources["train"].labels, min(evaluation.images, len(held_out.pool))
+    # Held-out images as many as are generated, where there are so many: FID and IS depend on the number.
+    chosen = np.random.default_rng(0).permutation(len(held_out.pool))[:n]
+    same = Features(held_out.pool[chosen], held_out.logits[chosen])
+    subset = min(evaluation.images, len(labels) // 2)
+    baselines = {
+        "holdout": {
+            **{k: {"mean": v} for k, v in scored(same, sources["holdout"].labels[chosen]).items()},
+            "images": n,
+        },
+        "train_subset": {
+            "fid": mean_and_spread([subset_fid(real, subset, seed) for seed in range(SUBSETS)]),
+            "images": subset,
+        },
     }
     shuffles = {s: features[f"shuffled-{s}"] for s in evaluation.seeds if f"shuffled-{s}" in features}
     if shuffles:
-        labels = open_images(folder, "train").labels
-        found = [scored(f, labels[shuffle(benchmark, labels, seed)[1]]) for seed, f in shuffles.items()]
+        tokens = benchmark.model_config(benchmark.sizes[0]).tokens
+        found = [
+            scored(f, labels[shuffle_sources(labels, tokens, len(f.pool), seed)[1]]) for seed, f in shuffles.items()
+        ]
         images = len(next(iter(shuffles.values())).pool)
-        floors["class_shuffle"] = {**{k: mean_and_spread([s[k] for s in found]) for k in found[0]}, "images": images}
+        baselines["class_shuffle"] = {**{k: mean_and_spread([s[k] for s in found]) for k in found[0]}, "images": images}
     results = {
         "source": facts,
-        "floors": floors,
+        "baselines": baselines,
         "real": {"isc": inception_score(real), "images": len(real.pool)},
     }
     if benchmark.data.dataset != "imagenet":
-        train = open_images(folder, "train")
-        pixels = holdout.pixels(range(n))
-        nearest = nearest_distance(pixels, same_number(train.pixels(range(len(train))), pixels))
-        results["nearest"] = {"holdout_to_train": nearest}
+        train, holdout = (source.pixels(range(len(source))) for source in sources.values())
+        ratios = neighbour_ratios(np.concatenate([train, holdout]), evaluation.images, len(holdout))
+        results["nearest"] = {
+            "holdout_to_train": nearest_distance(holdout, same_number(train, holdout)),
+            "real_ratio": mean_and_spread(ratios),
+        }
     return reference, results
 
 
 def shuffled(benchmark: Benchmark, seed: int) -> np.ndarray:
-    """Training images with every token drawn from another image of the class, position by position: what a model
-    reaches that knows class and position but ignores context. Pixels uint8 (n, c, h, w), as many as a model
-    generates, since FID depends on the number."""
+    """Class-shuffled training images (`shuffle_sources`), uint8 (n, c, h, w): as many as a model generates, since FID
+    depends on the number."""
     store = LatentStore(data_folder(benchmark) / "latents" / "train")
     autoencoder = load_autoencoder(benchmark.autoencoder)
     raw = torch.from_numpy(store.rows(np.arange(len(store)), view=0))
@@ -189,27 +220,9 @@ def shuffled(benchmark: Benchmark, seed: int) -> np.ndarray:
     with torch.device("meta"):
         model = EMIGM(benchmark.model_config(benchmark.sizes[0]))  # for its patches alone
     tokens = model.patchify(unit)
-    sources, _ = shuffle(benchmark, store.labels, seed)
+    sources, _ = shuffle_sources(store.labels, tokens.shape[1], benchmark.evaluation.images, seed)
     mixed = tokens[torch.from_numpy(sources), torch.arange(tokens.shape[1])]
     return autoencoder.decode(model.unpatchify(mixed)).numpy()
-
-
-def shuffle(benchmark: Benchmark, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which image each token comes from (n, L), and the images (n,) whose classes these are."""
-    rng = np.random.default_rng(seed)
-    sources = np.empty((len(labels), benchmark.model_config(benchmark.sizes[0]).tokens), dtype=np.int64)
-    for c in np.unique(labels):
-        members = np.flatnonzero(labels == c)
-        for position in range(sources.shape[1]):
-            sources[members, position] = rng.permutation(members)
-    chosen = rng.permutation(len(labels))[: benchmark.evaluation.images]
-    return sources[chosen], chosen
-
-
-def bootstrap_fid(real: Features, reference: Reference, n: int, seed: int) -> float:
-    """FID of n training images drawn without replacement: how much of a floor is sample size."""
-    chosen = np.random.default_rng(seed).choice(len(real.pool), min(n, len(real.pool)), replace=False)
-    return fid(Features(real.pool[chosen], real.logits[chosen]), reference)
 
 
 if __name__ == "__main__":

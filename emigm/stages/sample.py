@@ -18,14 +18,12 @@ from emigm.data.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
 from emigm.files import fingerprint, sha256, write_json
 from emigm.model.model import WEIGHTS_FILE, load_model
 from emigm.model.schedules import nfe
-from emigm.pictures import save_grid
+from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
 from emigm.records.record import mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, Stopwatch, cores, in_turn, parallel
 from emigm.sampling import generate
-
-GRID_COLUMNS = 12
 
 
 def sample(benchmark: Benchmark, size: str, budget: str) -> None:
@@ -60,9 +58,8 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
         "peak_memory": memory,
     }
     classes = benchmark.model_config(size).classes
-    save_grid(
-        results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png", sets[0].chunk(0)[0], classes, GRID_COLUMNS
-    )
+    shown = sets[0].first(SHOWN)
+    save_grid(results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png", shown, classes, GRID_COLUMNS)
     settings = {"size": size, "budget": budget, "sample": cfg, "images": evaluation.images, "chunk": evaluation.chunk}
     seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
     name = f"sample-{size}-{budget}"
@@ -108,8 +105,9 @@ def sample_seed(
     for n, i in enumerate(missing, 1):
         start, stop = chunks[i]
         watch = Stopwatch()
+        drawn = sampling_seed(train_seed, seed)
         pieces = generate(
-            model, labels[start:stop], cfg, seed=seed, first=start, chunk=evaluation.chunk, batch=run.sample_batch
+            model, labels[start:stop], cfg, seed=drawn, first=start, chunk=evaluation.chunk, batch=run.sample_batch
         )
         latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
         pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
@@ -118,6 +116,15 @@ def sample_seed(
         save_chunk(folder, start, pixels, labels[start:stop].numpy())  # last: a chunk that is there has its facts
         progress(done + (evaluation.images - done) * n // len(missing))
     return folder
+
+
+def sampling_seed(train_seed: int, index: int) -> int:
+    """Seed of all randomness behind the images of one training seed and the `index` of evaluation.seeds.
+
+    Every condition that shares a training seed shares it too, so that comparisons are paired, while models of different
+    training seeds have noise of their own: their spread is then that of independent repetitions.
+    """
+    return 1000 * train_seed + index
 
 
 def facts_folder(folder: Path) -> Path:

@@ -37,10 +37,21 @@ def summarise(benchmark: Benchmark) -> None:
                 fid["sample_std"],
             )
             rows.append(",".join("" if v is None else str(v) for v in row))
-    floors = read_record(folder / "records" / "reference.json")["results"]["floors"]
-    metrics["floors"] = {name: floor["fid"]["mean"] for name, floor in floors.items()}
+    baselines = read_record(folder / "records" / "reference.json")["results"]["baselines"]
+    write_curves(benchmark)
+    metrics["baselines"] = {name: baseline["fid"]["mean"] for name, baseline in baselines.items()}
     write_json(folder / "metrics.json", metrics)
     write_atomically(folder / "fid.csv", lambda p: p.write_text("\n".join(rows) + "\n"))
+
+
+def write_curves(benchmark: Benchmark) -> None:
+    """The training curves of all sizes as one table, for one chart."""
+    folder = results_folder(benchmark.name)
+    lines = ["size,step,loss,least,greatest"]
+    for size in benchmark.sizes:
+        rows = (folder / "curves" / f"{size}.csv").read_text().splitlines()[1:]
+        lines += [f"{size},{row}" for row in rows]
+    write_atomically(folder / "curves.csv", lambda p: p.write_text("\n".join(lines) + "\n"))
 
 
 if __name__ == "__main__":
