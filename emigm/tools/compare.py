@@ -12,10 +12,12 @@ from tabulate import tabulate
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
+from emigm.config.paths import results_folder
 from emigm.config.schema import CompareConfig
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
 from emigm.report.settings import PAPER_TRAIN
+from emigm.tools.doctor import how_to_run
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
 IMAGES = 50_000
@@ -77,13 +79,18 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
         allow_missing: cells that have not run do not count, as long as one is comparable.
 
     Raises:
-        ConfigError: the paper reports nothing that the benchmark measures.
+        ConfigError: the paper reports nothing that the benchmark measures, or it has not run.
     """
     cfg = benchmark.compare
     if cfg is None:
         raise ConfigError(
             f"{benchmark.name} has no benchmark.compare: the paper reports no such benchmark; compare imagenet256 or "
             "imagenet512"
+        )
+    if not any((results_folder(benchmark.name) / "records").glob("*.json")):
+        raise ConfigError(
+            f"{benchmark.name}: not run yet, so there is nothing to compare; `emigm doctor {benchmark.name}` says what "
+            f"it needs, and `{how_to_run(benchmark.name)}` runs it"
         )
     results = load(benchmark.name)
     cells = compare_cells(results, cfg)
