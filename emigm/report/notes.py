@@ -23,7 +23,7 @@ EXTRACTORS = {
 """Kind of extractor -> its name, and what a note adds."""
 MEANINGS = {
     "holdout": "never trained on",
-    "train_bootstrap": "training images themselves",
+    "train_subset": "training images themselves",
     "class_shuffle": "training images, each token exchanged with another image of the class: what a model reaches "
     "that ignores context",
 }

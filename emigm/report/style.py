@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
@@ -47,9 +48,11 @@ SCHEDULES = {"exp": 0, "cosine": 1, "linear": 2}
 """Mask schedule -> its place in CHOICES: exp is the paper's."""
 MARKERS = ("o", "s", "^", "D", "v")
 FAILED = {"marker": "x", "color": "#000000"}
-BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train_bootstrap": (0, (6, 2, 1, 2))}
+BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train_subset": (0, (6, 2, 1, 2))}
 """Key of a baseline -> dashes of its grey line."""
 GREY = "0.45"
+SEED = "one training seed"
+"""Label of the dots beside a mean."""
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 8,
@@ -138,7 +141,7 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
     seeds = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
     if runs["train_seed"].nunique() > 1:
         beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
-        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
+        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside, label=SEED)
     return drawn
 
 
@@ -198,7 +201,7 @@ def common_legend(figure: Figure, columns: int = 5) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
-    grey = [label for label, handle in found.items() if handle.get_color() == GREY]
+    grey = [label for label, handle in found.items() if isinstance(handle, Line2D) and handle.get_color() == GREY]
     found |= {label: found.pop(label) for label in grey}
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
