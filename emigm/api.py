@@ -3,7 +3,7 @@
 from emigm.api import load_generator
 from emigm.config.schema import SampleConfig
 
-generator = load_generator("models/digits/h/seed0")
+generator = load_generator("models/mnist/h/seed0")
 sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
 rows = generator(classes=range(10), seeds=[0, 1, 2], sampling=sampling)
 rows[0][7].save("seven.png")
@@ -12,7 +12,7 @@ rows[0][7].save("seven.png")
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,34 +39,48 @@ class Generator:
 
     model: EMIGM
     autoencoder: Autoencoder
-    paper: tuple[int, str] | None
-    """(resolution, size) when the model is one of the paper's nine."""
+    sampling: SampleConfig | None = None
+    """Settings that apply where a call gives none: the paper's at its lower NFE budget (Table 2 or 3) for its models,
+    or those that the model folder's `config.json` names. None: every call has to give them."""
 
-    def latents(self, classes: Iterable[int], seed: int, sampling: SampleConfig | None = None) -> Tensor:
-        """Unit latents (n, channels, grid, grid) of one image for each class.
+    def batches(
+        self, classes: Iterable[int], seed: int, sampling: SampleConfig | None = None, batch: int = 64
+    ) -> Iterator[Tensor]:
+        """Unit latents (B, channels, grid, grid), one image for each class, as they are made.
 
         Args:
             classes: class numbers; the position in the list is the image's index.
             seed: sampling seed; an image is a function of (weights, seed, index, class).
-            sampling: settings; None: the paper's at its lower NFE budget (Table 2 or 3), for its models.
+            sampling: settings; None: the model's own.
+            batch: images made at once; changes speed and memory only.
 
         Raises:
-            ConfigError: no settings given for a model that is none of the paper's.
+            ConfigError: no settings given for a model that has none of its own.
             ValueError: no class, or one that does not exist.
         """
+        sampling = sampling or self.sampling
         if sampling is None:
-            if self.paper is None:
-                raise ConfigError("sampling: this model is none of the paper's, so give a SampleConfig")
-            sampling = paper_sampling(*self.paper, steps=16)
+            raise ConfigError("sampling: this model names no settings of its own, so give a SampleConfig")
         labels = torch.tensor(list(classes), dtype=torch.int64)
-        return torch.cat([p.latents for p in generate(self.model, labels, sampling, seed=seed, chunk=256, batch=64)])
+        return (p.latents for p in generate(self.model, labels, sampling, seed=seed, chunk=256, batch=batch))
+
+    def latents(self, classes: Iterable[int], seed: int, sampling: SampleConfig | None = None) -> Tensor:
+        """Unit latents (n, channels, grid, grid) of all classes; see `batches`."""
+        return torch.cat(list(self.batches(classes, seed, sampling)))
+
+    def images(
+        self, classes: Iterable[int], seed: int, sampling: SampleConfig | None = None, batch: int = 64
+    ) -> Iterator[Image.Image]:
+        """One image for each class, as they are made; see `batches`."""
+        for latents in self.batches(classes, seed, sampling, batch):
+            yield from self.decode(latents)
 
     def __call__(
         self, classes: Iterable[int], seeds: Iterable[int], sampling: SampleConfig | None = None
     ) -> list[list[Image.Image]]:
-        """Images: one row for each seed, one column for each class; see `latents`."""
+        """Images: one row for each seed, one column for each class; see `batches`."""
         classes = list(classes)
-        return [self.decode(self.latents(classes, seed, sampling)) for seed in seeds]
+        return [list(self.images(classes, seed, sampling)) for seed in seeds]
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Unit latents (n, channels, grid, grid) => n images, grey or RGB."""
@@ -108,4 +122,8 @@ def _from_folder(folder: Path, autoencoder: AutoencoderConfig | str | Path | Non
         if "autoencoder" not in facts:
             raise ConfigError(f"{folder}: its config.json names no autoencoder; give the path of its weights")
         autoencoder = parse(AutoencoderConfig, facts["autoencoder"], f"{folder}/config.json: autoencoder")
-    return Generator(load_model(folder, device=device), load_autoencoder(autoencoder, device), paper)
+    if "sampling" in facts:
+        sampling = parse(SampleConfig, facts["sampling"], f"{folder}/config.json: sampling")
+    else:
+        sampling = paper_sampling(*paper, steps=16) if paper else None
+    return Generator(load_model(folder, device=device), load_autoencoder(autoencoder, device), sampling)

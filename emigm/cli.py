@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from emigm.config.errors import ConfigError, UserError
+from emigm.config.parsing import at_least, known
+from emigm.config.schema import SampleConfig
 from emigm.paper.settings import PAPER_MODELS
+
+SAMPLING = ("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "precision")
+"""Sampling settings that `emigm generate` takes."""
+
+
+def generate(options: argparse.Namespace) -> int:
+    from emigm.tools.generate import generate_grid
+
+    given = {k: value for k in SAMPLING if (value := getattr(options, k)) is not None}
+    if "cfg_interval" in given:
+        given["cfg_interval"] = tuple(given["cfg_interval"])
+    at_least("--batch", options.batch, 1)
+    sampling = generate_grid(
+        options.model,
+        options.classes,
+        options.seeds,
+        options.out,
+        given=given,
+        autoencoder=options.autoencoder,
+        device=options.device,
+        batch=options.batch,
+    )
+    print(f"{options.out}: {len(options.seeds)} seeds x {len(options.classes)} classes, {sampling}")
+    return 0
 
 
 def parity(options: argparse.Namespace) -> int:
@@ -19,6 +48,8 @@ def parity(options: argparse.Namespace) -> int:
 def import_checkpoint(options: argparse.Namespace) -> int:
     from emigm.model.checkpoints import import_official
 
+    if (options.file / "config.json").is_file():
+        raise ConfigError(f"{options.file}: a model folder already, which needs no import; use it as it is")
     facts = import_official(options.file, options.folder, options.model, token=options.token)
     source = facts["source"]
     print(f"{options.folder}: {source['architecture'] or 'model'} from {source['file']} (sha256 {source['sha256']})")
@@ -58,10 +89,14 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def export_samples(options: argparse.Namespace) -> int:
+    from emigm.config.compose import compose_benchmark
     from emigm.config.paths import results_folder
     from emigm.metrics.adm import export_npz
     from emigm.records.record import read_record
 
+    benchmark = compose_benchmark(options.benchmark)
+    known(f"size of {options.benchmark}", options.size, benchmark.ladder)
+    known(f"budget of {options.benchmark}", options.budget, benchmark.sampling)
     record = results_folder(options.benchmark) / "records" / f"sample-{options.size}-{options.budget}.json"
     settings = read_record(record)["settings"]
     chosen = {"train_seeds": options.train_seed, "seeds": options.seed}
@@ -72,12 +107,12 @@ def export_samples(options: argparse.Namespace) -> int:
     return 0
 
 
-def known_seed(known: list[int], chosen: int | None, record: Path) -> int:
+def known_seed(sampled: list[int], chosen: int | None, record: Path) -> int:
     """The chosen seed, or the first."""
     if chosen is None:
-        return known[0]
-    if chosen not in known:
-        raise ConfigError(f"{record}: sampled with seeds {', '.join(map(str, known))}, not {chosen}")
+        return sampled[0]
+    if chosen not in sampled:
+        raise ConfigError(f"{record}: sampled with seeds {', '.join(map(str, sampled))}, not {chosen}")
     return chosen
 
 
@@ -90,18 +125,73 @@ def paper_model(name: str):
     return PAPER_MODELS[key]
 
 
+def numbers(text: str) -> list[int]:
+    """ "0,2,5-7" => [0, 2, 5, 6, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if ends is None or (ends[2] and int(ends[2]) < int(ends[1])):
+            raise argparse.ArgumentTypeError(f"{text!r}: write numbers and ranges, such as 0,2,5-7")
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(prog="emigm", description=__doc__.split("\n")[0])
     verbs = root.add_subparsers(required=True, metavar="VERB")
 
-    verb = verbs.add_parser("parity", help="compare with a clone of the official code, number by number")
-    verb.add_argument("--official", type=Path, required=True, help="folder of a clone of ML-GSAI/eMIGM")
-    verb.set_defaults(run=parity)
+    def add(run: Callable[[argparse.Namespace], int], name: str, text: str, *examples: str) -> argparse.ArgumentParser:
+        epilog = "\n".join(("examples:" if len(examples) > 1 else "example:", *(f"  {e}" for e in examples)))
+        verb = verbs.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        verb.set_defaults(run=run)
+        return verb
 
-    verb = verbs.add_parser("import", help="turn a released .pth into model.safetensors and config.json")
-    verb.add_argument("file", type=Path)
-    verb.add_argument("folder", type=Path)
+    verb = add(
+        generate,
+        "generate",
+        "write images of a model as one PNG: a row for each seed, a column for each class",
+        "emigm generate models/mnist/h/seed0 --classes 0-9 --seeds 0,1,2 --out grid.png",
+        "emigm generate eMIGM_large_256_checkpoint.pth --autoencoder kl16.ckpt --classes 207,360 --out grid.png",
+    )
+    verb.add_argument("model", help="model folder, or a released .pth")
+    verb.add_argument("--classes", type=numbers, required=True, help="such as 0,1,2 or 0-9")
+    verb.add_argument("--seeds", type=numbers, default=[0], help="sampling seeds, such as 0,1 (default: 0)")
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the images go")
+    own = "default: the model's own, which are those of its benchmark's largest budget, or the paper's at N = 16"
+    group = verb.add_argument_group("sampling settings", own)
+    group.add_argument("--steps", type=int, metavar="N", help="mask-prediction steps")
+    group.add_argument("--solver-steps", type=int, metavar="K", help="evaluations of the diffusion head for a token")
+    group.add_argument("--cfg-scale", type=float, metavar="SCALE", help="guidance scale; 1: none")
+    hints = get_type_hints(SampleConfig)
+    interval = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    group.add_argument("--cfg-interval", **interval, help="guidance acts at times above LOW, up to HIGH")
+    group.add_argument("--schedule", choices=get_args(hints["schedule"]), help="mask schedule")
+    group.add_argument("--precision", choices=get_args(hints["precision"]), help="of the network's matrix products")
+    verb.add_argument("--autoencoder", type=Path, metavar="PATH", help="weights, for the paper's models")
+    verb.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+    verb.add_argument("--batch", type=int, default=16, metavar="B", help="images made at once (default: %(default)s)")
+
+    verb = add(
+        parity,
+        "parity",
+        "compare with a clone of the official code, number by number",
+        "emigm parity --official ../eMIGM",
+    )
+    verb.add_argument("--official", type=Path, required=True, help="folder of a clone of ML-GSAI/eMIGM")
+
+    verb = add(
+        import_checkpoint,
+        "import",
+        "turn a released .pth into a model folder, model.safetensors and config.json",
+        "emigm import eMIGM_large_256_checkpoint.pth models/large-256",
+    )
+    verb.add_argument("file", type=Path, help="the released .pth")
+    verb.add_argument("folder", type=Path, help="model folder to write")
     verb.add_argument("--model", type=paper_model, help="such as 256-xs (default: found out from the shapes)")
     verb.add_argument(
         "--token",
@@ -109,53 +199,69 @@ def parser() -> argparse.ArgumentParser:
         default="official",
         help="shared fake and mask token: the raw one the official evaluation computes with, or the average",
     )
-    verb.set_defaults(run=import_checkpoint)
 
-    verb = verbs.add_parser("export", help="write a model folder as an official .pth")
-    verb.add_argument("folder", type=Path)
-    verb.add_argument("file", type=Path)
-    verb.set_defaults(run=export_checkpoint)
-
-    verb = verbs.add_parser(
-        "compose", help="write every benchmark's params.yaml and link to the pipeline from benchmarks/*/benchmark.yaml"
+    verb = add(
+        export_checkpoint,
+        "export",
+        "write a model folder as an official .pth",
+        "emigm export models/large-256 large-256.pth",
     )
-    verb.set_defaults(run=compose)
+    verb.add_argument("folder", type=Path, help="model folder: model.safetensors and config.json")
+    verb.add_argument("file", type=Path, help=".pth to write")
 
-    verb = verbs.add_parser("doctor", help="check what a benchmark needs, and estimate what it takes")
+    add(
+        compose,
+        "compose",
+        "write every benchmark's params.yaml and link to the pipeline from benchmarks/*/benchmark.yaml",
+        "emigm compose",
+    )
+
+    verb = add(doctor, "doctor", "check what a benchmark needs, and estimate what it takes", "emigm doctor imagenet256")
     add_benchmark(verb)
-    verb.set_defaults(run=doctor)
 
-    verb = verbs.add_parser("compare", help="hold a benchmark's results against those the paper reports")
+    verb = add(
+        compare,
+        "compare",
+        "hold a benchmark's results against those the paper reports",
+        "emigm compare imagenet256",
+        "emigm compare imagenet256 --allow-missing",
+    )
     add_benchmark(verb)
     verb.add_argument("--allow-missing", action="store_true", help="cells that have not run do not count")
-    verb.set_defaults(run=compare)
 
-    verb = verbs.add_parser("npz", help="write generated images as an .npz for ADM's evaluator")
-    verb.add_argument("benchmark")
-    verb.add_argument("size")
-    verb.add_argument("budget")
-    verb.add_argument("out", type=Path)
+    verb = add(
+        export_samples,
+        "npz",
+        "write generated images as an .npz for ADM's evaluator",
+        "emigm npz imagenet256 xs 16 samples.npz",
+    )
+    verb.add_argument("benchmark", help="such as imagenet256")
+    verb.add_argument("size", help="model size, such as xs")
+    verb.add_argument("budget", help="mask-prediction steps N, such as 16")
+    verb.add_argument("out", type=Path, help=".npz to write")
     verb.add_argument("--train-seed", type=int, help="default: the first")
     verb.add_argument("--seed", type=int, help="sampling seed (default: the first)")
-    verb.set_defaults(run=export_samples)
     return root
 
 
 def add_benchmark(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("benchmark", nargs="?", help="such as imagenet256 (default: the one in params.yaml)")
+    verb.add_argument("benchmark", nargs="?", help="such as imagenet256 (default: the one that plain dvc repro runs)")
     verb.add_argument(
         "-S", dest="set", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run; may be repeated"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; a user's mistake is one line on stderr and exit status 1."""
+    """Run one verb; a user's mistake is one line on stderr and exit status 1, an interrupt one line and 130."""
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: no file is left half written; type the same command to go on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """The records of a tiny version of `codes`, by stage."""
-    benchmark = compose_benchmark("codes", SMALL, Path(__file__).parents[1] / "benchmarks")
+    benchmark = compose_benchmark("codes", SMALL, Path(__file__).parents[1])
     here = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("codes"))
     try:

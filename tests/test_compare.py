@@ -11,9 +11,10 @@ from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import write_json
 from emigm.model.schedules import nfe
+from emigm.paper.reported import reported
 from emigm.pictures import save_grid
+from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
-from emigm.report.results import load, reported
 from emigm.tools.compare import compare, compare_cells
 
 REPO = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def paper_fid(resolution, size, budget):
 
 def write_paper_results(root, name="imagenet256", *overrides, factor=1.0):
     """Records as the stages write them with stored statistics, FIDs being the reported ones times `factor`."""
-    benchmark = compose_benchmark(name, overrides, REPO / "benchmarks")
+    benchmark = compose_benchmark(name, overrides)
     here = Path.cwd()
     os.chdir(root)  # records go to the working directory's results/
     try:
@@ -103,7 +104,7 @@ def change(stage, *keys, to, benchmark="imagenet256"):
 
 
 def verdicts(benchmark):
-    return {(c.size, c.budget): c for c in compare_cells(load(benchmark.name), benchmark.compare)}
+    return {(c.size, c.budget): c for c in compare_cells(read_all(Path(), benchmark.name), benchmark.compare)}
 
 
 @pytest.mark.parametrize(("name", "cells"), [("imagenet256", 10), ("imagenet512", 8)])
@@ -189,21 +190,27 @@ def test_records_from_before_weights_were_noted_are_not_comparable(checkout):
 
 
 def test_a_benchmark_that_the_paper_does_not_have_is_refused(checkout, capsys):
-    assert cli.main(["compare", "digits"]) == 1
-    assert "digits has no benchmark.compare" in capsys.readouterr().err
+    assert cli.main(["compare", "smoke"]) == 1
+    assert "smoke has no benchmark.compare" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_has_not_run_says_so_and_what_to_type(checkout, capsys):
     assert cli.main(["compare", "imagenet256"]) == 1
-    assert "no folder results/imagenet256" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "imagenet256: not run yet" in err and "emigm doctor imagenet256" in err and err.count("\n") == 1
 
 
 def test_an_unknown_benchmark_and_a_wrong_override_are_one_line(checkout, capsys):
     assert cli.main(["compare", "imagenet64"]) == 1
     assert "unknown benchmark 'imagenet64'; did you mean 'imagenet" in capsys.readouterr().err
     assert cli.main(["compare", "imagenet256", "-S", "benchmark.compare.tolerance=1"]) == 1
-    assert "Key 'tolerance' is not in struct; write -S benchmark.<key>=<value>" in capsys.readouterr().err
-    assert cli.main(["compare", "-S", "benchmark.weights=trained"]) == 1
-    assert "-S needs the benchmark's name" in capsys.readouterr().err
+    assert "unknown key benchmark.compare.tolerance; did you mean 'fid_tolerance" in capsys.readouterr().err
+
+
+def test_outside_the_repository_the_error_says_where_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="run from the repository's root"):
-        compose_benchmark("digits", folder=checkout / "elsewhere")
+        compose_benchmark("imagenet256")
 
 
 def test_npz_exports_the_samples_of_the_first_or_the_named_seed(checkout, capsys, monkeypatch):
@@ -218,5 +225,6 @@ def test_npz_exports_the_samples_of_the_first_or_the_named_seed(checkout, capsys
     assert calls == [(folder / f"train0-seed{s}", Path("out.npz"), 50_000) for s in (3, 4)]
     assert cli.main(["npz", "imagenet256", "xs", "16", "out.npz", "--seed", "7"]) == 1
     assert "sampled with seeds 3, 4, not 7" in capsys.readouterr().err
-    assert cli.main(["npz", "imagenet256", "xs", "32", "out.npz"]) == 1
+    Path("results/imagenet256/records/sample-xs-128.json").unlink()
+    assert cli.main(["npz", "imagenet256", "xs", "128", "out.npz"]) == 1
     assert "no such record; the stage that writes it has not run" in capsys.readouterr().err

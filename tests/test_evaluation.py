@@ -20,14 +20,15 @@ from emigm.data.images import load_split, save_images
 from emigm.data.latents import write_latents
 from emigm.data.samples import save_chunk
 from emigm.metrics import measuring
+from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Features
 from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.stages.evaluate import evaluate, summaries
 from emigm.stages.extractor import make_extractor
-from emigm.stages.reference import make_reference, shuffle, stored_reference
+from emigm.stages.reference import make_reference, stored_reference
 
 TREE = {
-    "name": "tiny",
+    "name": "tiny", "images_of": "tiny",
     "title": "Tiny digits",
     "dry_run": True,
     "sizes": ["xs"],
@@ -167,7 +168,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
 
 
 def test_two_processes_give_the_same_records_bit_for_bit(workspace, alone):
-    statistics, floors = Path("data/tiny/reference.npz").read_bytes(), record("reference")["results"]
+    statistics, results = Path("data/tiny/reference.npz").read_bytes(), record("reference")["results"]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -180,7 +181,7 @@ def test_two_processes_give_the_same_records_bit_for_bit(workspace, alone):
     assert [p.exitcode for p in processes] == [0, 0]
     together = record("evaluate-xs")
     assert together["results"] == alone["results"]
-    assert Path("data/tiny/reference.npz").read_bytes() == statistics and record("reference")["results"] == floors
+    assert Path("data/tiny/reference.npz").read_bytes() == statistics and record("reference")["results"] == results
     assert together["processes"] == 2 and alone["processes"] == 1
 
 
@@ -210,13 +211,18 @@ def test_missing_samples_and_a_missing_reference_are_named(workspace):
         Path("moved.npz").rename(reference)
 
 
-def test_the_reference_of_training_images_has_its_floors(workspace):
+def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_scored_images(workspace):
     results = record("reference")["results"]
     assert results["source"] == {"kind": "training images", "feature_images": 1438}
-    assert results["real"]["images"] == 1438 and results["floors"]["holdout"]["images"] == 359
-    floors = {name: floor["fid"]["mean"] for name, floor in results["floors"].items()}
-    assert set(floors) == {"holdout", "class_shuffle", "train_bootstrap"} and floors["train_bootstrap"] > 0
+    assert results["real"]["images"] == 1438
+    baselines = results["baselines"]
+    assert {name: b["images"] for name, b in baselines.items()} == dict.fromkeys(
+        ("holdout", "train_subset", "class_shuffle"), 70
+    )
+    assert baselines["train_subset"]["fid"]["mean"] > 0 and baselines["train_subset"]["fid"]["n"] == 5
     assert results["nearest"]["holdout_to_train"] > 0
+    assert results["nearest"]["real_ratio"]["mean"] == pytest.approx(1, abs=0.05)
+    assert Path("results/tiny/grids/real.png").stat().st_size > 100
     assert not Path(".state/tiny/reference").exists()
 
 
@@ -227,17 +233,36 @@ def test_more_photos_than_fit_in_memory_ask_for_stored_statistics(workspace, mon
 
 
 def test_shuffled_tokens_keep_class_and_position():
-    cfg = benchmark()
     labels = np.random.default_rng(0).integers(0, 10, 200)
-    sources, chosen = shuffle(cfg, labels, 3)
+    sources, chosen = shuffle_sources(labels, 16, 70, 3)
     assert sources.shape == (70, 16) and (labels[sources] == labels[chosen][:, None]).all()
-    full, everyone = shuffle(benchmark(evaluation={"images": 200}), labels, 3)
+    full, everyone = shuffle_sources(labels, 16, 200, 3)
     assert all(np.array_equal(np.sort(column), np.arange(200)) for column in full.T)  # each token is used once
     assert np.array_equal(np.sort(everyone), np.arange(200))
 
 
+def test_a_subset_shares_no_image_with_what_it_is_held_against():
+    """Ten copies of one image among many others: the subset's FID would be 0 if its rest were all images."""
+    pool = torch.cat([torch.zeros(10, 4), torch.randn(190, 4, generator=torch.Generator().manual_seed(0))])
+    features = Features(pool, torch.zeros(200, 2))
+    assert subset_fid(features, 150, 0) == pytest.approx(subset_fid(features, 100, 0))  # at most half
+    order = np.random.default_rng(0).permutation(200)
+    ours, rest = pool[order[:80]], pool[order[80:]]
+    expected = fid(Features(ours, ours), reference_of(Features(rest, rest)))
+    assert subset_fid(features, 80, 0) == pytest.approx(expected)
+
+
+def test_images_that_copy_a_set_are_nearer_to_it_and_others_are_not():
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (300, 1, 4, 4), dtype=np.uint8)
+    ratios = neighbour_ratios(real, images=100, known=100)
+    assert len(ratios) == 20 and np.mean(ratios) == pytest.approx(1, abs=0.05)
+    few = neighbour_ratios(real[:30], images=100, known=100)  # ten each
+    assert len(few) == 20 and np.isfinite(few).all()
+
+
 def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(workspace, tmp_path, alone):
-    """And the record says so: no floors, null scores, no summary of them."""
+    """And the record says so: no baselines, null scores, no summary of them."""
     mine = load_reference(Path("data/tiny/reference.npz"))
     stored = tmp_path / "statistics.npz"
     np.savez(stored, mu=mine.mu.astype(np.float32), sigma=mine.sigma)
@@ -247,7 +272,7 @@ def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(wor
     reference, evaluated = record("reference"), (evaluate(cfg, "xs"), record("evaluate-xs"))[1]
     for path, data in kept.items():
         Path(path).write_bytes(data)
-    assert reference["results"]["floors"] == {} and "real" not in reference["results"]
+    assert reference["results"]["baselines"] == {} and "real" not in reference["results"]
     source = evaluated["settings"]["reference_source"]
     assert source == reference["results"]["source"]
     assert source["file"] == "statistics.npz" and source["keys"] == ["mu", "sigma"] and source["feature_images"] is None
@@ -266,7 +291,7 @@ def test_images_beside_stored_statistics_give_the_features(tmp_path):
     reference, results = stored_reference(tmp_path / "adm.npz", SimpleNamespace(width=5), {"stored": features})
     assert torch.equal(reference.pool, pool) and reference.clean[0] == pytest.approx(full.mu + 1)
     assert results["source"]["feature_images"] == 40 and results["stored_images"]["fid"] == pytest.approx(0, abs=1e-6)
-    assert results["stored_images"]["isc"] == pytest.approx(1) and results["floors"] == {}
+    assert results["stored_images"]["isc"] == pytest.approx(1) and results["baselines"] == {}
 
 
 def test_a_metric_that_some_run_lacks_has_no_summary():

@@ -237,8 +237,10 @@ def imagenet(tmp_path, monkeypatch):
     write_photos(tmp_path / "train", ["n1", "n2", "n3"])
     write_photos(tmp_path / "val", ["n1", "n2", "n3"], each=1)
     data = DataConfig("imagenet", root="train", holdout_root="val", classes=3, resolution=16)
-    digits = load_benchmark(ROOT / "params.yaml")
-    return dataclasses.replace(digits, name="photos", data=data, model={**digits.model, "classes": 3})
+    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
+    return dataclasses.replace(
+        digits, name="photos", images_of="photos", data=data, model={**digits.model, "classes": 3}
+    )
 
 
 def results(benchmark):

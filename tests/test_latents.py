@@ -144,8 +144,8 @@ def test_what_does_not_belong_to_a_finished_store_is_removed(tmp_path):
 
 
 def a_benchmark(name, flips=True):
-    digits = load_benchmark(ROOT / "params.yaml")
-    return dataclasses.replace(digits, name=name, data=dataclasses.replace(digits.data, flips=flips))
+    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
+    return dataclasses.replace(digits, name=name, images_of=name, data=dataclasses.replace(digits.data, flips=flips))
 
 
 @pytest.fixture
@@ -265,8 +265,10 @@ def photos(tmp_path, monkeypatch):
                 pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(Path(root, name, f"{i}.JPEG"))
     data = DataConfig("imagenet", root="train", holdout_root="val", classes=2, resolution=16, flips=True)
-    digits = load_benchmark(ROOT / "params.yaml")
-    benchmark = dataclasses.replace(digits, name="photos", data=data, model={**digits.model, "classes": 2})
+    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
+    benchmark = dataclasses.replace(
+        digits, name="photos", images_of="photos", data=data, model={**digits.model, "classes": 2}
+    )
     prepare(benchmark)
     return benchmark
 

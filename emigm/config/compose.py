@@ -108,24 +108,28 @@ def write_composed(root: Path = Path()) -> list[Path]:
     return changed
 
 
-def compose_benchmark(name: str | None, overrides: Sequence[str] = ()) -> Benchmark:
+def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Path = Path()) -> Benchmark:
     """The benchmark that `dvc repro` runs, with settings changed as `dvc exp run -S <override>` does.
 
     Args:
         name: a benchmark; None: the default one.
-        overrides: such as "benchmark.weights=trained".
+        overrides: such as "benchmark.weights=trained", or "+benchmark.<key>=<value>" as DVC wants it of a key that the
+            file leaves out.
+        root: of the repository.
 
     Raises:
         ConfigError: the benchmark is unknown, or an override or a value in it is wrong.
     """
     name = DEFAULT if name is None else name
-    known("benchmark", name, sources())
+    if not (root / FOLDER).is_dir():
+        raise ConfigError(f"{root / FOLDER}: no such folder; run from the repository's root")
+    known("benchmark", name, sources(root))
     if not overrides:
-        return load_benchmark(params_file(name))
-    tree = read_yaml(params_file(name))
+        return load_benchmark(root / params_file(name))
+    tree = read_yaml(root / params_file(name))
     for override in overrides:
         key, separator, value = override.partition("=")
-        *path, last = key.split(".")
+        *path, last = key.removeprefix("+").split(".")
         if not separator or not last or path[:1] != ["benchmark"]:
             raise ConfigError(f"-S {override}: write -S benchmark.<key>=<value>")
         node = tree

@@ -25,11 +25,22 @@ KEYS = ("train_seed", "sample_seed", "snapshot")
 """What tells the runs of one size and budget apart."""
 BASELINES = {
     "holdout": "Held-out real images",
-    "train_bootstrap": "Training subset",
+    "train_subset": "Training subset",
     "class_shuffle": "Class shuffle",
 }
 """Key in the reference record -> label of what is scored without any model, nearest to the data first."""
 Record = dict[str, Any]
+
+
+class Records(dict[str, Record]):
+    """Records of one benchmark by stage."""
+
+    def at(self, stage: str, *keys: str) -> Any:
+        """The value under nested `keys` of a stage's record; None where the record or a key is absent."""
+        tree: Any = self.get(stage)
+        for key in keys:
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
 
 
 def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> pd.DataFrame:
@@ -76,8 +87,9 @@ def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
     where the reference stage has not run or had no images.
     """
     root = find_root() if root is None else Path(root)
-    reference = read_all(root, benchmark).get("reference", {"results": {}})["results"]
-    found = reference.get("baselines") or reference.get("floors") or {}
+    reference = read_all(root, benchmark).at("reference", "results") or {}
+    found = reference.get("baselines") or reference.get("floors") or {}  # their name in the first schema
+    found = {{"train_bootstrap": "train_subset"}.get(key, key): value for key, value in found.items()}
     rows = [
         {"baseline": key, "label": label, "metric": metric, "mean": value["mean"], "std": value.get("std"),
          "draws": value.get("n", 1), "images": found[key]["images"]}
@@ -102,12 +114,12 @@ def benchmarks_with_results(root: Path) -> list[str]:
     return sorted(found, key=lambda name: (name != default, name))
 
 
-def read_all(root: Path, benchmark: str) -> dict[str, Record]:
+def read_all(root: Path, benchmark: str) -> Records:
     """Records of a benchmark by stage; those of its images and extractor may lie with another (`images_of`)."""
     own = _read_folder(root / "results" / benchmark / "records")
     home = params_of(root, benchmark).get("images_of")
     shared = _read_folder(root / "results" / home / "records") if home and home != benchmark else {}
-    return {stage: shared[stage] for stage in ("prepare", "extractor") if stage in shared} | own
+    return Records({stage: shared[stage] for stage in ("prepare", "extractor") if stage in shared} | own)
 
 
 def params_of(root: Path, benchmark: str) -> dict[str, Any]:
@@ -139,14 +151,13 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
     for stage, record in records.items():
         of.get(stage.split("-")[0], []).append(record)
     sizes = {r["settings"]["size"] for kind in of.values() for r in kind}
-    prepared = records.get("prepare", {"settings": {}, "results": {}})
     common = {
         "benchmark": name,
         "title": next((r["title"] for r in records.values()), name),
-        "dataset": prepared["settings"].get("data", {}).get("dataset"),
-        "resolution": (prepared["results"].get("shape") or [None])[-1],
+        "dataset": records.at("prepare", "settings", "data", "dataset"),
+        "resolution": (records.at("prepare", "results", "shape") or [None])[-1],
         "dry_run": any(r["dry_run"] for r in records.values()),
-        "features": records.get("extractor", {"results": {}})["results"].get("features"),
+        "features": records.at("extractor", "results", "features"),
     }
     rows = []
     for size in sorted(sizes, key=lambda s: (SIZES.index(s) if s in SIZES else len(SIZES), s)):

@@ -23,7 +23,7 @@ EXTRACTORS = {
 """Kind of extractor -> its name, and what a note adds."""
 MEANINGS = {
     "holdout": "never trained on",
-    "train_bootstrap": "training images themselves",
+    "train_subset": "training images themselves",
     "class_shuffle": "training images, each token exchanged with another image of the class: what a model reaches "
     "that ignores context",
 }
@@ -32,6 +32,11 @@ DRY_RUN = "DRY RUN: the numbers only show that the machinery runs; they measure 
 NFE = (
     "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
     "before the last step)."
+)
+
+NEIGHBOURS = (
+    "NN distance: root mean square over pixels (grey levels 0..255) between an image and its nearest neighbour in the "
+    "set named, mean over images; of the training images as many are searched as were held out."
 )
 
 

@@ -59,24 +59,29 @@ def combined(runs: Iterable[tuple[int, int, float]]) -> Spread:
     return Spread(float(means.mean()), error, len(parts), number)
 
 
-def summarise(frame: pd.DataFrame, metric: str, by: Sequence[str] = ("size", "budget")) -> pd.DataFrame:
+CELL = ("benchmark", "size", "budget", "snapshot")
+"""What the runs of one cell of a table have in common."""
+
+
+def summarise(
+    frame: pd.DataFrame, metric: str, by: Sequence[str] = CELL, also: Sequence[str] = ("N", "passes")
+) -> pd.DataFrame:
     """`combined` of a metric for each group of a frame of runs (`emigm.records.frame.runs`), in the frame's order.
 
     Returns:
-        The columns of `by`, mean, error (NaN for one run), train_seeds, sample_seeds, n; groups that lack the metric
-        altogether keep their row, with NaN.
+        The columns of `by`; mean, error (NaN for one run), train_seeds, sample_seeds, n; the means of the columns
+        `also`. Groups that lack the metric altogether keep their row, with NaN.
     """
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         known = group.dropna(subset=[metric])
-        runs = known[["train_seed", "sample_seed", metric]].itertuples(index=False, name=None)
-        row = dict(zip(by, key, strict=True))
+        row = dict(zip(by, key, strict=True)) | {name: pd.to_numeric(group[name]).mean() for name in also}
         if len(known):
-            spread = combined(runs)
-            row |= {"mean": spread.mean, "error": spread.error, "train_seeds": spread.train_seeds}
-            row |= {"sample_seeds": spread.sample_seeds, "n": spread.n}
+            spread = combined(known[["train_seed", "sample_seed", metric]].itertuples(index=False, name=None))
+            row |= {"mean": spread.mean, "error": spread.error, "n": spread.n}
+            row |= {"train_seeds": spread.train_seeds, "sample_seeds": spread.sample_seeds}
         rows.append(row)
-    columns = [*by, "mean", "error", "train_seeds", "sample_seeds", "n"]
+    columns = [*by, "mean", "error", "train_seeds", "sample_seeds", "n", *also]
     return pd.DataFrame(rows, columns=columns).astype({"mean": float, "error": float})
 
 

@@ -17,17 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from emigm.files import write_atomically
 from emigm.records.frame import SIZES
+from emigm.report.statistics import CELL, summarise
 
 COLUMN, FULL = 3.25, 6.75
 """Widths of a figure in inches: one column, the whole page."""
@@ -45,9 +48,11 @@ SCHEDULES = {"exp": 0, "cosine": 1, "linear": 2}
 """Mask schedule -> its place in CHOICES: exp is the paper's."""
 MARKERS = ("o", "s", "^", "D", "v")
 FAILED = {"marker": "x", "color": "#000000"}
-BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train_bootstrap": (0, (6, 2, 1, 2))}
+BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train_subset": (0, (6, 2, 1, 2))}
 """Key of a baseline -> dashes of its grey line."""
 GREY = "0.45"
+SEED = "one training seed"
+"""Label of the dots beside a mean."""
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 8,
@@ -112,14 +117,32 @@ def baseline_lines(
         axes.axhline(row.mean, label=row.label.lower(), **look)
 
 
-def points_and_mean(axes: Axes, x: float, values: Sequence[float], error: float | None, **look) -> None:
-    """A mean with its error bar, and beside it small marks: the training seeds, so that two are not taken for many."""
-    values = [v for v in values if np.isfinite(v)]
-    bar = {"yerr": error} if error is not None and np.isfinite(error) else {}
-    axes.errorbar([x], [np.mean(values)], elinewidth=0.9, linestyle="none", **bar, **look)
-    if len(values) > 1:
-        small = {"marker": "_", "s": 14, "linewidths": 0.8, "color": look.get("color"), "alpha": 0.7}
-        axes.scatter([x] * len(values), values, **small)
+def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -> pd.DataFrame:
+    """Draw the mean of a metric over a column, with combined standard errors, and a dot for each training seed.
+
+    The dots show two training seeds as two. Runs without the metric or the column are left out.
+
+    Args:
+        axes: where.
+        runs: of one curve (`emigm.records.frame.runs`).
+        x: the column along it; its mean within a cell is used.
+        metric: the column drawn.
+        look: passed to `Axes.errorbar`.
+
+    Returns:
+        What was drawn: `statistics.summarise`, sorted by `x`.
+    """
+    runs = runs.dropna(subset=[x, metric])
+    drawn = summarise(runs, metric, also=("N", "passes", x)).sort_values(x)
+    if drawn.empty:
+        return drawn
+    axes.errorbar(drawn[x], drawn["mean"], drawn["error"].fillna(0), elinewidth=0.9, **look)
+    places = runs.groupby([*CELL], sort=False, dropna=False)[x].transform("mean")
+    seeds = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
+    if runs["train_seed"].nunique() > 1:
+        beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
+        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside, label=SEED)
+    return drawn
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,13 +196,27 @@ def mark_dry_run(figure: Figure) -> None:
 
 
 def common_legend(figure: Figure, columns: int = 5) -> None:
-    """One legend below the panels with every label of any of them, once."""
+    """One legend below the panels with every label of any of them once, baselines last."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
+            found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
+    grey = [label for label, handle in found.items() if isinstance(handle, Line2D) and handle.get_color() == GREY]
+    found |= {label: found.pop(label) for label in grey}
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
+
+
+def log_x(axes: Axes) -> None:
+    """A logarithmic x axis with labelled ticks and room at its ends; a panel without points says "not run"."""
+    if not axes.containers:
+        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.grid(axis="y")
+    log_ticks(axes.xaxis)
 
 
 def log_ticks(axis: Axis) -> None:

