@@ -7,16 +7,15 @@ from __future__ import annotations
 import datetime
 import math
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
 import yaml
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known, parse
 from emigm.model.schedules import SCHEDULES
+from emigm.paper.reported import reported
 
 FILE = Path("benchmarks/claims.yaml")
 EXACT = {"passes": "forward passes of an image", "parameters": "parameters"}
@@ -54,9 +53,7 @@ class Reported:
 
     def value(self, metric: str) -> float:
         """Its FID, NFE (for `passes`) or parameters."""
-        with resources.files("emigm.paper").joinpath("reported.csv").open(encoding="utf-8") as f:
-            rows = pd.read_csv(f, comment="#", dtype=str, keep_default_na=False)
-        rows = rows[(rows["resolution"] == str(self.resolution)) & (rows["family"] != "Ours")]
+        rows = reported(self.resolution).query("family != 'Ours'")
         known("reported method", self.method, rows["method"].unique())
         (row,) = rows[rows["method"] == self.method].itertuples()
         if metric == "passes":
@@ -69,14 +66,6 @@ class Reported:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two sides, the first minus the second."""
-
-    left: Cells
-    right: Cells
-
-
-@dataclass(frozen=True, kw_only=True)
 class Difference:
     """`left` is lower (or higher) than `factor` × what it is held against."""
 
@@ -84,8 +73,8 @@ class Difference:
     expect: Expect
     right: Cells | None = None
     reported: Reported | None = None
-    beyond: Pair | None = None
-    """The difference must exceed this one in the expected direction."""
+    beyond: tuple[Cells, Cells] | None = None
+    """The difference must exceed that of these two in the expected direction."""
     factor: float = 1.0
     """Other than 1: the margin that the claim itself allows, in place of the smallest effect that matters."""
     metric: str = "fid"
@@ -105,7 +94,7 @@ class Difference:
     def sides(self) -> list[tuple[float, Cells]]:
         """Own sides with their weights in the effect."""
         found = [(1.0, self.left)] + ([(-self.factor, self.right)] if self.right else [])
-        return found + ([(-1.0, self.beyond.left), (1.0, self.beyond.right)] if self.beyond else [])
+        return found + ([(-1.0, self.beyond[0]), (1.0, self.beyond[1])] if self.beyond else [])
 
     @property
     def text(self) -> str:
@@ -116,21 +105,27 @@ class Difference:
         factor = f"{self.factor:g} × " if self.factor != 1 else ""
         other = self.right.label(home) if self.right else f"{self.reported.method} (as reported)"
         text = f"{self.left.label(home)} − {factor}{other}"
-        return f"({text}) − ({self.beyond.left.label(home)} − {self.beyond.right.label(home)})" if self.beyond else text
+        return f"({text}) − ({self.beyond[0].label(home)} − {self.beyond[1].label(home)})" if self.beyond else text
+
+    @property
+    def against(self) -> str:
+        """What `left` is held against, in a few words."""
+        if self.reported:
+            return f"{self.reported.method} as reported"
+        if self.beyond:
+            return f"gain at {self.left.budget} beyond that at {self.beyond[0].budget}"
+        return self.right.budget if self.right.size == self.left.size else f"{self.right.size} at {self.right.budget}"
 
     def at(self, place: Place, steps: int | None) -> Difference:
         """With the place's names filled in, and N."""
 
-        def fill(cells: Cells | None) -> Cells | None:
-            return cells and replace(
-                cells,
-                budget=cells.budget.format(N=steps, first=min(place.steps, default=""), last=max(place.steps, default="")),
-                size=cells.size or place.size,
-                benchmark=cells.benchmark or place.benchmark,
-            )
+        def fill(cells: Cells) -> Cells:
+            names = {"N": steps, "first": min(place.steps, default=""), "last": max(place.steps, default="")}
+            size, benchmark = cells.size or place.size, cells.benchmark or place.benchmark
+            return replace(cells, budget=cells.budget.format(**names), size=size, benchmark=benchmark)
 
-        beyond = self.beyond and Pair(left=fill(self.beyond.left), right=fill(self.beyond.right))
-        return replace(self, left=fill(self.left), right=fill(self.right), beyond=beyond)
+        beyond = self.beyond and (fill(self.beyond[0]), fill(self.beyond[1]))
+        return replace(self, left=fill(self.left), right=self.right and fill(self.right), beyond=beyond)
 
 
 @dataclass(frozen=True, kw_only=True)

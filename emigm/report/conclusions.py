@@ -1,16 +1,17 @@
 """What the ledger adds up to: its tables, the tally, and the sentences that can be quoted. All from the records."""
 
-# ruff: noqa: RUF001
-# × and – are meant.
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emigm.report.claims import METRICS
+from emigm.records.frame import benchmarks_with_results, find_root, runs
+from emigm.report.claims import METRICS, Claim
 from emigm.report.ledger import (
     BESIDE,
     DRY,
@@ -26,53 +27,17 @@ from emigm.report.ledger import (
     Ledger,
     Outcome,
 )
-from emigm.report.statistics import unit_means
-from emigm.report.tables import NONE, plural
+from emigm.report.tables import plural
 
-AGAINST = (FAILS, MIXED, SMALL)
-
-
-def claims_frame(ledger: Ledger) -> pd.DataFrame:
-    """A row for each claim and place, as text."""
-    rows = []
-    for claim in ledger.claims.claims:
-        for place in claim.at:
-            found, by_steps = ledger.of(claim, place), ledger.by_steps(claim, place)
-            remarks = dict.fromkeys([claim.note, *(r for o in found for r in o.remarks)])
-            rows.append(
-                {
-                    "ID": claim.id,
-                    "Claim": f"{claim.claim[0].upper()}{claim.claim[1:]}",
-                    "Source": claim.source,
-                    "Data": ledger.claims.ground(place.benchmark),
-                    "Verdict": ledger.verdict(claim, place),
-                    "By N": "; ".join(f"{n}: {verdict}" for n, verdict in by_steps.items()) or NONE,
-                    "For the paper's choice": "; ".join(dict.fromkeys(_plain(o) for o in found)),
-                    "Remarks": "; ".join(r.rstrip(".") for r in remarks if r) or NONE,
-                }
-            )
-    return pd.DataFrame(rows)
+COLUMNS = ("extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip")
+"""What notebooks read beside the columns that `runs` always has."""
 
 
-def comparisons_frame(ledger: Ledger) -> pd.DataFrame:
-    """A row for each comparison; numbers as numbers, the gains positive for what the paper concludes."""
-    rows = []
-    for o in ledger.outcomes:
-        gain = o.gain
-        row = {"id": o.claim.id, "data": ledger.claims.ground(o.place.benchmark), "benchmark": o.place.benchmark}
-        row |= {"N": o.steps, "role": "precondition" if o.given else "test", "comparison": o.comparison}
-        row |= {"metric": METRICS.get(o.metric, o.metric), "verdict": o.verdict, "for_the_papers_choice": o.plain}
-        row |= {name: gain and getattr(gain, field) for name, field in GAIN.items()} | {"p_holm": o.adjusted}
-        row |= {"relative_gain": gain and gain.effect / o.scale, "smallest_gain": o.margin or None, "test": o.test}
-        for name, beside in dict(o.beside).items():
-            row |= {f"{name}_gain": beside.effect, f"{name}_low": beside.low, f"{name}_high": beside.high}
-        rows.append(row | {"remarks": "; ".join(o.remarks)})
-    columns = [f"{name}_{part}" for name in BESIDE for part in ("gain", "low", "high")]
-    frame = pd.DataFrame(rows)
-    return frame.reindex(columns=[*(c for c in frame if c not in columns and c != "remarks"), *columns, "remarks"])
-
-
-GAIN = {"gain": "effect", "low": "low", "high": "high", "p": "p"}
+def runs_of(*benchmarks: str) -> pd.DataFrame:
+    """`emigm.records.frame.runs` of those benchmarks that have records; with its columns, but empty, where none has."""
+    there = benchmarks_with_results(find_root())
+    frame = runs(None, [name for name in benchmarks if name in there])
+    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *COLUMNS])))
 
 
 def tally(ledger: Ledger) -> tuple[str, ...]:
@@ -119,7 +84,7 @@ def conclusion(ledger: Ledger) -> str:
     return " ".join(f"{head}: {'; '.join(groups[head])}." for head in order)
 
 
-def _at_steps(ledger: Ledger, claim, data: str) -> str:
+def _at_steps(ledger: Ledger, claim: Claim, data: str) -> str:
     place = next(p for p in claim.at if ledger.claims.ground(p.benchmark) == data)
     return ", ".join(f"N = {n}: {verdict}" for n, verdict in ledger.by_steps(claim, place).items())
 
@@ -135,9 +100,11 @@ def disagreements(ledger: Ledger) -> tuple[str, ...]:
         for name, other in o.beside:
             turned = other if sign > 0 else -other
             if turned.effect < 0 and (name.startswith("fid") or (turned.high is not None and turned.high < 0)):
-                contrary.append(f"{BESIDE[name][0]} is {_turned(o, other)}")
+                contrary.append(f"{BESIDE[name][0]} is {replace(o, gain=other).plain}")
         if contrary:
-            found.append(f"{o.claim.id} ({o.comparison}): FID is {o.plain} for the paper's choice, but {'; '.join(contrary)}.")
+            found.append(
+                f"{o.claim.id} ({o.comparison}): FID is {o.plain} for the paper's choice, but {'; '.join(contrary)}."
+            )
     return tuple(dict.fromkeys(found))
 
 
@@ -166,18 +133,19 @@ def context_correlation(frame: pd.DataFrame, budget: str) -> str:
     found = stats.pearsonr(runs["gate_ratio"], runs["fid"])
     low, high = found.confidence_interval()
     return (
-        f"Over {len(runs)} training runs of {frame['benchmark'].iloc[0]} FID at N = {budget} correlates {found.statistic:.2f} "
-        f"[{low:.2f}, {high:.2f}] with the context ratio: the nearer to 1, the more a verdict says how soon a model "
+        f"Over {len(runs)} training runs of {frame['benchmark'].iloc[0]} FID at N = {budget} correlates "
+        f"{found.statistic:.2f} [{low:.2f}, {high:.2f}] with the context ratio: the nearer to 1, the more a verdict says how soon a model "
         "finds context."
     )
 
 
 def memorisation(frame: pd.DataFrame, splits: Sequence[float]) -> str:
-    """Whether generated images lie nearer to training images than real ones do that were never trained on.
+    """Whether generated images lie nearer to training images than real images lie to one random set of real images.
 
     Args:
         frame: runs with nearest_train and nearest_holdout, the mean distances to equally many images of either.
-        splits: the same ratio, training over held-out, of real held-out images over random splits of them.
+        splits: the same ratio for real images and two sets of real images, over random splits of all there are
+            (`results.nearest.real_ratio.values` of the reference record).
     """
     runs = frame.reindex(columns=["nearest_train", "nearest_holdout"]).dropna()
     if runs.empty:
@@ -188,26 +156,40 @@ def memorisation(frame: pd.DataFrame, splits: Sequence[float]) -> str:
         f"{plural(len(ratio), 'run')} (ratio of mean distances: median {ratio.median():.3f}, from {ratio.min():.3f} to "
         f"{ratio.max():.3f})."
     )
-    if not len(splits):
-        return f"{text} The ratio of real held-out images was not measured, so this says nothing of copying."
-    real = pd.Series(splits, dtype=float)
-    low, high = real.quantile(0.025), real.quantile(0.975)
-    below = (ratio < low).sum()
-    verdict = "no sign of copying beyond what real images show" if below <= 0.05 * len(ratio) else (
-        "generated images do lie nearer to the training images than unseen real ones do"
+    if len(splits) < 2:
+        return f"{text} The ratio of real images was not measured, so this says nothing of copying."
+    low, high = (float(q) for q in stats.t.interval(0.95, len(splits) - 1, np.mean(splits), _prediction_error(splits)))
+    below = int((ratio < low).sum())
+    verdict = (
+        "the models' images lie nearer to their training images than chance explains"
+        if below > 0.05 * len(ratio)
+        else "no more than chance explains"
     )
     return (
-        f"{text} Real held-out images over {plural(len(real), 'random split')}: median {real.median():.3f}, 95% from "
-        f"{low:.3f} to {high:.3f}; {below:,} of {plural(len(ratio), 'run')} lie below that: {verdict}."
+        f"{text} For real images and two random sets of real images the ratio is {np.mean(splits):.3f} over "
+        f"{plural(len(splits), 'split')}, and 95% of further splits lie from {low:.3f} to {high:.3f}; "
+        f"{below:,} of {plural(len(ratio), 'run')} lie below: {verdict}."
     )
 
 
-def _plain(o: Outcome) -> str:
-    unit = {"fid": "", "tokens": " tokens"}.get(o.metric) or (f" {METRICS[o.metric]}" if o.metric in METRICS and o.metric != "fid" else "")
-    return f"{o.plain}{unit}" + (f" (N = {o.steps})" if o.steps else "")
+def _prediction_error(values: Sequence[float]) -> float:
+    """Standard error of one further value beside the mean of those there are."""
+    return float(np.std(values, ddof=1)) * (1 + 1 / len(values)) ** 0.5
 
 
-def _turned(o: Outcome, other) -> str:
-    from dataclasses import replace
+def effects(ledger: Ledger, source: str) -> tuple[str, ...]:
+    """A sentence for each claim of a figure that was measured: its effects with their intervals, no verdict."""
+    found = []
+    for claim in ledger.claims.claims:
+        for place in claim.at if source in claim.source else ():
+            measured = [o for o in ledger.of(claim, place) if o.gain is not None]
+            if measured:
+                listed = "; ".join(plain(o) for o in measured)
+                found.append(f"{claim.source}, {claim.claim}: for the paper's choice {listed}.")
+    return tuple(found)
 
-    return replace(o, gain=other).plain
+
+def plain(o: Outcome) -> str:
+    """ "better by 0.53 [0.41, 0.65] (linear_4)"."""
+    unit = "" if o.metric == "fid" else f" {METRICS.get(o.metric, o.metric)}"
+    return f"{o.plain}{unit} ({o.against})"

@@ -17,7 +17,7 @@ import pandas as pd
 
 from emigm.model.schedules import SCHEDULES, expected_reveal_counts
 from emigm.paper.reported import PAPER_IMAGES
-from emigm.report.claims import EXACT, METRICS, Cells, Claim, Claims, Difference, Place
+from emigm.report.claims import EXACT, Cells, Claim, Claims, Difference, Place
 from emigm.report.statistics import (
     Estimate,
     fid_infinity,
@@ -53,6 +53,8 @@ class Outcome:
     claim: Claim
     place: Place
     comparison: str
+    against: str
+    """What is compared with, in a few words."""
     metric: str
     verdict: str
     """Empty until Holm's adjustment gives it."""
@@ -120,7 +122,7 @@ class Ledger:
             yield self._reveals(claim, place)
 
     def _difference(self, claim: Claim, place: Place, one: Difference, steps: int | None, given: bool) -> Outcome:
-        made = Outcome(claim, place, one.label(place.benchmark), one.metric, NOT_RUN, steps, given)
+        made = Outcome(claim, place, one.label(place.benchmark), one.against, one.metric, NOT_RUN, steps, given)
         cells, sign = [cells for _, cells in one.sides], -1 if one.expect == "lower" else 1
         constant = one.factor * one.reported.value(one.metric) if one.reported else 0.0
         if one.metric in EXACT:
@@ -150,7 +152,7 @@ class Ledger:
         label = f"slope over {', '.join(sizes)} at {budget}, for ten times the training FLOPs"
         flops = [self._mean(c, "flops") for c in cells]
         means = [self._mean(c, "fid") for c in cells]
-        made = Outcome(claim, place, label, "fid", NOT_RUN)
+        made = Outcome(claim, place, label, f"slope from {sizes[0]} to {sizes[-1]}", "fid", NOT_RUN)
         if None in flops or None in means:
             return made
 
@@ -170,7 +172,7 @@ class Ledger:
         fids = [self._units(c, "fid") for c in cells]
         for end in (0, -1):
             label = f"best of {', '.join(claim.sweep[1:-1])} − {claim.sweep[end]} ({place.size})"
-            made = Outcome(claim, place, label, "fid", NOT_RUN)
+            made = Outcome(claim, place, label, claim.sweep[end], "fid", NOT_RUN)
             if any(units is None for units in fids):
                 yield made
                 continue
@@ -197,7 +199,7 @@ class Ledger:
         closest = min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
         gain = early[closest] - early[claim.reveals]
         label = f"tokens in the first half of the steps: {claim.reveals} − {closest}, L = {tokens}, N = {n}"
-        made = Outcome(claim, place, label, "tokens", HOLDS if gain > 0 else FAILS, test="computed")
+        made = Outcome(claim, place, label, closest, "tokens", HOLDS if gain > 0 else FAILS, test="computed")
         return replace(made, gain=Estimate(gain), scale=early[closest])
 
     def _measured(
@@ -247,8 +249,8 @@ class Ledger:
         if len(units) > 2:
             return None
         (a, left), (b, right) = units
-        test = f"Welch's t test, {plural(len(left), f'{left.name} seed')} and {plural(len(right), f'{right.name} seed')}"
-        return welch(a * left, -b * right, self.claims.level), test
+        numbers = " and ".join(plural(len(found), f"{found.name} seed") for found in (left, right))
+        return welch(a * left, -b * right, self.claims.level), f"Welch's t test, {numbers}"
 
     def _units(self, cells: Cells, metric: str) -> pd.Series | None:
         runs = self.cells.get((cells.benchmark, cells.size, cells.budget, cells.snapshot))
@@ -268,7 +270,10 @@ class Ledger:
             return "machines" if runs["sample_device"].nunique() > 1 else ""
         images = {*runs["scored_images"], *([PAPER_IMAGES] if paper else ())}
         scorers = runs.reindex(columns=["extractor_identity", "reference"]).astype(str).drop_duplicates()
-        parts = ("numbers of images" if len(images) > 1 else "", "extractors or real images" if len(scorers) > 1 else "")
+        parts = (
+            "numbers of images" if len(images) > 1 else "",
+            "extractors or real images" if len(scorers) > 1 else "",
+        )
         return ", ".join(filter(None, parts))
 
     # Verdicts
@@ -316,6 +321,11 @@ class Ledger:
     def verdict(self, claim: Claim, place: Place) -> str:
         """The claim's verdict there."""
         return together(self.of(claim, place))
+
+    def remarks(self, claim: Claim, place: Place) -> tuple[str, ...]:
+        """What must be known of the claim and its comparisons, each once."""
+        found = dict.fromkeys([claim.note, *(remark for o in self.of(claim, place) for remark in o.remarks)])
+        return tuple(remark.rstrip(".") for remark in found if remark)
 
     def by_steps(self, claim: Claim, place: Place) -> dict[int, str]:
         """N -> verdict of what was compared at it."""

@@ -101,7 +101,9 @@ class Estimate:
         return None if self.low is None else (self.high - self.low) / 2
 
     def __neg__(self) -> Estimate:
-        return Estimate(-self.effect, None if self.low is None else -self.high, None if self.low is None else -self.low, self.p)
+        if self.low is None:
+            return Estimate(-self.effect)
+        return Estimate(-self.effect, -self.high, -self.low, self.p)
 
 
 def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
