@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,11 @@ class Picture:
     def save(self, out: str | Path | None) -> Picture:
         """Write out/<name>.png (200 dpi) and .svg, the same bytes for the same figure; `out` None: nothing."""
         for kind in ("png", "svg") if out is not None else ():
-            write_atomically(Path(out) / f"{self.name}.{kind}", self._write)
+            write_atomically(Path(out) / f"{self.name}.{kind}", partial(self._write, kind=kind))
         return self
 
     @styled
-    def _write(self, path: Path | io.BytesIO, kind: str | None = None) -> None:
-        kind = kind or path.suffix[1:]
+    def _write(self, path: Path | io.BytesIO, kind: str) -> None:
         drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
 

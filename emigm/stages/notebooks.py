@@ -1,4 +1,4 @@
-"""Execute one notebook for one benchmark into results/<benchmark>/notebooks/<notebook>, with all that it saves."""
+"""Execute one notebook into results/<benchmark>/notebooks/<notebook>, with all that it saves."""
 
 from __future__ import annotations
 
@@ -22,8 +22,13 @@ from emigm.report.tables import write_text
 FOLDER = Path("notebooks")
 
 
-def execute(name: str, benchmark: str) -> Path:
+def execute(name: str, benchmark: str | None, into: str) -> Path:
     """What `papermill notebooks/<name>.ipynb ... -p benchmark <benchmark> -p out <folder>` does.
+
+    Args:
+        name: of the notebook.
+        benchmark: what it shows; None: what it shows by itself (one that gathers several benchmarks).
+        into: folder of results/ that gets it.
 
     The same records give the same bytes: the executed notebook holds no times, and no path of the machine.
 
@@ -35,10 +40,11 @@ def execute(name: str, benchmark: str) -> Path:
         RunError: a cell failed; the message holds its traceback.
     """
     known("notebook", name, sorted(path.stem for path in FOLDER.glob("*.ipynb")))
-    out = results_folder(benchmark) / "notebooks" / name
+    out = results_folder(into) / "notebooks" / name
     shutil.rmtree(out, ignore_errors=True)
     notebook = load_notebook_node(str(FOLDER / f"{name}.ipynb"))
-    notebook = parameterize_notebook(notebook, {"benchmark": benchmark, "out": out.as_posix()})
+    asked = {} if benchmark is None else {"benchmark": benchmark}
+    notebook = parameterize_notebook(notebook, asked | {"out": out.as_posix()})
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"  # that of the parameters' is random
     config = Config()
@@ -49,7 +55,7 @@ def execute(name: str, benchmark: str) -> Path:
         NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=None, config=config).execute()
     except CellExecutionError as e:
         shutil.rmtree(out, ignore_errors=True)
-        raise RunError(f"{FOLDER / name}.ipynb, on {benchmark}: {e}") from e
+        raise RunError(f"{FOLDER / name}.ipynb, for results/{into}: {e}") from e
     for part in (notebook, *notebook.cells):
         part.metadata.pop("papermill", None)
     write_text(out / f"{name}.ipynb", nbformat.writes(notebook))
@@ -59,10 +65,13 @@ def execute(name: str, benchmark: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="of notebooks/NAME.ipynb")
-    parser.add_argument("--benchmark", required=True)
+    parser.add_argument("--benchmark", help="what it shows (default: what it shows by itself)")
+    parser.add_argument("--into", help="folder of results/ that gets it (default: the benchmark's)")
     options = parser.parse_args()
+    if not (options.into or options.benchmark):
+        parser.error("give --benchmark, --into or both")
     try:
-        execute(options.name, options.benchmark)
+        execute(options.name, options.benchmark, options.into or options.benchmark)
     except UserError as e:
         sys.exit(f"error: {e}")
 
