@@ -20,7 +20,7 @@ import numpy as np
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.compose import params_file, sources
 from emigm.config.errors import UserError
-from emigm.config.paths import data_folder, extractor_folder, results_folder
+from emigm.config.paths import data_folder, extractor_folder, model_folder, results_folder
 from emigm.metrics.features import load_extractor
 from emigm.metrics.scores import load_reference
 from emigm.records.record import provenance, read_record
