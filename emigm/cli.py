@@ -124,6 +124,22 @@ def export_samples(options: argparse.Namespace) -> int:
     return 0
 
 
+def verify(options: argparse.Namespace) -> int:
+    from emigm.files import write_json
+    from emigm.records.verdict import as_json, holds, report
+    from emigm.records.verify import verify as examine
+
+    found = examine(options.benchmark, options.against, deep=options.deep)
+    if options.deep:
+        from emigm.tools.deep import generate_again
+
+        generate_again(found, options.seed)
+    if options.json:
+        write_json(options.json, as_json(found, options.against))
+    print(report(found, options.against))
+    return 0 if holds(found) else 1
+
+
 def known_seed(sampled: list[int], chosen: int | None, record: Path) -> int:
     """The chosen seed, or the first."""
     if chosen is None:
@@ -269,6 +285,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add_benchmark(verb)
     verb.add_argument("--allow-missing", action="store_true", help="cells that have not run do not count")
+
+    verb = add(
+        verify,
+        "verify",
+        "say whether results are whole, and whether they reproduce the tracked ones",
+        "emigm verify",
+        "emigm verify mnist --against v1.0",
+        "emigm verify mnist --against ../theirs/results --deep",
+    )
+    verb.add_argument("benchmark", nargs="*", help="such as mnist (default: all that have results here)")
+    verb.add_argument("--against", metavar="REV|FOLDER", help="revision, or another's results/ (default: HEAD)")
+    verb.add_argument("--deep", action="store_true", help="generate and score a random chunk of every size again")
+    verb.add_argument("--seed", type=int, help="of the choice of chunks (default: a new one, which is printed)")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
 
     verb = add(
         export_samples,

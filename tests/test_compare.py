@@ -12,9 +12,10 @@ from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import write_json
 from emigm.model.schedules import nfe
+from emigm.paper.reported import reported
 from emigm.pictures import save_grid
+from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
-from emigm.report.results import load, reported
 from emigm.tools.compare import compare, compare_cells
 
 REPO = Path(__file__).parents[1]
@@ -108,7 +109,7 @@ def change(stage, *keys, to, benchmark="imagenet256"):
 
 
 def verdicts(benchmark):
-    return {(c.size, c.budget): c for c in compare_cells(load(benchmark.name), benchmark.compare)}
+    return {(c.size, c.budget): c for c in compare_cells(read_all(Path(), benchmark.name), benchmark.compare)}
 
 
 @pytest.mark.parametrize(("name", "cells"), [("imagenet256", 10), ("imagenet512", 8)])

@@ -16,7 +16,7 @@ import yaml
 
 from emigm.config.benchmark import Benchmark, load_benchmark, parse_params
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, read_yaml
+from emigm.config.parsing import known, parse_yaml, read_yaml
 from emigm.files import write_atomically
 
 FOLDER = Path("benchmarks")
@@ -137,8 +137,5 @@ def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Pat
             node = node.setdefault(step, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"-S {override}: {step} is no mapping, so nothing lies below it")
-        try:
-            node[last] = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"-S {override}: {value!r} is not valid YAML") from e
+        node[last] = parse_yaml(value, f"-S {override}")
     return parse_params(tree, str(params_file(name)))
