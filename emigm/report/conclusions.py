@@ -128,14 +128,14 @@ def context_correlation(frame: pd.DataFrame, budget: str) -> str:
     """How FID at a budget goes with the context ratio over the runs of one benchmark."""
     runs = frame[(frame["budget"] == budget) & frame["snapshot"].isna()].dropna(subset=["fid", "gate_ratio"])
     runs = runs.groupby(["size", "train_seed"])[["fid", "gate_ratio"]].mean()
-    if len(runs) < 4:
+    if len(runs) < 4 or runs["gate_ratio"].nunique() == 1:
         return ""
     found = stats.pearsonr(runs["gate_ratio"], runs["fid"])
     low, high = found.confidence_interval()
     return (
         f"Over {len(runs)} training runs of {frame['benchmark'].iloc[0]} FID at N = {budget} correlates "
-        f"{found.statistic:.2f} [{low:.2f}, {high:.2f}] with the context ratio: the nearer to 1, the more a verdict says how soon a model "
-        "finds context."
+        f"{found.statistic:.2f} [{low:.2f}, {high:.2f}] with the context ratio: the nearer to 1, the more a verdict "
+        "says how soon a model finds context."
     )
 
 

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import pandas as pd
 
@@ -42,6 +42,8 @@ BESIDE = {
     "recall": ("recall", 1),
 }
 """Metric shown beside FID -> its name, and 1 where higher is better."""
+NEEDED = ("extractor_identity", "reference", "sample_device")
+"""Columns that tell whether two sides were measured alike."""
 Measure = Callable[[str], "tuple[Estimate, str] | None"]
 """Metric -> effect and how it was tested; None: a record or the metric is missing."""
 
@@ -86,7 +88,9 @@ class Outcome:
         """ "better by 0.53 [0.41, 0.65]": for the paper's choice, larger being better by definition."""
         if self.gain is None:
             return NOT_RUN
-        sign = 1 if self.gain.effect >= 0 else -1
+        if self.gain.effect == 0:
+            return "the same"
+        sign = 1 if self.gain.effect > 0 else -1
         found = self.gain if sign > 0 else -self.gain
         interval = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
         return f"{'better' if sign > 0 else 'worse'} by {_number(found.effect)}{interval}"
@@ -96,14 +100,14 @@ class Ledger:
     """All outcomes of a file of claims on a frame of runs (`emigm.records.frame.runs`)."""
 
     def __init__(self, claims: Claims, frame: pd.DataFrame):
-        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *BESIDE])))
+        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *BESIDE, *NEEDED])))
         curves = frame["fid_by_images"].map(lambda c: c if isinstance(c, dict) else {})
         for name, degree in (("fid_line", 1), ("fid_curve", 2)):
             frame[name] = curves.map(partial(fid_infinity, degree=degree)).astype(float)
         frame["snapshot"] = frame["snapshot"].astype(float).fillna(1.0)
         self.claims = claims
         self.cells = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
-        self.models = dict(tuple(frame.groupby(["benchmark", "size"])))
+        self.models = {key: self._model(runs) for key, runs in frame.groupby(["benchmark", "size"])}
         found = [one for claim in claims.claims for place in claim.at for one in self._outcomes(claim, place)]
         self.outcomes = tuple(self._judged(found))
 
@@ -195,7 +199,7 @@ class Ledger:
 
     def _reveals(self, claim: Claim, place: Place) -> Outcome:
         (n,), tokens = place.steps, place.tokens
-        early = {name: float(expected_reveal_counts(name, n, tokens)[: n // 2].sum()) for name in SCHEDULES}
+        early = {name: early_tokens(name, n, tokens) for name in SCHEDULES}
         closest = min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
         gain = early[closest] - early[claim.reveals]
         label = f"tokens in the first half of the steps: {claim.reveals} − {closest}, L = {tokens}, N = {n}"
@@ -215,17 +219,8 @@ class Ledger:
         if self._dry(cells):
             verdict = DRY
         for name, size in dict.fromkeys((c.benchmark, c.size) for c in cells):
-            model = self.models[name, size].dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
-            bad = model[~model["gate_passed"].astype(bool)]
-            if len(bad):
-                seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
-                remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
-            elif model["gate_ratio"].max() > self.claims.well_trained:
-                worst = model["gate_ratio"].max()
-                remarks.append(f"{size} is trained little past the threshold (context ratio {worst:.2f})")
-            failed = failed or len(bad) > 0
-            if (self.models[name, size]["weights"] == "released").any():
-                remarks.append("released weights: nothing of other training runs")
+            _, fails, notes = self.models[name, size]
+            failed, remarks = failed or fails, [*remarks, *notes]
         gain, test = found[0] if sign > 0 else -found[0], found[1]
         beside = []
         for name, (_, better) in BESIDE.items() if made.metric == "fid" and not exact else ():
@@ -260,20 +255,35 @@ class Ledger:
         runs = self.cells.get((cells.benchmark, cells.size, cells.budget, cells.snapshot))
         return None if runs is None or runs[metric].isna().any() else float(runs[metric].mean())
 
+    def _model(self, runs: pd.DataFrame) -> tuple[bool, bool, tuple[str, ...]]:
+        """Whether a model is a dry run's and fails the context gate, and what must be known of it."""
+        size, remarks = runs["size"].iloc[0], []
+        gated = runs.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
+        bad = gated[~gated["gate_passed"].astype(bool)]
+        if len(bad):
+            seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
+            remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
+        elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
+            remarks.append(f"{size} is trained little past the threshold (context ratio {worst:.2f})")
+        if (runs["weights"] == "released").any():
+            remarks.append("released weights: nothing of other training runs")
+        return bool(runs["dry_run"].any()), len(bad) > 0, tuple(remarks)
+
     def _dry(self, cells: Iterable[Cells]) -> bool:
-        return any(bool(self.models[c.benchmark, c.size]["dry_run"].any()) for c in cells)
+        return any(self.models[c.benchmark, c.size][0] for c in cells)
 
     def _unlike(self, cells: list[Cells], metric: str, paper: bool) -> str:
         """In what the sides were measured differently; empty where they were not."""
-        runs = pd.concat([self.cells[c.benchmark, c.size, c.budget, c.snapshot] for c in cells])
+
+        def values(*columns: str) -> set:
+            runs = [self.cells[c.benchmark, c.size, c.budget, c.snapshot] for c in cells]
+            return {row for run in runs for row in zip(*(run[name].astype(str) for name in columns), strict=True)}
+
         if metric == "seconds_per_image":
-            return "machines" if runs["sample_device"].nunique() > 1 else ""
-        images = {*runs["scored_images"], *([PAPER_IMAGES] if paper else ())}
-        scorers = runs.reindex(columns=["extractor_identity", "reference"]).astype(str).drop_duplicates()
-        parts = (
-            "numbers of images" if len(images) > 1 else "",
-            "extractors or real images" if len(scorers) > 1 else "",
-        )
+            return "machines" if len(values("sample_device")) > 1 else ""
+        images = {float(n) for (n,) in values("scored_images")} | ({float(PAPER_IMAGES)} if paper else set())
+        scorers = values("extractor_identity", "reference")
+        parts = ("numbers of images" * (len(images) > 1), "extractors or real images" * (len(scorers) > 1))
         return ", ".join(filter(None, parts))
 
     # Verdicts
@@ -311,8 +321,8 @@ class Ledger:
             return replace(one, verdict=HOLDS if gain.effect > 0 else FAILS)
         if -one.margin < gain.low and gain.high < one.margin:
             return replace(one, verdict=SMALL)
-        why = f"p (Holm) = {p:.2g}" if p >= self.claims.alpha else f"smaller than {self.claims.smallest_effect:.0%}"
-        return replace(one, verdict=OPEN, remarks=(why, *one.remarks))
+        small = (f"smaller than {self.claims.smallest_effect:.0%}",) if p < self.claims.alpha else ()
+        return replace(one, verdict=OPEN, remarks=(*small, *one.remarks))
 
     def of(self, claim: Claim, place: Place) -> list[Outcome]:
         """The comparisons of a claim at a place, preconditions left out."""
@@ -331,6 +341,12 @@ class Ledger:
         """N -> verdict of what was compared at it."""
         found = [o for o in self.of(claim, place) if o.steps is not None]
         return {n: together([o for o in found if o.steps == n]) for n in dict.fromkeys(o.steps for o in found)}
+
+
+@cache
+def early_tokens(schedule: str, steps: int, tokens: int) -> float:
+    """Expected number of tokens that the first half of the steps reveals."""
+    return float(expected_reveal_counts(schedule, steps, tokens)[: steps // 2].sum())
 
 
 def together(outcomes: list[Outcome]) -> str:
