@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from emigm.config.errors import ConfigError, UserError
-from emigm.config.parsing import at_least, known
+from emigm.config.parsing import known
 from emigm.config.schema import SampleConfig
 from emigm.paper.settings import PAPER_MODELS
 
@@ -24,7 +24,8 @@ def generate(options: argparse.Namespace) -> int:
     given = {k: value for k in SAMPLING if (value := getattr(options, k)) is not None}
     if "cfg_interval" in given:
         given["cfg_interval"] = tuple(given["cfg_interval"])
-    at_least("--batch", options.batch, 1)
+    if options.batch < 1:
+        raise ConfigError(f"--batch {options.batch}: must be at least 1")
     sampling = generate_grid(
         options.model,
         options.classes,

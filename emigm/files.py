@@ -1,35 +1,190 @@
-"""Files written whole or not at all, and checksums. No torch, and nothing of the project."""
+"""Files written whole or not at all, and the checksums that readers hold them against. No torch.
+
+What several files make up (samples, latents, a model) has one JSON file beside them that lists their checksums, and
+carries a checksum of itself; a lone `.npz` carries its own. A flipped bit, a cut, a swap or an edit by hand is an error
+of the stage that reads the file, never another number.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from emigm.config.errors import ConfigError, RunError, UserError
+
+TEMPORARY = ".tmp"
+"""Suffix of files under way, which no reader's pattern matches: a killed writer leaves one."""
+CHECKSUM = "sha256"
+"""Key of a JSON file's, and name of an `.npz`'s, checksum of all else in it."""
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Have `write(temporary)` make a file beside `path`, then move it there: readers never see half a file."""
+    """Have `write(temporary)` make a file beside `path`, then move it there: readers never see half a file.
+
+    Files that killed writers left in the folder are removed.
+
+    Raises:
+        RunError: the disk is full or does not let itself be written; `path` is as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        prefix = f".{path.name}.{os.getpid()}."
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=TEMPORARY, dir=path.parent)
+        temporary = Path(name)
+        try:
+            lock(handle)
+            write(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
+    except UserError:
+        raise
+    except Exception as e:  # every library has its own error for a full disk
+        if (reason := _system_error(e)) is None:
+            raise
+        raise RunError(
+            f"{path}: cannot be written ({reason}); make room or give write access, then type the same command again: "
+            "what is finished is kept"
+        ) from e
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """What the operating system said, if an error or one behind it is the system's."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)  # numpy's for a full disk has no number
+        if said := re.search(r"os error (\d+)", str(error)):  # safetensors
+            return os.strerror(int(said[1]))
+        error = error.__context__
+    return None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that are no more, on this machine or another."""
+    for file in folder.glob(f".*{TEMPORARY}"):
+        pid = file.name.split(".")[-3]
+        if pid.isdigit() and _runs(int(pid)):
+            continue
+        try:
+            handle = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:  # its writer has just moved it
+            continue
+        try:
+            if lock(handle):
+                file.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file for this process, without waiting; False: another holds it.
+
+    The system gives the lock back when the file is closed, at the latest when the process ends, however it ends.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_json(path: str | Path, tree: Any) -> None:
     """Write JSON atomically; NaN and infinity are refused, so a failed measurement cannot pass as a number."""
     text = json.dumps(tree, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda p: p.write_text(text))
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """A JSON file that holds an object; raises ConfigError, with the remedy, for a missing or damaged one."""
+    path = Path(path)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ConfigError(f"{path}: not valid JSON ({e}); {remedy}") from e
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected an object; {remedy}")
+    return tree
+
+
+def write_index(path: str | Path, tree: dict[str, Any]) -> None:
+    """Write JSON with a checksum of its own content, for `read_index`."""
+    tree = json.loads(json.dumps(tree))  # as it will be read: keys are text, tuples are lists
+    write_json(path, {**tree, CHECKSUM: _digest(tree)})
+
+
+def read_index(path: str | Path, remedy: str) -> dict[str, Any]:
+    """What `write_index` wrote; raises ConfigError when missing, damaged or changed since."""
+    tree = read_json(path, remedy)
+    if tree.pop(CHECKSUM, None) != _digest(tree):
+        raise ConfigError(f"{path}: checksum differs; {remedy}")
+    return tree
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """Write named arrays as one `.npz` with a checksum of their names, types, shapes and values."""
+    arrays[CHECKSUM] = np.array(_digest_arrays(arrays))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as f:  # given a name, numpy adds a suffix to it
+            np.savez(f, **arrays)
+
+    write_atomically(path, write)
+
+
+def read_arrays(path: str | Path, names: Iterable[str], remedy: str) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote.
+
+    Args:
+        path: the file.
+        names: arrays there must be.
+        remedy: what the user can do about a missing or damaged file.
+
+    Raises:
+        ConfigError: it is missing, truncated, damaged or changed, or lacks an array.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; {remedy}")
+    try:
+        with np.load(path) as f:
+            arrays = dict(f)
+    except Exception as e:  # numpy and zipfile raise many types for a damaged file
+        raise ConfigError(f"{path}: truncated or damaged ({_line(e)}); {remedy}") from e
+    stored = arrays.pop(CHECKSUM, None)
+    if stored is None or str(stored) != _digest_arrays(arrays):
+        raise ConfigError(f"{path}: checksum differs; {remedy}")
+    if missing := [name for name in names if name not in arrays]:
+        raise ConfigError(f"{path}: has no array {missing[0]!r}; {remedy}")
+    return arrays
 
 
 def sha256(path: Path) -> str:
@@ -38,6 +193,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def checksums(*files: str | Path) -> dict[str, str]:
+    """Path => checksum of every file, for a record's `inputs` and `outputs`; paths as from the workspace's root.
+
+    A folder stands for all files in it. A file that lists others' checksums stands for these.
+    """
+    found = {}
+    for file in map(Path, files):
+        for path in sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]:
+            inside = path.is_absolute() and path.is_relative_to(Path.cwd())
+            found[(path.relative_to(Path.cwd()) if inside else path).as_posix()] = sha256(path)
+    return found
+
+
 def fingerprint(*parts: Any) -> str:
     """Short hash of plain values: names the resume state, so that another configuration cannot pick it up."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest(parts)[:16]
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_arrays(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:150]

@@ -42,4 +42,4 @@ def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
 def save_grid(path: Path, pixels: np.ndarray, classes: int, columns: int) -> None:
     """Write `grid_of` the images as PNG, at their own size."""
     image = Image.fromarray(grid_of(pixels, classes, columns))
-    write_atomically(path, image.save)
+    write_atomically(path, lambda p: image.save(p, format="PNG"))

@@ -1,8 +1,9 @@
-"""Training: optimizer, learning rate, EMA, exact resume, and the context gate.
+"""Training: optimizer, learning rate, EMA, snapshots and exact resume.
 
-Every step's randomness is a function of (seed, step), so a resumed run is the uninterrupted one, and several
-processes, each with its rows of one global batch, are one process. Only dropout's masks depend on how a batch is
-split; they are a function of (seed, step, process).
+The batch is split into groups of images that share a masking time; the loss is the mean of the groups' means, as the
+official code averages the gradients of its GPUs. Every step's randomness is a function of (seed, step, group), so a
+resumed run is the uninterrupted one, and several processes, each with its rows of one global batch, are one process.
+Only dropout's masks depend on how a batch is split; they are a function of (seed, step, process).
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from emigm.autoencoders.autoencoder import Autoencoder
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
-from emigm.config.schema import GateConfig, ModelConfig, Precision, TrainConfig
+from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import fingerprint, write_atomically
-from emigm.model import diffusion
-from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
+from emigm.resume import ResumePoints
 from emigm.runtime.distributed import ALONE, World, autocast
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""
+BESIDE = ("seeds", "checkpoint_every", "snapshots")
+"""Settings that change nothing of a run, so that a resume point of others is used."""
 
 
 class TrainingImages(NamedTuple):
@@ -52,6 +54,7 @@ class TrainResult(NamedTuple):
     ema: dict[str, Tensor]  # EMA weights by name
     curve: list[tuple[int, float]]  # (step, mean loss of the steps since the last point)
     seconds: float  # wall time, over all resumptions
+    snapshots: dict[int, Path]  # step -> file of the EMA weights after so many steps; in the state folder
 
 
 def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
@@ -86,12 +89,18 @@ def batch_share(batch: int, world: World) -> slice:
     return slice(world.rank * rows, (world.rank + 1) * rows)
 
 
-def micro_batches(rows: slice, most: int | None) -> list[slice]:
-    """`rows` in parts of at most `most` (None: one part), as equal as can be."""
-    n = rows.stop - rows.start
-    parts = 1 if most is None else math.ceil(n / most)
-    edges = [rows.start + n * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+def micro_batches(rows: slice, group: int, most: int | None) -> list[slice]:
+    """`rows` of the global batch in parts that lie in one group each and have at most `most` images (None: any number),
+    as equal as can be within a group."""
+    parts = []
+    start = rows.start
+    while start < rows.stop:
+        stop = min((start // group + 1) * group, rows.stop)
+        number = 1 if most is None else math.ceil((stop - start) / most)
+        edges = [start + (stop - start) * i // number for i in range(number + 1)]
+        parts += [slice(a, b) for a, b in itertools.pairwise(edges)]
+        start = stop
+    return parts
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
@@ -134,7 +143,7 @@ def train(
     world: World = ALONE,
     micro_batch: int | None = None,
     on_start: Callable[[int], None] = lambda step: None,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> TrainResult:
     """Train one model, or finish an interrupted run; every process of `world` calls this and gets the same.
 
@@ -144,89 +153,173 @@ def train(
         images: what to train on.
         autoencoder: turns raw latents into unit latents.
         seed: of the initial weights, the batches, the masks and the noise.
-        state_folder: where resume points go; the caller removes the folder when all is written.
+        state_folder: where resume points and snapshots go; the caller removes the folder when all is written.
         data_id: identifies the training data (its checksum); a resume point of other data is not used.
         world: the processes; each trains on its share of every batch.
-        micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: all.
+        micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
         on_start: called with the number of steps that an interrupted run left finished.
-        on_step: called with the number of finished steps and the last loss.
+        on_step: called with the number of finished steps.
 
     Raises:
         ConfigError: the batch does not suit the data or the processes, or the device lacks the precision.
         RunError: the loss is not finite.
     """
-    share = batch_share(cfg.batch, world)
-    parts = micro_batches(share, micro_batch)
-    torch.manual_seed(seed)
-    model = EMIGM(model_cfg).to(world.device).train()
-    optimizer = make_optimizer(model, cfg)
-    parameters = list(model.parameters())
-    ema = [p.detach().clone() for p in parameters]
-    curve: list[tuple[int, float]] = []
-    recent: list[float] = []
-    start, earlier = 0, 0.0
+    run = _Run(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch)
+    run.resume()
+    on_start(run.done)
+    begun = time.perf_counter() - run.seconds
+    steps = range(run.done, cfg.steps)
+    for step, batch in zip(steps, ahead(run.read, steps, threaded=images.read_ahead), strict=True):
+        run.step(step, *batch)
+        kept = (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps
+        snapshot = step + 1 in run.snapshots
+        if kept or snapshot or (step + 1) % CURVE_EVERY == 0:
+            run.read_losses()
+        run.seconds = time.perf_counter() - begun
+        if snapshot:  # before the resume point: one at or after its step implies that it is there
+            run.save_snapshot()
+        if kept:
+            run.save()
+        on_step(step + 1)
+    names = [name for name, _ in run.model.named_parameters()]
+    return TrainResult(dict(zip(names, run.ema, strict=True)), run.curve, run.seconds, run.snapshots)
 
-    key = fingerprint(as_dict(model_cfg), as_dict(cfg), seed, data_id)
-    state_path = state_folder / f"train-{key}.pt"
-    if state_path.is_file():
-        state = read_state(state_path)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema = [t.to(world.device) for t in state["ema"]]
-        start, curve, recent, earlier = state["step"], state["curve"], state["recent"], state["seconds"]
-    if len(set(world.gather(start))) > 1:
-        raise ConfigError(f"{state_path}: not seen by every process; put it on a file system that all nodes share")
-    on_start(start)
-    network = model if world.size == 1 else _synchronised(model, world)
 
-    def read(step: int) -> tuple[Tensor, Tensor]:
-        index = batch_indices(step, len(images.labels), cfg.batch, seed)[share]
-        raw = images.rows(index, batch_views(step, images.views, cfg.batch, seed)[share])
-        if images.read_ahead and world.device != "cpu":
+STATE_ENTRIES = ("model", "optimizer", "ema", "step", "curve", "recent", "seconds")
+"""Of a resume point."""
+
+
+class _Run:
+    """One training run under way."""
+
+    def __init__(
+        self,
+        model_cfg: ModelConfig,
+        cfg: TrainConfig,
+        images: TrainingImages,
+        autoencoder: Autoencoder,
+        seed: int,
+        state_folder: Path,
+        data_id: str,
+        world: World,
+        micro_batch: int | None,
+    ):
+        self.model_cfg, self.cfg, self.images, self.autoencoder = model_cfg, cfg, images, autoencoder
+        self.seed, self.world = seed, world
+        self.share = batch_share(cfg.batch, world)
+        self.group = min(cfg.mask_group, cfg.batch)
+        self.parts = micro_batches(self.share, self.group, micro_batch)
+        torch.manual_seed(seed)
+        self.model = EMIGM(model_cfg).to(world.device).train()
+        self.network = self.model if world.size == 1 else _synchronised(self.model, world)
+        self.optimizer = make_optimizer(self.model, cfg)
+        self.parameters = list(self.model.parameters())
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.generator = torch.Generator(world.device)
+        self.curve: list[tuple[int, float]] = []
+        self.recent: list[float] = []  # losses since the curve's last point
+        self.unread: list[Tensor] = []  # this process's losses that are still on the device
+        self.done, self.seconds = 0, 0.0
+        key = fingerprint(as_dict(model_cfg), {k: v for k, v in as_dict(cfg).items() if k not in BESIDE}, seed, data_id)
+        self.points = ResumePoints(state_folder, f"train-{key}")
+        self.snapshots = {n: state_folder / f"train-{key}-{n}.safetensors" for n in cfg.snapshot_steps}
+
+    def resume(self) -> None:
+        """Take up the resume point, if there is one with every snapshot before it.
+
+        Raises:
+            ConfigError: it is damaged, or not all processes see it.
+        """
+        state = self.points.load(STATE_ENTRIES)
+        if state and all(path.is_file() for step, path in self.snapshots.items() if step <= state["step"]):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema = [t.to(self.world.device) for t in state["ema"]]
+            self.done, self.curve = state["step"], state["curve"]
+            self.recent, self.seconds = state["recent"], state["seconds"]
+        if len(set(self.world.gather(self.done))) > 1:
+            folder = self.points.folder
+            raise ConfigError(f"{folder}: not seen by every process; put it on a file system that all nodes share")
+
+    def read(self, step: int) -> tuple[Tensor, Tensor]:
+        """Raw latents and classes of this process's images of a step."""
+        index = batch_indices(step, len(self.images.labels), self.cfg.batch, self.seed)[self.share]
+        raw = self.images.rows(index, batch_views(step, self.images.views, self.cfg.batch, self.seed)[self.share])
+        if self.images.read_ahead and self.world.device != "cpu":
             raw = raw.pin_memory()
-        return raw, torch.from_numpy(images.labels[index])
+        return raw, torch.from_numpy(self.images.labels[index])
 
-    generator = torch.Generator(world.device)
-    begun = time.perf_counter()
-    batches = ahead(read, range(start, cfg.steps), threaded=images.read_ahead)
-    for step, (raw, labels) in zip(range(start, cfg.steps), batches, strict=True):
-        rng = np.random.default_rng([seed, step, 1])
-        generator.manual_seed(int(rng.integers(2**62)))
-        torch.manual_seed(int(rng.integers(2**62)) + world.rank)  # dropout
-        draw = draw_training(model_cfg, cfg, cfg.batch, rng, generator)  # of the global batch
-        noise = autoencoder.noise((cfg.batch, *raw.shape[1:]), generator)
-        raw = raw.to(world.device, non_blocking=True)
-        x = autoencoder.sample(raw, noise=None if noise is None else noise[share])
-        loss = accumulate(network, x, labels.to(world.device), draw, parts, cfg.precision)
-        torch.nn.utils.clip_grad_norm_(parameters, cfg.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(cfg, step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        update_ema(ema, [p.detach() for p in parameters], cfg.ema)
+    def draw(self, step: int, group: int, shape: tuple[int, ...]) -> tuple[TrainingDraw, Tensor | None]:
+        """The draw of one group, and the noise of its posteriors; `shape` of one image's raw latents."""
+        rng = np.random.default_rng([self.seed, step, 1, group])
+        self.generator.manual_seed(int(rng.integers(2**62)))
+        draw = draw_training(self.model_cfg, self.cfg, self.group, rng, self.generator)
+        return draw, self.autoencoder.noise((self.group, *shape), self.generator)
 
-        value = world.mean(loss).item()
-        if not math.isfinite(value):
-            raise RunError(f"the loss is {value} at step {step} of seed {seed}; lower train.lr")
-        recent.append(value)
-        if (step + 1) % CURVE_EVERY == 0 or step + 1 == cfg.steps:
-            curve.append((step + 1, math.fsum(recent) / len(recent)))
-            recent = []
-        on_step(step + 1, value)
-        if world.is_main and ((step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps):
+    def step(self, step: int, raw: Tensor, labels: Tensor) -> None:
+        """One optimizer step on this process's images: raw latents (b, ...) and classes (b,)."""
+        cfg, device = self.cfg, self.world.device
+        raw, labels = raw.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        torch.manual_seed(int(np.random.default_rng([self.seed, step, 3]).integers(2**62)) + self.world.rank)  # dropout
+        loss = torch.zeros((), device=device)
+        drawn = None
+        for part in self.parts:
+            group = part.start // self.group
+            if drawn is None or drawn[0] != group:
+                drawn = (group, *self.draw(step, group, tuple(raw.shape[1:])))
+            _, draw, noise = drawn
+            own = slice(part.start - self.share.start, part.stop - self.share.start)
+            within = slice(part.start - group * self.group, part.stop - group * self.group)
+            x = self.autoencoder.sample(raw[own], noise=None if noise is None else noise[within])
+            wait = part is not self.parts[-1] and isinstance(self.network, DistributedDataParallel)
+            with self.network.no_sync() if wait else contextlib.nullcontext():
+                with autocast(cfg.precision, device):
+                    part_loss = self.network(x, labels[own], draw.images(within, self.model_cfg.tokens))
+                # The mean over the groups of the whole batch, once the processes' gradients are averaged.
+                part_loss = part_loss * (self.group / len(raw))
+                part_loss.backward()
+            loss += part_loss.detach()
+        torch.nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate(cfg, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_ema(self.ema, [p.detach() for p in self.parameters], cfg.ema)
+        self.unread.append(loss)
+        self.done = step + 1
+
+    def read_losses(self) -> None:
+        """Fetch the losses from the device, for the curve; raises RunError unless all are finite."""
+        values = self.world.mean(torch.stack(self.unread)).tolist()
+        for step, value in enumerate(values, self.done - len(values)):
+            if not math.isfinite(value):
+                raise RunError(f"the loss is {value} at step {step} of seed {self.seed}; lower train.lr")
+            self.recent.append(value)
+            if (step + 1) % CURVE_EVERY == 0 or step + 1 == self.cfg.steps:
+                self.curve.append((step + 1, math.fsum(self.recent) / len(self.recent)))
+                self.recent = []
+        self.unread = []
+
+    def save_snapshot(self) -> None:
+        """Write the EMA weights as they are."""
+        if self.world.is_main:
+            names = [name for name, _ in self.model.named_parameters()]
+            state = {name: tensor.cpu() for name, tensor in zip(names, self.ema, strict=True)}
+            write_atomically(self.snapshots[self.done], lambda p: save_file(state, p))
+
+    def save(self) -> None:
+        """Write a resume point."""
+        if self.world.is_main:
             state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema,
-                "step": step + 1,
-                "curve": curve,
-                "recent": recent,
-                "seconds": earlier + time.perf_counter() - begun,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema,
+                "step": self.done,
+                "curve": self.curve,
+                "recent": self.recent,
+                "seconds": self.seconds,
             }
-            write_atomically(state_path, lambda p, state=state: torch.save(state, p))
-
-    names = [name for name, _ in model.named_parameters()]
-    return TrainResult(dict(zip(names, ema, strict=True)), curve, earlier + time.perf_counter() - begun)
+            self.points.save(self.done, state)
 
 
 def _synchronised(model: EMIGM, world: World) -> DistributedDataParallel:
@@ -247,111 +340,3 @@ def ahead(read: Callable[[int], Any], steps: range, *, threaded: bool) -> Iterat
             if step + 1 in steps:
                 following = thread.submit(read, step + 1)
             yield batch
-
-
-def accumulate(
-    network: EMIGM | DistributedDataParallel,
-    x: Tensor,
-    labels: Tensor,
-    draw: TrainingDraw,
-    parts: list[slice],
-    precision: Precision = "float32",
-) -> Tensor:
-    """Add the gradients of the mean loss over a process's images, and return that loss, a scalar.
-
-    Args:
-        network: the model; with several processes, wrapped, so that the last part averages the gradients over them.
-        x: unit latents of the process's images (b, channels, grid, grid).
-        labels: their classes (b,).
-        draw: of the global batch.
-        parts: rows of the global batch that each forward pass takes; together, the process's images.
-        precision: of the forward passes.
-    """
-    total, first = torch.zeros((), device=x.device), parts[0].start
-    for rows in parts:
-        local = slice(rows.start - first, rows.stop - first)
-        weight = (rows.stop - rows.start) / len(x)
-        wait = rows is not parts[-1] and isinstance(network, DistributedDataParallel)
-        with network.no_sync() if wait else contextlib.nullcontext():
-            with autocast(precision, x.device.type):
-                loss = network(x[local], labels[local], _take(draw, rows))
-            loss.backward(torch.full_like(loss, weight))
-        total += loss.detach() * weight
-    return total
-
-
-def _take(draw: TrainingDraw, rows: slice) -> TrainingDraw:
-    """The part of a draw that belongs to these images."""
-    return TrainingDraw(draw.weight, draw.masked[rows], draw.dropped[rows], draw.time[:, rows], draw.noise[:, rows])
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """A resume point; raises ConfigError when it cannot be read."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the processes share its pages
-    except Exception as e:  # torch.load raises many types for a damaged file
-        raise ConfigError(f"{path}: damaged resume point ({e}); delete it to start this run over") from e
-
-
-@torch.inference_mode()
-def context_errors(
-    model: EMIGM, latents: Tensor, labels: Tensor, visible: tuple[int, ...], *, seed: int, repeats: int = 8
-) -> dict[int, float]:
-    """Mean squared error of the head's noise prediction against the number of visible tokens; of the categorical
-    head, its cross-entropy in nats.
-
-    The same tokens are predicted, from the same noise, at every count: each image's random order ends in
-    its target token, and its first v tokens are shown.
-
-    Args:
-        model: in eval mode.
-        latents: unit latents the model was not trained on (B, channels, grid, grid).
-        labels: their classes (B,).
-        visible: counts v, each below L.
-        seed: of the orders and the noise.
-        repeats: orders drawn for each image.
-    """
-    tokens = model.patchify(latents)
-    b, length, channels = tokens.shape
-    generator = torch.Generator(tokens.device).manual_seed(seed)
-    totals = dict.fromkeys(visible, 0.0)
-    for _ in range(repeats):
-        order = torch.rand(b, length, generator=generator, device=tokens.device).argsort(dim=1)
-        time = torch.randint(diffusion.T, (b,), generator=generator, device=tokens.device)
-        noise = torch.randn(b, channels, generator=generator, device=tokens.device)
-        target = order[:, -1:]
-        x0 = select_rows(tokens, target)[:, 0]  # (B, C)
-        if model.cfg.codebook is None:
-            x_t = diffusion.q_sample(x0, noise, time)
-        for v in visible:
-            mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device).scatter_(1, order[:, :v], False)
-            z = select_rows(model.condition(tokens, mask, labels, length - v), target)[:, 0]
-            if model.cfg.codebook is not None:
-                totals[v] += F.cross_entropy(model.head(z), x0[:, 0]).item()
-                continue
-            eps, _ = model.head(x_t, time, z).chunk(2, dim=-1)
-            totals[v] += (eps - noise).square().mean().item()
-    return {v: total / repeats for v, total in totals.items()}
-
-
-def context_ratio(errors: dict[int, float]) -> float:
-    """Least error with context over the error at the fewest visible tokens; 1 or more: context does not help."""
-    fewest = min(errors)
-    return min(e for v, e in errors.items() if v != fewest) / errors[fewest]
-
-
-def check_context(
-    errors: dict[int, float],
-    gate: GateConfig,
-    what: str,
-    remedy: str = "Train it longer, or at another learning rate.",
-) -> None:
-    """Raise RunError, saying why, unless seeing other tokens lowers the head's error enough."""
-    ratio = context_ratio(errors)
-    if ratio > gate.max_ratio and gate.on_failure == "stop":
-        listed = ", ".join(f"{v} visible: {e:.4f}" for v, e in errors.items())
-        raise RunError(
-            f"{what}: the model ignores context: its error falls only to {ratio:.3f} of that at {min(errors)} visible "
-            f"tokens (gate: {gate.max_ratio}; {listed}). It learned tokens from class and position alone, which FID, "
-            f"IS and accuracy do not reveal. {remedy}"
-        )

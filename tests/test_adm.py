@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emigm.config.errors import ConfigError
-from emigm.data.samples import save_chunk
+from emigm.data.samples import Chunks, write_samples
 from emigm.metrics.adm import AdmReference, export_npz
 
 D = 6
@@ -107,14 +107,11 @@ def test_a_reference_that_does_not_hold_what_it_needs_is_refused(tmp_path, chang
         AdmReference(tmp_path / "r.npz", D)
 
 
-def samples(folder, shape=(3, 4, 5), sizes=(4, 4, 2)):
-    """Chunks of random images; all pixels and labels."""
+def samples(folder, shape=(3, 4, 5)):
+    """Three chunks of random images; all pixels and labels."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (sum(sizes), *shape), dtype=np.uint8)
-    labels, start = rng.integers(0, 10, sum(sizes)), 0
-    for n in sizes:
-        save_chunk(folder, start, pixels[start : start + n], labels[start : start + n])
-        start += n
+    pixels, labels = rng.integers(0, 256, (10, *shape), dtype=np.uint8), rng.integers(0, 10, 10)
+    write_samples(folder, pixels, labels, 4)
     return pixels, labels
 
 
@@ -151,8 +148,11 @@ def test_samples_that_cannot_be_exported_are_named_and_leave_nothing(tmp_path):
     samples(tmp_path / "grey", (1, 8, 8))
     with pytest.raises(ConfigError, match="takes RGB images, not images of 1 channel"):
         export_npz(tmp_path / "grey", tmp_path / "out.npz", 10)
-    samples(tmp_path / "mixed", (3, 4, 5), (4,))
-    save_chunk(tmp_path / "mixed", 4, np.zeros((1, 3, 8, 8), np.uint8), np.zeros(1, int))
+    mixed = Chunks(tmp_path / "working", 5, 4)
+    for i, (n, side) in enumerate([(4, 4), (1, 8)]):
+        mixed.write(i, np.zeros((n, 3, side, side), np.uint8), np.zeros(n, int))
+    mixed.finish()
+    mixed.move(tmp_path / "mixed")
     with pytest.raises(ConfigError, match="images of several sizes"):
         export_npz(tmp_path / "mixed", tmp_path / "out.npz", 5)
     assert not [p for p in tmp_path.iterdir() if p.is_file()]

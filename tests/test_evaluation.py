@@ -18,7 +18,7 @@ from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
 from emigm.data.images import load_split, save_images
 from emigm.data.latents import write_latents
-from emigm.data.samples import save_chunk
+from emigm.data.samples import SampleSet, write_samples
 from emigm.metrics import measuring
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Features
@@ -56,6 +56,14 @@ def benchmark(**changes) -> Benchmark:
     return parse(Benchmark, tree, "benchmark")
 
 
+def write_run(budget: str, train_seed: int, seed: int, pixels, labels) -> Path:
+    """What the sample stage leaves of one training and one sampling seed."""
+    folder = Path("samples/tiny/xs") / budget / f"train{train_seed}-seed{seed}"
+    facts = {"benchmark": "tiny", "size": "xs", "budget": budget, "train_seed": train_seed, "seed": seed}
+    write_samples(folder, pixels, labels, 30, **facts)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A working directory in which everything before evaluate has run; images are real ones with noise."""
@@ -72,11 +80,10 @@ def prepared(tmp_path_factory):
         make_extractor(cfg)
         make_reference(cfg)
         rng = np.random.default_rng(0)
-        for path in [f"{b}/train{t}-seed{s}" for b in ("4", "16") for t in (0, 1) for s in (0, 1)]:
-            for start in (0, 30, 60):
-                chosen = rng.choice(len(split["train"][0]), min(30, 70 - start), replace=False)
-                pixels = split["train"][0][chosen] // 2 + rng.integers(0, 100, (len(chosen), 1, 8, 8), dtype=np.uint8)
-                save_chunk(Path("samples/tiny/xs") / path, start, pixels, split["train"][1][chosen])
+        for budget, t, seed in [(b, t, s) for b in ("4", "16") for t in (0, 1) for s in (0, 1)]:
+            chosen = rng.choice(len(split["train"][0]), 70, replace=False)
+            pixels = split["train"][0][chosen] // 2 + rng.integers(0, 100, (70, 1, 8, 8), dtype=np.uint8)
+            write_run(budget, t, seed, pixels, split["train"][1][chosen])
     finally:
         os.chdir(here)
     return folder
@@ -122,7 +129,6 @@ def test_every_run_is_scored_and_summarised(alone):
 
 
 def test_scores_are_those_of_all_images_at_once(workspace, alone):
-    from emigm.data.samples import SampleSet
     from emigm.metrics.features import load_extractor
 
     pixels, _ = SampleSet("samples/tiny/xs/4/train0-seed1", 70).all()
@@ -137,19 +143,19 @@ def test_the_extractor_s_identity_is_its_file_s_checksum(workspace, alone):
 
 
 def test_a_killed_evaluation_measures_only_what_is_missing(workspace, alone, monkeypatch):
-    measured, original = [], measuring.write_atomically
+    measured, original = [], measuring.write_arrays
 
-    def killed_after_five(path, write):
+    def killed_after_five(path, **arrays):
         if len(measured) == 5:
             raise KeyboardInterrupt
         measured.append(path)
-        original(path, write)
+        original(path, **arrays)
 
-    monkeypatch.setattr(measuring, "write_atomically", killed_after_five)
+    monkeypatch.setattr(measuring, "write_arrays", killed_after_five)
     with pytest.raises(KeyboardInterrupt):
         evaluate(benchmark(), "xs")
     before = {p: p.stat().st_mtime_ns for p in measured}
-    monkeypatch.setattr(measuring, "write_atomically", lambda p, write: (measured.append(p), original(p, write)))
+    monkeypatch.setattr(measuring, "write_arrays", lambda p, **found: (measured.append(p), original(p, **found)))
     monkeypatch.setattr("emigm.stages.evaluate.shutil.rmtree", lambda state: None)
     evaluate(benchmark(), "xs")
     assert len(measured) == len(set(measured)) == CHUNKS
@@ -186,13 +192,10 @@ def test_two_processes_give_the_same_records_bit_for_bit(workspace, alone):
 
 
 def test_changed_samples_are_measured_anew(workspace, alone):
-    path = Path("samples/tiny/xs/4/train0-seed0/000000-000030.npz")
-    whole = path.read_bytes()
-    with np.load(path) as f:
-        pixels, labels = f["pixels"], f["labels"]
-    save_chunk(path.parent, 0, pixels // 2, labels)
+    pixels, labels = SampleSet("samples/tiny/xs/4/train0-seed0", 70).all()
+    write_run("4", 0, 0, pixels // 2, labels)
     evaluate(benchmark(), "xs")
-    path.write_bytes(whole)
+    write_run("4", 0, 0, pixels, labels)
     runs = record("evaluate-xs")["results"]["4"]["runs"]
     assert runs[0]["fid"] != alone["results"]["4"]["runs"][0]["fid"] and runs[1:] == alone["results"]["4"]["runs"][1:]
 

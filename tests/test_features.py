@@ -1,6 +1,7 @@
 """Features of images: the digits' classifier, and Inception with random weights."""
 
 import pickle
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -104,11 +105,15 @@ def test_label_accuracy_is_against_the_classes_asked_for(digits):
 
 
 def test_a_missing_or_damaged_classifier_is_named(tmp_path, digits):
-    with pytest.raises(ConfigError, match=r"weights\.safetensors: no such file; the extractor stage has not run"):
+    with pytest.raises(ConfigError, match=r"source\.json: no such file; the extractor stage has not run"):
         load_extractor(CFG, tmp_path)
+    shutil.copytree(digits[2], tmp_path, dirs_exist_ok=True)
     damaged = tmp_path / WEIGHTS_FILE
-    damaged.write_bytes((digits[2] / WEIGHTS_FILE).read_bytes()[:500])
-    with pytest.raises(ConfigError, match=r"weights\.safetensors: truncated"):
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: not the file the extractor stage has seen"):
+        load_extractor(CFG, tmp_path)
+    damaged.unlink()
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: no such file \(delete the folder"):
         load_extractor(CFG, tmp_path)
 
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.config.schema import TrainConfig
-from emigm.flops import mean_training_step, training_step
+from emigm.flops import group_step, mean_training_step
 from emigm.model.model import EMIGM, draw_training
 
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
@@ -26,10 +26,16 @@ def test_the_closed_form_counts_what_torch_counts(mae, batch):
     # Fused attention on the CPU has no formula in the counter; its plain form has.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.randn(batch, 3, 4, 4), torch.zeros(batch, dtype=torch.int64), draw).backward()
-    assert training_step(cfg, train, draw.masked.shape[1]) == counter.get_total_flops()
+    assert group_step(cfg, train, batch, len(draw.rows)) == counter.get_total_flops()
 
 
 def test_the_mean_lies_between_the_extremes_and_is_repeatable():
     mean = mean_training_step(TINY, TRAIN)
-    assert training_step(TINY, TRAIN, 2) < mean < training_step(TINY, TRAIN, 16)
+    assert group_step(TINY, TRAIN, 40, 40 * 2) < mean < group_step(TINY, TRAIN, 40, 40 * 16)
     assert mean == mean_training_step(TINY, TRAIN)
+
+
+def test_a_step_of_many_groups_takes_as_much_as_many_steps_of_one():
+    groups = dataclasses.replace(TRAIN, mask_group=8)
+    one = mean_training_step(TINY, dataclasses.replace(TRAIN, batch=8))
+    assert mean_training_step(TINY, groups) == pytest.approx(5 * one, rel=1e-9)

@@ -18,6 +18,7 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
 from emigm.data.images import load_images, load_split, open_images, save_images
 from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_photos
+from emigm.files import write_index
 from emigm.stages.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def write_photos(root, classes, each=2, size=(40, 24), suffix="JPEG"):
 
 
 def write_manifest(path, root, resolution=16, **photos):
-    path.write_text(json.dumps({"root": str(root), "resolution": resolution, **photos}))
+    write_index(path, {"root": str(root), "resolution": resolution, **photos})
     return path
 
 
@@ -283,10 +284,13 @@ def test_a_damaged_list_and_photos_that_moved_are_named(imagenet):
     with pytest.raises(ConfigError, match=r"train: no such folder, but .*train\.json lists its photos"):
         open_images(manifest.parent, "train")
     manifest.write_text(manifest.read_text()[:-20])
-    with pytest.raises(ConfigError, match=r"train\.json: damaged.*prepare stage"):
+    with pytest.raises(ConfigError, match=r"train\.json: not valid JSON.*prepare stage"):
         open_images(manifest.parent, "train")
     manifest.write_text("{}")
-    with pytest.raises(ConfigError, match=r"train\.json: damaged \('root'\)"):
+    with pytest.raises(ConfigError, match=r"train\.json: checksum differs"):
+        open_images(manifest.parent, "train")
+    write_index(manifest, {})
+    with pytest.raises(ConfigError, match=r"train\.json: has no 'root'"):
         open_images(manifest.parent, "train")
 
 

@@ -20,6 +20,7 @@ from emigm.data import latents as latents_module
 from emigm.data.images import save_images
 from emigm.data.latents import LatentStore, Shards, write_latents
 from emigm.data.photos import DecodingError
+from emigm.files import write_index
 from emigm.stages.encode import encode, read_ahead
 from emigm.stages.prepare import prepare
 
@@ -96,8 +97,8 @@ def test_checksums_of_a_large_store_are_shared_by_processes(store, monkeypatch):
 def test_missing_and_damaged_indexes_are_named(store, tmp_path):
     with pytest.raises(ConfigError, match=r"index\.json: no such file; run the encode stage"):
         LatentStore(tmp_path / "nothing")
-    (store / "index.json").write_text('{"facts": {}}')
-    with pytest.raises(ConfigError, match=r"index\.json: has no 'labels'; delete the folder"):
+    write_index(store / "index.json", {"facts": {}})
+    with pytest.raises(ConfigError, match=r"index\.json: has no 'labels'; delete .*latents and run the encode stage"):
         LatentStore(store)
     (store / "index.json").write_text('{"facts": {')
     with pytest.raises(ConfigError, match=r"index\.json: not valid JSON"):
@@ -126,7 +127,7 @@ def test_what_does_not_belong_to_a_finished_store_is_removed(tmp_path):
     shards = Shards(tmp_path / "work", 11, "a", 6)
     for i, rows in enumerate(shards.ranges):
         shards.write(i, LATENTS[rows.start : rows.stop])
-    for left in ("latents-00007.npy", ".latents-00000.npy.x1.npy"):
+    for left in ("latents-00007.npy", ".latents-00000.npy.1.x1.tmp"):
         (shards.store / left).touch()
     shards.finish(np.arange(11), {})
     (tmp_path / "out").mkdir()

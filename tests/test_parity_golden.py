@@ -19,8 +19,8 @@ from emigm.config.parsing import parse
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import head
 from emigm.model.checkpoints import from_official, official_name, to_official
-from emigm.model.model import EMIGM, TrainingDraw
-from emigm.tools import parity
+from emigm.model.model import EMIGM
+from emigm.tools import oracle, parity
 from emigm.tools.parity import relative
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,7 +60,7 @@ def load(arrays, dtype=torch.float64, **changes):
 def draw(arrays, prefix, weight=1.0, dtype=torch.float64):
     """The official draw of one training step."""
     masked, dropped, time, noise = (arrays[f"{prefix}/{name}"] for name in ("masked", "dropped", "time", "noise"))
-    return TrainingDraw(float(weight), masked.long(), dropped, time.long(), noise.to(dtype))
+    return oracle.draw_of(CFG.tokens, masked.long(), dropped, time.long(), noise.to(dtype), float(weight))
 
 
 def gradients(model):

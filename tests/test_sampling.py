@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_model import TINY, random_model
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig
-from emigm.data.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
+from emigm.data.samples import Chunks, SampleSet, chunk_name, chunk_ranges, write_samples
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
 
@@ -119,40 +119,64 @@ def test_guidance_is_computed_in_float32_from_what_the_head_gives_in_bf16():
     assert torch.allclose(guided, torch.cat([eps_u + 3 * (eps_c - eps_u), var_c], dim=-1), atol=1e-5)
 
 
-def saved(folder, images=11, chunk=4):
+def saved(folder, images=11, chunk=4, **facts):
     pixels = np.random.default_rng(0).integers(0, 256, (images, 1, 2, 2)).astype(np.uint8)
     labels = np.arange(images) % 3
-    for start, stop in chunk_ranges(images, chunk):
-        save_chunk(folder, start, pixels[start:stop], labels[start:stop])
+    write_samples(folder, pixels, labels, chunk, **facts)
     return pixels, labels
 
 
 def test_images_come_back_in_order_chunk_by_chunk(tmp_path):
-    pixels, labels = saved(tmp_path)
-    found = SampleSet(tmp_path, 11)
+    pixels, labels = saved(tmp_path / "s")
+    found = SampleSet(tmp_path / "s", 11)
     assert found.ranges == chunk_ranges(11, 4) == [(0, 4), (4, 8), (8, 11)] and len(found) == 11
     assert [len(p) for p, _ in found] == [4, 4, 3]
     assert np.array_equal(found.all()[0], pixels) and np.array_equal(found.all()[1], labels)
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_folder_without_just_the_images_that_are_needed_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"none: no such folder.*dvc repro"):
-        SampleSet(tmp_path / "none", 11)
-    with pytest.raises(ConfigError, match="holds 0 images"):
-        SampleSet(tmp_path, 11)
-    saved(tmp_path)
-    (tmp_path / "notes.npz").touch()  # no chunk
+    folder = tmp_path / "s"
+    with pytest.raises(ConfigError, match=r"s: no such folder.*dvc repro"):
+        SampleSet(folder, 11)
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"index\.json: no such file; delete the folder"):
+        SampleSet(folder, 11)
+    saved(folder, seed=1)
+    (folder / "notes.npz").touch()  # no chunk
     for images in (8, 12):
         with pytest.raises(ConfigError, match=rf"expected {images} in all"):
-            SampleSet(tmp_path, images)
-    (tmp_path / chunk_name(4, 8)).unlink()
+            SampleSet(folder, images)
+    assert len(SampleSet(folder, 11, seed=1)) == 11
+    with pytest.raises(ConfigError, match="images are of seed 1, expected 0"):
+        SampleSet(folder, 11, seed=0)
+    (folder / chunk_name(4, 8)).unlink()
     with pytest.raises(ConfigError, match="holds 4 images without a gap, expected 11"):
-        SampleSet(tmp_path, 11)
+        SampleSet(folder, 11)
+
+
+def test_a_chunk_is_made_again_unless_it_is_as_it_was_written(tmp_path):
+    chunks = Chunks(tmp_path, 11, 4)
+    for i, (start, stop) in enumerate(chunks.ranges):
+        assert chunks.missing(range(3)) == list(range(i, 3))
+        chunks.write(i, np.full((stop - start, 1, 2, 2), i, np.uint8), np.arange(start, stop), seconds=i)
+    whole = (chunks.store / chunk_name(4, 8)).read_bytes()
+    (chunks.store / chunk_name(4, 8)).write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    (tmp_path / "notes" / "000008.json").write_text("{")
+    assert chunks.missing(range(3)) == [1, 2]
+    with pytest.raises(RunError, match=r"000004-000008\.npz: chunk is missing or damaged; type the same command again"):
+        chunks.finish()
+    for i in (1, 2):
+        start, stop = chunks.ranges[i]
+        chunks.write(i, np.full((stop - start, 1, 2, 2), i, np.uint8), np.arange(start, stop), seconds=i)
+    (chunks.store / ".000008-000011.npz.1.x.tmp").touch()
+    assert chunks.finish() == [{"images": n, "seconds": i} for i, n in enumerate((4, 4, 3))]
+    assert len(list(chunks.store.iterdir())) == 4 and len(SampleSet(chunks.store, 11)) == 11
 
 
 def test_a_truncated_chunk_is_named(tmp_path):
-    saved(tmp_path)
-    path = tmp_path / chunk_name(4, 8)
+    saved(tmp_path / "s")
+    path = tmp_path / "s" / chunk_name(4, 8)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ConfigError, match=r"000004-000008\.npz: truncated"):
-        SampleSet(tmp_path, 11).all()
+        SampleSet(tmp_path / "s", 11).all()

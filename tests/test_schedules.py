@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, truncnorm
 
 from emigm.model.schedules import (
     SCHEDULES,
-    binomial_laws,
+    binomial_probabilities,
     draw_mask_count,
+    draw_mask_counts,
     elbo_weight,
     expected_reveal_counts,
     gamma,
@@ -16,6 +17,7 @@ from emigm.model.schedules import (
     reveal_counts,
     reveal_probability,
     train_time,
+    truncated_normal_ratio,
 )
 
 NAMES = sorted(SCHEDULES)
@@ -48,12 +50,42 @@ def test_train_time_is_truncated_and_ends_at_1():
     assert train_time(1.0, 0.2) == 1.0
 
 
-def test_mask_counts_follow_the_binomial_law_and_leave_at_least_two():
+def test_mask_counts_follow_the_binomial_distribution_and_leave_at_least_two():
     rng = np.random.default_rng(0)
     counts = np.array([draw_mask_count("exp", 0.2, 16, rng)[1] for _ in range(4000)])
     assert counts.min() >= 2
     t = train_time(np.random.default_rng(1).random(200_000), 0.2)
     assert counts.mean() == pytest.approx(16 * gamma("exp", t).mean(), abs=0.15)
+
+
+def test_mars_ratio_is_scipys_truncated_normal_and_its_count_the_ceiling():
+    u = (np.arange(999) + 0.5) / 999
+    ratios = np.array([truncated_normal_ratio(x) for x in u])
+    np.testing.assert_allclose(ratios, truncnorm.ppf(u, (0.7 - 1) / 0.25, 0, loc=1, scale=0.25), rtol=1e-9)
+    rng = np.random.default_rng(0)
+    one = [draw_mask_count(None, None, 49, rng, "truncated_normal") for _ in range(3000)]
+    times, each = draw_mask_counts(None, None, 49, 3000, rng, "truncated_normal")
+    assert times is None and all(t is None for t, _ in one)
+    for counts in (np.array([count for _, count in one]), each):
+        assert counts.min() >= 35 and counts.max() == 49  # ceil(0.7 x 49)
+        assert counts.mean() == pytest.approx(np.ceil(49 * ratios).mean(), abs=0.3)
+
+
+@pytest.mark.parametrize("masking", ["independent", "exact_count"])
+def test_images_with_a_time_each_have_the_mask_counts_of_their_times(masking):
+    t, counts = draw_mask_counts("exp", 0.0, 16, 20_000, np.random.default_rng(0), masking)
+    assert len(np.unique(t)) == len(t) == len(counts)
+    expected = 16 * gamma("exp", t)
+    assert np.corrcoef(counts, expected)[0, 1] > 0.85
+    if masking == "exact_count":
+        assert np.array_equal(counts, np.ceil(expected))
+    else:
+        assert counts.mean() == pytest.approx(expected.mean(), abs=0.1)
+
+
+def test_a_group_without_any_masked_token_is_drawn_again():
+    rng = np.random.default_rng(0)
+    assert all(draw_mask_counts("linear", 0.0, 2, 1, rng)[1].sum() > 0 for _ in range(200))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,9 +115,9 @@ def test_the_last_step_reveals_everything():
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-5, 0.3, 0.999, 1.0])
-def test_binomial_laws_are_scipys(p):
+def test_binomial_probabilities_are_scipys(p):
     trials, successes = np.ogrid[:41, :41]
-    np.testing.assert_allclose(binomial_laws(40, p), binom.pmf(successes, trials, p), rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(binomial_probabilities(40, p), binom.pmf(successes, trials, p), rtol=1e-9, atol=1e-300)
 
 
 # N, interval, guided steps as counted in the official sampler's loop.

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
-from emigm.flops import training_step
+from emigm.flops import group_step
+from emigm.gate import context_errors
 from emigm.model.model import EMIGM, draw_training, load_model, save_model
 from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
 from emigm.sampling import generate, most_confident, sample_codes
-from emigm.training import context_errors
 
 CODES = ModelConfig(
     grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,
@@ -57,19 +57,19 @@ def test_the_categorical_loss_starts_at_the_entropy_of_equal_chances_and_is_cros
     torch.nn.init.normal_(model.head.logits.weight)
     d = draw()
     loss, _ = model.token_losses(codes, labels, d)
-    mask = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, d.masked, True)
-    z = model.condition(model.patchify(codes), mask, labels, d.masked.shape[1], d.dropped)
+    mask = torch.zeros(8 * 16, dtype=torch.bool).index_fill_(0, d.rows, True).view(8, 16)
+    z = model.condition(model.patchify(codes), mask, labels, int(d.counts[0]), d.dropped)
     logp = model.head(z).log_softmax(-1).gather(2, codes.flatten(1)[..., None])[..., 0]  # (B, L)
-    torch.testing.assert_close(loss[0], -logp.gather(1, d.masked))
+    torch.testing.assert_close(loss[0], -logp.flatten()[d.rows])
 
 
 def test_codes_at_masked_positions_are_never_read():
     model = EMIGM(CODES).eval()
     torch.nn.init.normal_(model.head.logits.weight)
     codes, d = torch.randint(5, (8, 1, 4, 4)), draw()
-    other = codes.flatten(1).scatter(1, d.masked, 0).view_as(codes)
-    masks = torch.zeros(8, 16, dtype=torch.bool).scatter_(1, d.masked, True)
-    labels, n = torch.zeros(8, dtype=torch.int64), d.masked.shape[1]
+    other = codes.flatten().index_fill(0, d.rows, 0).view_as(codes)
+    masks = torch.zeros(8 * 16, dtype=torch.bool).index_fill_(0, d.rows, True).view(8, 16)
+    labels, n = torch.zeros(8, dtype=torch.int64), int(d.counts[0])
     a, b = (model.condition(model.patchify(x), masks, labels, n) for x in (codes, other))
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -103,7 +103,7 @@ def test_the_closed_form_of_flops_counts_the_categorical_head():
     d, model = draw(), EMIGM(CODES).train()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.randint(5, (8, 1, 4, 4)), torch.zeros(8, dtype=torch.int64), d).backward()
-    assert training_step(CODES, TRAIN, d.masked.shape[1]) == counter.get_total_flops()
+    assert group_step(CODES, TRAIN, 8, len(d.rows)) == counter.get_total_flops()
 
 
 def test_every_grey_level_survives_its_code():
@@ -146,6 +146,12 @@ def test_vq_codes_decode_to_what_diffusers_gives(vq_folder):
     [
         (lambda: dataclasses.replace(CODES, codebook=None), "model.codebook is missing for conditional: categorical"),
         (lambda: dataclasses.replace(CODES, patch=2), "a categorical token is one code"),
+        (
+            lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", schedule="exp"),
+            "train.schedule has no effect on masking: truncated_normal; set it to null",
+        ),
+        (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "train.t_min has no effect"),
+        (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", weight="elbo"), "needs a masking time"),
         (lambda: AutoencoderConfig("levels"), "autoencoder.codebook is missing for kind: levels"),
         (lambda: AutoencoderConfig("pixels", codebook=4), "autoencoder.codebook has no effect for kind: pixels"),
         (lambda: AutoencoderConfig("levels", codebook=4, scale=2.0), "autoencoder.scale = 2.0 has no effect"),

@@ -6,24 +6,23 @@ import threading
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_model import TINY, random_model
 from torch import nn
 
+from emigm import training
 from emigm.autoencoders.autoencoder import KL16, Pixels
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import GateConfig, TrainConfig
+from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM, draw_training
 from emigm.runtime.distributed import World, autocast
 from emigm.training import (
     TrainingImages,
-    accumulate,
     ahead,
     batch_indices,
     batch_share,
     batch_views,
-    check_context,
-    context_errors,
-    context_ratio,
     learning_rate,
     micro_batches,
     parameter_groups,
@@ -32,7 +31,7 @@ from emigm.training import (
 )
 
 MODEL = dataclasses.replace(TINY, channels=1, classes=2, dropout=0.1)
-RECIPE = TrainConfig(steps=12, batch=8, lr=1e-3, warmup_steps=2, checkpoint_every=5, lr_schedule="cosine")
+RECIPE = TrainConfig(steps=12, batch=8, mask_group=4, lr=1e-3, warmup_steps=2, checkpoint_every=5, lr_schedule="cosine")
 LATENTS = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = np.arange(32) % 2
 
@@ -43,6 +42,16 @@ def images(latents=LATENTS, labels=LABELS, views=1, read_ahead=False):
     return TrainingImages(labels, views, lambda i, v: stored[torch.from_numpy(i), torch.from_numpy(v)], read_ahead)
 
 
+EXACT = dataclasses.replace(MODEL, dropout=0.0)
+"""Dropout's masks depend on the split of a batch, so what compares splits goes without."""
+
+
+def start(cfg, seed):
+    """The model a run starts from."""
+    torch.manual_seed(seed)
+    return EMIGM(cfg).train()
+
+
 class Killed(Exception):
     pass
 
@@ -50,7 +59,7 @@ class Killed(Exception):
 def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill_at=None, **options):
     """Train on the images above; `kill_at`: stop there, as a killed process does."""
 
-    def on_step(step, loss):
+    def on_step(step):
         if step == kill_at:
             raise Killed
 
@@ -71,7 +80,7 @@ def test_resuming_goes_on_from_the_last_checkpoint_and_not_from_the_start(tmp_pa
     with pytest.raises(Killed):
         run(tmp_path, kill_at=8)
     begun, steps = [], []
-    run(tmp_path, on_start=begun.append, on_step=lambda step, loss: steps.append(step))
+    run(tmp_path, on_start=begun.append, on_step=steps.append)
     assert begun == [5] and steps == list(range(6, 13))
 
 
@@ -82,6 +91,52 @@ def test_a_resume_point_of_another_configuration_or_data_set_is_not_used(tmp_pat
     assert all(
         torch.equal(a, b) for a, b in zip(run(tmp_path, data_id="other").ema.values(), fresh.ema.values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "resumed"),
+    [({"seeds": (0, 1)}, 5), ({"checkpoint_every": 3}, 5), ({"lr": 2e-3}, 0), ({"mask_group": 8}, 0)],
+)
+def test_only_settings_that_change_the_run_discard_a_resume_point(tmp_path, change, resumed):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=8)
+    begun = []
+    run(tmp_path, dataclasses.replace(RECIPE, **change), on_start=begun.append)
+    assert begun == [resumed]
+
+
+SNAPSHOTS = dataclasses.replace(RECIPE, snapshots=(0.25, 0.5, 2 / 3))  # after 3, 6 and 8 steps; resume points at 5, 10
+
+
+@pytest.mark.parametrize("kill_at", [3, 6, 7, 8, 10, 12])
+def test_snapshots_are_the_weights_at_their_steps_however_a_run_was_interrupted(tmp_path, kill_at):
+    whole = run(tmp_path / "whole", SNAPSHOTS)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", SNAPSHOTS, kill_at=kill_at)
+    resumed = run(tmp_path / "killed", SNAPSHOTS)
+    assert list(resumed.snapshots) == [3, 6, 8]
+    constant = dataclasses.replace(RECIPE, lr_schedule="constant")  # whose shorter run is the start of a longer one
+    for step, path in resumed.snapshots.items():
+        found, expected = load_file(path), load_file(whole.snapshots[step])
+        assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
+    short = run(tmp_path / "short", dataclasses.replace(constant, steps=6))
+    long = run(tmp_path / "long", dataclasses.replace(constant, snapshots=(0.5,)))
+    at_6 = load_file(long.snapshots[6])
+    assert all(torch.equal(at_6[k], short.ema[k]) for k in short.ema)
+
+
+def test_a_run_starts_over_where_a_snapshot_of_its_past_is_missing(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=8)  # a resume point at 5, none of its past kept
+    begun = []
+    result = run(tmp_path, SNAPSHOTS, on_start=begun.append)
+    assert begun == [0] and all(path.is_file() for path in result.snapshots.values())
+
+
+@pytest.mark.parametrize("shares", [(0.0,), (1.0,), (0.5, 0.51), (0.01,)])
+def test_snapshots_that_do_not_lie_within_the_run_at_different_steps_are_refused(shares):
+    with pytest.raises(ConfigError, match=r"train\.snapshots = .* of the 12 steps"):
+        dataclasses.replace(RECIPE, snapshots=shares)
 
 
 def test_a_damaged_resume_point_is_named(tmp_path):
@@ -157,32 +212,68 @@ def test_the_shares_of_all_processes_are_the_global_batch():
         batch_share(8, World(0, 3, "cpu"))
 
 
-@pytest.mark.parametrize(("rows", "most"), [(slice(0, 8), 3), (slice(8, 16), 8), (slice(4, 9), 1), (slice(0, 8), None)])
-def test_micro_batches_cover_the_share_and_keep_below_their_limit(rows, most):
-    parts = micro_batches(rows, most)
+@pytest.mark.parametrize(
+    ("rows", "group", "most"),
+    [(slice(0, 8), 8, 3), (slice(8, 16), 4, 8), (slice(4, 9), 8, 1), (slice(0, 8), 8, None), (slice(4, 12), 8, None)],
+)
+def test_micro_batches_cover_the_share_within_groups_and_keep_below_their_limit(rows, group, most):
+    parts = micro_batches(rows, group, most)
     assert np.concatenate([np.arange(20)[p] for p in parts]).tolist() == list(range(rows.start, rows.stop))
-    sizes = [p.stop - p.start for p in parts]
-    assert max(sizes) <= (most or 8) and max(sizes) - min(sizes) <= 1
+    assert all(p.stop - p.start <= (most or group) and p.start // group == (p.stop - 1) // group for p in parts)
 
 
-@pytest.mark.parametrize("most", [1, 3, 4])
-def test_accumulated_gradients_are_those_of_the_whole_batch(most):
-    cfg = dataclasses.replace(MODEL, dropout=0.0)
-    draw = draw_training(cfg, RECIPE, 8, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    labels = torch.from_numpy(LABELS[:8])
-    found = []
-    for parts in (micro_batches(slice(0, 8), None), micro_batches(slice(0, 8), most)):
-        model = random_model(cfg).train().requires_grad_(True)
-        loss = accumulate(model, LATENTS[:8], labels, draw, parts)
-        found.append([loss, *(p.grad for p in model.parameters())])
-    for whole, accumulated in zip(*found, strict=True):
-        assert torch.allclose(whole, accumulated, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("mae", [True, False])
+def test_any_split_of_a_batch_of_groups_trains_alike(tmp_path, mae):
+    model, recipe = dataclasses.replace(EXACT, mae=mae), dataclasses.replace(RECIPE, mask_group=4, weight="elbo")
+    whole = run(tmp_path / "a", recipe, model=model)
+    for most in (1, 3):
+        parts = run(tmp_path / str(most), recipe, model=model, micro_batch=most)
+        assert dict(parts.curve) == pytest.approx(dict(whole.curve), rel=1e-5)
+        assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
+
+
+def test_every_group_has_a_masking_time_of_its_own_and_the_loss_is_the_mean_of_the_groups_means(tmp_path, monkeypatch):
+    """As the official code: a mean over the masked tokens of each GPU, whose gradients are then averaged."""
+    drawn, recipe = [], dataclasses.replace(RECIPE, mask_group=4, steps=1, warmup_steps=0, label_dropout=0.0)
+    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
+    for seed in range(4):
+        result = run(tmp_path / str(seed), recipe, model=EXACT, seed=seed)
+        model = start(EXACT, seed)
+        chosen = torch.from_numpy(batch_indices(0, 32, 8, seed))
+        losses = []
+        for group, draw in zip(chosen.split(4), drawn[-2:], strict=True):
+            loss, _ = model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)
+            losses.append(loss.mean().item())
+        assert result.curve == [(1, pytest.approx(np.mean(losses), rel=1e-5))]
+    counts = {(int(a.counts[0]), int(b.counts[0])) for a, b in zip(drawn[::2], drawn[1::2], strict=True)}
+    assert any(a != b for a, b in counts) and all(len(set(d.counts)) == 1 for d in drawn)
+
+
+def test_gradients_of_a_batch_are_the_mean_of_its_groups_gradients(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e9)
+    drawn, gradients = [], []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda p, n: gradients.append([q.grad.clone() for q in p]) or clip(p, n)
+    )
+    run(tmp_path, recipe, model=EXACT)
+    model, chosen = start(EXACT, 0), torch.from_numpy(batch_indices(0, 32, 8, 0))
+    for group, draw in zip(chosen.split(2), drawn, strict=True):
+        loss, _ = model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)
+        (loss.mean() / 4).backward()
+    for p, gradient in zip(model.parameters(), gradients[0], strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_is_no_multiple_of_its_groups_is_refused():
+    with pytest.raises(ConfigError, match=r"train\.batch = 100 is not a multiple of train\.mask_group = 64"):
+        dataclasses.replace(RECIPE, batch=100, mask_group=64)
 
 
 def test_accumulation_trains_as_no_accumulation_does(tmp_path):
-    model = dataclasses.replace(MODEL, dropout=0.0)
-    whole = run(tmp_path / "a", model=model)
-    parts = run(tmp_path / "b", model=model, micro_batch=3)
+    whole = run(tmp_path / "a", model=EXACT)
+    parts = run(tmp_path / "b", model=EXACT, micro_batch=3)
     assert dict(parts.curve) == pytest.approx(dict(whole.curve), rel=1e-5)
     assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
 
@@ -222,8 +313,9 @@ def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
             return super().sample(raw, generator, noise=noise)
 
     curves = [run(tmp_path / n, data=images(raw), autoencoder=Spy(nn.Identity(), 1.0)).curve for n in "ab"]
-    assert curves[0] == curves[1] and len(drawn) == 2 * RECIPE.steps
-    assert torch.equal(drawn[0], drawn[RECIPE.steps]) and not torch.equal(drawn[0], drawn[1])
+    groups = RECIPE.batch // RECIPE.mask_group
+    assert curves[0] == curves[1] and len(drawn) == 2 * groups * RECIPE.steps
+    assert torch.equal(drawn[0], drawn[groups * RECIPE.steps]) and not torch.equal(drawn[0], drawn[1])
     assert torch.stack(drawn).std().item() == pytest.approx(1, abs=0.05)
 
 

@@ -251,6 +251,14 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
         raise ConfigError(f"{e} (autoencoder.weights of kind: {cfg.kind} must name {remedy})") from e
 
 
+def weight_files(weights: str | None) -> list[Path]:
+    """The files that `autoencoder.weights` names: one, or all of a folder; none where there are no weights."""
+    if weights is None:
+        return []
+    path = Path(weights)
+    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+
+
 def kl16_official_name(name: str) -> str:
     """Name in `kl16.ckpt` of the tensor that diffusers calls `name`."""
     top = len(KL16_CONFIG["block_out_channels"]) - 1

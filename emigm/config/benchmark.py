@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Annotated, Any, Literal
 
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, parse
+from emigm.config.parsing import Checked, Part, known, parse, read_yaml, show, suggest
 from emigm.config.schema import (
     AutoencoderConfig,
     CompareConfig,
@@ -18,48 +17,56 @@ from emigm.config.schema import (
     ExtractorConfig,
     GateConfig,
     ModelConfig,
+    Name,
     ReleasedConfig,
     RunConfig,
     SampleConfig,
+    Text,
     TrainConfig,
+    distinct,
 )
 
+ModelPart = Annotated[dict[str, Any], Part(ModelConfig)]
+TrainPart = Annotated[dict[str, Any], Part(TrainConfig)]
+SamplePart = Annotated[dict[str, Any], Part(SampleConfig)]
+
 
 @dataclass(frozen=True)
-class SizeConfig:
+class SizeConfig(Checked):
     """One rung of the ladder: what differs from the benchmark's `model` and `train`."""
 
-    model: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
+    model: ModelPart = field(default_factory=dict)
+    train: TrainPart = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class BudgetConfig:
+class BudgetConfig(Checked):
     """One NFE budget; `overrides` holds what differs for a size."""
 
-    settings: dict[str, Any]
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: SamplePart
+    overrides: dict[Name, SamplePart] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Checked):
     """Everything a benchmark runs; see `benchmarks/*/benchmark.yaml`."""
 
-    name: str
-    title: str
-    images_of: str
+    name: Name
+    title: Text
+    images_of: Name
     """The benchmark whose images and extractor are used; its own name where it makes them."""
-    sizes: tuple[str, ...]
-    budgets: tuple[str, ...]
+    sizes: Annotated[tuple[Name, ...], distinct]
+    budgets: Annotated[tuple[Name, ...], distinct]
     data: DataConfig
     autoencoder: AutoencoderConfig
     extractor: ExtractorConfig
     evaluation: EvalConfig
     gate: GateConfig
-    model: dict[str, Any]
-    train: dict[str, Any]
-    ladder: dict[str, SizeConfig]
-    sampling: dict[str, BudgetConfig]
+    model: ModelPart
+    """Common to all sizes, as `train` is."""
+    train: TrainPart
+    ladder: dict[Name, SizeConfig]
+    sampling: dict[Name, BudgetConfig]
     weights: Literal["trained", "released"] = "trained"
     """released: the train stage fetches and imports the authors' checkpoints; all after it is the same."""
     released: ReleasedConfig | None = None
@@ -69,73 +76,129 @@ class Benchmark:
     dry_run: bool = False
     """True: the numbers only show that the machinery runs; every table and figure says so."""
 
-    def __post_init__(self):
-        classes = self.model.get("classes")
-        if self.data.classes is not None and self.data.classes != classes:
-            raise ConfigError(
-                f"benchmark.model.classes = {classes}, but benchmark.data.classes = {self.data.classes}; set both alike"
-            )
-        if self.weights == "released":
-            if self.released is None:
-                raise ConfigError("benchmark.released is missing; weights: released needs to know where they are")
-            for size in self.sizes:
-                known("size of benchmark.released.files", size, self.released.files)
-        for size in self.sizes:
-            known("benchmark.sizes", size, self.ladder)
-            seeds = self.train_config(size).seeds
-            if self.weights == "released" and len(seeds) > 1:
-                raise ConfigError(
-                    f"benchmark.train.seeds = {list(seeds)}: released weights are one model; give one seed"
-                )
-            self._check_gate(size)
-        for budget in self.budgets:
-            known("benchmark.budgets", budget, self.sampling)
+    def check(self) -> None:
+        self._check_names("sizes", self.sizes, self.ladder)
+        self._check_names("budgets", self.budgets, self.sampling)
         for budget, cfg in self.sampling.items():
-            for size in cfg.overrides:
-                known(f"benchmark.sampling.{budget}.overrides", size, self.ladder)
+            self._check_names(f"sampling.{budget}.overrides", cfg.overrides, self.ladder)
+        runs = [f"{size}-{budget}" for size in self.sizes for budget in self.budgets]
+        if doubled := next((run for run in runs if runs.count(run) > 1), None):
+            raise ConfigError(f"sizes and budgets name two runs {doubled}, whose files would be one; rename one")
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
             self.train_config(size)
-            if self.model_config(size).codebook != self.autoencoder.codebook:
-                raise ConfigError(
-                    f"benchmark.ladder.{size}: model.codebook = {self.model_config(size).codebook}, but "
-                    f"autoencoder.codebook = {self.autoencoder.codebook}; a model predicts the autoencoder's codes"
-                )
+            self._check_model(size, self.model_config(size))
             for budget in self.sampling:
                 self.sample_config(size, budget)
         for size in self.sizes:
+            self._check_gate(size)
             for budget in self.budgets:
-                solver, head = self.sample_config(size, budget).solver, self.model_config(size).conditional
-                if (solver == "categorical") != (head == "categorical"):
-                    raise ConfigError(
-                        f"benchmark.sampling.{budget} of size {size}: solver: {solver} cannot draw tokens of a model "
-                        f"with conditional: {head}"
-                    )
+                self._check_sampling(size, budget)
+        self._check_data()
+        if self.weights == "released":
+            self._check_released()
+
+    def _check_names(self, where: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+        for name in names:
+            if name not in allowed:
+                raise ConfigError(f"{where}: unknown name {show(name)}{suggest(name, allowed)}")
+
+    def _check_data(self) -> None:
+        """The extractor must take the images, and enough of them must be generated."""
+        rgb = self.data.images.channels == 3
+        if rgb != (self.extractor.kind == "inception"):
+            raise ConfigError(
+                f"extractor.kind: {self.extractor.kind} does not take the {'RGB' if rgb else 'grey'} images of "
+                f"data.dataset: {self.data.dataset}; set another"
+            )
+        if self.evaluation.images < self.data.images.classes and not self.dry_run:
+            raise ConfigError(
+                f"evaluation.images = {self.evaluation.images} is less than one image of each of the "
+                f"{self.data.images.classes} classes (data.classes); generate more, or set dry_run: true"
+            )
+        if self.compare is not None and self.compare.resolution != self.data.images.side:
+            raise ConfigError(
+                f"compare.resolution = {self.compare.resolution}, but images (data.dataset, data.resolution) have "
+                f"sides of {self.data.images.side}; set both alike"
+            )
+
+    def _check_released(self) -> None:
+        if self.released is None:
+            raise ConfigError("released is missing; weights: released needs to know where they are")
+        if self.evaluation.reference is None:
+            raise ConfigError("evaluation.reference is missing; weights: released comes without images to compare with")
+        for size in self.sizes:
+            self._check_names("released.files lacks a size", [size], self.released.files)
+            if len(seeds := self.train_config(size).seeds) > 1:
+                raise ConfigError(f"train.seeds = {show(seeds)}, but weights: released are one model; give one seed")
+
+    def _check_model(self, size: str, model: ModelConfig) -> None:
+        """The model must be one of the latents and classes of the data."""
+        images, where = self.data.images, f"ladder.{size}: model"
+        if model.classes != images.classes:
+            raise ConfigError(
+                f"{where}.classes = {model.classes}, but there are {images.classes} (data.dataset: "
+                f"{self.data.dataset}, data.classes); set both alike"
+            )
+        if model.codebook != self.autoencoder.codebook:
+            raise ConfigError(
+                f"{where}.codebook = {model.codebook}, but autoencoder.codebook = {self.autoencoder.codebook}; a model "
+                "predicts the autoencoder's codes"
+            )
+        latents = self.autoencoder.latents(images)
+        if latents is not None and latents != (model.channels, model.grid):
+            raise ConfigError(
+                f"{where}.channels = {model.channels} and grid = {model.grid}, but the latents of the images "
+                f"(data.dataset, data.resolution, autoencoder.kind) have {latents[0]} channels and sides of "
+                f"{latents[1]}; set both alike"
+            )
 
     def _check_gate(self, size: str) -> None:
         """The token that the gate predicts must not be among the visible ones, and two counts must differ."""
         visible, tokens = self.gate.visible, self.model_config(size).tokens
-        if len(set(visible)) < 2 or not all(0 <= v < tokens for v in visible):
+        if len(visible) < 2 or max(visible) >= tokens:
             raise ConfigError(
-                f"benchmark.gate.visible = {list(visible)}: give two numbers of visible tokens at least, from 0 to "
-                f"{tokens - 1} (size {size} has {tokens} tokens)"
+                f"gate.visible = {show(list(visible))}: give two numbers of visible tokens at least, from 0 to "
+                f"{tokens - 1} (by model.grid and model.patch, size {size} has {tokens} tokens)"
+            )
+
+    def _check_sampling(self, size: str, budget: str) -> None:
+        """The sampler must be able to draw the tokens of the model."""
+        cfg, model, where = (
+            self.sample_config(size, budget),
+            self.model_config(size),
+            f"sampling.{budget} of size {size}",
+        )
+        if (cfg.solver == "categorical") != (model.conditional == "categorical"):
+            raise ConfigError(
+                f"{where}: solver: {cfg.solver} cannot draw tokens of a model with conditional: {model.conditional}"
+            )
+        if cfg.steps > model.tokens:
+            raise ConfigError(
+                f"{where}: steps = {cfg.steps}, but every step reveals a token, and there are {model.tokens} by "
+                "model.grid and model.patch; lower it"
+            )
+        if cfg.cfg_scale != 1 and self.weights == "trained" and self.train_config(size).label_dropout == 0:
+            raise ConfigError(
+                f"{where}: cfg_scale = {cfg.cfg_scale}, but with train.label_dropout = 0 the model never learns to do "
+                "without a class; set cfg_scale: 1"
             )
 
     def model_config(self, size: str) -> ModelConfig:
         """Architecture of `size`; raises ConfigError for an unknown size."""
         known("size", size, self.ladder)
-        return parse(ModelConfig, {**self.model, **self.ladder[size].model}, f"benchmark.ladder.{size}.model")
+        return parse(ModelConfig, {**self.model, **self.ladder[size].model}, f"ladder.{size}.model")
 
     def train_config(self, size: str) -> TrainConfig:
         """Training recipe of `size`."""
         known("size", size, self.ladder)
-        return parse(TrainConfig, {**self.train, **self.ladder[size].train}, f"benchmark.ladder.{size}.train")
+        return parse(TrainConfig, {**self.train, **self.ladder[size].train}, f"ladder.{size}.train")
 
     def sample_config(self, size: str, budget: str) -> SampleConfig:
         """Sampling settings of `size` at `budget`."""
         known("size", size, self.ladder)
         known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
-        where = f"benchmark.sampling.{budget}"
+        where = f"sampling.{budget}" + (f".overrides.{size}" if size in cfg.overrides else "")
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
 
@@ -158,16 +221,3 @@ def parse_params(tree: dict[str, Any], where: str) -> Benchmark:
     if set(tree) != set(KEYS):
         raise ConfigError(f"{where}: expected the top-level keys {', '.join(KEYS)}, found {', '.join(map(str, tree))}")
     return parse(Benchmark, tree["benchmark"], "benchmark")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file; raises ConfigError when the file is missing, damaged or holds something else."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; run from the repository's root, or name another with --params")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: not valid YAML: {e}") from e
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping, found {tree!r}")
-    return tree

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from emigm.config.benchmark import Benchmark, load_benchmark, parse_params, read_yaml
+from emigm.config.benchmark import Benchmark, load_benchmark, parse_params
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known
+from emigm.config.parsing import known, read_yaml
 from emigm.files import write_atomically
 
 FOLDER = Path("benchmarks")

@@ -1,69 +1,107 @@
 """Configuration: frozen dataclasses, the parts of a benchmark.
 
-Every key of the YAML is a field here; an unknown key, or an option that cannot apply, is a
-`ConfigError` that names the key and what is allowed. No torch in this module.
+Every key of the YAML is a field here; an unknown key, a value outside its field's rule, or an option that cannot apply
+is a `ConfigError` that names the key and what is allowed. The rules' bounds are far above any use: they catch a slip of
+the pen. No torch in this module.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, NamedTuple
 
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import at_least
+from emigm.config.parsing import Checked, Rule, matching, within
+
+Name = Annotated[
+    str, matching("[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "be letters, digits, _ and -, and begin with a letter or a digit")
+]
+"""Of a benchmark, a size or a budget: part of paths, of shell commands and of DVC's keys."""
+Text = Annotated[str, Rule(lambda v: v.isprintable() and not v.isspace() and 0 < len(v) <= 1000, "be one line of text")]
+"""A title, a path."""
+Count = Annotated[int, within("[1, 1000000]")]
+Steps = Annotated[int, within("[1, 1000000000]")]
+Width = Annotated[int, within("[1, 65536]")]
+Blocks = Annotated[int, within("[1, 256]")]
+Side = Annotated[int, within("[1, 4096]")]
+Codes = Annotated[int, within("[2, 1048576]")]
+Rate = Annotated[float, within("(0, 1]")]
+Seed = Annotated[int, within("[0, 4294967295]")]
+Momentum = Annotated[float, within("[0, 1)")]
+Fraction = Annotated[float, within("[0, 1]")]
+distinct = Rule(lambda v: 0 < len(v) == len(set(v)), "name at least one, and none twice")
+Seeds = Annotated[tuple[Seed, ...], distinct]
+
+
+def _splits(command: str) -> bool:
+    try:
+        return bool(shlex.split(command))
+    except ValueError:  # an open quote
+        return False
+
+
+def _is_inside(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and "\\" not in path
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Architecture of one eMIGM: backbone (encoder and decoder) and per-token diffusion head."""
 
-    grid: int
+    grid: Side
     """Side of the square latent grid, in positions."""
-    channels: int
+    channels: Side
     """Latent channels at each position."""
-    classes: int
+    classes: Count
     """Number of classes."""
-    width: int
+    width: Width
     """D, transformer width."""
-    encoder_blocks: int
-    decoder_blocks: int
-    heads: int
+    encoder_blocks: Blocks
+    decoder_blocks: Blocks
+    heads: Width
     """Attention heads; divides `width`."""
-    head_width: int
+    head_width: Width
     """W, width of the head."""
-    head_blocks: int
+    head_blocks: Blocks
     """Residual blocks of the head."""
     conditional: Literal["diffusion", "categorical"] = "diffusion"
     """p(token | visible tokens) (Table 1): a diffusion model of C numbers, or a categorical one of a codebook."""
-    codebook: int | None = None
+    codebook: Codes | None = None
     """categorical: number of codes a token can be."""
-    patch: int = 1
+    patch: Side = 1
     """Side of the square of positions that makes one token."""
-    buffer: int = 64
+    buffer: Side = 64
     """Positions in front of the tokens that hold the class embedding."""
-    mlp_ratio: float = 4.0
-    dropout: float = 0.1
+    mlp_ratio: Annotated[float, within("(0, 64]")] = 4.0
+    dropout: Momentum = 0.1
     """Dropout on attention and on both projections, in training only."""
     mae: bool = True
     """MAE trick: the encoder sees visible tokens only."""
     cfg_with_mask: bool = True
     """The fake class embedding of classifier-free guidance is the decoder's mask token."""
-    init_std: float = 0.02
+    init_std: Annotated[float, within("(0, 10]")] = 0.02
     """Standard deviation of the embeddings, positions and fake token at initialisation."""
 
-    def __post_init__(self):
+    def check(self) -> None:
         if (self.codebook is None) != (self.conditional == "diffusion"):
             verb = "has no effect" if self.conditional == "diffusion" else "is missing"
-            raise ConfigError(f"model.codebook {verb} for conditional: {self.conditional}")
+            raise ConfigError(f"codebook {verb} for conditional: {self.conditional}")
         if self.conditional == "categorical" and (self.patch, self.channels) != (1, 1):
             raise ConfigError(
-                f"model.patch = {self.patch} and model.channels = {self.channels}: a categorical token is one code, so "
-                "both must be 1"
+                f"patch = {self.patch}, channels = {self.channels}, but a token of conditional: categorical is one "
+                "code; set both to 1"
             )
         if self.grid % self.patch:
-            raise ConfigError(f"model.patch = {self.patch} does not divide model.grid = {self.grid}")
+            raise ConfigError(f"patch = {self.patch} does not divide grid = {self.grid}")
+        if self.tokens < 2:
+            raise ConfigError(f"patch = {self.patch} leaves one token of grid = {self.grid}; give at least two")
         if self.width % self.heads:
-            raise ConfigError(f"model.heads = {self.heads} does not divide model.width = {self.width}")
+            raise ConfigError(f"heads = {self.heads} does not divide width = {self.width}")
+        if self.width * self.mlp_ratio < 1:
+            raise ConfigError(f"mlp_ratio = {self.mlp_ratio} leaves nothing of width = {self.width}")
 
     @property
     def tokens(self) -> int:
@@ -82,124 +120,165 @@ float32; float32 on a CPU); bfloat16 under autocast."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One training run (the paper's recipe is the default where it does not depend on scale)."""
 
-    steps: int
-    batch: int
+    steps: Steps
+    batch: Count
     """Images of one optimizer step, over all processes."""
-    lr: float
+    lr: Rate
     """Peak learning rate, for the global batch."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     """Training seeds; one run each."""
-    masking: Literal["independent", "exact_count"] = "independent"
-    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them."""
-    schedule: Literal["linear", "cosine", "exp"] = "exp"
-    """Mask schedule gamma(t) (Table 4)."""
-    t_min: float = 0.2
-    """Time truncation: t <- max(t, t_min)."""
+    masking: Literal["independent", "exact_count", "truncated_normal"] = "independent"
+    """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them; or, as MAR's code
+    does, a share of them from a normal distribution (mean 1, deviation 0.25) truncated to [0.7, 1], without a time."""
+    mask_group: Count = 64
+    """Images that share one masking time and mask count, as the images of one GPU do in the official code; a batch
+    smaller than that is one group. Without the MAE trick every image has its own, and the group is what the loss is
+    averaged over first."""
+    schedule: Literal["linear", "cosine", "exp"] | None = None
+    """Mask schedule gamma(t) (Table 4), by default exp."""
+    t_min: Annotated[float, within("[0, 1)")] | None = None
+    """Time truncation: t <- max(t, t_min), by default 0.2."""
     weight: Literal["one", "elbo"] = "one"
     """Loss weight: 1, or that of the ELBO, gamma'/gamma."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.02
-    grad_clip: float = 3.0
-    ema: float = 0.9999
-    label_dropout: float = 0.1
-    diffusion_batch_mul: int = 4
+    warmup_steps: Annotated[int, within("[0, 1000000000]")] = 0
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    weight_decay: Fraction = 0.02
+    grad_clip: Annotated[float, within("(0, 1000000]")] = 3.0
+    ema: Momentum = 0.9999
+    label_dropout: Fraction = 0.1
+    diffusion_batch_mul: Annotated[int, within("[1, 1000]")] = 4
     """Diffusion times (each with its own noise) a masked token is trained at in one step."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Steps = 1000
     """Steps between resume points."""
+    snapshots: tuple[Annotated[float, within("(0, 1)")], ...] = ()
+    """Shares of the steps after which the EMA weights are kept; the final weights always are."""
     precision: Precision = "float32"
     """Of forward and backward; weights, EMA and optimizer stay float32."""
 
-    def __post_init__(self):
-        for name in ("steps", "batch", "diffusion_batch_mul", "checkpoint_every"):
-            at_least(f"train.{name}", getattr(self, name), 1)
-        if not self.seeds:
-            raise ConfigError("train.seeds is empty; give at least one seed, such as [0]")
-        if not 0 <= self.t_min < 1:
-            raise ConfigError(f"train.t_min = {self.t_min} is outside [0, 1)")
+    def check(self) -> None:
+        if self.batch % min(self.mask_group, self.batch):
+            raise ConfigError(
+                f"batch = {self.batch} is not a multiple of mask_group = {self.mask_group}; change either, "
+                "so that groups are equally large"
+            )
+        timed = self.masking != "truncated_normal"
+        for name, default in (("schedule", "exp"), ("t_min", 0.2)):
+            if getattr(self, name) is None and timed:
+                object.__setattr__(self, name, default)
+            elif getattr(self, name) is not None and not timed:
+                raise ConfigError(f"{name} has no effect on masking: truncated_normal; set it to null")
+        if not timed and self.weight == "elbo":
+            raise ConfigError("weight: elbo needs a masking time, which masking: truncated_normal has not")
         if self.warmup_steps >= self.steps:
-            raise ConfigError(f"train.warmup_steps = {self.warmup_steps} leaves nothing of train.steps = {self.steps}")
+            raise ConfigError(f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}")
+        if not all(0 < n < self.steps for n in self.snapshot_steps) or len(set(self.snapshot_steps)) < len(
+            self.snapshots
+        ):
+            raise ConfigError(
+                f"snapshots = {list(self.snapshots)}: give shares of the {self.steps:,} steps, above 0 and "
+                "below 1, that come to different numbers of steps"
+            )
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """Numbers of steps after which the EMA weights are kept."""
+        return tuple(round(share * self.steps) for share in self.snapshots)
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Checked):
     """How images are generated at one NFE budget."""
 
-    steps: int
+    steps: Count
     """N, mask-prediction steps."""
-    solver_steps: int | None = None
+    solver_steps: Annotated[int, within("[1, 1000]")] | None = None
     """K, evaluations of the diffusion head for one token."""
-    cfg_scale: float = 1.0
+    cfg_scale: Annotated[float, within("[0, 100]")] = 1.0
     """Guidance scale; 1 means none."""
-    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Guidance acts when t_min < s <= t_max."""
     schedule: Literal["linear", "cosine", "exp"] = "exp"
     order: Literal["binomial", "exact", "confidence"] = "binomial"
     """Which tokens a step reveals: each with its probability (eMIGM, MDM), an exact number at random positions (MAR),
     or an exact number where the model is most confident (MaskGIT)."""
-    choice_temperature: float | None = None
+    choice_temperature: Annotated[float, within("[0, 1000]")] | None = None
     """confidence: factor on the Gumbel noise of log p, falling to 0 over the steps."""
     solver: Literal["dpm-solver", "ddpm", "categorical"] = "dpm-solver"
     """How a token is drawn: from the diffusion head by one of two solvers, or from the categorical head."""
-    temperature: float | None = None
+    temperature: Annotated[float, within("[0, 10]")] | None = None
     """Factor on the DDPM noise (default 1); DPM-Solver has none."""
-    x0_clip: float | None = None
+    x0_clip: Annotated[float, within("(0, 1000]")] | None = None
     """Clip of the predicted x0 in unit latents (DDPM only; the official code does not clip)."""
     precision: Precision = "float32"
     """Of the network; the solver stays float32."""
 
-    def __post_init__(self):
-        at_least("sampling.steps", self.steps, 1)
+    def check(self) -> None:
         for name, applies in (
             ("solver_steps", self.solver != "categorical"),
             ("choice_temperature", self.order == "confidence"),
         ):
             if (getattr(self, name) is not None) != applies:
                 verb = "is missing" if applies else "has no effect"
-                raise ConfigError(f"sampling.{name} {verb} for solver: {self.solver}, order: {self.order}")
+                raise ConfigError(f"{name} {verb} for solver: {self.solver}, order: {self.order}")
         if self.order == "confidence" and self.solver != "categorical":
-            raise ConfigError("sampling.order: confidence needs solver: categorical; a diffusion head has no log p")
-        if self.solver_steps is not None:
-            at_least("sampling.solver_steps", self.solver_steps, 1)
+            raise ConfigError("order: confidence needs solver: categorical; a diffusion head has no log p")
         low, high = self.cfg_interval
-        if not 0 <= low < high <= 1:
-            raise ConfigError(f"sampling.cfg_interval = [{low}, {high}] is not an interval inside [0, 1]")
+        if low >= high:
+            raise ConfigError(f"cfg_interval = [{low}, {high}] is empty; give the lower bound first")
         if self.solver != "ddpm":
             for name in ("temperature", "x0_clip"):
                 if getattr(self, name) is not None:
                     raise ConfigError(
-                        f"sampling.{name} has no effect under solver: {self.solver}; remove it or set solver: ddpm"
+                        f"{name} has no effect under solver: {self.solver}; remove it or set solver: ddpm"
                     )
         if self.solver == "dpm-solver" and self.solver_steps < 3:
-            raise ConfigError("sampling.solver_steps < 3 is too few for the third-order DPM-Solver")
+            raise ConfigError(
+                f"solver_steps = {self.solver_steps} is too few for solver: dpm-solver, of third order; give at least 3"
+            )
+
+
+class Images(NamedTuple):
+    """What is known of a data set before it is read; None: the configuration says it."""
+
+    channels: int
+    side: int | None
+    classes: int | None
+
+
+IMAGES = {
+    "digits": Images(1, 8, 10),
+    "mnist": Images(1, None, 10),
+    "cifar10": Images(3, 32, 10),
+    "imagenet": Images(3, None, None),
+}
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which images, and how they are split."""
 
     dataset: Literal["digits", "mnist", "cifar10", "imagenet"]
-    root: str | None = None
+    root: Text | None = None
     """cifar10: folder with torchvision's or parquet files (downloaded there when absent); imagenet: the training
     photos, one folder for each class."""
-    holdout_root: str | None = None
+    holdout_root: Text | None = None
     """imagenet: photos that are never trained on (the validation set), in the same layout."""
-    classes: int | None = None
+    classes: Count | None = None
     """imagenet: number of class folders there must be."""
-    resolution: int | None = None
+    resolution: Annotated[int, within("[8, 4096]")] | None = None
     """Side in pixels. imagenet: of the square crop; mnist: 28, or 14 for the means of 2 x 2 pixels."""
-    holdout: float | None = None
+    holdout: Annotated[float, within("(0, 1)")] | None = None
     """digits and mnist: fraction of each class that is never trained on (cifar10: its test images are held out)."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """digits and mnist: of the choice of held-out images."""
     flips: bool = False
     """Encode every training image with its horizontal flip, and train on either with equal chance."""
 
-    def __post_init__(self):
+    def check(self) -> None:
         applies = {
             "digits": {"holdout"},
             "mnist": {"holdout", "resolution"},
@@ -209,152 +288,171 @@ class DataConfig:
         for name in ("root", "holdout_root", "classes", "resolution", "holdout"):
             if (getattr(self, name) is not None) != (name in applies):
                 verb = "is missing" if name in applies else "has no effect"
-                raise ConfigError(f"data.{name} {verb} for dataset: {self.dataset}")
+                raise ConfigError(f"{name} {verb} for dataset: {self.dataset}")
+
+    @property
+    def images(self) -> Images:
+        """Channels, side and classes of the images."""
+        channels, side, classes = IMAGES[self.dataset]
+        return Images(channels, side or self.resolution, classes or self.classes)
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Checked):
     """How pixels become latents."""
 
     kind: Literal["pixels", "kl16", "dcae", "levels", "vq"]
     """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), vq."""
-    scale: float = 1.0
+    scale: Annotated[float, within("(0, 1000]")] = 1.0
     """Raw latents times this have about unit standard deviation; codes have none."""
-    weights: str | None = None
+    weights: Text | None = None
     """Path of the autoencoder's weights; `pixels` and `levels` have none."""
-    codebook: int | None = None
+    codebook: Codes | None = None
     """levels and vq: number of codes."""
 
-    def __post_init__(self):
+    def check(self) -> None:
         if (self.weights is None) != (self.kind in ("pixels", "levels")):
             verb = "is missing" if self.weights is None else "has no effect"
-            raise ConfigError(f"autoencoder.weights {verb} for kind: {self.kind}")
+            raise ConfigError(f"weights {verb} for kind: {self.kind}")
         if (self.codebook is None) != (self.kind not in ("levels", "vq")):
             verb = "is missing" if self.codebook is None else "has no effect"
-            raise ConfigError(f"autoencoder.codebook {verb} for kind: {self.kind}")
+            raise ConfigError(f"codebook {verb} for kind: {self.kind}")
         if self.codebook is not None and self.scale != 1:
-            raise ConfigError(f"autoencoder.scale = {self.scale} has no effect on the codes of kind: {self.kind}")
+            raise ConfigError(f"scale = {self.scale} has no effect on the codes of kind: {self.kind}")
+        if self.kind == "levels" and self.codebook > 256:
+            raise ConfigError(f"codebook = {self.codebook} is more than the 256 grey levels of kind: levels")
+
+    def latents(self, images: Images) -> tuple[int, int] | None:
+        """Channels and side of the latents of such images; None: they depend on the weights (vq).
+
+        Raises:
+            ConfigError: the images do not suit the autoencoder.
+        """
+        if self.kind == "vq":
+            return None
+        taken, stride, channels = {
+            "pixels": (images.channels, 1, images.channels),
+            "levels": (1, 1, 1),
+            "kl16": (3, 16, 16),
+            "dcae": (3, 32, 32),
+        }[self.kind]
+        if images.channels != taken or images.side % stride:
+            raise ConfigError(
+                f"kind: {self.kind} takes images of {taken} channels with sides that are multiples of {stride}, not of "
+                f"{images.channels} channels with sides of {images.side}; set another, or another dataset or resolution"
+            )
+        return channels, images.side // stride
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
+class ClassifierTraining(Checked):
     """Training of the digits' classifier."""
 
-    steps: int
-    batch: int
-    lr: float
-    seed: int
+    steps: Steps
+    batch: Count
+    lr: Rate
+    seed: Seed
 
 
 @dataclass(frozen=True)
-class ExtractorConfig:
+class ExtractorConfig(Checked):
     """The feature extractor behind FID, IS, KID, precision and recall."""
 
     kind: Literal["cnn", "inception"]
-    weights: str | None = None
+    weights: Text | None = None
     """inception: torch-fidelity's weights file."""
     training: ClassifierTraining | None = None
     """cnn: how the classifier is trained."""
 
-    def __post_init__(self):
+    def check(self) -> None:
         for name, kind in (("weights", "inception"), ("training", "cnn")):
             if (getattr(self, name) is not None) != (self.kind == kind):
                 verb = "is missing" if self.kind == kind else "has no effect"
-                raise ConfigError(f"extractor.{name} {verb} for kind: {self.kind}")
+                raise ConfigError(f"{name} {verb} for kind: {self.kind}")
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Checked):
     """How many images are generated and scored."""
 
-    images: int
+    images: Annotated[int, within("[2, 1000000]")]
     """Images of one sampling seed."""
-    seeds: tuple[int, ...]
+    seeds: Seeds
     """Sampling seeds."""
-    chunk: int = 250
+    chunk: Count = 250
     """Consecutive image indices that share their reveal counts; the last may be smaller."""
-    kid_subset: int = 200
+    kid_subset: Annotated[int, within("[2, 1000000]")] = 200
     """Images of each of KID's subsets."""
-    reference: str | None = None
+    reference: Text | None = None
     """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
     images."""
 
-    def __post_init__(self):
-        at_least("evaluation.images", self.images, 1)
-        at_least("evaluation.chunk", self.chunk, 1)
-        if not self.seeds:
-            raise ConfigError("evaluation.seeds is empty; give at least one sampling seed, such as [0]")
+    def check(self) -> None:
+        if self.kid_subset > self.images:
+            raise ConfigError(f"kid_subset = {self.kid_subset} is more than images = {self.images}; lower it")
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Checked):
     """What `emigm compare` holds the results against."""
 
     resolution: Literal[256, 512]
     """ImageNet's, in pixels: 256 for the paper's Table 2, 512 for Table 3."""
-    fid_tolerance: float
+    fid_tolerance: Rate
     """Greatest |ours - reported| / reported of a cell that counts as reproduced."""
-
-    def __post_init__(self):
-        if self.fid_tolerance <= 0:
-            raise ConfigError(f"compare.fid_tolerance = {self.fid_tolerance}: must be above 0")
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(Checked):
     """The context gate: head error at few and at many visible tokens, and what must separate them."""
 
-    visible: tuple[int, ...]
+    visible: Annotated[tuple[Annotated[int, within("[0, 16777216]")], ...], distinct]
     """Numbers of visible tokens the error is recorded at; the first and the best are compared."""
-    max_ratio: float = 0.95
+    max_ratio: Rate = 0.95
     """A run fails when error(best) / error(first) is above this."""
-    images: int = 512
+    images: Count = 512
     """Held-out images the error is measured on, at most."""
-    repeats: int = 16
+    repeats: Annotated[int, within("[1, 10000]")] = 16
     """Random orders drawn for each of them."""
     on_failure: Literal["stop", "mark"] = "stop"
     """mark: let the pipeline go on with a run that fails; its record, and every table it reaches, say so."""
 
 
 @dataclass(frozen=True)
-class ReleasedConfig:
+class ReleasedConfig(Checked):
     """Where released checkpoints come from."""
 
-    repository: str
+    repository: Annotated[str, matching(r"[\w-][\w.-]*/[\w-][\w.-]*", "be <owner>/<name>")]
     """On Hugging Face; a file that is absent is fetched from there."""
-    folder: str
+    folder: Text
     """Where the files lie."""
-    files: dict[str, str]
+    files: dict[Name, Annotated[Text, Rule(_is_inside, "be a path inside the repository")]]
     """Size -> file name."""
-    sha256: dict[str, str] = field(default_factory=dict)
+    sha256: dict[Name, Annotated[str, matching("[0-9a-f]{64}", "be 64 hexadecimal digits")]] = field(
+        default_factory=dict
+    )
     """Size -> checksum the file must have, where it is known."""
     token: Literal["official", "ema"] = "official"
     """Which value of the shared fake and mask token is taken (`emigm import --help`)."""
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """How the machine is used. Nothing here changes a result beyond rounding and dropout's masks; no stage depends on
     it."""
 
-    launcher: str | None = None
+    launcher: Annotated[Text, Rule(_splits, "be a command")] | None = None
     """Command that starts a stage's processes, such as "torchrun --standalone --nproc-per-node=8" or "srun python";
     it is followed by `-m emigm.stages...`. None: one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
-    train_batch: int | None = None
+    train_batch: Count | None = None
     """Images one process takes in one forward pass of training; a larger share is accumulated. None: all."""
-    sample_batch: int = 256
+    sample_batch: Count = 256
     """Images one process generates at once, at most a chunk."""
-    encode_batch: int = 64
+    encode_batch: Count = 64
     """Images one process encodes, or decodes, at once."""
-    score_batch: int = 64
+    score_batch: Count = 64
     """Images one process extracts features of at once."""
-    workers: int = 8
+    workers: Annotated[int, within("[1, 1024]")] = 8
     """Threads of one process that decode photos."""
-
-    def __post_init__(self):
-        for name in ("sample_batch", "encode_batch", "score_batch", "workers"):
-            at_least(f"run.{name}", getattr(self, name), 1)
-        if self.train_batch is not None:
-            at_least("run.train_batch", self.train_batch, 1)

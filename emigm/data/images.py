@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,13 +12,14 @@ from tqdm import tqdm
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig
 from emigm.data.photos import DecodingError, Photos, decode
-from emigm.files import write_atomically
+from emigm.files import read_arrays, read_json, write_arrays
 
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "holdout")
 
 NONE = "none.json"
 """In place of a folder's data where a benchmark needs none: {"reason": ...}."""
+REMEDY = "delete it and run dvc repro"
 
 
 class ImageSource(Protocol):
@@ -77,24 +76,33 @@ def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource
 def why_none(folder: str | Path) -> str | None:
     """Why the benchmark needs nothing in this folder of images or latents; None where it does."""
     path = Path(folder) / NONE
-    return json.loads(path.read_text())["reason"] if path.is_file() else None
+    return str(read_json(path, REMEDY).get("reason")) if path.is_file() else None
 
 
 def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
     """Write pixels (uint8 NCHW) and labels (int64) as one `.npz`."""
-    write_atomically(path, lambda p: np.savez(p, pixels=pixels, labels=labels))
+    write_arrays(path, pixels=pixels, labels=labels, name=np.array(path.name))
 
 
 def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`."""
+    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`.
+
+    Raises:
+        ConfigError: the file is missing, damaged, changed since, or was written under another name.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
-    try:
-        with np.load(path) as f:
-            return f["pixels"], f["labels"]
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
+    arrays = read_arrays(path, ("pixels", "labels", "name"), REMEDY)
+    pixels, labels = arrays["pixels"], arrays["labels"]
+    if str(arrays["name"]) != path.name:
+        raise ConfigError(f"{path}: was written as {arrays['name']}; {REMEDY}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.dtype != np.int64 or labels.shape != pixels.shape[:1]:
+        raise ConfigError(
+            f"{path}: holds {pixels.dtype} pixels of shape {pixels.shape} and {labels.dtype} labels of shape "
+            f"{labels.shape}, expected uint8 NCHW and an int64 for each image; {REMEDY}"
+        )
+    return pixels, labels
 
 
 Split = dict[Part, tuple[np.ndarray, np.ndarray]]

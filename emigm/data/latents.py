@@ -6,7 +6,6 @@ network sees).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.files import sha256, write_atomically, write_json
+from emigm.files import read_index, sha256, write_atomically, write_index
 
 INDEX = "index.json"
 SHARD_ROWS = 4096
@@ -58,10 +57,15 @@ class Shards:
             seconds: what making it took.
         """
         path = self._file(i)
-        write_atomically(path, lambda p: np.save(p, np.ascontiguousarray(latents)))
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as f:  # given a name, numpy adds a suffix to it
+                np.save(f, np.ascontiguousarray(latents))
+
+        write_atomically(path, save)
         facts = {"file": path.name, "rows": len(latents), "bytes": path.stat().st_size, "sha256": sha256(path)}
         note = {"key": self.key, "start": self.ranges[i].start, "seconds": seconds, "shard": facts}
-        write_json(self._note_file(i), note)
+        write_index(self._note_file(i), note)
 
     def seconds(self) -> float:
         """What making all shards took, summed over processes and interrupted runs."""
@@ -82,7 +86,7 @@ class Shards:
         for file in self.store.iterdir():
             if file.name not in kept:
                 file.unlink()
-        write_json(self.store / INDEX, {"facts": facts, "labels": labels.tolist(), "shards": shards})
+        write_index(self.store / INDEX, {"facts": facts, "labels": labels.tolist(), "shards": shards})
 
     def move(self, folder: Path) -> None:
         """Move the finished store to `folder`, in place of what is there, and remove the working folder."""
@@ -104,8 +108,8 @@ class Shards:
         if not (path.is_file() and file.is_file()):
             return None
         try:
-            note = json.loads(path.read_text())
-        except json.JSONDecodeError:  # the machine went down before the note was on the disk
+            note = read_index(path, "")
+        except ConfigError:  # the machine went down before the note was on the disk
             return None
         rows, shard = self.ranges[i], note["shard"]
         made_from = (note["key"], note["start"], shard["rows"], shard["bytes"])
@@ -114,7 +118,7 @@ class Shards:
     def _notes(self) -> list[dict[str, Any]]:
         if missing := self.missing():
             raise RunError(f"{self._file(missing[0])}: shard was not written; run the same command again")
-        return [json.loads(self._note_file(i).read_text()) for i in range(len(self))]
+        return [self._note(i) for i in range(len(self))]
 
 
 def write_latents(
@@ -143,20 +147,32 @@ class LatentStore:
         path = self.folder / INDEX
         if not path.is_file():
             raise ConfigError(f"{path}: no such file; run the encode stage (dvc repro)")
+        index = read_index(path, self._remedy)
         try:
-            index = json.loads(path.read_text())
             self.facts, labels, self._shards = index["facts"], index["labels"], index["shards"]
-        except json.JSONDecodeError as e:
-            raise ConfigError(f"{path}: not valid JSON ({e}); delete the folder and encode again") from e
         except KeyError as e:
-            raise ConfigError(f"{path}: has no {e}; delete the folder and encode again") from e
+            raise ConfigError(f"{path}: has no {e}; {self._remedy}") from e
         self.labels = np.array(labels, dtype=np.int64)
         for shard in self._shards:
             self._check_size(shard)
         if sum(shard["bytes"] for shard in self._shards) <= CHECKED_ON_OPENING:
             self.verify()
-        self._maps = [np.load(self.folder / shard["file"], mmap_mode="r") for shard in self._shards]
+        self._maps = [self._map(shard) for shard in self._shards]
         self._starts = np.cumsum([0] + [len(m) for m in self._maps])
+        if len(self) != len(self.labels) or not self._maps:
+            raise ConfigError(f"{path}: {len(self.labels)} labels of {len(self)} latents; {self._remedy}")
+
+    def check(self, classes: int, **expected: Any) -> None:
+        """Raise ConfigError unless all labels are below `classes` and the index's facts are the expected ones."""
+        path = self.folder / INDEX
+        for name, value in expected.items():
+            if self.facts.get(name, value) != value:
+                raise ConfigError(f"{path}: latents of {name} {self.facts[name]}, expected {value}; {self._remedy}")
+        if not 0 <= self.labels.min() <= self.labels.max() < classes:
+            raise ConfigError(
+                f"{path}: labels {self.labels.min()} to {self.labels.max()}, expected 0 to {classes - 1}; set "
+                f"benchmark.model.classes to the data set's number, or {self._remedy}"
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -211,6 +227,13 @@ class LatentStore:
     @property
     def _remedy(self) -> str:
         return f"delete {self.folder} and run the encode stage again"
+
+    def _map(self, shard: dict[str, Any]) -> np.ndarray:
+        file = self.folder / shard["file"]
+        try:
+            return np.load(file, mmap_mode="r")
+        except Exception as e:  # numpy raises many types for a damaged file
+            raise ConfigError(f"{file}: not a shard ({e}); {self._remedy}") from e
 
     def _check_size(self, shard: dict[str, Any]) -> None:
         file = self.folder / shard["file"]

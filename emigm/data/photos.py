@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
+from emigm.files import read_index
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 """Of photos, in small letters."""
@@ -75,12 +75,13 @@ class Photos:
     """
 
     def __init__(self, path: Path, workers: int):
+        remedy = "run the prepare stage again (dvc repro)"
+        manifest = read_index(path, remedy)
         try:
-            manifest = json.loads(path.read_text())
             self.root, self.resolution = Path(manifest["root"]), manifest["resolution"]
             self.files, labels = manifest["files"], manifest["labels"]
-        except (json.JSONDecodeError, KeyError) as e:
-            raise ConfigError(f"{path}: damaged ({e}); run the prepare stage again (dvc repro)") from e
+        except KeyError as e:
+            raise ConfigError(f"{path}: has no {e}; {remedy}") from e
         if not self.root.is_dir():
             raise ConfigError(f"{self.root}: no such folder, but {path} lists its photos; run the prepare stage again")
         self.path = path

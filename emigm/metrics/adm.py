@@ -59,15 +59,7 @@ class AdmReference:
             raise self._damaged(e) from e
         if missing := [name for name in ("mu", "sigma") if name not in statistics]:
             raise ConfigError(f"{self.path}: no {' and no '.join(missing)} among {self.keys} ({REMEDY})")
-        for name, shape in (("mu", (features,)), ("sigma", (features, features))):
-            array = statistics[name]
-            if array.shape != shape or array.dtype.kind != "f":
-                raise ConfigError(
-                    f"{self.path}: {name} is {array.dtype} of shape {array.shape}, expected floats of shape {shape} "
-                    "for this extractor"
-                )
-            if not np.isfinite(array).all():
-                raise ConfigError(f"{self.path}: {name} holds NaN or infinity; download the file again")
+        check_statistics(statistics["mu"], statistics["sigma"], features, self.path, "download the file again")
         self.mu, self.sigma = (statistics[name].astype(np.float64) for name in ("mu", "sigma"))
         self.images = self._open() if "arr_0" in self.keys else None
 
@@ -100,6 +92,29 @@ class AdmReference:
 
     def _damaged(self, e: Exception) -> ConfigError:
         return ConfigError(f"{self.path}: truncated, damaged or no .npz ({e}); download it again ({REMEDY})")
+
+
+def check_statistics(mu: np.ndarray, sigma: np.ndarray, features: int, path: Path, remedy: str) -> None:
+    """Raise ConfigError, with the remedy, unless these are a mean (d,) and a covariance (d, d) of floats: finite,
+    symmetric, and of no negative variance.
+
+    Args:
+        mu: mean.
+        sigma: covariance.
+        features: d that the extractor has.
+        path: the file that they come from.
+        remedy: what the user can do.
+    """
+    for name, array, shape in (("mu", mu, (features,)), ("sigma", sigma, (features, features))):
+        if array.shape != shape or array.dtype.kind != "f":
+            raise ConfigError(
+                f"{path}: {name} is {array.dtype} of shape {array.shape}, expected floats of shape {shape} for this "
+                f"extractor; {remedy}"
+            )
+        if not np.isfinite(array).all():
+            raise ConfigError(f"{path}: {name} holds NaN or infinity; {remedy}")
+    if sigma.diagonal().min() < 0 or np.abs(sigma - sigma.T).max() > 1e-3 * np.abs(sigma).max():
+        raise ConfigError(f"{path}: sigma is no covariance (a negative variance, or not symmetric); {remedy}")
 
 
 def export_npz(samples: Path, out: Path, images: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ClassifierTraining
-from emigm.files import write_atomically
-from emigm.model.weights import read_tensors
+from emigm.files import read_index, sha256, write_atomically, write_index
+from emigm.model.weights import check_state, read_tensors
 
 WEIGHTS_FILE = "weights.safetensors"
 """In the extractor's folder."""
+SOURCE_FILE = "source.json"
+"""In the extractor's folder: where the weights lie, and their checksum."""
 DIGITS_FEATURES = 64
 TRACE = 100.0
 """The digits' features are scaled so that their covariance over the training images has this trace."""
@@ -69,9 +72,10 @@ def train_digits_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: Classif
 
 
 def save_classifier(path: Path, model: DigitsClassifier) -> None:
-    """Write the classifier's weights (safetensors)."""
+    """Write the classifier's weights (safetensors), and the note beside them that `noted_weights` reads."""
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_atomically(path, lambda p: save_file(state, p))
+    note_weights(path.parent, path)
 
 
 def load_classifier(path: Path) -> DigitsClassifier:
@@ -79,6 +83,35 @@ def load_classifier(path: Path) -> DigitsClassifier:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the extractor stage has not run (dvc repro)")
     state = read_tensors(path)
+    if "logits.bias" not in state:
+        raise ConfigError(f"{path}: tensor logits.bias is missing; delete it and run dvc repro")
     model = DigitsClassifier(len(state["logits.bias"]))
+    check_state(state, model, path)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
+
+
+def note_weights(folder: Path, weights: Path) -> dict[str, Any]:
+    """Note in an extractor's folder which file its weights are (path, sha256, bytes); returns that."""
+    inside = weights.parent == folder
+    facts = {"path": weights.name if inside else str(weights), "inside": inside}
+    facts |= {"sha256": sha256(weights), "bytes": weights.stat().st_size}
+    write_index(folder / SOURCE_FILE, {"weights": facts})
+    return facts
+
+
+def noted_weights(folder: Path, remedy: str) -> Path:
+    """The weights file noted in an extractor's folder; raises ConfigError, with the remedy, unless it is the same."""
+    note = folder / SOURCE_FILE
+    if not note.is_file():
+        raise ConfigError(f"{note}: no such file; the extractor stage has not run (dvc repro)")
+    again = f"run dvc repro --force extractor@{folder.parent.name}"
+    facts = read_index(note, again)["weights"]
+    path = folder / facts["path"] if facts["inside"] else Path(facts["path"])
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file ({remedy})")
+    if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
+        raise ConfigError(
+            f"{path}: not the file the extractor stage has seen (sha256 {facts['sha256']}); put that back, or {again}"
+        )
+    return path

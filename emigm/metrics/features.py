@@ -5,7 +5,6 @@ The digits' classifier is registered with torch-fidelity as an extractor, so tha
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -20,12 +19,10 @@ from torch_fidelity.utils import create_feature_extractor
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ExtractorConfig
-from emigm.files import sha256, write_json
-from emigm.metrics.classifier import DIGITS_FEATURES, WEIGHTS_FILE, load_classifier
-from emigm.model.weights import read_tensors
+from emigm.files import sha256
+from emigm.metrics.classifier import DIGITS_FEATURES, load_classifier, note_weights, noted_weights
+from emigm.model.weights import check_finite, read_tensors
 
-SOURCE_FILE = "source.json"
-"""In the extractor's folder, of the kind inception: where the weights lie, and what they are."""
 INCEPTION_SHA256 = "6726825d"
 """The published weights' checksum starts with this, as their name says."""
 INCEPTION_REMEDY = (
@@ -134,9 +131,10 @@ def load_extractor(
     Raises:
         ConfigError: the stage has not run, or the weights are missing, damaged, or not those it saw.
     """
-    path, layers, name = Path(folder) / WEIGHTS_FILE, [str(DIGITS_FEATURES), "logits"], cfg.kind
-    if cfg.kind == "inception":
-        path = read_source(Path(folder))
+    inception = cfg.kind == "inception"
+    path = noted_weights(Path(folder), INCEPTION_REMEDY if inception else "delete the folder and run dvc repro")
+    layers, name = [str(DIGITS_FEATURES), "logits"], cfg.kind
+    if inception:
         layers, name = ["2048", "logits_unbiased"], "inception-v3-compat"
         check_inception(path)
     options = {"feature_extractor_weights_path": str(path), "verbose": False}
@@ -146,18 +144,18 @@ def load_extractor(
         reason = " ".join(str(e).split())[:150]
         raise ConfigError(f"{path}: not the weights of this extractor ({reason}) ({INCEPTION_REMEDY})") from e
     identity: dict[str, Any] = {"kind": cfg.kind, "sha256": sha256(path)}
-    if cfg.kind == "inception":
+    if inception:
         identity["published"] = identity["sha256"].startswith(INCEPTION_SHA256)
     return Extractor(network, identity, device, batch, workers)
 
 
 def check_inception(path: Path) -> None:
-    """Raise ConfigError unless the file holds tensors and nothing else.
+    """Raise ConfigError unless the file holds finite tensors and nothing else.
 
     torch-fidelity unpickles it without restrictions; what has passed here cannot run code there.
     """
     try:
-        read_tensors(path)
+        check_finite(read_tensors(path), path)
     except ConfigError as e:
         raise ConfigError(f"{e} ({INCEPTION_REMEDY})") from e
 
@@ -165,23 +163,4 @@ def check_inception(path: Path) -> None:
 def write_source(folder: Path, weights: Path) -> dict[str, Any]:
     """Check Inception's weights and note in `folder` what they are; returns that."""
     check_inception(weights)
-    facts = {"path": str(weights), "sha256": sha256(weights), "bytes": weights.stat().st_size}
-    write_json(folder / SOURCE_FILE, facts)
-    return facts
-
-
-def read_source(folder: Path) -> Path:
-    """The weights file noted in `folder`; raises ConfigError unless it is still the same."""
-    note = folder / SOURCE_FILE
-    if not note.is_file():
-        raise ConfigError(f"{note}: no such file; the extractor stage has not run (dvc repro)")
-    facts = json.loads(note.read_text())
-    path = Path(facts["path"])
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file ({INCEPTION_REMEDY})")
-    if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
-        raise ConfigError(
-            f"{path}: not the file the extractor stage has seen (sha256 {facts['sha256']}); put that back, or run "
-            f"dvc repro --force extractor@{folder.parent.name}"
-        )
-    return path
+    return note_weights(folder, weights)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.files import write_atomically
+from emigm.files import read_arrays, write_arrays
 from emigm.metrics.features import Features
 from emigm.runtime.distributed import World
 
@@ -45,7 +45,7 @@ def measure_chunks(
             path = state / f"{chunk.key}.npz"
             if not path.is_file():
                 found = measure(chunk.read())
-                write_atomically(path, lambda p, found=found: np.savez(p, **found))
+                write_arrays(path, **found)
             bar.update(chunk.images)
     world.barrier()
 
@@ -54,8 +54,8 @@ def measured(chunks: Iterable[Chunk], state: Path) -> dict[str, np.ndarray]:
     """What `measure_chunks` found, put together in the order of the chunks."""
     parts = []
     for chunk in chunks:
-        with np.load(state / f"{chunk.key}.npz") as f:
-            parts.append(dict(f))
+        remedy = "delete it and type the same command again"
+        parts.append(read_arrays(state / f"{chunk.key}.npz", (), remedy))
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 

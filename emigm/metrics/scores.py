@@ -6,7 +6,6 @@ Features are float32, statistics float64, whatever the extractor and the device.
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +18,11 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from emigm.config.errors import ConfigError
-from emigm.files import write_atomically
+from emigm.files import read_arrays, write_arrays
+from emigm.metrics.adm import check_statistics
 from emigm.metrics.features import Features
 
+REMEDY = "delete it and run dvc repro"
 SEED = 2020
 """Of the random splits inside IS and KID (torch-fidelity's default)."""
 NEIGHBOUR = 3
@@ -61,20 +62,21 @@ def save_reference(path: Path, reference: Reference) -> None:
         arrays["pool"] = reference.pool.numpy()
     if reference.clean is not None:
         arrays["clean_mu"], arrays["clean_sigma"] = reference.clean
-    write_atomically(path, lambda p: np.savez(p, **arrays))
+    write_arrays(path, **arrays)
 
 
 def load_reference(path: Path) -> Reference:
-    """Read what `save_reference` wrote; raises ConfigError when missing or damaged."""
+    """Read what `save_reference` wrote; raises ConfigError when missing, damaged, or no statistics of anything."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the reference stage has not run (dvc repro)")
-    try:
-        with np.load(path) as f:
-            pool = torch.from_numpy(f["pool"]) if "pool" in f.files else None
-            clean = (f["clean_mu"], f["clean_sigma"]) if "clean_mu" in f.files else None
-            return Reference(f["mu"], f["sigma"], pool, clean, json.loads(str(f["facts"])))
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); delete it and run dvc repro") from e
+    arrays = read_arrays(path, ("mu", "sigma", "facts"), REMEDY)
+    pool = torch.from_numpy(arrays["pool"]) if "pool" in arrays else None
+    clean = (arrays["clean_mu"], arrays["clean_sigma"]) if "clean_mu" in arrays else None
+    for mu, sigma in ((arrays["mu"], arrays["sigma"]), *([clean] if clean else [])):
+        check_statistics(mu, sigma, arrays["mu"].size, path, REMEDY)
+    if pool is not None and not pool.isfinite().all():
+        raise ConfigError(f"{path}: pool holds NaN or infinity; {REMEDY}")
+    return Reference(arrays["mu"], arrays["sigma"], pool, clean, json.loads(str(arrays["facts"])))
 
 
 def fid(features: Features, reference: Reference) -> float:

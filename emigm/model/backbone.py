@@ -23,9 +23,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, n, D) => (B, n, D)
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        """x (B, m, D) => (B, m, D), or (B, n, D) at the positions `query` (B, n), which see all m."""
+        (b, m, d), heads = x.shape, self.heads
+        if query is None:
+            n = m
+            q, k, v = self.qkv(x).view(b, m, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
+        else:
+            n = query.shape[1]
+            (w_q, w_kv), (b_q, b_kv) = (t.split([d, 2 * d]) for t in (self.qkv.weight, self.qkv.bias))
+            q = F.linear(select_rows(x, query), w_q, b_q).view(b, n, heads, d // heads).transpose(1, 2)
+            k, v = F.linear(x, w_kv, b_kv).view(b, m, 2, heads, d // heads).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         return F.dropout(self.proj(y.transpose(1, 2).reshape(b, n, d)), p, self.training)
@@ -55,8 +63,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(cfg.width, eps=LN_EPS)
         self.mlp = Mlp(cfg.width, int(cfg.width * cfg.mlp_ratio), cfg.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        """x (B, m, D) => (B, m, D), or only the positions `query` (B, n) of it: (B, n, D)."""
+        kept = x if query is None else select_rows(x, query)
+        x = kept + self.attn(self.norm1(x), query)
         return x + self.mlp(self.norm2(x))
 
 
@@ -113,8 +123,10 @@ class Backbone(nn.Module):
         embedding = self.class_emb(labels)
         return embedding if dropped is None else torch.where(dropped[:, None], self.fake_latent, embedding)
 
-    def forward(self, tokens: Tensor, mask: Tensor, condition: Tensor, n_visible: int | None) -> Tensor:
-        """Condition vectors of all tokens.
+    def forward(
+        self, tokens: Tensor, mask: Tensor, condition: Tensor, n_visible: int | None, query: Tensor | None = None
+    ) -> Tensor:
+        """Condition vectors of all tokens, or of some.
 
         Args:
             tokens: unit latents as tokens (B, L, C), int64 codes where there is a codebook; values at masked
@@ -123,9 +135,11 @@ class Backbone(nn.Module):
             condition: class embeddings (B, D).
             n_visible: unmasked tokens of every image, the same number (the MAE trick needs it; None is
                 allowed without the trick, and numbers may then differ).
+            query: positions whose condition is wanted, int64 (B, n); the last decoder block works on them alone.
+                None: all.
 
         Returns:
-            z (B, L, D).
+            z (B, L, D), or (B, n, D).
         """
         cfg = self.cfg
         buffer = condition[:, None].expand(-1, cfg.buffer, -1)  # (B, P, D)
@@ -152,9 +166,12 @@ class Backbone(nn.Module):
             every = every.scatter(1, visible[..., None].expand(-1, -1, d), x[:, cfg.buffer :])
             x = torch.cat([x[:, : cfg.buffer], every], dim=1)
         x = x + self.decoder_pos_embed_learned
-        for block in self.decoder_blocks:
+        *blocks, last = self.decoder_blocks
+        for block in blocks:
             x = block(x)
-        return self.decoder_norm(x)[:, cfg.buffer :] + self.diffusion_pos_embed_learned
+        if query is None:
+            return self.decoder_norm(last(x))[:, cfg.buffer :] + self.diffusion_pos_embed_learned
+        return self.decoder_norm(last(x, query + cfg.buffer)) + self.diffusion_pos_embed_learned[0][query]
 
 
 def select_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -1,73 +1,86 @@
 """The model of Table 1's systems: patches, backbone and head; its loss; saving and loading.
 
-Shape letters: B images, L tokens, M masked tokens of an image, C token channels, D width, R diffusion
+Shape letters: B images, L tokens, M masked tokens of all images, C token channels, D width, R diffusion
 times a token is trained at (`diffusion_batch_mul`).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, parse
 from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.files import write_atomically
+from emigm.files import read_index, sha256, write_atomically, write_index
 from emigm.model import diffusion
-from emigm.model.backbone import Backbone, select_rows
+from emigm.model.backbone import Backbone
 from emigm.model.head import CategoricalHead, DiffusionHead
-from emigm.model.schedules import draw_mask_count, elbo_weight, mean_gamma
-from emigm.model.weights import check_state
+from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
+from emigm.model.weights import check_state, read_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+REMEDY = "train or import the model again"
 
 
 class TrainingDraw(NamedTuple):
-    """Everything random in one training step, so that the loss is a function."""
+    """Everything random in one training step of a group of images, so that the loss is a function."""
 
-    weight: float  # of the mean loss over the masked tokens
-    masked: Tensor  # positions of the masked tokens, ascending, int64 (B, M)
+    counts: np.ndarray  # masked tokens of each image, int (B,), known without asking the device
+    rows: Tensor  # the masked tokens as b L + l, ascending, int64 (M,)
+    weight: Tensor  # of each image's tokens in the group's loss (B,): w(t) / (R x masked tokens of the whole group)
     dropped: Tensor  # images whose class is dropped, bool (B,)
-    # Of the diffusion head only; with the categorical one R = 0.
-    time: Tensor  # diffusion step of every masked token, int64 (R, B, M)
-    noise: Tensor  # (R, B, M, C)
+    # The diffusion head only; with the categorical one R = 0.
+    time: Tensor  # diffusion step of every masked token, int64 (R, M)
+    noise: Tensor  # (R, M, C)
+
+    def images(self, part: slice, tokens: int) -> TrainingDraw:
+        """The draw of some of the images, of L = `tokens` tokens each; losses of parts add up to the group's."""
+        first, last = (int(self.counts[:i].sum()) for i in (part.start, part.stop))
+        return TrainingDraw(
+            self.counts[part],
+            self.rows[first:last] - part.start * tokens,
+            self.weight[part],
+            self.dropped[part],
+            self.time[:, first:last],
+            self.noise[:, first:last],
+        )
 
 
 def draw_training(
-    cfg: ModelConfig, train: TrainConfig, batch: int, rng: np.random.Generator, generator: torch.Generator
+    cfg: ModelConfig, train: TrainConfig, images: int, rng: np.random.Generator, generator: torch.Generator
 ) -> TrainingDraw:
-    """Draw one step: the mask's size once for the batch (from `rng`), the rest for each image on the
-    generator's device."""
-    device = generator.device
-    t, count = draw_mask_count(train.schedule, train.t_min, cfg.tokens, rng, train.masking)
-    order = torch.rand(batch, cfg.tokens, generator=generator, device=device).argsort(dim=1)
-    shape = (train.diffusion_batch_mul if cfg.codebook is None else 0, batch, count)
-    return TrainingDraw(
-        weight=1.0 if train.weight == "one" else _elbo_weight(cfg, train, t, count),
-        masked=order[:, :count].sort(dim=1).values,
-        dropped=torch.rand(batch, generator=generator, device=device) < train.label_dropout,
-        time=torch.randint(diffusion.T, shape, generator=generator, device=device),
-        noise=torch.randn(*shape, cfg.token_channels, generator=generator, device=device),
-    )
+    """Draw one step of a group of `images`: times and sizes of the masks from `rng`, the rest on the generator's
+    device.
 
-
-def _elbo_weight(cfg: ModelConfig, train: TrainConfig, t: float, count: int) -> float:
-    """What the mean loss over `count` masked tokens is multiplied by.
-
-    The ELBO weighs their sum by gamma'/gamma. The official code has a time for every image, and divides a batch by all
-    its masked tokens; on average so does this, with one time for the batch. With the MAE trick the official code has
-    one time as well, and multiplies the mean by gamma'/gamma.
+    With the MAE trick all images share one time and size, as the images of one GPU do in the official code: the encoder
+    needs equally many visible tokens. Without it each has its own (in the official code with the ELBO's weight only).
     """
-    weight = float(elbo_weight(train.schedule, t))
-    return weight if cfg.mae else weight * count / (cfg.tokens * mean_gamma(train.schedule, train.t_min))
+    device, settings = generator.device, (train.schedule, train.t_min, cfg.tokens)
+    if cfg.mae:
+        t, count = draw_mask_count(*settings, rng, train.masking)
+        counts = np.full(images, count)
+    else:
+        t, counts = draw_mask_counts(*settings, images, rng, train.masking)
+    masked = int(counts.sum())
+    rank = torch.rand(images, cfg.tokens, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    mask = rank < torch.from_numpy(counts).to(device)[:, None]
+    repeats = train.diffusion_batch_mul if cfg.codebook is None else 0
+    weight = np.broadcast_to(1.0 if train.weight == "one" else elbo_weight(train.schedule, t), images)
+    return TrainingDraw(
+        counts=counts,
+        rows=torch.nonzero_static(mask.flatten(), size=masked)[:, 0],
+        weight=torch.from_numpy(weight / (max(repeats, 1) * masked)).to(device),
+        dropped=torch.rand(images, generator=generator, device=device) < train.label_dropout,
+        time=torch.randint(diffusion.T, (repeats, masked), generator=generator, device=device),
+        noise=torch.randn(repeats, masked, cfg.token_channels, generator=generator, device=device),
+    )
 
 
 class EMIGM(nn.Module):
@@ -92,8 +105,8 @@ class EMIGM(nn.Module):
         return tokens.reshape(b, n, n, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, g)
 
     def forward(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> Tensor:
-        """Training loss, a scalar: the head's loss averaged over masked tokens and their R times, times the
-        step's weight.
+        """Training loss, a scalar: the head's loss of the masked tokens at their R times, weighted by w(t)
+        (Table 1) and averaged over the tokens of the draw's group.
 
         Args:
             latents: unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid).
@@ -101,47 +114,58 @@ class EMIGM(nn.Module):
             draw: the step's randomness.
         """
         loss, _ = self.token_losses(latents, labels, draw)
-        return loss.mean() * draw.weight
+        return (loss * draw.weight[draw.rows // self.cfg.tokens].to(loss.dtype)).sum()
 
     def token_losses(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> tuple[Tensor, Tensor]:
-        """(loss, squared error of the noise) of every masked token at every time, each (R, B, M); with the
+        """(loss, squared error of the noise) of every masked token at every time, each (R, M); with the
         categorical head, its cross-entropy in nats, twice, with R = 1."""
         tokens = self.patchify(latents)
-        mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        mask.scatter_(1, draw.masked, True)
-        z = self.condition(tokens, mask, labels, draw.masked.shape[1], draw.dropped)
+        b, length, _ = tokens.shape
+        mask = torch.zeros(b * length, dtype=torch.bool, device=tokens.device).index_fill_(0, draw.rows, True)
+        mask = mask.view(b, length)
 
-        # Only masked rows reach the head, and its condition is embedded once for all R times.
-        z, x0 = select_rows(z, draw.masked), select_rows(tokens, draw.masked)  # (B, M, D), (B, M, C)
+        # Only masked tokens reach the head, and the last decoder block where they are equally many in every image.
+        if self.cfg.mae:
+            masked = (draw.rows % length).view(b, -1)
+            z = self.condition(tokens, mask, labels, masked.shape[1], draw.dropped, masked).flatten(0, 1)  # (M, D)
+        else:
+            z = self.condition(tokens, mask, labels, None, draw.dropped).flatten(0, 1)[draw.rows]
+        x0 = tokens.flatten(0, 1)[draw.rows]  # (M, C)
         if self.cfg.codebook is not None:
-            loss = F.cross_entropy(self.head(z).flatten(0, 1).float(), x0.flatten(), reduction="none")
-            loss = loss.view(1, *x0.shape[:2])
+            loss = F.cross_entropy(self.head(z).float(), x0[:, 0], reduction="none")[None]
             return loss, loss
-        repeats = draw.time.shape[0]
-        y = self.head.embed_steps(draw.time) + self.head.cond_embed(z)  # (R, B, M, W)
-        x0 = x0.expand(repeats, -1, -1, -1).flatten(0, 2)
-        noise, time = draw.noise.flatten(0, 2), draw.time.flatten()
-        output = self.head.denoise(diffusion.q_sample(x0, noise, time), y.flatten(0, 2))
+        y = self.head.embed_steps(draw.time) + self.head.cond_embed(z)  # (R, M, W): embedded once for all R times
+        x0 = x0.expand(len(draw.time), -1, -1).flatten(0, 1)
+        noise, time = draw.noise.flatten(0, 1), draw.time.flatten()
+        output = self.head.denoise(diffusion.q_sample(x0, noise, time), y.flatten(0, 1))
         loss, mse = diffusion.denoising_loss(output.to(x0.dtype), x0, noise, time)
         return loss.view_as(draw.time), mse.view_as(draw.time)
 
     def condition(
-        self, tokens: Tensor, mask: Tensor, labels: Tensor, n_masked: int, dropped: Tensor | None = None
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        n_masked: int | None,
+        dropped: Tensor | None = None,
+        query: Tensor | None = None,
     ) -> Tensor:
-        """z (B, L, D) of tokens (B, L, C) under mask (B, L), `n_masked` of each image; see `Backbone.forward`."""
+        """z of tokens (B, L, C) under mask (B, L), `n_masked` of each image: (B, L, D), or (B, n, D) of the positions
+        `query` (B, n); see `Backbone.forward`."""
         condition = self.backbone.embed_class(labels, dropped)
-        return self.backbone(tokens, mask, condition, self.cfg.tokens - n_masked)
+        n_visible = None if n_masked is None else self.cfg.tokens - n_masked
+        return self.backbone(tokens, mask, condition, n_visible, query)
 
 
 def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, **facts: Any) -> None:
     """Write `model.safetensors` and `config.json` into `folder`; `facts` (origin, latent scale, ...) go beside
-    the architecture. The weights come last, so a folder that has them is whole."""
+    the architecture, and so does the weights' checksum. The configuration comes last, so a folder whose two files
+    agree is whole."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"model": as_dict(cfg), **facts}, indent=2) + "\n"
-    write_atomically(folder / CONFIG_FILE, lambda p: p.write_text(text))
+    weights = folder / WEIGHTS_FILE
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(folder / WEIGHTS_FILE, lambda p: save_file(plain, p))
+    write_atomically(weights, lambda p: save_file(plain, p))
+    write_index(folder / CONFIG_FILE, {"model": as_dict(cfg), **facts, "weights": sha256(weights)})
 
 
 def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -149,10 +173,7 @@ def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
-    try:
-        tree = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ConfigError(f"{path}: not valid JSON ({e}); train or import the model again") from e
+    tree = read_index(path, REMEDY)
     return parse(ModelConfig, tree.pop("model", None), f"{path}: model"), tree
 
 
@@ -165,20 +186,19 @@ def load_model(folder: str | Path, expect: ModelConfig | None = None, device: st
         device: where to put it.
 
     Raises:
-        ConfigError: a file is missing or damaged, or holds another architecture.
+        ConfigError: a file is missing, damaged or changed, or holds another architecture or NaN.
     """
-    cfg, _ = read_model_config(folder)
+    cfg, facts = read_model_config(folder)
     if expect is not None and cfg != expect:
         mine, theirs = as_dict(expect), as_dict(cfg)
         diff = ", ".join(f"{k} = {theirs[k]} (expected {mine[k]})" for k in mine if mine[k] != theirs[k])
         raise ConfigError(f"{folder}: a model of another architecture: {diff}; train this size again")
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file; train or import the model again")
-    try:
-        state = load_file(path)
-    except SafetensorError as e:
-        raise ConfigError(f"{path}: truncated or damaged ({e}); train or import the model again") from e
+        raise ConfigError(f"{path}: no such file; {REMEDY}")
+    if sha256(path) != facts.get("weights"):
+        raise ConfigError(f"{path}: not the weights that {CONFIG_FILE} beside them names (checksum differs); {REMEDY}")
+    state = read_tensors(path)
     with torch.device("meta"):
         model = EMIGM(cfg)
     check_state(state, model, path)

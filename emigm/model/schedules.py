@@ -5,9 +5,9 @@ Pure functions on numbers and numpy arrays. Time runs from t = 1 (all tokens mas
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 
@@ -54,27 +54,59 @@ def train_time(u, t_min: float):
     return (1 - TRAIN_EPS) * np.maximum(u, t_min) + TRAIN_EPS
 
 
-@functools.cache
-def mean_gamma(schedule: str, t_min: float) -> float:
-    """Mean of gamma(t) over training times: the share of tokens masked in the long run."""
-    u = (np.arange(10_000) + 0.5) / 10_000
-    return float(gamma(schedule, train_time(u, t_min)).mean())
+def truncated_normal_ratio(u: float) -> float:
+    """MAR's share of masked tokens from u ~ U(0, 1): normal with mean 1 and deviation 0.25, truncated to [0.7, 1], by
+    the inverse of its distribution function (the code of Li et al. 2024, arXiv 2406.11838)."""
+    normal = NormalDist(1.0, 0.25)
+    low = normal.cdf(0.7)
+    return normal.inv_cdf(low + u * (0.5 - low))
+
+
+def mask_counts(schedule: str, t, tokens: int, rng: np.random.Generator, masking: str) -> np.ndarray:
+    """Masked tokens of images at times t, int (n,) or () as t: a binomial number with probability gamma(t)
+    ("independent", MDM: Shi et al. 2024, arXiv 2406.04329; Sahoo et al. 2024, arXiv 2406.07524), or ceil(L gamma(t))
+    ("exact_count", MaskGIT: Chang et al. 2022, arXiv 2202.04200, section 3.1)."""
+    probability = gamma(schedule, t)
+    if masking == "exact_count":
+        return np.ceil(tokens * probability).astype(int)
+    return np.asarray(rng.binomial(tokens, probability))
 
 
 def draw_mask_count(
-    schedule: str, t_min: float, tokens: int, rng: np.random.Generator, masking: str = "independent"
-) -> tuple[float, int]:
-    """Time t and number of masked tokens of one training batch (Table 1).
+    schedule: str | None, t_min: float | None, tokens: int, rng: np.random.Generator, masking: str = "independent"
+) -> tuple[float | None, int]:
+    """Time t and number of masked tokens of a group of images that share both (Table 1).
 
-    Each of `tokens` positions is masked with probability gamma(t), independently, and both are drawn again until at
-    least two are masked; or ("exact_count") ceil(L gamma(t)) positions are masked.
+    "independent" draws both again until at least two tokens are masked, as the official code does. "truncated_normal"
+    has no time: ceil(L r) tokens are masked, r from `truncated_normal_ratio`.
     """
+    if masking == "truncated_normal":
+        return None, math.ceil(tokens * truncated_normal_ratio(rng.random()))
     while True:
         t = float(train_time(rng.random(), t_min))
-        if masking == "exact_count":
-            return t, math.ceil(tokens * float(gamma(schedule, t)))
-        masked = int(rng.binomial(tokens, gamma(schedule, t)))
-        if masked >= 2:
+        masked = int(mask_counts(schedule, t, tokens, rng, masking))
+        if masked >= 2 or masking == "exact_count":
+            return t, masked
+
+
+def draw_mask_counts(
+    schedule: str | None,
+    t_min: float | None,
+    tokens: int,
+    images: int,
+    rng: np.random.Generator,
+    masking: str = "independent",
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Times (n,) and numbers of masked tokens (n,) of images that each have their own.
+
+    An image may have no masked token, but not all of them. "truncated_normal" has no times.
+    """
+    if masking == "truncated_normal":
+        return None, np.array([math.ceil(tokens * truncated_normal_ratio(u)) for u in rng.random(images)])
+    while True:
+        t = train_time(rng.random(images), t_min)
+        masked = mask_counts(schedule, t, tokens, rng, masking)
+        if masked.any():
             return t, masked
 
 
@@ -127,20 +159,20 @@ def step_counts(order: str, schedule: str, steps: int, tokens: int, rng: np.rand
 
 def expected_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:
     """Mean of `reveal_counts` (N,), exactly, by carrying the distribution of the number still masked (Figure 6)."""
-    law = np.zeros(tokens + 1)
-    law[tokens] = 1.0
+    masked = np.zeros(tokens + 1)  # probability that so many are still masked
+    masked[tokens] = 1.0
     left, drawn = np.ogrid[: tokens + 1, : tokens + 1]
     revealed = np.minimum(left, np.maximum(drawn, 1))
     after = (left - revealed).ravel()
     means = []
     for p in reveal_probability(schedule, steps):
-        share = law[:, None] * binomial_laws(tokens, p)  # probability of (left, drawn)
+        share = masked[:, None] * binomial_probabilities(tokens, p)  # probability of (left, drawn)
         means.append((share * revealed).sum())
-        law = np.bincount(after, share.ravel(), minlength=tokens + 1)
+        masked = np.bincount(after, share.ravel(), minlength=tokens + 1)
     return np.array(means)
 
 
-def binomial_laws(n: int, p: float) -> np.ndarray:
+def binomial_probabilities(n: int, p: float) -> np.ndarray:
     """Row m: probabilities of 0..n successes in m trials, for m = 0..n (n + 1, n + 1)."""
     trials, successes = np.ogrid[: n + 1, : n + 1]
     possible = successes <= trials

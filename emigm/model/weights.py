@@ -60,7 +60,8 @@ def check_state(state: dict[str, Tensor], model: nn.Module, source: str | Path) 
 
 
 def check_tensors(state: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]], source: str | Path) -> None:
-    """Raise ConfigError, naming the tensor, unless `state` has just the `wanted` names, in the wanted shapes."""
+    """Raise ConfigError, naming the tensor, unless `state` has just the `wanted` names, in the wanted shapes,
+    and finite values."""
     for name in sorted(wanted.keys() - state.keys()):
         raise ConfigError(f"{source}: tensor {name} is missing")
     for name in sorted(state.keys() - wanted.keys()):
@@ -71,6 +72,14 @@ def check_tensors(state: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]
                 f"{source}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(shape)}; "
                 "the weights are of another size"
             )
+    check_finite(state, source)
+
+
+def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise ConfigError, naming the tensor, where a value is NaN or infinite."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(f"{source}: tensor {name} holds NaN or infinity; make or download the file again")
 
 
 def _summary(tree: object) -> str:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import math
 import os
 import platform
 import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
-from emigm.files import write_json
+from emigm.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
 TRAINING_IMAGES = "training images"
 SCORED = ("reference", "sample", "evaluate")
 """Stages that depend on `benchmark.evaluation`; a record says nothing that its stage does not depend on."""
@@ -35,6 +38,9 @@ def write_record(
     *,
     device: str,
     processes: int = 1,
+    inputs: Mapping[str, str] = MappingProxyType({}),
+    outputs: Mapping[str, str] = MappingProxyType({}),
+    others_cpu_seconds: float = 0.0,
     **settings: Any,
 ) -> Path:
     """Write the record of one stage run.
@@ -48,6 +54,10 @@ def write_record(
         results: the measured numbers.
         device: where it was measured ("cpu", "cuda:0").
         processes: how many shared the work.
+        inputs: file => checksum of what the stage read (`emigm.files.checksums`). What one stage's record has as an
+            output, and another's as an input, chains them.
+        outputs: file => checksum of what it wrote.
+        others_cpu_seconds: processor time of the other processes (`cpu_seconds`).
         settings: the configuration that applied (dataclasses are expanded), seeds and sample counts.
     """
     path = results_folder(benchmark.name) / "records" / f"{stage}.json"
@@ -64,7 +74,9 @@ def write_record(
         "processes": processes,
         "settings": {k: _plain(v) for k, v in settings.items()},
         "results": results,
-        "provenance": provenance(device),
+        "inputs": dict(sorted(inputs.items())),
+        "outputs": dict(sorted(outputs.items())),
+        "provenance": provenance(device) | {"cpu_seconds": cpu_seconds() + others_cpu_seconds},
     }
     write_json(path, tree)
     return path
@@ -108,15 +120,23 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
+def cpu_seconds() -> float:
+    """Processor time (user and system) of this process and of its children that have ended, since it started."""
+    total = time.process_time()
+    if sys.platform != "win32":
+        import resource  # absent there
+
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total += children.ru_utime + children.ru_stime
+    return total
+
+
 def read_record(path: str | Path) -> dict[str, Any]:
     """One record; raises ConfigError when it is missing, damaged or of another schema."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such record; the stage that writes it has not run (dvc repro)")
-    try:
-        tree = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ConfigError(f"{path}: not valid JSON ({e}); delete it and run dvc repro") from e
+    tree = read_json(path, "delete it and run dvc repro")
     if tree.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")
     return tree

@@ -1,10 +1,10 @@
 """The one style of all figures: what each colour, line style and marker means, and the picture that is shown and saved.
 
 One meaning each, in every figure:
-    colours light to dark   model sizes, XS to H (`size_colour`)
+    violets, light to dark  model sizes, XS to H (`size_colour`); greys, light to dark: training FLOPs (`grey`)
     marker shape            sampling budget N, fewest steps first (`budget_marker`)
     blue solid line         the paper's choice; vermilion dashed, green dash-dotted: its alternatives (`choice`)
-    grey lines              what no model made: held-out images and class shuffle (`baseline_lines`)
+    grey dashed lines       what no model made: held-out images and class shuffle (`baseline_lines`)
     ×                       a model that fails the context gate (`FAILED`)
 """
 
@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def size_colour(size: str) -> str:
     return SIZE_COLOURS[SIZES.index(size)] if size in SIZES else "#000000"
 
 
+def grey(place: int, number: int) -> str:
+    """Shade of one of `number` ordered things that are no sizes, light to dark."""
+    return str(0.75 - 0.75 * (place + 1) / number)
+
+
 def budget_marker(budgets: Sequence[str], budget: str) -> str:
     """Marker of a sampling budget among the budgets of a figure, fewest steps first."""
     return MARKERS[list(budgets).index(budget) % len(MARKERS)]
@@ -141,7 +147,8 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
     seeds = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
     if runs["train_seed"].nunique() > 1:
         beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
-        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside, label=SEED)
+        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
+        axes.plot([], [], ".", markersize=2, color="black", label=SEED)
     return drawn
 
 
@@ -161,12 +168,11 @@ class Picture:
     def save(self, out: str | Path | None) -> Picture:
         """Write out/<name>.png (200 dpi) and .svg, the same bytes for the same figure; `out` None: nothing."""
         for kind in ("png", "svg") if out is not None else ():
-            write_atomically(Path(out) / f"{self.name}.{kind}", self._write)
+            write_atomically(Path(out) / f"{self.name}.{kind}", partial(self._write, kind=kind))
         return self
 
     @styled
-    def _write(self, path: Path | io.BytesIO, kind: str | None = None) -> None:
-        kind = kind or path.suffix[1:]
+    def _write(self, path: Path | io.BytesIO, kind: str) -> None:
         drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
 
@@ -196,13 +202,13 @@ def mark_dry_run(figure: Figure) -> None:
 
 
 def common_legend(figure: Figure, columns: int = 5) -> None:
-    """One legend below the panels with every label of any of them once, baselines last."""
+    """One legend below the panels with every label of any of them once, what is no model last."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
-    grey = [label for label, handle in found.items() if isinstance(handle, Line2D) and handle.get_color() == GREY]
-    found |= {label: found.pop(label) for label in grey}
+    last = [label for label, h in found.items() if label == SEED or (isinstance(h, Line2D) and h.get_color() == GREY)]
+    found |= {label: found.pop(label) for label in last}
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 

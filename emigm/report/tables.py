@@ -89,6 +89,14 @@ class Reading:
         return self.markdown()
 
 
+def saved(path: Path) -> str:
+    """A saved table or reading without its heading and notes; that it has not run where there is none."""
+    if not path.is_file():
+        return f"({NOT_RUN})"
+    parts = path.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join(part for part in parts if not part.startswith(("#", "- ")))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))

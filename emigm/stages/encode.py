@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder
+from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, images_folder
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
-from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
+from emigm.data.latents import INDEX, SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
-from emigm.files import fingerprint, sha256, write_json
-from emigm.records.record import write_record
+from emigm.files import checksums, fingerprint, sha256, write_json
+from emigm.records.record import cpu_seconds, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Stopwatch
@@ -39,13 +39,16 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     if (reason := why_none(images_folder(benchmark))) is not None:
         if world.is_main:
             shutil.rmtree(folder / "latents", ignore_errors=True)
-            write_json(folder / "latents" / NONE, {"reason": reason})
-            write_record(benchmark, "encode", {"none": reason}, device=world.device, autoencoder=benchmark.autoencoder)
+            none = folder / "latents" / NONE
+            write_json(none, {"reason": reason})
+            files = {"inputs": checksums(images_folder(benchmark)), "outputs": checksums(none)}
+            settings = {"device": world.device, "autoencoder": benchmark.autoencoder}
+            write_record(benchmark, "encode", {"none": reason}, **files, **settings)
         return
     watch = Stopwatch()
     autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
     world.check_shared(state)
-    weights = world.gather(checksums(benchmark.autoencoder.weights) if world.is_main else None)[0]
+    weights = world.gather(checksums(*weight_files(benchmark.autoencoder.weights)) if world.is_main else None)[0]
     sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
     shards, failures = {}, []
     for part, source in sources.items():
@@ -56,17 +59,30 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
         failures += write_missing(shards[part], encoder, world, f"encode {part}")
     if failures := [f for of_rank in world.gather(failures) for f in of_rank]:
         raise DecodingError(failures, "replace them by whole copies and run the same command again; the rest is kept")
+    others = sum(world.gather(cpu_seconds())[1:])
     if not world.is_main:
         return
-    facts = {"autoencoder": as_dict(benchmark.autoencoder)}
-    results = {part: finish(shards[part], source.labels, facts, autoencoder) for part, source in sources.items()}
+    results = {}
+    for part, source in sources.items():
+        facts = {"part": part, "autoencoder": as_dict(benchmark.autoencoder), "images": sha256(source.path)}
+        results[part] = finish(shards[part], source.labels, facts, autoencoder)
     shutil.rmtree(folder / "latents", ignore_errors=True)
     for part in PARTS:  # at the very end: DVC removes what is there before it starts the stage again
         shards[part].move(folder / "latents" / part)
     shutil.rmtree(state)
-    results |= {"weights_sha256": weights, "seconds": watch.seconds()}
-    record = {"device": world.device, "processes": world.size, "autoencoder": benchmark.autoencoder}
-    write_record(benchmark, "encode", results, **record)
+    by_name = {Path(file).name: checksum for file, checksum in weights.items()}
+    results |= {"weights_sha256": by_name, "seconds": watch.seconds()}
+    write_record(
+        benchmark,
+        "encode",
+        results,
+        device=world.device,
+        processes=world.size,
+        inputs=checksums(*(source.path for source in sources.values())) | weights,
+        outputs=checksums(*(folder / "latents" / part / INDEX for part in PARTS)),
+        others_cpu_seconds=others,
+        autoencoder=benchmark.autoencoder,
+    )
 
 
 def write_missing(shards: Shards, encoder: Encoder, world: World, label: str) -> list[str]:
@@ -169,15 +185,6 @@ def finish(shards: Shards, labels: np.ndarray, facts: dict[str, Any], autoencode
         "statistics_images": len(chosen),
         "process_seconds": shards.seconds(),
     }
-
-
-def checksums(weights: str | None) -> dict[str, str]:
-    """File name -> sha256, of a weights file or of all files of its folder."""
-    if weights is None:
-        return {}
-    path = Path(weights)
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    return {file.name: sha256(file) for file in files}
 
 
 if __name__ == "__main__":

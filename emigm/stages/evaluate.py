@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
 from emigm.config.paths import STATE, data_folder, extractor_folder, images_folder, samples_folder, samples_name
 from emigm.data.images import PARTS, open_images
-from emigm.data.samples import SampleSet, chunk_name
-from emigm.files import fingerprint, sha256
+from emigm.data.samples import INDEX, SampleSet
+from emigm.files import checksums, fingerprint
 from emigm.metrics.features import Extractor, load_extractor
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
@@ -27,7 +29,7 @@ from emigm.metrics.scores import (
     same_number,
     scores,
 )
-from emigm.records.record import write_record
+from emigm.records.record import cpu_seconds, write_record
 from emigm.runtime.distributed import join
 from emigm.runtime.launching import run_stage
 
@@ -39,24 +41,26 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     world = join(benchmark.run)
     if benchmark.extractor.kind == "cnn":
         torch.set_num_threads(1)
-    run, folder, train_seeds = benchmark.run, data_folder(benchmark), benchmark.train_config(size).seeds
-    reference = load_reference(folder / "reference.npz")  # before any work, in case it fails
+    run, train_seeds = benchmark.run, benchmark.train_config(size).seeds
+    path = data_folder(benchmark) / "reference.npz"
+    reference = load_reference(path)  # before any work, in case it fails
     extract = load_extractor(
         benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
     )
     runs = [(b, t, s) for b in benchmark.budgets for t in train_seeds for s in benchmark.evaluation.seeds]
     images = {r: open_samples(benchmark, size, r) for r in runs}
     known = known_images(benchmark)
-    identity = [
-        extract.identity,
-        *(sha256(images_folder(benchmark) / f"{part}.npz") for part in (PARTS if known else ())),
-    ]
+    pixels = checksums(*(images_folder(benchmark) / f"{part}.npz" for part in (PARTS if known else ())))
+    inputs = checksums(*(s.folder / INDEX for s in images.values()), extractor_folder(benchmark), path) | pixels
+    check_made_from(path, reference, inputs)
+    identity = [extract.identity, *pixels.values()]
     chunks = {r: chunks_of(samples, identity) for r, samples in images.items()}
     state = STATE / benchmark.name / f"evaluate-{size}"
     label = f"{benchmark.name}-{size}"
     measure_chunks(
         [c for r in runs for c in chunks[r]], partial(measure, extract, known), state, world, f"features {label}"
     )
+    others = sum(world.gather(cpu_seconds())[1:])
     if not world.is_main:
         return
 
@@ -77,21 +81,31 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
         results,
         device=world.device,
         processes=world.size,
+        inputs=inputs,
+        others_cpu_seconds=others,
         size=size,
         images=benchmark.evaluation.images,
         extractor=benchmark.extractor,
         extractor_identity=extract.identity,
-        reference_source=reference.facts,
+        reference_source={k: v for k, v in reference.facts.items() if k != "inputs"},
         train_seeds=list(train_seeds),
         seeds=list(benchmark.evaluation.seeds),
     )
     shutil.rmtree(state)
 
 
+def check_made_from(path: Path, reference: Reference, inputs: dict[str, str]) -> None:
+    """Raise ConfigError where a file that is read here, the extractor or images, is not what the reference is of."""
+    for file, checksum in reference.facts["inputs"].items():
+        if inputs.get(file, checksum) != checksum:
+            raise ConfigError(f"{path}: was made with another {file} (sha256 {checksum}); run dvc repro")
+
+
 def open_samples(benchmark: Benchmark, size: str, run: Run) -> SampleSet:
     budget, train_seed, seed = run
     folder = samples_folder(benchmark, size, budget) / samples_name(train_seed, seed)
-    return SampleSet(folder, benchmark.evaluation.images)
+    what = {"benchmark": benchmark.name, "size": size, "budget": budget, "train_seed": train_seed, "seed": seed}
+    return SampleSet(folder, benchmark.evaluation.images, **what)
 
 
 def known_images(benchmark: Benchmark) -> dict[str, np.ndarray]:
@@ -107,7 +121,7 @@ def known_images(benchmark: Benchmark) -> dict[str, np.ndarray]:
 def chunks_of(samples: SampleSet, identity: Any) -> list[Chunk]:
     """The files of one run; `identity` says what is measured on them."""
     return [
-        Chunk(fingerprint(sha256(samples.folder / chunk_name(*r)), identity), r[1] - r[0], partial(read, samples, i))
+        Chunk(fingerprint(samples.checksum(i), identity), r[1] - r[0], partial(read, samples, i))
         for i, r in enumerate(samples.ranges)
     ]
 

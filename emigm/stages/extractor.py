@@ -9,8 +9,8 @@ import torch
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import extractor_folder, images_folder
-from emigm.data.images import load_images
-from emigm.files import sha256
+from emigm.data.images import PARTS, open_images
+from emigm.files import checksums, sha256
 from emigm.metrics.classifier import (
     DIGITS_FEATURES,
     WEIGHTS_FILE,
@@ -24,33 +24,34 @@ from emigm.runtime.launching import run_stage
 
 def make_extractor(benchmark: Benchmark) -> None:
     make = check_inception_weights if benchmark.extractor.kind == "inception" else train_classifier
-    results = make(benchmark, extractor_folder(benchmark))
-    write_record(benchmark, "extractor", results, device="cpu", extractor=benchmark.extractor)
+    folder = extractor_folder(benchmark)
+    results, inputs = make(benchmark, folder)
+    files = {"inputs": inputs, "outputs": checksums(folder)}
+    write_record(benchmark, "extractor", results, device="cpu", **files, extractor=benchmark.extractor)
 
 
-def train_classifier(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
-    """Train on the training images; accuracy on these and on the held-out ones."""
+def train_classifier(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Train on the training images; accuracy on these and on the held-out ones, and the checksums of both."""
     torch.set_num_threads(1)
-    images = images_folder(benchmark)
+    sets = {part: open_images(images_folder(benchmark), part) for part in PARTS}
+    images = {part: (source.pixels(range(len(source))), source.labels) for part, source in sets.items()}
     weights = folder / WEIGHTS_FILE
-    pixels, labels = load_images(images / "train.npz")
-    save_classifier(weights, train_digits_classifier(pixels, labels, benchmark.extractor.training))
-
+    save_classifier(weights, train_digits_classifier(*images["train"], benchmark.extractor.training))
     model = load_classifier(weights)
     results: dict[str, Any] = {"features": DIGITS_FEATURES, "sha256": sha256(weights)}
-    for part in ("train", "holdout"):
-        pixels, labels = load_images(images / f"{part}.npz")
+    for part, (pixels, labels) in images.items():
         right = model(torch.from_numpy(pixels))[1].argmax(1).numpy() == labels
         results[f"{part}_accuracy"] = float(right.mean())
         results[f"{part}_images"] = len(labels)
-    return results
+    return results, checksums(*(source.path for source in sets.values()))
 
 
-def check_inception_weights(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Check that torch-fidelity can use the weights, and note which file they are."""
     from emigm.metrics.features import INCEPTION_SHA256, load_extractor, write_source
 
-    facts = write_source(folder, Path(benchmark.extractor.weights))
+    weights = Path(benchmark.extractor.weights)
+    facts = write_source(folder, weights)
     extractor = load_extractor(benchmark.extractor, folder)
     if not extractor.identity["published"]:
         print(
@@ -58,7 +59,8 @@ def check_inception_weights(benchmark: Benchmark, folder: Path) -> dict[str, Any
             f"{INCEPTION_SHA256}); no FID can be compared with others"
         )
     file = {"file": Path(facts["path"]).name, "sha256": facts["sha256"], "bytes": facts["bytes"]}
-    return {"features": extractor.width, **file, "published": extractor.identity["published"]}
+    results = {"features": extractor.width, **file, "published": extractor.identity["published"]}
+    return results, {weights.as_posix(): facts["sha256"]}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import images_folder
 from emigm.data.images import NONE, PARTS, load_split, save_images
 from emigm.data.photos import scan_photos
-from emigm.files import write_json
+from emigm.files import checksums, write_index, write_json
 from emigm.records.record import write_record
 from emigm.runtime.launching import run_stage
 
@@ -28,7 +28,7 @@ def prepare(benchmark: Benchmark) -> None:
     for file in folder.iterdir():  # what another configuration left
         if file.name not in written:
             file.unlink()
-    write_record(benchmark, "prepare", results, device="cpu", data=benchmark.data)
+    write_record(benchmark, "prepare", results, device="cpu", outputs=checksums(folder), data=benchmark.data)
 
 
 def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
@@ -60,7 +60,7 @@ def prepare_photos(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[
         )
     for part, photos in found.items():
         manifest = {"root": roots[part][1], "resolution": cfg.resolution, **photos}
-        write_json(folder / f"{part}.json", manifest)
+        write_index(folder / f"{part}.json", manifest)
     return [f"{part}.json" for part in found], {
         "train_images": len(found["train"]["files"]),
         "holdout_images": len(found["holdout"]["files"]),

@@ -17,8 +17,8 @@ from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, extractor_folder, images_folder, results_folder
 from emigm.data.images import PARTS, ImageSource, open_images, why_none
-from emigm.data.latents import LatentStore
-from emigm.files import fingerprint, sha256
+from emigm.data.latents import INDEX, LatentStore
+from emigm.files import checksums, fingerprint, sha256
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Extractor, Features, load_extractor
@@ -35,7 +35,7 @@ from emigm.metrics.scores import (
 )
 from emigm.model.model import EMIGM
 from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, save_grid
-from emigm.records.record import mean_and_spread, write_record
+from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import join
 from emigm.runtime.launching import run_stage
 
@@ -61,20 +61,26 @@ def make_reference(benchmark: Benchmark) -> None:
     measure_chunks(
         chunks, lambda pixels: as_arrays(extract(pixels)), state, world, f"features of real images {benchmark.name}"
     )
+    others = sum(world.gather(cpu_seconds())[1:])
     if not world.is_main:
         return
     features = {name: from_arrays(measured(part, state)) for name, part in sets.items()}
     stored = benchmark.evaluation.reference
     found = stored_reference(Path(stored), extract, features) if stored else training_reference(benchmark, features)
     reference, results = found
-    save_reference(folder / "reference.npz", reference)
-    save_real_grid(benchmark)
+    read = inputs(benchmark)
+    facts = {**(reference.facts or {}), "inputs": read}
+    save_reference(folder / "reference.npz", reference._replace(facts=facts))
+    grid = save_real_grid(benchmark)
     write_record(
         benchmark,
         "reference",
         results,
         device=world.device,
         processes=world.size,
+        inputs=read,
+        outputs=checksums(folder / "reference.npz", grid),
+        others_cpu_seconds=others,
         evaluation=benchmark.evaluation,
         extractor=benchmark.extractor,
         extractor_identity=extract.identity,
@@ -82,9 +88,21 @@ def make_reference(benchmark: Benchmark) -> None:
     shutil.rmtree(state, ignore_errors=True)
 
 
-def save_real_grid(benchmark: Benchmark) -> None:
+def inputs(benchmark: Benchmark) -> dict[str, str]:
+    """Checksums of all the stage reads: extractor, stored statistics, latents where tokens are shuffled, images."""
+    stored, files = benchmark.evaluation.reference, [extractor_folder(benchmark)]
+    if stored is not None:
+        files.append(Path(stored))
+    elif benchmark.autoencoder.kind == "pixels":
+        files.append(data_folder(benchmark) / "latents" / "train" / INDEX)
+    if why_none(images_folder(benchmark)) is None:
+        files += [open_images(images_folder(benchmark), part).path for part in PARTS]
+    return checksums(*files)
+
+
+def save_real_grid(benchmark: Benchmark) -> Path:
     """Real training images as a grid, in the order of classes that grids of samples have; one grey pixel where there
-    are no images at hand."""
+    are no images at hand; returns its file."""
     path, grid = results_folder(benchmark.name) / "grids" / "real.png", np.full((1, 1, 1, 1), GREY, dtype=np.uint8)
     classes = benchmark.model_config(benchmark.sizes[0]).classes
     if why_none(images_folder(benchmark)) is None:
@@ -93,6 +111,7 @@ def save_real_grid(benchmark: Benchmark) -> None:
         rank = np.arange(len(order)) - np.searchsorted(source.labels[order], source.labels[order])
         grid = source.pixels(order[np.lexsort((source.labels[order], rank))][:SHOWN])
     save_grid(path, grid, classes, GRID_COLUMNS)
+    return path
 
 
 def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Chunk]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
-from emigm.data.samples import SampleSet, chunk_name, chunk_ranges, save_chunk
-from emigm.files import fingerprint, sha256, write_json
-from emigm.model.model import WEIGHTS_FILE, load_model
+from emigm.data.samples import INDEX, Chunks, SampleSet
+from emigm.files import checksums, fingerprint, sha256
+from emigm.model.model import REMEDY, WEIGHTS_FILE, load_model, read_model_config
 from emigm.model.schedules import nfe
 from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
-from emigm.records.record import mean_and_spread, write_record
+from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, Stopwatch, cores, in_turn, parallel
@@ -38,38 +39,42 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     world.start_memory()
     if world.is_plain:
         workers = min(len(items), cores())
-        folders = parallel(job, items, evaluation.images, "image", label)
+        written = parallel(job, items, evaluation.images, "image", label)
     else:
         workers = world.size
-        folders = in_turn(job, items, evaluation.images, "image", label, world.is_main)
-    memory = world.peak_memory()
+        written = in_turn(job, items, evaluation.images, "image", label, world.is_main)
+    memory, others = world.peak_memory(), sum(world.gather(cpu_seconds())[1:])
     world.barrier()  # now every chunk is written
     if not world.is_main:
         return
 
-    sets = [SampleSet(folder, evaluation.images) for folder in folders]
-    facts = [read_facts(folder) for folder in folders]
-    seconds = mean_and_spread([sum(f["seconds"] for f in run) / evaluation.images for run in facts])
+    models = {t: model_folder(benchmark, size, t) for t in train_seeds}
+    inputs = checksums(*models.values(), *weight_files(benchmark.autoencoder.weights))
+    what = {"benchmark": benchmark.name, "size": size, "budget": budget}
+    costs = [
+        chunks.finish(**what, train_seed=t, seed=s, weights=inputs[(models[t] / WEIGHTS_FILE).as_posix()])
+        for (t, s), chunks in zip(items, written, strict=True)
+    ]
+    seconds = mean_and_spread([sum(c["seconds"] for c in run) / evaluation.images for run in costs])
     results = {
         "nfe": nfe(cfg.steps, cfg.cfg_scale, cfg.cfg_interval),
-        "passes": float(np.mean([sum(f["passes"] * f["images"] for f in run) / evaluation.images for run in facts])),
+        "passes": float(np.mean([sum(c["passes"] * c["images"] for c in run) / evaluation.images for run in costs])),
         "seconds_per_image": seconds,  # of one worker
         "images_per_second": workers / seconds["mean"],  # of all together
         "peak_memory": memory,
     }
-    classes = benchmark.model_config(size).classes
-    shown = sets[0].first(SHOWN)
-    save_grid(results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png", shown, classes, GRID_COLUMNS)
+    grid = results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png"
+    first = SampleSet(written[0].store, evaluation.images).first(SHOWN)
+    save_grid(grid, first, benchmark.model_config(size).classes, GRID_COLUMNS)
     settings = {"size": size, "budget": budget, "sample": cfg, "images": evaluation.images, "chunk": evaluation.chunk}
     seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
-    name = f"sample-{size}-{budget}"
-    write_record(benchmark, name, results, device=world.device, processes=world.size, **settings, **seeds)
-    for item, folder in zip(items, folders, strict=True):
-        out = samples_folder(benchmark, size, budget) / samples_name(*item)
-        if out.exists():
-            shutil.rmtree(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(folder, out)
+    folders = [samples_folder(benchmark, size, budget) / samples_name(*item) for item in items]
+    indexes = {(f / INDEX).as_posix(): sha256(c.store / INDEX) for f, c in zip(folders, written, strict=True)}
+    files = {"inputs": inputs, "outputs": indexes | checksums(grid), "others_cpu_seconds": others}
+    name, where = f"sample-{size}-{budget}", {"device": world.device, "processes": world.size}
+    write_record(benchmark, name, results, **where, **files, **settings, **seeds)
+    for folder, chunks in zip(folders, written, strict=True):
+        chunks.move(folder)
     shutil.rmtree(state)
 
 
@@ -81,29 +86,28 @@ def sample_seed(
     world: World,
     item: tuple[int, int],
     progress: Progress,
-) -> Path:
+) -> Chunks:
     """This process's chunks of the images of one training and one sampling seed; finished ones are not made again.
 
-    Returns the folder in `state` that holds all processes' chunks.
+    Returns all processes' chunks, in a folder in `state`.
     """
     train_seed, seed = item
     cfg, evaluation, run = benchmark.sample_config(size, budget), benchmark.evaluation, benchmark.run
     weights = model_folder(benchmark, size, train_seed)
+    check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
     model = load_model(weights, expect=benchmark.model_config(size), device=world.device)
     autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
     labels = balanced_labels(evaluation.images, model.cfg.classes)
     key = fingerprint(
         sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), evaluation.images, evaluation.chunk, seed
     )
-    folder = state / key
-
-    chunks = chunk_ranges(evaluation.images, evaluation.chunk)
-    mine = world.share(len(chunks))
-    missing = [i for i in mine if not (folder / chunk_name(*chunks[i])).is_file()]
+    chunks = Chunks(state / key, evaluation.images, evaluation.chunk)
+    mine = world.share(len(chunks.ranges))
+    missing = chunks.missing(mine)
     done = evaluation.images * (len(mine) - len(missing)) // max(1, len(mine))
     progress(done)
     for n, i in enumerate(missing, 1):
-        start, stop = chunks[i]
+        start, stop = chunks.ranges[i]
         watch = Stopwatch()
         drawn = sampling_seed(train_seed, seed)
         pieces = generate(
@@ -111,11 +115,17 @@ def sample_seed(
         )
         latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
         pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
-        facts = {"images": stop - start, "seconds": watch.seconds(), "passes": passes[0]}
-        write_json(facts_folder(folder) / f"{start:06d}.json", facts)
-        save_chunk(folder, start, pixels, labels[start:stop].numpy())  # last: a chunk that is there has its facts
+        chunks.write(i, pixels, labels[start:stop].numpy(), seconds=watch.seconds(), passes=passes[0])
         progress(done + (evaluation.images - done) * n // len(missing))
-    return folder
+    return chunks
+
+
+def check_facts(folder: Path, **expected: Any) -> None:
+    """Raise ConfigError where a model folder's facts, such as its latent scale, are not the expected ones."""
+    _, facts = read_model_config(folder)
+    for name, value in expected.items():
+        if facts.get(name, value) != value:
+            raise ConfigError(f"{folder}: a model of {name} {facts[name]}, expected {value}; {REMEDY}")
 
 
 def sampling_seed(train_seed: int, index: int) -> int:
@@ -125,16 +135,6 @@ def sampling_seed(train_seed: int, index: int) -> int:
     training seeds have noise of their own: their spread is then that of independent repetitions.
     """
     return 1000 * train_seed + index
-
-
-def facts_folder(folder: Path) -> Path:
-    """Where the cost of each chunk of `folder` is noted."""
-    return folder.with_name(f"{folder.name}-facts")
-
-
-def read_facts(folder: Path) -> list[dict[str, Any]]:
-    """Images, seconds and passes of every chunk of `folder`."""
-    return [json.loads(p.read_text()) for p in sorted(facts_folder(folder).glob("*.json"))]
 
 
 def balanced_labels(images: int, classes: int) -> torch.Tensor:

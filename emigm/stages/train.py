@@ -13,20 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
+from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, model_folder, results_folder
+from emigm.data.images import PARTS
 from emigm.data.latents import INDEX, LatentStore
-from emigm.files import sha256, write_atomically
+from emigm.files import checksums, sha256, write_atomically
 from emigm.flops import mean_training_step
+from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
-from emigm.records.record import mean_and_spread, write_record
+from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, in_turn, parallel
-from emigm.training import TrainingImages, check_context, context_errors, context_ratio, train
+from emigm.training import TrainingImages, train
 
 IN_MEMORY = 2**30
 """Bytes up to which all latents are read at once; larger ones are read batch by batch."""
@@ -45,6 +47,8 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
     state = STATE / benchmark.name / f"train-{size}"
     job = partial(train_seed, benchmark, size, state, world)
+    latents = data_folder(benchmark) / "latents"
+    inputs = checksums(*(latents / part / INDEX for part in PARTS), *weight_files(benchmark.autoencoder.weights))
     label = f"train {benchmark.name}-{size}"
     if world.is_plain:
         import torch._dynamo  # noqa: F401  # every optimizer does: here once, not for seconds in every process
@@ -65,10 +69,21 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
+    others = sum(world.gather(cpu_seconds())[1:])
     if world.is_main:
         settings = {"size": size, "model": model_cfg, "train": cfg, "gate": benchmark.gate, "weights": "trained"}
-        write_record(benchmark, f"train-{size}", results, device=world.device, processes=world.size, **settings)
-        write_curve(curve_file(benchmark, size), [r["curve"] for r in runs])
+        curve = write_curve(curve_file(benchmark, size), [r["curve"] for r in runs])
+        write_record(
+            benchmark,
+            f"train-{size}",
+            results,
+            device=world.device,
+            processes=world.size,
+            inputs=inputs,
+            outputs=checksums(*(model_folder(benchmark, size, seed) for seed in cfg.seeds), curve),
+            others_cpu_seconds=others,
+            **settings,
+        )
     for seed, run in zip(cfg.seeds, runs, strict=True):
         check_context(run["errors"], benchmark.gate, f"{benchmark.name}-{size}, training seed {seed}")
     if world.is_main:
@@ -82,6 +97,7 @@ def train_seed(
     folder = data_folder(benchmark) / "latents" / "train"
     store, autoencoder = LatentStore(folder), load_autoencoder(benchmark.autoencoder)
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
+    store.check(model_cfg.classes, part="train", autoencoder=as_dict(benchmark.autoencoder))
     images = training_images(store, world)
     world.start_memory()
     result = train(
@@ -95,7 +111,7 @@ def train_seed(
         world=world,
         micro_batch=benchmark.run.train_batch,
         on_start=progress,
-        on_step=lambda step, loss: progress(step),
+        on_step=progress,
     )
     memory = world.peak_memory()
     if world.is_main:
@@ -122,6 +138,7 @@ def training_images(store: LatentStore, world: World) -> TrainingImages:
 def held_out_errors(benchmark: Benchmark, model: EMIGM, autoencoder: Autoencoder, device: str) -> dict[int, float]:
     """The context gate's errors on held-out images."""
     held_out, gate = LatentStore(data_folder(benchmark) / "latents" / "holdout"), benchmark.gate
+    held_out.check(model.cfg.classes, part="holdout", autoencoder=as_dict(benchmark.autoencoder))
     rows = np.arange(min(gate.images, len(held_out)))
     latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows, 0)), torch.Generator().manual_seed(0))
     labels = torch.from_numpy(held_out.labels[rows])
@@ -143,8 +160,9 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
     released, model_cfg = benchmark.released, benchmark.model_config(size)
     (seed,) = benchmark.train_config(size).seeds
     folder = model_folder(benchmark, size, seed)
+    checkpoint, latents = fetch_official(released, size), data_folder(benchmark) / "latents" / "holdout"
     facts = import_official(
-        fetch_official(released, size),
+        checkpoint,
         folder,
         model_cfg,
         token=released.token,
@@ -152,7 +170,7 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
         autoencoder=as_dict(benchmark.autoencoder),
     )
     errors = None
-    if (data_folder(benchmark) / "latents" / "holdout").is_dir():
+    if latents.is_dir():
         model = load_model(folder, expect=model_cfg, device=world.device)
         errors = held_out_errors(benchmark, model, load_autoencoder(benchmark.autoencoder), world.device)
     unknown = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
@@ -162,8 +180,10 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
         "context": None if errors is None else context_summary(benchmark, [errors]),
     }
     settings = {"size": size, "model": model_cfg, "gate": benchmark.gate, "weights": "released"}
-    write_record(benchmark, f"train-{size}", results, device=world.device, source=facts["source"], **settings)
-    write_curve(curve_file(benchmark, size), [])
+    read = [checkpoint, *weight_files(benchmark.autoencoder.weights), *([latents / INDEX] if latents.is_dir() else [])]
+    outputs = checksums(folder, write_curve(curve_file(benchmark, size), []))
+    files = {"inputs": checksums(*read), "outputs": outputs}
+    write_record(benchmark, f"train-{size}", results, device=world.device, source=facts["source"], **files, **settings)
     if errors is not None:
         remedy = "Check autoencoder.scale, autoencoder.weights and the held-out images."
         check_context(errors, benchmark.gate, f"{benchmark.name}-{size}, released weights", remedy)
@@ -180,13 +200,14 @@ def curve_file(benchmark: Benchmark, size: str) -> Path:
     return results_folder(benchmark.name) / "curves" / f"{size}.csv"
 
 
-def write_curve(path: Path, curves: list[list[tuple[int, float]]]) -> None:
-    """Training loss as CSV (step, mean over the training seeds, least, greatest), for `dvc plots`."""
+def write_curve(path: Path, curves: list[list[tuple[int, float]]]) -> Path:
+    """Training loss as CSV (step, mean over the training seeds, least, greatest), for `dvc plots`; returns `path`."""
     lines = ["step,loss,least,greatest"]
     for points in zip(*curves, strict=True):
         losses = [loss for _, loss in points]
         lines.append(f"{points[0][0]},{np.mean(losses):.6f},{min(losses):.6f},{max(losses):.6f}")
     write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n"))
+    return path
 
 
 if __name__ == "__main__":

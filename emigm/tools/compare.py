@@ -39,6 +39,7 @@ SAMPLING = (
 """What of the sampling settings must be the paper's; precision changes rounding alone."""
 TRAINING = (
     "masking",
+    "mask_group",
     "schedule",
     "t_min",
     "weight",

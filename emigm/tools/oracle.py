@@ -243,16 +243,30 @@ def _training_draws(theirs: nn.Module, cfg: ModelConfig, batch: int, calls: Call
         masked = mask.nonzero()[:, 1].view(batch, -1)
         rows = masked.expand(theirs.diffusion_batch_mul, -1, -1)  # (R, B, M)
         every = (theirs.diffusion_batch_mul, batch, cfg.tokens)  # (R, B, L)
-        draws.append(
-            TrainingDraw(
-                weight=float(schedules.elbo_weight(schedule, t[0, 0].item())) if theirs.use_weighted_loss else 1.0,
-                masked=masked,
-                dropped=uniform < theirs.label_drop_prob,
-                time=time.view(every).gather(2, rows),
-                noise=sampling.select_rows_of_each(noise.view(*every, -1), masked),
-            )
-        )
+        weight = float(schedules.elbo_weight(schedule, t[0, 0].item())) if theirs.use_weighted_loss else 1.0
+        noise = sampling.select_rows_of_each(noise.view(*every, -1), masked)
+        dropped = uniform < theirs.label_drop_prob
+        draws.append(draw_of(cfg.tokens, masked, dropped, time.view(every).gather(2, rows), noise, weight))
     return draws
+
+
+def draw_of(
+    tokens: int, masked: Tensor, dropped: Tensor, time: Tensor, noise: Tensor, weight: float = 1.0
+) -> TrainingDraw:
+    """A draw of L = `tokens` in the form ours takes.
+
+    masked (B, m): positions of each image's masked tokens; dropped (B,); time (R, B, m); noise (R, B, m, C); `weight`
+    of the mean loss.
+    """
+    (b, m), repeats = masked.shape, len(time)
+    return TrainingDraw(
+        counts=np.full(b, m),
+        rows=(masked + tokens * torch.arange(b)[:, None]).flatten(),
+        weight=torch.full((b,), weight / (repeats * b * m), dtype=torch.float64),
+        dropped=dropped,
+        time=time.flatten(1),
+        noise=noise.flatten(1, 2),
+    )
 
 
 @torch.no_grad()
