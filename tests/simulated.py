@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from emigm.files import write_json
-from emigm.report.claims import Cells, Claims
+from emigm.paper.claims import Cells, Claims
 
 GROUND = "MNIST"
 SIZES = ("xs", "s", "b", "l", "h")
