@@ -127,6 +127,9 @@ def take(item: Wanted, mirror: str | HubFile, known: str | None) -> None:
         session.headers["Accept-Encoding"] = "identity"  # lengths and ranges are then the file's own
         url, published = mirror, None
         if isinstance(mirror, HubFile):
+            before = fetched().get(str(item.path), {})
+            if f"/{mirror.repository}/" in before.get("from", ""):  # the same file as the first time
+                mirror = mirror._replace(revision=before["commit"])
             url, published, facts["commit"] = on_hub(mirror)
             session.headers.update(huggingface_hub.utils.build_hf_headers())
         part, md5 = download(session, url, item.path)
