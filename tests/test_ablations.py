@@ -12,12 +12,6 @@ import numpy as np
 import papermill
 import pytest
 import torch
-from scipy import stats
-
-from emigm.config.compose import compose_benchmark
-from emigm.model.model import EMIGM
-from emigm.paper.settings import PAPER_MODELS
-from emigm.records.record import mean_and_spread, write_record
 from emigm.report.ablations import CHOICES, FIGURE3, FIGURE7, figure2, figure3, figure7
 from emigm.report.family import FAMILIES, by_training_seed, cell, member
 from emigm.report.figures import figure4
@@ -25,6 +19,12 @@ from emigm.report.index import write_index
 from emigm.report.results import load, thousands
 from emigm.report.settings import PAPER_TRAIN, parameters, table5, table6, table7
 from emigm.report.systems import SYSTEMS, table1
+from scipy import stats
+
+from emigm.config.compose import compose_benchmark
+from emigm.model.model import EMIGM
+from emigm.paper.settings import PAPER_MODELS
+from emigm.records.record import mean_and_spread, write_record
 from emigm.report.tables import metrics_table
 
 REPO = Path(__file__).parents[1]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from emigm.report.results import NOT_RUN, PAPER_IMAGES, Results, load
 from scipy import stats
 
 from emigm.config.compose import compose_benchmark
@@ -20,7 +21,6 @@ from emigm.config.errors import ConfigError
 from emigm.files import write_json
 from emigm.report.claims import DRY, FAILS, HOLDS, OPEN, claims
 from emigm.report.ledger import FILE, load_ledger
-from emigm.report.results import NOT_RUN, PAPER_IMAGES, Results, load
 from emigm.report.statistics import holm
 
 REPO = Path(__file__).parents[1]
