@@ -92,7 +92,7 @@ def write_params(folder: Path) -> None:
 
 
 def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
-    """Start a stage in `folder`, its output in a file there, as the leader of a session of its own; returns its process.
+    """Start a stage in `folder`, as the leader of a session of its own, its output in a file; returns its process.
 
     What `python -m emigm.stages.<stage>` does, without seconds of imports.
     """
