@@ -9,6 +9,7 @@ UV := 0.13.9
 
 reproduce: $(READY)
 	$(RUN) dvc repro
+	$(RUN) emigm verify mnist
 
 test: $(READY)
 	$(RUN) pytest $(PYTEST)

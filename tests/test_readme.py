@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from emigm.report.readme import BEGIN, END, readme_table, update_readme
 
 from emigm.cli import parser
-from emigm.report.readme import BEGIN, END, readme_table, update_readme
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,6 +16,10 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from emigm.report.convergence import convergence
+from emigm.report.figures import figure1, figure4, figure5, figure6
+from emigm.report.index import write_index
+from emigm.report.results import Results, find_root, load, plus_minus, reported
 from test_compare import write_paper_results
 
 from emigm.config.benchmark import load_benchmark
@@ -25,10 +29,6 @@ from emigm.model.schedules import nfe
 from emigm.paper.settings import PAPER_MODELS
 from emigm.pictures import save_grid
 from emigm.records.record import mean_and_spread, write_record
-from emigm.report.convergence import convergence
-from emigm.report.figures import figure1, figure4, figure5, figure6
-from emigm.report.index import write_index
-from emigm.report.results import Results, find_root, load, plus_minus, reported
 from emigm.report.style import Picture, styled
 from emigm.report.tables import Table, metrics_table, table2, table3, table4
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 TRAINING_IMAGES = "training images"
-SCORED = ("reference", "sample", "evaluate")
+SCORED = ("reference", "sample", "evaluate", "snapshots")
 """Stages that depend on `benchmark.evaluation`; a record says nothing that its stage does not depend on."""
 REPORTED_VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn", "torch-fidelity", "clean-fid", "diffusers", "dvc")
 

@@ -16,7 +16,7 @@ import torch
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
-from emigm.config.paths import STATE, data_folder, model_folder, results_folder
+from emigm.config.paths import STATE, data_folder, model_folder, results_folder, snapshot_folder
 from emigm.data.images import PARTS
 from emigm.data.latents import INDEX, LatentStore
 from emigm.files import checksums, sha256, write_atomically
@@ -24,6 +24,7 @@ from emigm.flops import mean_training_step
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
+from emigm.model.weights import read_tensors
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
@@ -66,6 +67,7 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "flops_per_step": flops,
         "flops": flops * cfg.steps,
         "images": images,
+        "snapshots": [{"step": n, "images": n * cfg.batch, "flops": n * flops} for n in cfg.snapshot_steps],
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
@@ -115,8 +117,12 @@ def train_seed(
     )
     memory = world.peak_memory()
     if world.is_main:
-        facts = {"origin": "trained", "seed": seed, "steps": cfg.steps, "autoencoder": as_dict(benchmark.autoencoder)}
-        save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, **facts)
+        facts = {"origin": "trained", "seed": seed, "autoencoder": as_dict(benchmark.autoencoder)}
+        for steps, file in result.snapshots.items():
+            save_model(
+                snapshot_folder(benchmark, size, seed, steps), read_tensors(file), model_cfg, steps=steps, **facts
+            )
+        save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, steps=cfg.steps, **facts)
 
     model = EMIGM(model_cfg).to(world.device).eval().requires_grad_(False)
     model.load_state_dict(result.ema)
@@ -177,6 +183,7 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
     results = {
         "parameters": parameters(benchmark, size),
         **dict.fromkeys(unknown),
+        "snapshots": [],
         "context": None if errors is None else context_summary(benchmark, [errors]),
     }
     settings = {"size": size, "model": model_cfg, "gate": benchmark.gate, "weights": "released"}
