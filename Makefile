@@ -16,9 +16,9 @@ test: $(READY)
 lint: $(READY)
 	$(RUN) ruff check . && $(RUN) ruff format --check .
 
-# README.md's table, from results/digits.
+# The generated blocks of README.md and benchmarks/README.md, from results/.
 readme: $(READY)
-	$(RUN) python -m emigm.report.readme
+	$(RUN) python -m emigm.report.blocks
 
 # The stamp comes last: an interrupted installation starts over.
 $(READY): requirements.lock pyproject.toml
