@@ -30,8 +30,8 @@ from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import fingerprint, write_atomically
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
-from emigm.resume import ResumePoints
 from emigm.runtime.distributed import ALONE, World, autocast
+from emigm.runtime.resume import ResumePoints
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""

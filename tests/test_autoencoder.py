@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from emigm.autoencoders import autoencoder
-from emigm.autoencoders.autoencoder import KL16, Pixels, encode_with_flips, kl16_official_name, load_autoencoder
+from emigm.autoencoders.autoencoder import KL16, Pixels, kl16_official_name, load_autoencoder
+from emigm.autoencoders.base import encode_with_flips
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig
 from emigm.model.weights import read_tensors

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from emigm.config.compose import compose_benchmark
+from emigm.files import sha256
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -29,22 +30,46 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
+KMEANS = (
+    "benchmark.autoencoder={kind: kmeans, codebook: 32, patch: 2, weights: data/codes/latents/codebook.npz}",
+    "benchmark.model.codebook=32",
+)
+
+
+def run_stages(folder, *overrides, sizes=None):
     """The records of a tiny version of `codes`, by stage."""
-    benchmark = compose_benchmark("codes", SMALL, Path(__file__).parents[1])
+    benchmark = compose_benchmark("codes", SMALL + overrides, Path(__file__).parents[1])
     here = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("codes"))
+    os.chdir(folder)
     try:
         for stage in (prepare, make_extractor, encode, make_reference):
             stage(benchmark)
-        for size in benchmark.sizes:
+        for size in sizes or benchmark.sizes:
             train_size(benchmark, size)
             sample(benchmark, size, "4")
             evaluate(benchmark, size)
         return {p.stem: json.loads(p.read_text())["results"] for p in Path("results/codes/records").glob("*.json")}
     finally:
         os.chdir(here)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return run_stages(tmp_path_factory.mktemp("codes"))
+
+
+def test_a_learned_codebook_is_fitted_used_and_its_loss_recorded(tmp_path):
+    side = compose_benchmark("codes", SMALL, Path(__file__).parents[1]).model["grid"]
+    records = run_stages(
+        tmp_path, *KMEANS, f"benchmark.model.grid={side // 2}", "benchmark.gate.visible=[0, 8]", sizes=["maskgit"]
+    )
+    encoded, baselines = records["encode"], records["reference"]["baselines"]
+    assert encoded["train"]["shape"] == [1, side // 2, side // 2] and encoded["train"]["codes_used"] == 32
+    assert 0 < encoded["train"]["reconstruction_rmse"] < encoded["holdout"]["reconstruction_rmse"] < 60
+    assert baselines["reconstruction"]["fid"]["mean"] > baselines["holdout"]["fid"]["mean"]
+    assert records["evaluate-maskgit"]["4"]["summary"]["fid"]["mean"] > 0
+    weights = tmp_path / "data" / "codes" / "latents" / "codebook.npz"
+    assert list(encoded["weights_sha256"].values()) == [sha256(weights)]
 
 
 def test_every_stage_runs_on_codes(records):

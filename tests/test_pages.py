@@ -135,7 +135,7 @@ def test_filling_blocks_touches_what_stands_between_the_markers_alone(root, monk
         "|\n<!-- end of block -->\nbelow\n"
     )
     assert "old" not in new and "# Title" not in new and "A note" not in new and "scores 4.52" in new
-    assert "\n(not run)\n" in (root / "benchmarks" / "README.md").read_text()
+    assert "\nnot run\n" in (root / "benchmarks" / "README.md").read_text()
     assert filled(new, root) == new
 
 

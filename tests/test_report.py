@@ -84,7 +84,7 @@ def test_a_saved_table_reads_back_and_is_shown_without_heading_and_notes(tmp_pat
     assert "# Title" in table.markdown(1) and "- A note." in table.markdown() and "| –" in table.markdown()
     assert saved(tmp_path / "t.md") == table.frame.fillna("–").to_markdown(index=False, disable_numparse=True)
     assert pd.read_csv(tmp_path / "t.csv", dtype=str)["a"].tolist()[0] == "1 ± 2"
-    assert saved(tmp_path / "absent.md") == "(not run)"
+    assert saved(tmp_path / "absent.md") == "not run"
 
 
 def test_nothing_is_saved_without_a_folder(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import group_step
@@ -114,6 +115,65 @@ def test_every_grey_level_survives_its_code():
     assert torch.equal(levels.decode(levels.sample(raw)), pixels)
 
 
+def kmeans_of(pixels, folder, codes=6, patch=2):
+    save_codebook(folder / "codebook.npz", fit_codebook(pixels, codes, patch))
+    weights = str(folder / "codebook.npz")
+    return AutoencoderConfig("kmeans", weights=weights, codebook=codes, patch=patch)
+
+
+def few_patches(images=40, channels=3, kinds=6):
+    """Images of 4 x 6 pixels made of just so many different patches of 2 x 2."""
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (kinds, channels, 2, 2), dtype=np.uint8)
+    chosen = patches[rng.integers(0, kinds, (images, 2, 3))]  # (n, 2, 3, c, 2, 2)
+    return chosen.transpose(0, 3, 1, 4, 2, 5).reshape(images, channels, 4, 6)
+
+
+def test_a_codebook_of_all_patches_that_occur_loses_nothing(tmp_path):
+    pixels = few_patches()
+    kmeans = load_autoencoder(kmeans_of(pixels, tmp_path))
+    raw = kmeans.encode(torch.from_numpy(pixels))
+    assert raw.shape == (40, 1, 2, 3) and raw.dtype == torch.float32 and set(raw.unique().tolist()) == set(range(6))
+    assert torch.equal(kmeans.decode(kmeans.sample(raw)), torch.from_numpy(pixels))
+
+
+def test_codes_of_patches_are_the_nearest_centres_whatever_the_batch(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8)
+    kmeans = load_autoencoder(kmeans_of(pixels, tmp_path))
+    raw = kmeans.encode(torch.from_numpy(pixels), batch=60)
+    assert torch.equal(raw, kmeans.encode(torch.from_numpy(pixels), batch=7))
+    patch = pixels[5, :, 2:, :2].reshape(1, -1) / 127.5 - 1  # second row, first column
+    assert raw[5, 0, 1, 0] == ((kmeans.centres.numpy() - patch) ** 2).sum(1).argmin()
+    assert np.array_equal(fit_codebook(pixels, 6, 2), fit_codebook(pixels, 6, 2))
+
+
+def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_path):
+    cfg = kmeans_of(few_patches(), tmp_path)
+    with pytest.raises(ConfigError, match=r"6 patches of 12 numbers, not 7 of 2 x 2.*dvc repro"):
+        load_autoencoder(dataclasses.replace(cfg, codebook=7))
+    with pytest.raises(ConfigError, match=r"patches of 3 channels and 2 pixels.*1 x 4 x 6"):
+        load_autoencoder(cfg).encode(torch.zeros(1, 1, 4, 6, dtype=torch.uint8))
+    path = tmp_path / "codebook.npz"
+    data = path.read_bytes()
+    with np.load(path) as arrays:
+        changed = dict(arrays)
+    changed["centres"][0, 0] += 1
+    np.savez(path, **changed)
+    with pytest.raises(ConfigError, match=r"codebook\.npz: checksum differs"):
+        load_autoencoder(cfg)
+    for damage in (lambda: path.write_bytes(data[:-9]), path.unlink):
+        damage()
+        with pytest.raises(ConfigError, match=r"codebook\.npz: (no such file|truncated or damaged).*dvc repro"):
+            load_autoencoder(cfg)
+
+
+def test_a_codebook_that_cannot_be_fitted_is_refused():
+    with pytest.raises(ConfigError, match=r"codebook = 7: the images have only 6 different patches"):
+        fit_codebook(few_patches(), 7, 2)
+    with pytest.raises(ConfigError, match=r"patch = 4 does not divide images of 4 x 6"):
+        fit_codebook(few_patches(), 4, 4)
+
+
 @pytest.fixture(scope="module")
 def vq_folder(tmp_path_factory):
     from diffusers import VQModel
@@ -144,17 +204,19 @@ def test_vq_codes_decode_to_what_diffusers_gives(vq_folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dataclasses.replace(CODES, codebook=None), "model.codebook is missing for conditional: categorical"),
-        (lambda: dataclasses.replace(CODES, patch=2), "a categorical token is one code"),
+        (lambda: dataclasses.replace(CODES, codebook=None), "codebook is missing for conditional: categorical"),
+        (lambda: dataclasses.replace(CODES, patch=2), "a token of conditional: categorical is one code"),
         (
             lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", schedule="exp"),
-            "train.schedule has no effect on masking: truncated_normal; set it to null",
+            "schedule has no effect on masking: truncated_normal; set it to null",
         ),
-        (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "train.t_min has no effect"),
+        (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "t_min has no effect"),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", weight="elbo"), "needs a masking time"),
-        (lambda: AutoencoderConfig("levels"), "autoencoder.codebook is missing for kind: levels"),
-        (lambda: AutoencoderConfig("pixels", codebook=4), "autoencoder.codebook has no effect for kind: pixels"),
-        (lambda: AutoencoderConfig("levels", codebook=4, scale=2.0), "autoencoder.scale = 2.0 has no effect"),
+        (lambda: AutoencoderConfig("levels"), "codebook is missing for kind: levels"),
+        (lambda: AutoencoderConfig("kmeans", codebook=4, weights="x"), "patch is missing for kind: kmeans"),
+        (lambda: AutoencoderConfig("levels", codebook=4, patch=2), "patch has no effect for kind: levels"),
+        (lambda: AutoencoderConfig("pixels", codebook=4), "codebook has no effect for kind: pixels"),
+        (lambda: AutoencoderConfig("levels", codebook=4, scale=2.0), "scale = 2.0 has no effect"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused_by_name(make, message):
@@ -218,17 +280,17 @@ def test_without_noise_the_most_confident_tokens_are_kept_and_with_much_noise_an
 
 def test_every_token_is_revealed_once_with_more_steps_than_tokens(random_codes_model):
     cfg = dataclasses.replace(SYSTEMS["MaskGIT"], steps=20, cfg_scale=1.0)
-    piece = next(generate(random_codes_model, torch.zeros(3, dtype=torch.int64), cfg, seed=0))
-    assert piece.passes == 16
+    made = next(generate(random_codes_model, torch.zeros(3, dtype=torch.int64), cfg, seed=0))
+    assert made.passes == 16
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver_steps": 8}, "sampling.solver_steps has no effect for solver: categorical"),
-        ({"choice_temperature": None}, "sampling.choice_temperature is missing"),
+        ({"solver_steps": 8}, "solver_steps has no effect for solver: categorical"),
+        ({"choice_temperature": None}, "choice_temperature is missing"),
         ({"solver": "dpm-solver", "solver_steps": 8}, "needs solver: categorical"),
-        ({"temperature": 1.0}, "sampling.temperature has no effect under solver: categorical"),
+        ({"temperature": 1.0}, "temperature has no effect under solver: categorical"),
     ],
 )
 def test_sampling_settings_that_cannot_apply_are_refused_by_name(change, message):

@@ -135,7 +135,7 @@ def test_a_run_starts_over_where_a_snapshot_of_its_past_is_missing(tmp_path):
 
 @pytest.mark.parametrize("shares", [(0.0,), (1.0,), (0.5, 0.51), (0.01,)])
 def test_snapshots_that_do_not_lie_within_the_run_at_different_steps_are_refused(shares):
-    with pytest.raises(ConfigError, match=r"train\.snapshots = .* of the 12 steps"):
+    with pytest.raises(ConfigError, match="snapshots"):
         dataclasses.replace(RECIPE, snapshots=shares)
 
 
@@ -250,7 +250,7 @@ def test_every_group_has_a_masking_time_of_its_own_and_the_loss_is_the_mean_of_t
 
 
 def test_gradients_of_a_batch_are_the_mean_of_its_groups_gradients(tmp_path, monkeypatch):
-    recipe = dataclasses.replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e9)
+    recipe = dataclasses.replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
     drawn, gradients = [], []
     clip = torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
@@ -267,7 +267,7 @@ def test_gradients_of_a_batch_are_the_mean_of_its_groups_gradients(tmp_path, mon
 
 
 def test_a_batch_that_is_no_multiple_of_its_groups_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.batch = 100 is not a multiple of train\.mask_group = 64"):
+    with pytest.raises(ConfigError, match=r"batch = 100 is not a multiple of mask_group = 64"):
         dataclasses.replace(RECIPE, batch=100, mask_group=64)
 
 
@@ -354,6 +354,12 @@ def test_the_gate_stops_a_model_that_ignores_context_and_says_why():
     assert errors[0] == pytest.approx(errors[8], rel=1e-5) == pytest.approx(errors[15], rel=1e-5)
     with pytest.raises(RunError, match=r"digits-xs.*ignores context.*class and position"):
         check_context(errors, GateConfig(visible=(0, 8, 15)), "digits-xs")
+
+
+def test_a_number_of_visible_tokens_asked_for_twice_changes_no_error():
+    model, latents, labels = random_model(), torch.randn(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64)
+    once, twice = (context_errors(model, latents, labels, visible, seed=0) for visible in ((0, 8), (0, 0, 8)))
+    assert once == twice
 
 
 def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):

@@ -1,29 +1,21 @@
-"""Autoencoders: pixels <-> raw latents <-> unit latents. The only file that knows third-party autoencoders.
-
-Three spaces of data, all NCHW:
-pixels, uint8;
-raw latents, float32, what `encode` gives and the disk holds (for KL-16 a distribution: its mean and
-log-variance side by side);
-unit latents, float32, a sample of the raw ones times the configured scale: what the network sees.
-"""
+"""The configured autoencoder, KL-16 and DC-AE among them. The only file that knows third-party autoencoders of
+numbers; `codebook` knows those of codes."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from emigm.autoencoders.base import Autoencoder, Pixels
+from emigm.autoencoders.codebook import load_codes
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig
 from emigm.model.weights import check_state, check_tensors, read_tensors
-
-BATCH = 16
-"""Images encoded or decoded at once; bounds the memory."""
 
 KL16_CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -69,107 +61,6 @@ DCAE_CONFIG: dict[str, Any] = {
 """DC-AE f32c32-in-1.0, as arguments of diffusers' AutoencoderDC (which does not apply the factor by itself)."""
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
-
-
-class Autoencoder(ABC):
-    """Maps between the three spaces. Works in evaluation mode and float32, without gradients.
-
-    Args:
-        scale: unit latents are raw ones times this.
-        device: where images and latents are worked on, a batch at a time; results go back to where the
-            arguments lie.
-    """
-
-    kind: ClassVar[str]
-    latent_channels: ClassVar[int | None] = None
-    """Channels of unit latents; None: as many as the images have."""
-    stride: ClassVar[int] = 1
-    """Pixels of an image's side that make one latent position."""
-    ignored: int = 0
-    """Tensors of the weights file that belong to no part of the autoencoder, such as a training loss's."""
-
-    def __init__(self, scale: float, device: str | torch.device = "cpu"):
-        self.scale = scale
-        self.device = torch.device(device)
-
-    @torch.inference_mode()
-    def encode(self, pixels: Tensor, batch: int = BATCH) -> Tensor:
-        """Pixels, uint8 (B, 3 or 1, H, W) => raw latents, float32 (B, ...)."""
-        self._check_pixels(pixels)
-        return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1), pixels, batch)
-
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        """Raw latents => unit latents (B, latent_channels, H / stride, W / stride).
-
-        Args:
-            raw: as `encode` gave them.
-            generator: draws the noise (on its own device) where raw latents are a distribution.
-            noise: that noise, where it is drawn already, as by `noise`.
-        """
-        if noise is None:
-            noise = self.noise(raw.shape, generator, raw.device)
-        # Not under inference_mode: training differentiates through operations on this result.
-        return self._draw(raw, noise) * self.scale
-
-    def noise(
-        self, shape: Sequence[int], generator: torch.Generator | None, device: str | torch.device = "cpu"
-    ) -> Tensor | None:
-        """Standard normal noise for `sample` of raw latents of this shape, on the generator's device, or on `device`
-        without one; None where raw latents are exact."""
-        return None
-
-    @torch.inference_mode()
-    def decode(self, unit: Tensor, batch: int = BATCH) -> Tensor:
-        """Unit latents => pixels, uint8 (B, 3 or 1, H, W), rounded as numpy rounds (halves to even)."""
-        if self.latent_channels not in (None, unit.shape[1]):
-            raise ConfigError(
-                f"autoencoder kind: {self.kind} decodes latents of {self.latent_channels} channels, not of "
-                f"{unit.shape[1]}; set model.channels: {self.latent_channels}"
-            )
-
-        def pixels(z: Tensor) -> Tensor:
-            images = (self._decode(z.float() / self.scale) + 1) / 2
-            return (images * 255).clamp(0, 255).round().to(torch.uint8)
-
-        return self._in_batches(pixels, unit, batch)
-
-    @abstractmethod
-    def _encode(self, images: Tensor) -> Tensor:
-        """Images in [-1, 1] => raw latents."""
-
-    @abstractmethod
-    def _decode(self, latents: Tensor) -> Tensor:
-        """A sample of raw latents => images, about in [-1, 1]."""
-
-    def _draw(self, raw: Tensor, noise: Tensor | None) -> Tensor:
-        """A sample of raw latents; themselves, unless they are a distribution."""
-        return raw
-
-    def _in_batches(self, fn: Callable[[Tensor], Tensor], x: Tensor, batch: int) -> Tensor:
-        return torch.cat([fn(part.to(self.device)).to(x.device) for part in x.split(batch)])
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.dtype != torch.uint8:
-            raise TypeError(f"expected pixels as uint8 in 0..255, got {pixels.dtype}")
-        _, channels, height, width = pixels.shape
-        rgb = self.latent_channels is not None
-        if (rgb and channels != 3) or height % self.stride or width % self.stride:
-            raise ConfigError(
-                f"autoencoder kind: {self.kind} takes RGB images with sides that are multiples of {self.stride}, not "
-                f"{channels} x {height} x {width}; resize the images or set another kind"
-            )
-
-
-class Pixels(Autoencoder):
-    """No autoencoder: raw latents are the pixels, in [-1, 1]."""
-
-    kind = "pixels"
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return images
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return latents
 
 
 class KL16(Autoencoder):
@@ -220,11 +111,6 @@ class DCAE(Autoencoder):
         return self.module.decode(latents).sample
 
 
-def encode_with_flips(ae: Autoencoder, pixels: Tensor, batch: int = BATCH) -> tuple[Tensor, Tensor]:
-    """Raw latents of the images, and of the images flipped left to right."""
-    return ae.encode(pixels, batch), ae.encode(pixels.flip(3), batch)
-
-
 def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Autoencoder:
     """Build the configured autoencoder.
 
@@ -238,8 +124,6 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
     if cfg.kind == "pixels":
         return Pixels(cfg.scale, device)
     if cfg.codebook is not None:
-        from emigm.autoencoders.codebook import load_codes
-
         return load_codes(cfg, device)
     load, names, remedy = {
         "kl16": (_load_kl16, ("kl16.ckpt", DIFFUSERS_FILE), "kl16.ckpt as MAR released it"),

@@ -30,6 +30,11 @@ def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
     return Path("models") / benchmark.name / size / f"seed{seed}"
 
 
+def snapshot_folder(benchmark: Benchmark, size: str, seed: int, step: int) -> Path:
+    """The EMA weights of that model after `step` steps of its training."""
+    return model_folder(benchmark, size, seed) / f"snapshot-{step}"
+
+
 def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:
     """Generated images of one size and budget."""
     return Path("samples") / benchmark.name / size / budget

@@ -35,6 +35,11 @@ PAPER_MODELS: dict[tuple[int, str], ModelConfig] = {
 """The nine architectures of Tables 2 and 3, by resolution and size."""
 
 
+def paper_key(name: str) -> tuple[int, str] | None:
+    """ "256-l" => (256, "l"); None: the name of none of the paper's nine models."""
+    return next((key for key in PAPER_MODELS if name == f"{key[0]}-{key[1]}"), None)
+
+
 PAPER_TRAINING_IMAGES = 800 * (1_281_167 // 2048) * 2048
 """Images a model of the paper was trained on: 800 epochs of ImageNet in whole batches of 2048."""
 PAPER_TRAIN = TrainConfig(

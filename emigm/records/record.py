@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 TRAINING_IMAGES = "training images"
-SCORED = ("reference", "sample", "evaluate")
+SCORED = ("reference", "sample", "evaluate", "snapshots")
 """Stages that depend on `benchmark.evaluation`; a record says nothing that its stage does not depend on."""
 REPORTED_VERSIONS = ("torch", "torchvision", "numpy", "scikit-learn", "torch-fidelity", "clean-fid", "diffusers", "dvc")
 
@@ -174,9 +174,9 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     """HEAD's hash, with "+changes" where tracked code differs from it; None outside a git checkout.
 
-    params.yaml is no code: DVC composes it anew for every benchmark, and records hold the settings that applied.
+    Composed files are no code, since records hold the settings that applied; nor are locks, which every stage changes.
     """
-    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml"]
+    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml", ":(exclude)*params.yaml", ":(exclude)*dvc.lock"]
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.autoencoders.autoencoder import Autoencoder, encode_with_flips, load_autoencoder, weight_files
+from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
+from emigm.autoencoders.base import Autoencoder, encode_with_flips
+from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, images_folder
+from emigm.config.schema import AutoencoderConfig
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import INDEX, SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
-from emigm.files import checksums, fingerprint, sha256, write_json
+from emigm.files import checksums, fingerprint, sha256, write_atomically, write_json
 from emigm.records.record import cpu_seconds, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
@@ -46,10 +51,13 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
             write_record(benchmark, "encode", {"none": reason}, **files, **settings)
         return
     watch = Stopwatch()
-    autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
     world.check_shared(state)
-    weights = world.gather(checksums(*weight_files(benchmark.autoencoder.weights)) if world.is_main else None)[0]
     sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
+    cfg = benchmark.autoencoder
+    if cfg.kind == "kmeans":
+        cfg = fitted(cfg, folder / "latents", sources["train"], state, world)
+    autoencoder = load_autoencoder(cfg, world.device)
+    weights = world.gather(checksums(*weight_files(cfg.weights)) if world.is_main else None)[0]
     shards, failures = {}, []
     for part, source in sources.items():
         views = 2 if benchmark.data.flips and part == "train" else 1
@@ -66,7 +74,12 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     for part, source in sources.items():
         facts = {"part": part, "autoencoder": as_dict(benchmark.autoencoder), "images": sha256(source.path)}
         results[part] = finish(shards[part], source.labels, facts, autoencoder)
+        if cfg.kind == "kmeans":
+            results[part]["reconstruction_rmse"] = reconstruction_error(shards[part], source, autoencoder)
     shutil.rmtree(folder / "latents", ignore_errors=True)
+    made = weight_files(benchmark.autoencoder.weights) if cfg.kind == "kmeans" else []
+    if made:
+        write_atomically(made[0], lambda p: shutil.copyfile(cfg.weights, p))
     for part in PARTS:  # at the very end: DVC removes what is there before it starts the stage again
         shards[part].move(folder / "latents" / part)
     shutil.rmtree(state)
@@ -78,11 +91,34 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
         results,
         device=world.device,
         processes=world.size,
-        inputs=checksums(*(source.path for source in sources.values())) | weights,
-        outputs=checksums(*(folder / "latents" / part / INDEX for part in PARTS)),
+        inputs=checksums(*(source.path for source in sources.values())) | ({} if cfg.kind == "kmeans" else weights),
+        outputs=checksums(*(folder / "latents" / part / INDEX for part in PARTS), *made),
         others_cpu_seconds=others,
         autoencoder=benchmark.autoencoder,
     )
+
+
+def fitted(cfg: AutoencoderConfig, folder: Path, train: ImageSource, state: Path, world: World) -> AutoencoderConfig:
+    """The configuration with a codebook, fitted to the training images, in `state`; one that is there is kept."""
+    if Path(cfg.weights).parent != folder:
+        raise ConfigError(
+            f"autoencoder.weights = {cfg.weights}: kind: kmeans is written by this stage; name {folder}/..."
+        )
+    path = state / f"codebook-{fingerprint(as_dict(cfg), sha256(train.path))}.npz"
+    if world.is_main and not path.is_file():
+        save_codebook(path, fit_codebook(train.pixels(range(len(train))), cfg.codebook, cfg.patch))
+    world.barrier()
+    return dataclasses.replace(cfg, weights=str(path))
+
+
+def reconstruction_error(shards: Shards, source: ImageSource, autoencoder: Autoencoder) -> float:
+    """Root mean square error, in grey levels of 0 to 255, of images that are encoded and decoded: the information that
+    codes lose."""
+    store = LatentStore(shards.store)
+    chosen = np.arange(0, len(store), -(-len(store) // STATISTICS_IMAGES))
+    decoded = autoencoder.decode(autoencoder.sample(torch.from_numpy(store.rows(chosen, view=0))))
+    difference = decoded.numpy().astype(np.float64) - source.pixels(chosen)
+    return float(np.sqrt(np.square(difference).mean()))
 
 
 def write_missing(shards: Shards, encoder: Encoder, world: World, label: str) -> list[str]:

@@ -137,6 +137,11 @@ def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Chunk
             pixels = cache(partial(shuffled, benchmark, seed))
             identity = fingerprint(sha256(folder / "train.npz"), as_dict(benchmark.autoencoder), model, seed)
             sets[f"shuffled-{seed}"] = chunks_of(identity, number, partial(read_part, pixels), extract)
+    else:
+        index = data_folder(benchmark) / "latents" / "holdout" / INDEX
+        pixels = cache(partial(reconstructed, benchmark))
+        number = sum(c.images for c in sets["holdout"])
+        sets["reconstructed"] = chunks_of(sha256(index), number, partial(read_part, pixels), extract)
     return sets
 
 
@@ -206,6 +211,10 @@ def training_reference(benchmark: Benchmark, features: dict[str, Features]) -> t
             "images": subset,
         },
     }
+    if "reconstructed" in features:  # what the autoencoder loses: the baseline of models of its latents
+        images = Features(*(None if f is None else f[chosen] for f in features["reconstructed"]))
+        found = scored(images, sources["holdout"].labels[chosen])
+        baselines["reconstruction"] = {**{k: {"mean": v} for k, v in found.items()}, "images": n}
     shuffles = {s: features[f"shuffled-{s}"] for s in evaluation.seeds if f"shuffled-{s}" in features}
     if shuffles:
         tokens = benchmark.model_config(benchmark.sizes[0]).tokens
@@ -227,6 +236,14 @@ def training_reference(benchmark: Benchmark, features: dict[str, Features]) -> t
             "real_ratio": mean_and_spread(ratios),
         }
     return reference, results
+
+
+def reconstructed(benchmark: Benchmark) -> np.ndarray:
+    """The held-out images decoded from their latents, uint8 (n, c, h, w)."""
+    store = LatentStore(data_folder(benchmark) / "latents" / "holdout")
+    raw = torch.from_numpy(store.rows(np.arange(len(store)), view=0))
+    autoencoder = load_autoencoder(benchmark.autoencoder)
+    return autoencoder.decode(autoencoder.sample(raw, torch.Generator().manual_seed(0))).numpy()
 
 
 def shuffled(benchmark: Benchmark, seed: int) -> np.ndarray:

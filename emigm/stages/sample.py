@@ -15,6 +15,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
+from emigm.config.schema import SampleConfig
 from emigm.data.samples import INDEX, Chunks, SampleSet
 from emigm.files import checksums, fingerprint, sha256
 from emigm.model.model import REMEDY, WEIGHTS_FILE, load_model, read_model_config
@@ -91,33 +92,73 @@ def sample_seed(
 
     Returns all processes' chunks, in a folder in `state`.
     """
-    train_seed, seed = item
-    cfg, evaluation, run = benchmark.sample_config(size, budget), benchmark.evaluation, benchmark.run
-    weights = model_folder(benchmark, size, train_seed)
-    check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
-    model = load_model(weights, expect=benchmark.model_config(size), device=world.device)
-    autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
-    labels = balanced_labels(evaluation.images, model.cfg.classes)
-    key = fingerprint(
-        sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), evaluation.images, evaluation.chunk, seed
+    cfg, images = benchmark.sample_config(size, budget), benchmark.evaluation.images
+    weights = model_folder(benchmark, size, item[0])
+    return sample_model(benchmark, size, weights, cfg, images, item, state, world, progress)
+
+
+def sample_model(
+    benchmark: Benchmark,
+    size: str,
+    weights: Path,
+    cfg: SampleConfig,
+    images: int,
+    item: tuple[int, int],
+    state: Path,
+    world: World,
+    progress: Progress,
+) -> Chunks:
+    """As `sample_seed`, of the model in the folder `weights`."""
+    (train_seed, index), chunk = item, benchmark.evaluation.chunk
+    make = Maker(benchmark, size, weights, cfg, train_seed, world.device)
+    seed = sampling_seed(train_seed, index)
+    folder = state / fingerprint(
+        sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), images, chunk, seed
     )
-    chunks = Chunks(state / key, evaluation.images, evaluation.chunk)
+    chunks = Chunks(folder, images, chunk)
     mine = world.share(len(chunks.ranges))
     missing = chunks.missing(mine)
-    done = evaluation.images * (len(mine) - len(missing)) // max(1, len(mine))
+    done = images * (len(mine) - len(missing)) // max(1, len(mine))
     progress(done)
     for n, i in enumerate(missing, 1):
         start, stop = chunks.ranges[i]
         watch = Stopwatch()
-        drawn = sampling_seed(train_seed, seed)
-        pieces = generate(
-            model, labels[start:stop], cfg, seed=drawn, first=start, chunk=evaluation.chunk, batch=run.sample_batch
-        )
-        latents, passes = zip(*((p.latents, p.passes) for p in pieces), strict=True)
-        pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
-        chunks.write(i, pixels, labels[start:stop].numpy(), seconds=watch.seconds(), passes=passes[0])
-        progress(done + (evaluation.images - done) * n // len(missing))
+        pixels, labels, passes = make(index, start, stop)
+        chunks.write(i, pixels, labels, seconds=watch.seconds(), passes=passes)
+        progress(done + (images - done) * n // len(missing))
     return chunks
+
+
+class Maker:
+    """Makes chunks of images with the model in a folder.
+
+    Raises:
+        ConfigError: the model is missing, damaged, or another than the benchmark says.
+    """
+
+    def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
+        check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
+        self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
+        self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
+        self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run
+        self.chunk = benchmark.evaluation.chunk
+
+    def __call__(self, index: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Images start .. stop - 1, a chunk, of the `index` of evaluation.seeds.
+
+        Returns:
+            Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image.
+        """
+        labels = balanced_labels(stop, self.model.cfg.classes)[start:]
+        seed = sampling_seed(self.train_seed, index)
+        made = list(
+            generate(
+                self.model, labels, self.cfg, seed=seed, first=start, chunk=self.chunk, batch=self.run.sample_batch
+            )
+        )
+        latents = torch.cat([part.latents for part in made])
+        pixels = self.autoencoder.decode(latents, self.run.encode_batch).cpu().numpy()
+        return pixels, labels.numpy(), made[0].passes
 
 
 def check_facts(folder: Path, **expected: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from emigm.artefacts import PUBLISHED, REFERENCES, fetched, recorded
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -23,8 +24,6 @@ from emigm.tools.doctor import how_to_run
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
 IMAGES = 50_000
-REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
-"""ADM's statistics of the training set, by resolution."""
 SAMPLING = (
     "steps",
     "solver_steps",
@@ -36,7 +35,9 @@ SAMPLING = (
     "temperature",
     "x0_clip",
 )
-"""What of the sampling settings must be the paper's; precision changes rounding alone."""
+"""What of the sampling settings must be the paper's."""
+PRECISIONS = ("float32", "tf32")
+"""The official evaluation samples under float16 autocast. These round no coarser; bfloat16 does, eight times."""
 TRAINING = (
     "masking",
     "mask_group",
@@ -65,6 +66,8 @@ class Cell:
     fid: float | None
     """Ours: the mean over seeds; None: not run."""
     verdict: str
+    tolerance: float
+    """Greatest |difference| that counts as reproduced."""
     reasons: tuple[str, ...] = ()
     """Why the cell is not comparable."""
 
@@ -129,13 +132,15 @@ def compare_cell(results: Records, cfg: CompareConfig, line: dict[str, str]) -> 
     """Find the cell's records and judge them."""
     size, budget = line["size"], line["budget"]
     fid = results.at(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
+    released = results.at(f"train-{size}", "weights") == "released"
+    tolerance = cfg.fid_tolerance_released if released else cfg.fid_tolerance
     if fid is None:
-        return Cell(size, budget, line, None, NOT_RUN)
+        return Cell(size, budget, line, None, NOT_RUN, tolerance)
     reasons = tuple(incomparable(results, cfg.resolution, size, budget, line))
     if reasons:
-        return Cell(size, budget, line, fid, INCOMPARABLE, reasons)
-    within = abs(fid / float(line["fid"]) - 1) <= cfg.fid_tolerance
-    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE)
+        return Cell(size, budget, line, fid, INCOMPARABLE, tolerance, reasons)
+    within = abs(fid / float(line["fid"]) - 1) <= tolerance
+    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE, tolerance)
 
 
 def incomparable(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
@@ -152,7 +157,8 @@ def incomparable(results: Records, resolution: int, size: str, budget: str, line
     found += training_differs(results, stages["train"])
     found += network_differs(results, resolution, size, line)
     found += sampling_differs(results, resolution, size, budget, line)
-    return found + evaluation_differs(results, resolution, stages["evaluate"])
+    found += evaluation_differs(results, resolution, stages["evaluate"])
+    return found + files_differ(results, (*stages.values(), "extractor", "reference"))
 
 
 def training_differs(results: Records, stage: str) -> list[str]:
@@ -167,6 +173,10 @@ def training_differs(results: Records, stage: str) -> list[str]:
         found.append(f"trained on {images or 0:,} images, the paper on {PAPER_TRAINING_IMAGES:,}")
     if weights == "trained":
         found += _unlike("trained", results.at(stage, "settings", "train"), as_dict(PAPER_TRAIN), TRAINING)
+    if weights == "released":
+        token = results.at(stage, "settings", "source", "shared_token", "used")
+        if token != "official":
+            found.append(f"shared fake and mask token: {token}, the paper's evaluation computes with the official one")
     return found
 
 
@@ -186,6 +196,9 @@ def sampling_differs(results: Records, resolution: int, size: str, budget: str, 
     stage = f"sample-{size}-{budget}"
     paper = as_dict(paper_sampling(resolution, size, int(budget)))
     found = _unlike("sampled", results.at(stage, "settings", "sample"), paper, SAMPLING)
+    precision = results.at(stage, "settings", "sample", "precision")
+    if precision not in PRECISIONS:
+        found.append(f"sampled in {precision}, the paper in float16, which {' and '.join(PRECISIONS)} stand for")
     nfe, share = results.at(stage, "results", "nfe"), line["nfe"].split("x")[1]
     digits = len(share.split(".")[1])
     if nfe is None or abs(nfe / int(budget) - float(share)) > 0.5 * 10**-digits:
@@ -194,17 +207,31 @@ def sampling_differs(results: Records, resolution: int, size: str, budget: str, 
 
 
 def evaluation_differs(results: Records, resolution: int, stage: str) -> list[str]:
-    """Extractor, reference statistics and number of images."""
-    extractor, reference = results.at(stage, "settings", "extractor", "kind"), results.at(stage, "reference")
+    """Extractor and reference statistics, by checksum where it is known, and the number of images."""
+    extractor = results.at(stage, "settings", "extractor", "kind")
+    weights = results.at(stage, "settings", "extractor_identity", "sha256")
     images = results.at(stage, "scale", "images") or results.at(stage, "settings", "images")
     found = [] if extractor == "inception" else [f"features of {extractor}"]
-    if results.at(stage, "settings", "extractor_identity", "published") is False:
-        found.append("the extractor's weights are not the published ones")
-    if reference != REFERENCES[resolution]:
-        found.append(f"reference: {reference}, the paper's: {REFERENCES[resolution]}")
+    if extractor == "inception" and weights != PUBLISHED["inception"]:
+        found.append(f"the extractor's weights are not the published ones (SHA-256 {weights})")
+    name, checksum = results.at(stage, "reference"), results.at(stage, "settings", "reference_source", "sha256")
+    paper, known = REFERENCES[resolution], recorded(REFERENCES[resolution])
+    if not (checksum == known if known else name == paper):
+        found.append(f"reference: {name} (SHA-256 {checksum}), the paper's: {paper} (SHA-256 {known or 'unknown'})")
     if images is None or images < IMAGES:
         found.append(f"{images or 0:,} images, the paper {IMAGES:,}")
     return found
+
+
+def files_differ(results: Records, stages: tuple[str, ...]) -> list[str]:
+    """Which files of others that stages read are not the ones that `emigm fetch` got (checkpoints, autoencoder)."""
+    known = fetched()
+    read = {file: s for stage in stages for file, s in (results.at(stage, "inputs") or {}).items()}
+    return [
+        f"{file} is another file than `emigm fetch` got"
+        for file, checksum in read.items()
+        if known.get(file, {}).get("sha256") not in (None, checksum)
+    ]
 
 
 def _unlike(what: str, ours: dict | None, paper: dict, keys: tuple[str, ...]) -> list[str]:
@@ -230,7 +257,7 @@ def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) ->
                 c.reported["fid"],
                 NOT_RUN if c.fid is None else f"{c.fid:.2f}",
                 NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
-                f"±{100 * cfg.fid_tolerance:g}%",
+                f"±{100 * c.tolerance:g}%",
                 c.verdict,
             )
         )
@@ -241,7 +268,12 @@ def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) ->
         if c.reasons:
             reasons.setdefault(c.reasons, []).append(f"{c.reported['method']} N={c.budget}")
     lines = [f"not comparable: {', '.join(names)}: {'; '.join(why)}" for why, names in reasons.items()]
-    tolerance = f"Tolerance: benchmark.compare.fid_tolerance, {100 * cfg.fid_tolerance:g}% of the reported FID."
+    notes = [
+        f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
+        f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."
+    ]
+    if recorded(REFERENCES[cfg.resolution]) is None:
+        notes.append(f"Reference statistics: known by their name alone; `emigm fetch {name}` records their checksum.")
     mark = "DRY RUN: " if any(record["dry_run"] for record in results.values()) else ""
     title = f"{mark}{name} against the paper's Table {2 if cfg.resolution == 256 else 3}"
-    return "\n".join([title, "", text, "", tolerance, *lines])
+    return "\n".join([title, "", text, "", *notes, *lines])

@@ -1,0 +1,120 @@
+"""FID along training: snapshots as model folders, and their stage."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_training import Killed
+
+from emigm.config.compose import compose_benchmark
+from emigm.config.errors import ConfigError
+from emigm.flops import mean_training_step
+from emigm.model.model import load_model, read_model_config
+from emigm.stages import sample as sampling
+from emigm.stages.encode import encode
+from emigm.stages.evaluate import evaluate
+from emigm.stages.extractor import make_extractor
+from emigm.stages.prepare import prepare
+from emigm.stages.reference import make_reference
+from emigm.stages.sample import sample
+from emigm.stages.snapshots import score_snapshots
+from emigm.stages.train import train_size
+
+SMALL = (
+    "benchmark.extractor.training.steps=5",
+    "benchmark.train.steps=8",
+    "benchmark.train.warmup_steps=1",
+    "benchmark.train.snapshots=[0.25, 0.5]",
+    "benchmark.evaluation.images=60",
+    "benchmark.evaluation.snapshots={budget: '4', images: 60}",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(benchmark, folder) of a tiny run up to its trained model."""
+    benchmark = compose_benchmark("smoke", SMALL, Path(__file__).parents[1])
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in (prepare, make_extractor, encode, make_reference):
+            stage(benchmark)
+        train_size(benchmark, "xs")
+    return benchmark, folder
+
+
+def record(folder, name):
+    return json.loads((folder / "results" / "smoke" / "records" / f"{name}.json").read_text())["results"]
+
+
+def test_training_leaves_a_model_folder_and_the_cost_of_every_snapshot(trained):
+    benchmark, folder = trained
+    models = [folder / "models" / "smoke" / "xs" / "seed0" / name for name in ("snapshot-2", "snapshot-4", ".")]
+    weights = [load_model(m, expect=benchmark.model_config("xs")).head.input_proj.weight for m in models]
+    assert [read_model_config(m)[1]["steps"] for m in models] == [2, 4, 8]
+    assert not any(np.array_equal(a, b) for a, b in itertools.pairwise(weights))
+    flops = mean_training_step(benchmark.model_config("xs"), benchmark.train_config("xs"))
+    expected = [{"step": n, "images": 64 * n, "flops": flops * n} for n in (2, 4)]
+    assert record(folder, "train-xs")["snapshots"] == expected
+    assert not (folder / ".state" / "smoke" / "train-xs").exists()
+
+
+def test_snapshots_are_scored_as_the_final_weights_are(trained, monkeypatch):
+    benchmark, folder = trained
+    monkeypatch.chdir(folder)
+    score_snapshots(benchmark, "xs")
+    sample(benchmark, "xs", "4")
+    evaluate(benchmark, "xs")
+    points, scored = record(folder, "snapshots-xs")["points"], record(folder, "evaluate-xs")["4"]
+    assert [p["step"] for p in points] == [2, 4, 8]
+    for mine, other in zip(points[-1]["runs"], scored["runs"], strict=True):
+        assert (mine["train_seed"], mine["sample_seed"]) == (other["train_seed"], other["sample_seed"])
+        assert mine["fid"] == pytest.approx(other["fid"], rel=1e-6)  # the same images
+    assert points[0]["summary"]["fid"]["mean"] != points[1]["summary"]["fid"]["mean"]
+    assert not (folder / ".state" / "smoke" / "snapshots-xs").exists()
+
+
+def test_a_killed_stage_goes_on_where_it_stopped(trained, monkeypatch):
+    benchmark, folder = trained
+    monkeypatch.chdir(folder)
+    one = {"ladder": {"xs": dataclasses.replace(benchmark.ladder["xs"], train={"seeds": [0]})}}
+    benchmark = dataclasses.replace(benchmark, **one, evaluation=dataclasses.replace(benchmark.evaluation, seeds=(0,)))
+    made, real = [], sampling.generate
+
+    def generate(model, *args, first, **options):
+        if len(made) == 4:
+            raise Killed
+        made.append(first)
+        return real(model, *args, first=first, **options)
+
+    monkeypatch.setattr("emigm.stages.snapshots.parallel", in_this_process)
+    with monkeypatch.context() as killing:
+        killing.setattr(sampling, "generate", generate)
+        with pytest.raises(Killed):
+            score_snapshots(benchmark, "xs")
+    again = []
+    monkeypatch.setattr(sampling, "generate", lambda *a, first, **o: again.append(first) or real(*a, first=first, **o))
+    score_snapshots(benchmark, "xs")
+    assert made == [0, 20, 40, 0] and again == [20, 40, 0, 20, 40]
+
+
+def in_this_process(job, items, *_):
+    return [job(item, lambda done: None) for item in items]
+
+
+def test_the_stage_without_its_settings_and_an_unknown_budget_are_refused(trained, monkeypatch):
+    benchmark, folder = trained
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match=r"evaluation\.snapshots is missing"):
+        score_snapshots(
+            dataclasses.replace(benchmark, evaluation=dataclasses.replace(benchmark.evaluation, snapshots=None)), "xs"
+        )
+    with pytest.raises(ConfigError, match=r"snapshots\.budget: unknown name '99'"):
+        compose_benchmark(
+            "smoke",
+            [*SMALL[:-1], "benchmark.evaluation.snapshots={budget: '99', images: 4}"],
+            Path(__file__).parents[1],
+        )
