@@ -292,8 +292,6 @@ class DataConfig(Checked):
             if (getattr(self, name) is not None) != (name in applies):
                 verb = "is missing" if name in applies else "has no effect"
                 raise ConfigError(f"{name} {verb} for dataset: {self.dataset}")
-        if self.dataset == "mnist" and self.resolution not in (14, 28):
-            raise ConfigError(f"resolution = {self.resolution}: must be 14 or 28 for dataset: mnist")
         if self.dataset == "mnist" and self.resolution > 28:
             raise ConfigError(f"resolution = {self.resolution} is more than the 28 pixels of dataset: mnist; lower it")
 
