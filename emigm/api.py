@@ -7,26 +7,33 @@ generator = load_generator("models/mnist/h/seed0")
 sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
 rows = generator(classes=range(10), seeds=[0, 1, 2], sampling=sampling)
 rows[0][7].save("seven.png")
+
+For the paper's models the sampling settings can be left out, and released ones come by name:
+load_generator("256-l")(classes=[207, 360], seeds=[0])
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from emigm.artefacts import MIRRORS, released_file
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
 from emigm.config.schema import AutoencoderConfig, SampleConfig
+from emigm.hub import cached, cached_folder
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, load_model, read_model_config
-from emigm.paper.settings import PAPER_MODELS, paper_sampling
+from emigm.paper.settings import PAPER_MODELS, paper_key, paper_sampling
 from emigm.sampling import generate
 
 PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
@@ -89,23 +96,39 @@ class Generator:
 
 
 def load_generator(
-    path: str | Path, autoencoder: AutoencoderConfig | str | Path | None = None, device: str = "cpu"
+    name: str | Path,
+    autoencoder: AutoencoderConfig | str | Path | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
 ) -> Generator:
-    """Load a model folder of this project, or a released `.pth` file.
+    """Load a model folder of this project, a released `.pth` file, or a model on the Hugging Face Hub.
 
     Args:
-        path: a folder with `model.safetensors` and `config.json`, or an official checkpoint.
+        name: a folder with `model.safetensors` and `config.json`; an official checkpoint; the name of one of the
+            paper's nine, such as "256-l"; or a repository on the Hub that `emigm.hub.push_to_hub` wrote, as
+            "owner/name". What lies on the Hub is downloaded once, into the Hub's own cache.
         autoencoder: its configuration, or, for the paper's models, the path of its weights (`kl16.ckpt`, the
-            DC-AE file or folder); None: what the folder's `config.json` names.
+            DC-AE file or folder); None: what the folder's `config.json` names, or, where that is not there and for
+            the paper's models, the released KL-16 or DC-AE from the Hub.
         device: where to load both.
+        revision: of a model on the Hub: branch, tag or commit.
 
     Raises:
         ConfigError: something is missing, damaged or of another kind.
     """
-    path = Path(path)
+    path, key = Path(name), paper_key(str(name))
+    if not path.exists():
+        if key is not None:
+            file = released_file(*key)
+            path = cached(file._replace(revision=revision or file.revision))
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+            path = cached_folder(str(name), revision)
+        else:
+            models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
+            raise ConfigError(f"{name}: no such folder or file, and none of the released models ({models})")
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
-            import_official(path, folder)
+            import_official(path, folder, PAPER_MODELS[key] if key else None)
             return _from_folder(Path(folder), autoencoder, device)
     return _from_folder(path, autoencoder, device)
 
@@ -113,17 +136,28 @@ def load_generator(
 def _from_folder(folder: Path, autoencoder: AutoencoderConfig | str | Path | None, device: str) -> Generator:
     cfg, facts = read_model_config(folder)
     paper = next((key for key, known in PAPER_MODELS.items() if known == cfg), None)
-    if isinstance(autoencoder, (str, Path)):
-        if paper is None:
-            raise ConfigError(f"{folder}: none of the paper's models; give the autoencoder as an AutoencoderConfig")
-        kind, scale = PAPER_AUTOENCODERS[paper[0]]
-        autoencoder = AutoencoderConfig(kind, scale, str(autoencoder))
-    elif autoencoder is None:
-        if "autoencoder" not in facts:
-            raise ConfigError(f"{folder}: its config.json names no autoencoder; give the path of its weights")
-        autoencoder = parse(AutoencoderConfig, facts["autoencoder"], f"{folder}/config.json: autoencoder")
+    if not isinstance(autoencoder, AutoencoderConfig):
+        autoencoder = _autoencoder(folder, facts, paper, autoencoder)
     if "sampling" in facts:
         sampling = parse(SampleConfig, facts["sampling"], f"{folder}/config.json: sampling")
     else:
         sampling = paper_sampling(*paper, steps=16) if paper else None
     return Generator(load_model(folder, device=device), load_autoencoder(autoencoder, device), sampling)
+
+
+def _autoencoder(
+    folder: Path, facts: dict[str, Any], paper: tuple[int, str] | None, weights: str | Path | None
+) -> AutoencoderConfig:
+    """The configuration of a folder's autoencoder, with these weights; None: its own, or the released ones."""
+    if "autoencoder" in facts:
+        cfg = parse(AutoencoderConfig, facts["autoencoder"], f"{folder}/config.json: autoencoder")
+        if weights is None and (cfg.kind not in MIRRORS or Path(cfg.weights).exists()):
+            return cfg
+        kind, scale = cfg.kind, cfg.scale
+    elif paper is not None:
+        kind, scale = PAPER_AUTOENCODERS[paper[0]]
+    else:
+        raise ConfigError(f"{folder}: its config.json names no autoencoder; give an AutoencoderConfig")
+    if kind not in MIRRORS:
+        raise ConfigError(f"{folder}: its autoencoder, of kind: {kind}, takes no weights of others")
+    return AutoencoderConfig(kind, scale, str(weights or cached(MIRRORS[kind][-1])))

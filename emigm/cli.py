@@ -11,8 +11,8 @@ from typing import get_args, get_type_hints
 
 from emigm.config.errors import ConfigError, UserError
 from emigm.config.parsing import known
-from emigm.config.schema import SampleConfig
-from emigm.paper.settings import PAPER_MODELS
+from emigm.config.schema import ModelConfig, SampleConfig
+from emigm.paper.settings import PAPER_MODELS, paper_key
 
 SAMPLING = ("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "precision")
 """Sampling settings that `emigm generate` takes."""
@@ -75,6 +75,22 @@ def compose(options: argparse.Namespace) -> int:
     return 0
 
 
+def push(options: argparse.Namespace) -> int:
+    from emigm.hub import push_to_hub
+    from emigm.tools.generate import benchmark_sampling
+
+    sampling = benchmark_sampling(options.folder)
+    print(push_to_hub(options.folder, options.repository, sampling=sampling, private=options.private))
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from emigm.config.compose import compose_benchmark
+    from emigm.tools.fetch import fetch as get
+
+    return get(compose_benchmark(options.benchmark, options.set))
+
+
 def doctor(options: argparse.Namespace) -> int:
     from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
@@ -108,6 +124,22 @@ def export_samples(options: argparse.Namespace) -> int:
     return 0
 
 
+def verify(options: argparse.Namespace) -> int:
+    from emigm.files import write_json
+    from emigm.records.verdict import as_json, holds, report
+    from emigm.records.verify import verify as examine
+
+    found = examine(options.benchmark, options.against, deep=options.deep)
+    if options.deep:
+        from emigm.tools.deep import generate_again
+
+        generate_again(found, options.seed)
+    if options.json:
+        write_json(options.json, as_json(found, options.against))
+    print(report(found, options.against))
+    return 0 if holds(found) else 1
+
+
 def known_seed(sampled: list[int], chosen: int | None, record: Path) -> int:
     """The chosen seed, or the first."""
     if chosen is None:
@@ -117,12 +149,12 @@ def known_seed(sampled: list[int], chosen: int | None, record: Path) -> int:
     return chosen
 
 
-def paper_model(name: str):
-    resolution, _, size = name.partition("-")
-    key = (int(resolution) if resolution.isdigit() else 0, size)
-    if key not in PAPER_MODELS:
-        known = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
-        raise argparse.ArgumentTypeError(f"unknown model {name!r} (allowed: {known})")
+def paper_model(name: str) -> ModelConfig:
+    """The architecture of a released name."""
+    key = paper_key(name)
+    if key is None:
+        models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
+        raise argparse.ArgumentTypeError(f"unknown model {name!r} (allowed: {models})")
     return PAPER_MODELS[key]
 
 
@@ -155,9 +187,12 @@ def parser() -> argparse.ArgumentParser:
         "generate",
         "write images of a model as one PNG: a row for each seed, a column for each class",
         "emigm generate models/mnist/h/seed0 --classes 0-9 --seeds 0,1,2 --out grid.png",
-        "emigm generate eMIGM_large_256_checkpoint.pth --autoencoder kl16.ckpt --classes 207,360 --out grid.png",
+        "emigm generate 256-l --classes 207,360 --out grid.png",
     )
-    verb.add_argument("model", help="model folder, or a released .pth")
+    verb.add_argument(
+        "model",
+        help="model folder, released name such as 256-l, released .pth, or a repository on the Hub as owner/name",
+    )
     verb.add_argument("--classes", type=numbers, required=True, help="such as 0,1,2 or 0-9")
     verb.add_argument("--seeds", type=numbers, default=[0], help="sampling seeds, such as 0,1 (default: 0)")
     verb.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="where the images go")
@@ -171,7 +206,9 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--cfg-interval", **interval, help="guidance acts at times above LOW, up to HIGH")
     group.add_argument("--schedule", choices=get_args(hints["schedule"]), help="mask schedule")
     group.add_argument("--precision", choices=get_args(hints["precision"]), help="of the network's matrix products")
-    verb.add_argument("--autoencoder", type=Path, metavar="PATH", help="weights, for the paper's models")
+    verb.add_argument(
+        "--autoencoder", type=Path, metavar="PATH", help="weights of KL-16 or DC-AE (default: the model's own)"
+    )
     verb.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
@@ -210,6 +247,16 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder", type=Path, help="model folder: model.safetensors and config.json")
     verb.add_argument("file", type=Path, help=".pth to write")
 
+    verb = add(
+        push,
+        "push",
+        "upload a model folder to the Hugging Face Hub, where `emigm generate owner/name` finds it",
+        "emigm push models/mnist/h/seed0 me/emigm-mnist --private",
+    )
+    verb.add_argument("folder", type=Path, help="model folder: model.safetensors and config.json")
+    verb.add_argument("repository", help="owner/name; it is made where it does not exist")
+    verb.add_argument("--private", action="store_true", help="make a new repository private")
+
     add(
         compose,
         "compose",
@@ -221,6 +268,15 @@ def parser() -> argparse.ArgumentParser:
     add_benchmark(verb)
 
     verb = add(
+        fetch,
+        "fetch",
+        "get the released files that a benchmark needs; goes on where it was interrupted",
+        "emigm fetch imagenet256",
+        "emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'",
+    )
+    add_benchmark(verb)
+
+    verb = add(
         compare,
         "compare",
         "hold a benchmark's results against those the paper reports",
@@ -229,6 +285,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add_benchmark(verb)
     verb.add_argument("--allow-missing", action="store_true", help="cells that have not run do not count")
+
+    verb = add(
+        verify,
+        "verify",
+        "say whether results are whole, and whether they reproduce the tracked ones",
+        "emigm verify",
+        "emigm verify mnist --against v1.0",
+        "emigm verify mnist --against ../theirs/results --deep",
+    )
+    verb.add_argument("benchmark", nargs="*", help="such as mnist (default: all that have results here)")
+    verb.add_argument("--against", metavar="REV|FOLDER", help="revision, or another's results/ (default: HEAD)")
+    verb.add_argument("--deep", action="store_true", help="generate and score a random chunk of every size again")
+    verb.add_argument("--seed", type=int, help="of the choice of chunks (default: a new one, which is printed)")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
 
     verb = add(
         export_samples,

@@ -65,3 +65,24 @@ def mean_training_step(cfg: ModelConfig, train: TrainConfig, draws: int = 2000) 
     values, numbers = np.unique(masked, return_counts=True)
     total = sum(group_step(cfg, train, images, int(m)) * int(n) for m, n in zip(values, numbers, strict=True))
     return round(total * (train.batch // images) / draws)
+
+
+def parameters(cfg: ModelConfig) -> int:
+    """Parameters of an architecture, in closed form: equal to the number in the built modules."""
+    d, w, c, hidden = cfg.width, cfg.head_width, cfg.token_channels, int(cfg.width * cfg.mlp_ratio)
+    layer = 4 * d + _weights(d, 3 * d) + _weights(d, d) + _weights(d, hidden) + _weights(hidden, d)
+    embeddings = (cfg.classes + 1 + (not cfg.cfg_with_mask)) * d  # classes, the fake one, and the mask token
+    positions = (2 * (cfg.buffer + cfg.tokens) + cfg.tokens) * d
+    tokens = _weights(c, d) if cfg.codebook is None else cfg.codebook * d
+    backbone = embeddings + positions + tokens + _weights(d, d) + 6 * d
+    backbone += (cfg.encoder_blocks + cfg.decoder_blocks) * layer
+    residual = 2 * w + 2 * _weights(w, w)
+    if cfg.codebook is not None:
+        return backbone + _weights(d, w) + cfg.head_blocks * residual + 2 * w + _weights(w, cfg.codebook)
+    head = _weights(FREQUENCIES, w) + _weights(w, w) + _weights(d, w) + _weights(c, w)  # time, condition, token
+    return backbone + head + cfg.head_blocks * (residual + _weights(w, 3 * w)) + _weights(w, 2 * w) + _weights(w, 2 * c)
+
+
+def _weights(inputs: int, outputs: int) -> int:
+    """Weights and biases of a linear layer."""
+    return inputs * outputs + outputs

@@ -43,7 +43,7 @@ def context_errors(
         x0 = select_rows(tokens, target)[:, 0]  # (B, C)
         if model.cfg.codebook is None:
             x_t = diffusion.q_sample(x0, noise, time)
-        for v in visible:
+        for v in totals:  # each count once, however often it is asked for
             mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device).scatter_(1, order[:, :v], False)
             z = model.condition(tokens, mask, labels, length - v, query=target)[:, 0]
             if model.cfg.codebook is not None:

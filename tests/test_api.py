@@ -43,7 +43,9 @@ def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(folder, tmp_path
     save_model(tmp_path / "bare", random_model(CFG).state_dict(), CFG)
     with pytest.raises(ConfigError, match="names no autoencoder"):
         load_generator(tmp_path / "bare")
-    with pytest.raises(ConfigError, match="none of the paper's"):
+    with pytest.raises(ConfigError, match=r"no such folder or file, and none of the released models \(256-xs, "):
+        load_generator("256-xxl")
+    with pytest.raises(ConfigError, match="takes no weights of others"):
         load_generator(folder, autoencoder="kl16.ckpt")
 
 

@@ -8,6 +8,7 @@ import pytest
 from emigm import cli
 from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig
+from emigm.files import write_json
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import doctor
 from emigm.tools.estimates import Device, costs, cpu, gpu, sampling_flops, training_bytes
@@ -73,29 +74,43 @@ def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a10
         ("reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz", "ref_batches/imagenet/256/VIRTUAL"),
     ):
         (line,) = [x for x in out.splitlines() if x.startswith(f"MISSING: {what}: ")]
-        assert f"put it at {place}" in line and source in line
-    assert "to fetch: checkpoint h: the train stage fetches 256_model/eMIGM_huge_256_checkpoint.pth" in out
-    assert out.endswith("3 missing\n")
+        assert "`emigm fetch imagenet256` gets it" in line and f"put it at {place}" in line and source in line
+    assert "MISSING: checkpoint h: `emigm fetch imagenet256` gets it, or put it at weights/emigm/256_model" in out
+    assert out.endswith("8 missing\n")
 
 
-def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, capsys):
+def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "PUBLISHED", {"inception": hashlib.sha256(b"").hexdigest()})
     make("weights/dc-ae-f32c32-in-1.0/model.safetensors")
     make("weights/pt_inception-2015-12-05-6726825d.pth")
     make("reference/VIRTUAL_imagenet512.npz")
     for size in ("xsmall", "small", "base", "large"):
         make(f"weights/emigm/512_model/eMIGM_{size}_512_checkpoint.pth")
     assert cli.main(["doctor", "imagenet512"]) == 0
-    out = capsys.readouterr().out
-    assert "to fetch" not in out
-    assert "note: Inception: another file's FID is no FID of the paper" in out  # an empty file is not the published one
+    assert capsys.readouterr().out.endswith("nothing missing: dvc repro benchmarks/imagenet512/dvc.yaml\n")
+
+
+def test_a_file_that_is_not_the_published_or_the_fetched_one_counts_as_missing(checkout):
+    make("weights/pt_inception-2015-12-05-6726825d.pth", b"another")
+    make("reference/VIRTUAL_imagenet256_labeled.npz", b"one")
+    found = {c.what: c for c in doctor.check_weights(compose_benchmark("imagenet256"))}
+    assert (
+        found["Inception"].state == doctor.MISSING and "has another SHA-256 than 6726825d" in found["Inception"].found
+    )
+    assert found["reference statistics"].state == doctor.OK  # nothing is known of it
+    for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
+        entry = {"sha256": hashlib.sha256(content).hexdigest()}
+        write_json("weights/fetched.json", {"reference/VIRTUAL_imagenet256_labeled.npz": entry})
+        found = {c.what: c for c in doctor.check_weights(compose_benchmark("imagenet256"))}
+        assert found["reference statistics"].state == state
 
 
 def test_a_checkpoint_with_another_checksum_counts_as_missing(checkout):
     make("weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth", b"one")
     for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
         override = f"benchmark.released.sha256.xs='{hashlib.sha256(content).hexdigest()}'"
-        check = doctor.check_checkpoint(compose_benchmark("imagenet256", [override]), "xs")
-        assert check.state == state
+        checks = doctor.check_weights(compose_benchmark("imagenet256", [override]))
+        assert {c.what: c.state for c in checks}["checkpoint xs"] == state
 
 
 def test_trained_weights_need_the_photos_in_their_class_folders(checkout):

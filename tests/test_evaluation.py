@@ -23,7 +23,8 @@ from emigm.metrics import measuring
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Features
 from emigm.metrics.scores import fid, load_reference, reference_of
-from emigm.stages.evaluate import evaluate, summaries
+from emigm.records.summary import summaries
+from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
 from emigm.stages.reference import make_reference, stored_reference
 

@@ -77,81 +77,49 @@ class Benchmark(Checked):
     """True: the numbers only show that the machinery runs; every table and figure says so."""
 
     def check(self) -> None:
-        self._check_names("sizes", self.sizes, self.ladder)
-        self._check_names("budgets", self.budgets, self.sampling)
+        self._check_names("sizes", self.sizes, "ladder", self.ladder)
+        self._check_names("budgets", self.budgets, "sampling", self.sampling)
         if self.evaluation.snapshots is not None:
-            self._check_names("evaluation.snapshots.budget", [self.evaluation.snapshots.budget], self.sampling)
+            wanted = [self.evaluation.snapshots.budget]
+            self._check_names("evaluation.snapshots.budget", wanted, "sampling", self.sampling)
         for budget, cfg in self.sampling.items():
-            self._check_names(f"sampling.{budget}.overrides", cfg.overrides, self.ladder)
+            self._check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
         runs = [f"{size}-{budget}" for size in self.sizes for budget in self.budgets]
         if doubled := next((run for run in runs if runs.count(run) > 1), None):
             raise ConfigError(f"sizes and budgets name two runs {doubled}, whose files would be one; rename one")
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
             self.train_config(size)
-            self._check_model(size, self.model_config(size))
-            for budget in self.sampling:
+            self._check_codes(size)
+        for budget, cfg in self.sampling.items():
+            for size in {*cfg.overrides, next((s for s in self.ladder if s not in cfg.overrides), None)} - {None}:
                 self.sample_config(size, budget)
         for size in self.sizes:
             self._check_gate(size)
-            for budget in self.budgets:
-                self._check_sampling(size, budget)
-        self._check_data()
+            self._check_sampling(size)
         if self.weights == "released":
             self._check_released()
 
-    def _check_names(self, where: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    def _check_names(self, where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
         for name in names:
             if name not in allowed:
-                raise ConfigError(f"{where}: unknown name {show(name)}{suggest(name, allowed)}")
-
-    def _check_data(self) -> None:
-        """The extractor must take the images, and enough of them must be generated."""
-        rgb = self.data.images.channels == 3
-        if rgb != (self.extractor.kind == "inception"):
-            raise ConfigError(
-                f"extractor.kind: {self.extractor.kind} does not take the {'RGB' if rgb else 'grey'} images of "
-                f"data.dataset: {self.data.dataset}; set another"
-            )
-        if self.evaluation.images < self.data.images.classes and not self.dry_run:
-            raise ConfigError(
-                f"evaluation.images = {self.evaluation.images} is less than one image of each of the "
-                f"{self.data.images.classes} classes (data.classes); generate more, or set dry_run: true"
-            )
-        if self.compare is not None and self.compare.resolution != self.data.images.side:
-            raise ConfigError(
-                f"compare.resolution = {self.compare.resolution}, but images (data.dataset, data.resolution) have "
-                f"sides of {self.data.images.side}; set both alike"
-            )
+                raise ConfigError(f"{where}: {name} is not in {section}{suggest(name, allowed)}")
 
     def _check_released(self) -> None:
         if self.released is None:
             raise ConfigError("released is missing; weights: released needs to know where they are")
-        if self.evaluation.reference is None:
-            raise ConfigError("evaluation.reference is missing; weights: released comes without images to compare with")
         for size in self.sizes:
-            self._check_names("released.files lacks a size", [size], self.released.files)
+            self._check_names("sizes", [size], "released.files", self.released.files)
             if len(seeds := self.train_config(size).seeds) > 1:
-                raise ConfigError(f"train.seeds = {show(seeds)}, but weights: released are one model; give one seed")
+                raise ConfigError(
+                    f"train.seeds = {show(list(seeds))}, but weights: released are one model; give one seed"
+                )
 
-    def _check_model(self, size: str, model: ModelConfig) -> None:
-        """The model must be one of the latents and classes of the data."""
-        images, where = self.data.images, f"ladder.{size}: model"
-        if model.classes != images.classes:
+    def _check_codes(self, size: str) -> None:
+        codebook = self.model_config(size).codebook
+        if codebook != self.autoencoder.codebook:
             raise ConfigError(
-                f"{where}.classes = {model.classes}, but there are {images.classes} (data.dataset: "
-                f"{self.data.dataset}, data.classes); set both alike"
-            )
-        if model.codebook != self.autoencoder.codebook:
-            raise ConfigError(
-                f"{where}.codebook = {model.codebook}, but autoencoder.codebook = {self.autoencoder.codebook}; a model "
-                "predicts the autoencoder's codes"
-            )
-        latents = self.autoencoder.latents(images)
-        if latents is not None and latents != (model.channels, model.grid):
-            raise ConfigError(
-                f"{where}.channels = {model.channels} and grid = {model.grid}, but the latents of the images "
-                f"(data.dataset, data.resolution, autoencoder.kind) have {latents[0]} channels and sides of "
-                f"{latents[1]}; set both alike"
+                f"ladder.{size}: model.codebook = {codebook}, but autoencoder.codebook = {self.autoencoder.codebook}; "
+                "a model predicts the autoencoder's codes"
             )
 
     def _check_gate(self, size: str) -> None:
@@ -163,27 +131,25 @@ class Benchmark(Checked):
                 f"{tokens - 1} (by model.grid and model.patch, size {size} has {tokens} tokens)"
             )
 
-    def _check_sampling(self, size: str, budget: str) -> None:
-        """The sampler must be able to draw the tokens of the model."""
-        cfg, model, where = (
-            self.sample_config(size, budget),
-            self.model_config(size),
-            f"sampling.{budget} of size {size}",
-        )
-        if (cfg.solver == "categorical") != (model.conditional == "categorical"):
-            raise ConfigError(
-                f"{where}: solver: {cfg.solver} cannot draw tokens of a model with conditional: {model.conditional}"
-            )
-        if cfg.steps > model.tokens:
-            raise ConfigError(
-                f"{where}: steps = {cfg.steps}, but every step reveals a token, and there are {model.tokens} by "
-                "model.grid and model.patch; lower it"
-            )
-        if cfg.cfg_scale != 1 and self.weights == "trained" and self.train_config(size).label_dropout == 0:
-            raise ConfigError(
-                f"{where}: cfg_scale = {cfg.cfg_scale}, but with train.label_dropout = 0 the model never learns to do "
-                "without a class; set cfg_scale: 1"
-            )
+    def _check_sampling(self, size: str) -> None:
+        """The samplers must be able to draw the tokens of the model."""
+        model, train = self.model_config(size), self.train_config(size)
+        for budget in self.budgets:
+            cfg, where = self.sample_config(size, budget), f"sampling.{budget} of size {size}"
+            if (cfg.solver == "categorical") != (model.conditional == "categorical"):
+                raise ConfigError(
+                    f"{where}: solver: {cfg.solver} cannot draw tokens of a model with conditional: {model.conditional}"
+                )
+            if cfg.steps > model.tokens:
+                raise ConfigError(
+                    f"{where}: steps = {cfg.steps}, but every step reveals a token, and there are {model.tokens} (by "
+                    "model.grid and model.patch); lower it"
+                )
+            if cfg.cfg_scale != 1 and self.weights == "trained" and train.label_dropout == 0:
+                raise ConfigError(
+                    f"{where}: cfg_scale = {cfg.cfg_scale}, but with train.label_dropout = 0 the model never learns to "
+                    "do without a class; set cfg_scale: 1"
+                )
 
     def model_config(self, size: str) -> ModelConfig:
         """Architecture of `size`; raises ConfigError for an unknown size."""
@@ -200,13 +166,62 @@ class Benchmark(Checked):
         known("size", size, self.ladder)
         known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
-        where = f"sampling.{budget}" + (f".overrides.{size}" if size in cfg.overrides else "")
+        where = f"sampling.{budget}." + (f"overrides.{size}" if size in cfg.overrides else "settings")
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
 
-KEYS = ("root", "params", "makes", "notebooks", "benchmark")
+def parse_benchmark(tree: Any) -> Benchmark:
+    """The benchmark that a composed configuration describes, held against what is known of its data set.
+
+    Raises:
+        ConfigError: a key is unknown, missing or of a wrong type, a value cannot be meant, or two do not go together.
+    """
+    benchmark = parse(Benchmark, tree, "benchmark")
+    data, evaluation, compare = benchmark.data, benchmark.evaluation, benchmark.compare
+    images, rgb = data.images, data.images.channels == 3
+    if rgb != (benchmark.extractor.kind == "inception"):
+        raise ConfigError(
+            f"benchmark.extractor.kind: {benchmark.extractor.kind} does not take the {'RGB' if rgb else 'grey'} images "
+            f"of data.dataset: {data.dataset}; set another"
+        )
+    if evaluation.images < evaluation.kid_subset:
+        raise ConfigError(
+            f"benchmark.evaluation.images = {evaluation.images} is less than kid_subset = {evaluation.kid_subset}; "
+            "generate more, or lower that"
+        )
+    if evaluation.images < images.classes and not benchmark.dry_run:
+        raise ConfigError(
+            f"benchmark.evaluation.images = {evaluation.images} is less than one of each of the {images.classes} "
+            "classes (data.classes); generate more, or set dry_run: true"
+        )
+    if benchmark.weights == "released" and evaluation.reference is None:
+        raise ConfigError("benchmark.evaluation.reference is missing, and weights: released come without real images")
+    if compare is not None and compare.resolution != images.side:
+        raise ConfigError(
+            f"benchmark.compare.resolution = {compare.resolution}, but the images (data.dataset, data.resolution) have "
+            f"sides of {images.side}; set both alike"
+        )
+    latents = benchmark.autoencoder.latents(images)
+    for size in benchmark.ladder:
+        model, where = benchmark.model_config(size), f"benchmark.ladder.{size}: model"
+        if model.classes != images.classes:
+            raise ConfigError(
+                f"{where}.classes = {model.classes}, but there are {images.classes} (data.dataset: {data.dataset}, "
+                "data.classes); set both alike"
+            )
+        if latents is not None and latents != (model.channels, model.grid):
+            raise ConfigError(
+                f"{where}.channels = {model.channels}, grid = {model.grid}, but the latents (data.dataset, "
+                f"data.resolution, autoencoder.kind) have {latents[0]} channels and sides of {latents[1]}; set both "
+                "alike"
+            )
+    return benchmark
+
+
+KEYS = ("root", "params", "makes", "snapshots", "notebooks", "benchmark")
 """Of a composed file: the repository's root as seen from it; the file as seen from there; the data sets that its
-pipeline makes; the notebooks that it runs; the benchmark itself. All but the last are for dvc.yaml."""
+pipeline makes; the sizes scored along training; the notebooks that it runs; the benchmark itself. All but the last are
+for dvc.yaml."""
 
 
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
@@ -221,5 +236,5 @@ def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
 def parse_params(tree: dict[str, Any], where: str) -> Benchmark:
     """The benchmark in the tree of a composed file that is called `where` in messages."""
     if set(tree) != set(KEYS):
-        raise ConfigError(f"{where}: expected the top-level keys {', '.join(KEYS)}, found {', '.join(map(str, tree))}")
-    return parse(Benchmark, tree["benchmark"], "benchmark")
+        raise ConfigError(f"{where}: expected the top-level keys {', '.join(KEYS)}, found {show(list(tree))}")
+    return parse_benchmark(tree["benchmark"])

@@ -16,7 +16,7 @@ import yaml
 
 from emigm.config.benchmark import Benchmark, load_benchmark, parse_params
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, read_yaml
+from emigm.config.parsing import known, parse_yaml, read_yaml
 from emigm.files import write_atomically
 
 FOLDER = Path("benchmarks")
@@ -50,10 +50,12 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     file = params_file(name)
     up = [".."] * (len(file.parts) - 1)
     images_of = tree.setdefault("images_of", name)
+    along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
     return {
         "root": str(PurePosixPath(*up)) if up else ".",
         "params": file.as_posix(),
         "makes": [name] if images_of == name else [],
+        "snapshots": tree.get("sizes", []) if along_training else [],
         "notebooks": tree.pop("notebooks", []),
         "benchmark": {"name": name, **{k: v for k, v in tree.items() if k != "name"}},
     }
@@ -137,8 +139,5 @@ def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Pat
             node = node.setdefault(step, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"-S {override}: {step} is no mapping, so nothing lies below it")
-        try:
-            node[last] = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"-S {override}: {value!r} is not valid YAML") from e
+        node[last] = parse_yaml(value, f"-S {override}")
     return parse_params(tree, str(params_file(name)))

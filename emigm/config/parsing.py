@@ -78,7 +78,7 @@ def parse(cls: type, tree: Any, where: str) -> Any:
     values = parse_part(cls, tree, where)
     for f in dataclasses.fields(cls):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
-            raise ConfigError(f"missing key {where}.{f.name}")
+            raise ConfigError(f"{where}.{f.name} is missing")
     try:
         return cls(**values)
     except ConfigError as e:
@@ -183,7 +183,7 @@ def _below(where: str, key: Any) -> str:
 def suggest(name: str, allowed: Iterable[Any]) -> str:
     """The nearest of the allowed names, and all of them, for the end of a message."""
     allowed = [str(a) for a in allowed]
-    close = difflib.get_close_matches(name[:80], allowed, 1)
+    close = difflib.get_close_matches(str(name)[:80], allowed, 1)
     return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {', '.join(allowed)})"
 
 

@@ -1,7 +1,8 @@
-"""The digits' feature extractor: a small classifier, its training and its file."""
+"""The feature extractor of small grey images: a classifier, its training and its file."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +21,45 @@ WEIGHTS_FILE = "weights.safetensors"
 """In the extractor's folder."""
 SOURCE_FILE = "source.json"
 """In the extractor's folder: where the weights lie, and their checksum."""
-DIGITS_FEATURES = 64
+FEATURES = 64
+"""Hidden units of the classifier, which are the features."""
 TRACE = 100.0
-"""The digits' features are scaled so that their covariance over the training images has this trace."""
+"""The features are scaled so that their covariance over the training images has this trace."""
 
 
-class DigitsClassifier(nn.Module):
-    """Two convolutions and two linear layers for 8x8 images; its 64 hidden units are the features.
+class Classifier(nn.Module):
+    """Two convolutions of stride 2 and two linear layers for small grey images; its 64 hidden units are the features.
 
-    SiLU and mixup training keep the features from collapsing onto the ten classes: with ReLU and plain training
-    FID hardly told images with shuffled tokens from held-out ones.
+    SiLU keeps the features from collapsing onto the classes, as ReLU lets them: FID then hardly tells images with
+    shuffled tokens from held-out ones.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, side: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1, stride=2)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1, stride=2)
-        self.hidden = nn.Linear(64 * 16, DIGITS_FEATURES)
-        self.logits = nn.Linear(DIGITS_FEATURES, classes)
+        self.hidden = nn.Linear(64 * math.ceil(side / 4) ** 2, FEATURES)
+        self.logits = nn.Linear(FEATURES, classes)
         self.register_buffer("feature_scale", torch.ones(()))
+        self.register_buffer("side", torch.tensor(side))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels in 0..255 (B, 1, 8, 8) => features scaled to TRACE (B, 64), logits (B, classes)."""
-        x = F.silu(self.conv1(pixels.float() / 127.5 - 1))
-        x = F.silu(self.hidden(F.silu(self.conv2(x)).flatten(1)))
+        """Pixels in 0..255 (B, 1, side, side) => features scaled to TRACE (B, 64), logits (B, classes)."""
+        x = F.silu(self.conv2(F.silu(self.conv1(pixels.float() / 127.5 - 1))))
+        x = F.silu(self.hidden(x.flatten(1)))
         return x * self.feature_scale, self.logits(x)
 
 
-def train_digits_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTraining) -> DigitsClassifier:
-    """Train the classifier with mixup on pixels (n, 1, 8, 8) and labels (n,), then set its feature scale."""
+def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTraining) -> Classifier:
+    """Train the classifier on pixels uint8 (n, 1, side, side) and labels (n,), then set its feature scale."""
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
-    x = torch.from_numpy(pixels).float()
-    classes = int(labels.max()) + 1
-    y = F.one_hot(torch.from_numpy(labels), classes).float()
-    model = DigitsClassifier(classes)
+    x, y = torch.from_numpy(pixels), torch.from_numpy(labels)
+    model = Classifier(int(labels.max()) + 1, pixels.shape[-1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
     for _ in range(cfg.steps):
         i = torch.randint(len(x), (cfg.batch,), generator=generator)
-        j = i[torch.randperm(cfg.batch, generator=generator)]
-        share = torch.rand(cfg.batch, 1, generator=generator)
-        mixed = share[..., None, None] * x[i] + (1 - share[..., None, None]) * x[j]
-        loss = F.cross_entropy(model(mixed)[1], share * y[i] + (1 - share) * y[j])
-        loss.backward()
+        F.cross_entropy(model(x[i])[1], y[i]).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.eval().requires_grad_(False)
@@ -71,21 +68,22 @@ def train_digits_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: Classif
     return model
 
 
-def save_classifier(path: Path, model: DigitsClassifier) -> None:
+def save_classifier(path: Path, model: Classifier) -> None:
     """Write the classifier's weights (safetensors), and the note beside them that `noted_weights` reads."""
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     write_atomically(path, lambda p: save_file(state, p))
     note_weights(path.parent, path)
 
 
-def load_classifier(path: Path) -> DigitsClassifier:
+def load_classifier(path: Path) -> Classifier:
     """Read what `save_classifier` wrote; raises ConfigError when missing or damaged."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the extractor stage has not run (dvc repro)")
     state = read_tensors(path)
-    if "logits.bias" not in state:
-        raise ConfigError(f"{path}: tensor logits.bias is missing; delete it and run dvc repro")
-    model = DigitsClassifier(len(state["logits.bias"]))
+    for name in ("logits.bias", "side"):
+        if name not in state:
+            raise ConfigError(f"{path}: tensor {name} is missing; delete it and run dvc repro")
+    model = Classifier(len(state["logits.bias"]), int(state["side"]))
     check_state(state, model, path)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

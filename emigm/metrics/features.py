@@ -1,6 +1,6 @@
-"""uint8 images -> features, on one device, in float32 always: torch-fidelity's Inception, or the digits' classifier.
+"""uint8 images -> features, on one device, in float32 always: torch-fidelity's Inception, or a small classifier.
 
-The digits' classifier is registered with torch-fidelity as an extractor, so that both kinds give what its metrics take.
+The classifier is registered with torch-fidelity as an extractor, so that both kinds give what its metrics take.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch_fidelity.utils import create_feature_extractor
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ExtractorConfig
 from emigm.files import sha256
-from emigm.metrics.classifier import DIGITS_FEATURES, load_classifier, note_weights, noted_weights
+from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
 from emigm.model.weights import check_finite, read_tensors
 
 INCEPTION_SHA256 = "6726825d"
@@ -31,7 +31,7 @@ INCEPTION_REMEDY = (
 )
 
 
-class DigitsExtractor(FeatureExtractorBase):
+class ClassifierExtractor(FeatureExtractorBase):
     """The classifier as torch-fidelity wants it; layers "64" and "logits"."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str = "", **_):
@@ -44,18 +44,18 @@ class DigitsExtractor(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        return (str(DIGITS_FEATURES), "logits")
+        return (str(FEATURES), "logits")
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else str(DIGITS_FEATURES)
+        return "logits" if metric == "isc" else str(FEATURES)
 
     @staticmethod
     def can_be_compiled() -> bool:
         return False
 
 
-register_feature_extractor("cnn", DigitsExtractor)
+register_feature_extractor("cnn", ClassifierExtractor)
 
 
 class Features(NamedTuple):
@@ -93,11 +93,12 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
-        expected = (3,) if self.inception else (1, 8, 8)
+        side = None if self.inception else int(self.network.model.side)
+        expected = (3,) if self.inception else (1, side, side)
         if pixels.dtype != np.uint8 or pixels.shape[1 : 1 + len(expected)] != expected:
             raise ConfigError(
                 f"extractor kind: {self.identity['kind']} takes uint8 images of shape "
-                f"{'3 x height x width' if self.inception else '1 x 8 x 8'}, not {pixels.dtype} of shape "
+                f"{'3 x height x width' if self.inception else f'1 x {side} x {side}'}, not {pixels.dtype} of shape "
                 f"{' x '.join(map(str, pixels.shape[1:]))}; set another extractor"
             )
         parts = []
@@ -133,7 +134,7 @@ def load_extractor(
     """
     inception = cfg.kind == "inception"
     path = noted_weights(Path(folder), INCEPTION_REMEDY if inception else "delete the folder and run dvc repro")
-    layers, name = [str(DIGITS_FEATURES), "logits"], cfg.kind
+    layers, name = [str(FEATURES), "logits"], cfg.kind
     if inception:
         layers, name = ["2048", "logits_unbiased"], "inception-v3-compat"
         check_inception(path)

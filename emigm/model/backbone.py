@@ -5,6 +5,8 @@ Shape letters: B images, L tokens, V visible tokens, P buffer positions, C token
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,6 +72,26 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def sine_positions(side: int, width: int, std: float) -> Tensor:
+    """Sines and cosines of both coordinates of a square of tokens, as in MAE (He et al. 2021, arXiv 2111.06377).
+
+    The frequencies rise geometrically from half a period over the square to three eighths of a period between
+    neighbours.
+
+    Args:
+        side: tokens along one side.
+        width: D; a remainder of D by 4 is left 0.
+        std: root mean square of the values.
+
+    Returns:
+        (side^2, D)
+    """
+    frequencies = torch.logspace(math.log10(math.pi / side), math.log10(0.75 * math.pi), width // 4)
+    row, column = (c.reshape(-1, 1) * frequencies for c in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
+    waves = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
+    return F.pad(waves, (0, width - waves.shape[1])) * std * math.sqrt(2)
+
+
 class Backbone(nn.Module):
     """Encoder of the visible tokens, decoder of all positions (MAE trick), or both of all (ablation)."""
 
@@ -108,6 +130,11 @@ class Backbone(nn.Module):
             # Embeddings, positions, the fake and mask tokens.
             if name == "class_emb.weight" or "." not in name or (self.cfg.codebook and name == "z_proj.weight"):
                 nn.init.normal_(parameter, std=self.cfg.init_std)
+        if self.cfg.positions == "sines":
+            sines = sine_positions(self.cfg.grid // self.cfg.patch, self.cfg.width, self.cfg.init_std)
+            with torch.no_grad():
+                for table in ("encoder", "decoder", "diffusion"):
+                    getattr(self, f"{table}_pos_embed_learned")[0, -self.cfg.tokens :] = sines
 
     @property
     def decoder_mask_token(self) -> Tensor:

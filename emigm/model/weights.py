@@ -78,7 +78,7 @@ def check_tensors(state: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
     """Raise ConfigError, naming the tensor, where a value is NaN or infinite."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise ConfigError(f"{source}: tensor {name} holds NaN or infinity; make or download the file again")
 
 

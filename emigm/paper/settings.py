@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
-from emigm.config.schema import ModelConfig, SampleConfig
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 
 
 def _paper(resolution: int, blocks: int, width: int, heads: int, head_blocks: int, head_width: int) -> ModelConfig:
@@ -35,8 +35,20 @@ PAPER_MODELS: dict[tuple[int, str], ModelConfig] = {
 """The nine architectures of Tables 2 and 3, by resolution and size."""
 
 
+def paper_key(name: str) -> tuple[int, str] | None:
+    """ "256-l" => (256, "l"); None: the name of none of the paper's nine models."""
+    return next((key for key in PAPER_MODELS if name == f"{key[0]}-{key[1]}"), None)
+
+
 PAPER_TRAINING_IMAGES = 800 * (1_281_167 // 2048) * 2048
 """Images a model of the paper was trained on: 800 epochs of ImageNet in whole batches of 2048."""
+PAPER_TRAIN = TrainConfig(
+    steps=PAPER_TRAINING_IMAGES // 2048,
+    batch=2048,
+    lr=1e-4 * 2048 / 256,
+    warmup_steps=PAPER_TRAINING_IMAGES // 2048 // 8,  # 100 of 800 epochs
+)
+"""The recipe of all nine models (Tables 6 and 7)."""
 
 _PAPER_INTERVALS = {
     (256, 16): ({"h": (0.2, 0.4)}, (0.1, 0.3)),

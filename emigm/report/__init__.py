@@ -1,5 +1,5 @@
-"""Records and the paper's reported numbers -> tables and figures. No torch: runs where only `results/` is present.
+"""What the notebooks of tables and figures share: style, statistics, sentences, tables; and the pages made of them.
 
-A notebook is `made = table2(load(benchmark)); made.save(); made`. Import from the modules: matplotlib takes seconds to
-load, and a table does without.
+No torch: a notebook runs where only the tracked results are. Import from the modules, `statistics` and `notes` for
+instance; matplotlib takes seconds to load, and a table does without.
 """

@@ -1,191 +1,364 @@
-"""benchmarks/claims.yaml: what the paper concludes, and the comparison that each conclusion is held against."""
+"""The ledger: benchmarks/claims.yaml carried out on the runs there are. Estimates, verdicts, and what they add up to.
+
+Every effect is written as a gain: positive where the records agree with the paper.
+"""
 
 # ruff: noqa: RUF001
 # × and − are meant.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
-import yaml
+import pandas as pd
 
-from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, parse
-from emigm.model.schedules import SCHEDULES
-from emigm.report.results import METRICS, reported
+from emigm.model.schedules import SCHEDULES, expected_reveal_counts
+from emigm.paper.claims import EXACT, Cells, Claim, Claims, Difference, Place
+from emigm.paper.reported import PAPER_IMAGES
+from emigm.report.statistics import (
+    Estimate,
+    fid_infinity,
+    holm,
+    known_spread,
+    slope_weights,
+    t_interval,
+    unit_means,
+    welch,
+)
+from emigm.report.tables import NONE, NOT_RUN, plural
 
-FILE = Path("benchmarks/claims.yaml")
-EXACT = {"passes": "forward passes of an image", "parameters": "parameters"}
-"""Counts, which have no interval."""
-NAMES = METRICS | EXACT | {"seconds_per_image": "seconds for one image"}
-OVER = {"flops": "training FLOPs", "parameters": "parameters"}
-Expect = Literal["lower", "higher"]
-
-
-@dataclass(frozen=True)
-class Cells:
-    """One side of a comparison: a size at one or several budgets, of which the mean is taken."""
-
-    size: str
-    budgets: tuple[str, ...]
-    benchmark: str | None = None
-    """None: the claim's own."""
-
-    def __post_init__(self):
-        if not self.budgets:
-            raise ConfigError(f"{FILE}: budgets of {self.size} is empty; name at least one")
-
-    def label(self, home: str) -> str:
-        where = "" if self.benchmark in (None, home) else f"{self.benchmark}: "
-        return f"{where}{self.size} at {', '.join(self.budgets)}"
-
-
-@dataclass(frozen=True)
-class Reported:
-    """Another method's row of Table 2 (resolution 256) or 3 (512), as the paper prints it."""
-
-    resolution: int
-    method: str
-
-    def value(self, metric: str) -> float:
-        """Its FID, NFE (for `passes`) or parameters."""
-        rows = reported()
-        rows = rows[(rows["resolution"] == str(self.resolution)) & (rows["family"] != "Ours")]
-        known("reported method", self.method, rows["method"].unique())
-        (row,) = rows[rows["method"] == self.method].itertuples()
-        if metric == "passes":
-            return math.prod(float(part) for part in row.nfe.split("x"))
-        if metric == "parameters":
-            if not row.params:
-                raise ConfigError(f"{FILE}: the paper reports no parameters of {self.method}")
-            return float(row.params[:-1]) * {"M": 1e6, "B": 1e9}[row.params[-1]]
-        return float(row.fid)
+HOLDS, FAILS, SMALL, OPEN = "holds", "does not hold", "no difference that matters", "not decided"
+MIXED, UNTESTABLE, UNCOUNTED = "holds at some N only", "not testable here", "not counted (context gate)"
+DRY = "no verdict (dry run)"
+VERDICTS = (HOLDS, FAILS, MIXED, SMALL, OPEN, UNTESTABLE, UNCOUNTED, DRY, NOT_RUN)
+BESIDE = {
+    "fid_line": ("FID of infinitely many images (line in 1/n)", -1),
+    "fid_curve": ("FID of infinitely many images (curve in 1/n)", -1),
+    "kid": ("KID", -1),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+}
+"""Metric shown beside FID -> its name, and 1 where higher is better."""
+MEASURED = ("scored_images", "extractor_identity", "reference", "sample_device")
+"""Columns that tell whether two sides were measured alike."""
+FINAL = -1.0
+"""Stands for the final weights, where a snapshot is a share of the training."""
+Measure = Callable[[str], "tuple[Estimate, str] | None"]
+"""Metric -> effect and how it was tested; None: a record or the metric is missing."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two sides, the first minus the second."""
+class Outcome:
+    """What one comparison gave."""
 
-    left: Cells
-    right: Cells
-
-
-@dataclass(frozen=True)
-class Difference:
-    """`left` is lower (or higher) than `factor` × what it is held against."""
-
-    left: Cells
-    expect: Expect
-    right: Cells | None = None
-    reported: Reported | None = None
-    beyond: Pair | None = None
-    """The difference must exceed this one in the expected direction."""
-    factor: float = 1.0
-    metric: str = "fid"
-
-    def __post_init__(self):
-        known(f"metric of {FILE}", self.metric, NAMES)
-        if (self.right is None) == (self.reported is None):
-            raise ConfigError(f"{FILE}: a difference needs either right or reported")
-        if self.beyond is not None and (self.reported is not None or self.factor != 1):
-            raise ConfigError(f"{FILE}: beyond goes with right alone, without reported or factor")
-        if self.factor <= 0:
-            raise ConfigError(f"{FILE}: factor = {self.factor}: must be above 0")
-        if self.reported is not None and self.metric not in ("fid", *EXACT):
-            raise ConfigError(f"{FILE}: the paper reports no {self.metric} of other methods")
+    claim: Claim
+    place: Place
+    comparison: str
+    against: str
+    """What is compared with, in a few words."""
+    metric: str
+    verdict: str
+    """Empty until Holm's adjustment gives it."""
+    steps: int | None = None
+    """N, where the comparison is made at several."""
+    given: bool = False
+    """A precondition, which is no claim of its own: its p is not adjusted and counts in no other's."""
+    gain: Estimate | None = None
+    scale: float = math.nan
+    """What the gain is relative to: the mean of what the side is held against."""
+    margin: float = 0.0
+    """Smallest gain that matters, in units of the metric."""
+    adjusted: float | None = None
+    """Holm's p."""
+    test: str = NONE
+    beside: tuple[tuple[str, Estimate], ...] = ()
+    """Gains in other metrics."""
+    failed: bool = False
+    """A model that takes part fails the context gate."""
+    remarks: tuple[str, ...] = ()
 
     @property
-    def groups(self) -> list[tuple[float, Cells]]:
-        """Own sides with their weights in the effect."""
-        found = [(1.0, self.left)] + ([(-self.factor, self.right)] if self.right else [])
-        return found + ([(-1.0, self.beyond.left), (1.0, self.beyond.right)] if self.beyond else [])
+    def key(self) -> tuple[str, str, str]:
+        """The same for the same comparison, whichever claim makes it."""
+        return self.place.benchmark, self.comparison, self.metric
 
-    def label(self, home: str) -> str:
-        factor = f"{self.factor:g} × " if self.factor != 1 else ""
-        other = self.right.label(home) if self.right else f"{self.reported.method} (as reported)"
-        text = f"{self.left.label(home)} − {factor}{other}"
-        return f"({text}) − ({self.beyond.left.label(home)} − {self.beyond.right.label(home)})" if self.beyond else text
-
-
-@dataclass(frozen=True)
-class Trend:
-    """A metric falls (or rises) along the sizes."""
-
-    sizes: tuple[str, ...]
-    budgets: tuple[str, ...]
-    over: Literal["flops", "parameters"]
-    """What the slope is taken over, on a logarithmic scale."""
-    expect: Expect
-    metric: str = "fid"
-
-    def __post_init__(self):
-        known(f"metric of {FILE}", self.metric, METRICS)
-        if len(self.sizes) < 2 or not self.budgets:
-            raise ConfigError(f"{FILE}: a trend needs two sizes and one budget at least")
+    @property
+    def plain(self) -> str:
+        """ "better by 0.53 [0.41, 0.65]": for the paper's choice, larger being better by definition."""
+        if self.gain is None:
+            return NOT_RUN
+        if self.gain.effect == 0:
+            return "the same"
+        sign = 1 if self.gain.effect > 0 else -1
+        found = self.gain if sign > 0 else -self.gain
+        interval = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
+        return f"{'better' if sign > 0 else 'worse'} by {_number(found.effect)}{interval}"
 
 
-@dataclass(frozen=True)
-class Reveals:
-    """In the first half of the steps `schedule` reveals fewer tokens than the others; computed, not measured."""
-
-    schedule: str
-    steps: int
-    tokens: int
-
-    def __post_init__(self):
-        known(f"schedule of {FILE}", self.schedule, SCHEDULES)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A conclusion of the paper and its tests, all of which must hold."""
-
-    id: str
-    source: str
-    """Figure or table of the paper."""
-    claim: str
-    benchmark: str
-    """The page it stands on."""
-    differences: tuple[Difference, ...] = ()
-    trend: Trend | None = None
-    reveals: Reveals | None = None
-    note: str | None = None
-
-    def __post_init__(self):
-        if not (self.differences or self.trend or self.reveals):
-            raise ConfigError(f"{FILE}: claim {self.id} has no test; add differences, trend or reveals")
-
-
-@dataclass(frozen=True)
 class Ledger:
-    """benchmarks/claims.yaml."""
+    """All outcomes of a file of claims on a frame of runs (`emigm.records.frame.runs`)."""
 
-    level: float
-    """Of the confidence intervals."""
-    max_width: float
-    """Width of an interval over the size of the effect, above which it decides nothing."""
-    claims: tuple[Claim, ...]
+    def __init__(self, claims: Claims, frame: pd.DataFrame):
+        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *BESIDE, *MEASURED])))
+        curves = frame["fid_by_images"].map(lambda c: c if isinstance(c, dict) else {})
+        for name, degree in (("fid_line", 1), ("fid_curve", 2)):
+            frame[name] = curves.map(partial(fid_infinity, degree=degree)).astype(float)
+        frame["snapshot"] = frame["snapshot"].astype(float).fillna(FINAL)
+        self.claims = claims
+        self.cells = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
+        self.models = {key: self._model(runs) for key, runs in frame.groupby(["benchmark", "size"])}
+        found = [one for claim in claims.claims for place in claim.at for one in self._outcomes(claim, place)]
+        self.outcomes = tuple(self._judged(found))
 
-    def __post_init__(self):
-        if not 0 < self.level < 1:
-            raise ConfigError(f"{FILE}: level = {self.level} is outside (0, 1)")
-        if self.max_width <= 0:
-            raise ConfigError(f"{FILE}: max_width = {self.max_width}: must be above 0")
-        ids = [claim.id for claim in self.claims]
-        for name in ids:
-            if ids.count(name) > 1:
-                raise ConfigError(f"{FILE}: two claims have the id {name}; rename one")
+    # Estimates
+
+    def _outcomes(self, claim: Claim, place: Place) -> Iterable[Outcome]:
+        for given, differences in ((True, claim.given), (False, claim.differences)):
+            for one in differences:
+                for n in place.steps if "{N}" in one.text else (None,):
+                    yield self._difference(claim, place, one.at(place, n), n, given)
+        for trend in claim.trends:
+            yield self._trend(claim, place, trend.sizes, trend.budget)
+        if claim.sweep:
+            yield from self._sweep(claim, place)
+        if claim.reveals:
+            yield self._reveals(claim, place)
+
+    def _difference(self, claim: Claim, place: Place, one: Difference, steps: int | None, given: bool) -> Outcome:
+        made = Outcome(claim, place, one.label(place.benchmark), one.against, one.metric, NOT_RUN, steps, given)
+        cells, sign = [cells for _, cells in one.sides], -1 if one.expect == "lower" else 1
+        means = [self._mean(c, one.metric) for c in cells]
+        if None in means:
+            return made
+        constant = one.factor * one.reported.value(one.metric) if one.reported else 0.0
+        made = replace(made, scale=abs(constant or one.factor * means[1]))
+        if one.metric in EXACT:
+            gain = sign * (math.fsum(w * mean for (w, _), mean in zip(one.sides, means, strict=True)) - constant)
+            verdict = DRY if self._dry(cells) else HOLDS if gain > 0 else FAILS
+            return replace(made, verdict=verdict, gain=Estimate(gain), test="a count")
+        measure = partial(self._contrast, one.sides)
+        if one.reported:
+            error = self.claims.reported_spread * math.hypot(means[0], constant)
+            found = known_spread(means[0] - constant, error, self.claims.level)
+            measure = {"fid": (found, f"known spread of {self.claims.reported_spread:.0%}")}.get
+        return self._measured(made, cells, measure, sign, one.factor != 1, one.reported is not None)
+
+    def _trend(self, claim: Claim, place: Place, sizes: tuple[str, ...], budget: str) -> Outcome:
+        """FID over log10 of the training FLOPs: one slope a seed, so that what its runs share drops out."""
+        cells = [Cells(budget=budget, size=size, benchmark=place.benchmark) for size in sizes]
+        label = f"slope over {', '.join(sizes)} at {budget}, for ten times the training FLOPs"
+        made = Outcome(claim, place, label, f"slope from {sizes[0]} to {sizes[-1]}", "fid", NOT_RUN)
+        flops, means = ([self._mean(c, metric) for c in cells] for metric in ("flops", "fid"))
+        if None in flops or None in means:
+            return made
+        sides = list(zip(slope_weights([math.log10(f) for f in flops]), cells, strict=True))
+        made = replace(made, scale=math.fsum(means) / len(means))
+        return self._measured(made, cells, partial(self._contrast, sides), -1)
+
+    def _sweep(self, claim: Claim, place: Place) -> Iterable[Outcome]:
+        """The best inner budget against both ends; for each seed it is the best of the other seeds' mean."""
+        cells = [Cells(budget=b, size=place.size, benchmark=place.benchmark) for b in claim.sweep]
+        fids = self._table(cells, "fid")
+        for end in (claim.sweep[0], claim.sweep[-1]):
+            label = f"best of {', '.join(claim.sweep[1:-1])} − {end} ({place.size})"
+            made = Outcome(claim, place, label, end, "fid", NOT_RUN)
+            if fids is None:
+                yield made
+                continue
+            inner = fids[list(claim.sweep[1:-1])]
+            chosen = (inner.sum() - inner).idxmin(axis=1)
+
+            def measure(metric: str, end=end, chosen=chosen) -> tuple[Estimate, str] | None:
+                table = self._table(cells, metric)
+                if table is None:
+                    return None
+                gains = [table.loc[seed, best] - table.loc[seed, end] for seed, best in chosen.items()]
+                return t_interval(gains, self.claims.level), f"paired t test, {_seeds(table)}"
+
+            picks = ", ".join(f"{best} ({plural(n, 'seed')})" for best, n in Counter(chosen).most_common())
+            made = replace(made, scale=float(fids[end].mean()), remarks=(f"chosen on the other seeds: {picks}",))
+            yield self._measured(made, cells, measure, -1)
+
+    def _reveals(self, claim: Claim, place: Place) -> Outcome:
+        (n,), tokens = place.steps, place.tokens
+        early = {name: early_tokens(name, n, tokens) for name in SCHEDULES}
+        closest = min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
+        gain = early[closest] - early[claim.reveals]
+        label = f"tokens in the first half of the steps: {claim.reveals} − {closest}, L = {tokens}, N = {n}"
+        made = Outcome(claim, place, label, closest, "tokens", HOLDS if gain > 0 else FAILS, test="computed")
+        return replace(made, gain=Estimate(gain), scale=early[closest])
+
+    def _measured(
+        self, made: Outcome, cells: list[Cells], measure: Measure, sign: int, exact: bool = False, paper: bool = False
+    ) -> Outcome:
+        """`made` with the gain in its metric and in those beside it, and with all that must be known of its models."""
+        found = measure(made.metric)
+        if found is None:
+            return made
+        verdict, remarks, failed = "", [], False
+        if unlike := self._unlike(cells, made.metric, paper):
+            verdict, remarks = OPEN, [f"not comparable: different {unlike}"]
+        if self._dry(cells):
+            verdict = DRY
+        for name, size in dict.fromkeys((c.benchmark, c.size) for c in cells):
+            _, fails, notes = self.models[name, size]
+            failed, remarks = failed or fails, [*remarks, *notes]
+        beside = []
+        for name, (_, better) in BESIDE.items() if made.metric == "fid" and not exact else ():
+            if other := measure(name):
+                beside.append((name, -other[0] if sign * better > 0 else other[0]))
+        margin = 0.0 if exact else self.claims.smallest_effect * made.scale
+        made = replace(made, verdict=verdict, margin=margin, beside=tuple(beside), failed=failed)
+        gain, test = found[0] if sign > 0 else -found[0], found[1]
+        return replace(made, gain=gain, test=test, remarks=(*made.remarks, *dict.fromkeys(remarks)))
+
+    def _contrast(self, sides: list[tuple[float, Cells]], metric: str) -> tuple[Estimate, str] | None:
+        """The weighted sum of the sides: paired by seed where all have the same, else Welch's test of two sides."""
+        units = [self._units(cells, metric) for _, cells in sides]
+        if any(found is None for found in units):
+            return None
+        weighted, first = [weight * found for (weight, _), found in zip(sides, units, strict=True)], units[0]
+        if all(found.name == first.name and set(found.index) == set(first.index) for found in units):
+            return t_interval(sum(weighted), self.claims.level), f"paired t test, {_seeds(first)}"
+        if len(units) > 2:
+            return None
+        left, right = weighted
+        return welch(left, -right, self.claims.level), f"Welch's t test, {' and '.join(map(_seeds, units))}"
+
+    def _units(self, cells: Cells, metric: str) -> pd.Series | None:
+        """Means of the independent units; None where a run or the metric is missing."""
+        runs = self.cells.get(_key(cells))
+        return None if runs is None or runs[metric].isna().any() else unit_means(runs, metric)
+
+    def _mean(self, cells: Cells, metric: str) -> float | None:
+        found = self._units(cells, metric)
+        return None if found is None else float(found.mean())
+
+    def _table(self, cells: list[Cells], metric: str) -> pd.DataFrame | None:
+        """A row a seed that all cells have, a column a budget; None where something is missing."""
+        found = {c.budget: self._units(c, metric) for c in cells}
+        if any(units is None for units in found.values()):
+            return None
+        return pd.concat(found, axis=1, join="inner").rename_axis(found[cells[0].budget].name)
+
+    def _model(self, runs: pd.DataFrame) -> tuple[bool, bool, tuple[str, ...]]:
+        """Whether a model is a dry run's and fails the context gate, and what must be known of it."""
+        size, remarks = runs["size"].iloc[0], []
+        gated = runs.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
+        bad = gated[~gated["gate_passed"].astype(bool)]
+        if len(bad):
+            seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
+            remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
+        elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
+            remarks.append(f"{size} is trained little past the threshold (context ratio {worst:.2f})")
+        if (runs["weights"] == "released").any():
+            remarks.append("released weights: nothing of other training runs")
+        return bool(runs["dry_run"].any()), len(bad) > 0, tuple(remarks)
+
+    def _dry(self, cells: Iterable[Cells]) -> bool:
+        return any(self.models[c.benchmark, c.size][0] for c in cells)
+
+    def _unlike(self, cells: list[Cells], metric: str, paper: bool) -> str:
+        """In what the sides were measured differently; empty where they were not."""
+        runs = [self.cells[_key(c)] for c in cells]
+        found = {name: {value for run in runs for value in run[name].astype(str).unique()} for name in MEASURED}
+        images = set(map(float, found["scored_images"])) | ({float(PAPER_IMAGES)} if paper else set())
+        if metric == "seconds_per_image":
+            return "machines" if len(found["sample_device"]) > 1 else ""
+        scorers = max(len(found[name]) for name in ("extractor_identity", "reference"))
+        parts = ("numbers of images" * (len(images) > 1), "extractors or real images" * (scorers > 1))
+        return ", ".join(filter(None, parts))
+
+    # Verdicts
+
+    def _judged(self, found: list[Outcome]) -> Iterable[Outcome]:
+        """Verdicts after Holm's adjustment over all comparisons with a p value; one that several claims make counts
+        once. A precondition is tested first, at `alpha` itself, and decides only whether others are looked at."""
+        tests = {o.key: o.gain.p for o in found if not o.given and o.gain and o.gain.p is not None}
+        adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+        given: dict[tuple, list[Outcome]] = {}
+        for one in found:
+            if one.given:
+                judged = self._verdict(replace(one, adjusted=one.gain and one.gain.p))
+                given.setdefault((one.claim.id, one.place.benchmark), []).append(judged)
+                yield replace(judged, adjusted=None)
+                continue
+            p = adjusted.get(one.key)
+            judged = self._verdict(replace(one, adjusted=None if p is None else float(p)))
+            first = [g for g in given.get((one.claim.id, one.place.benchmark), ()) if g.steps in (None, one.steps)]
+            missing = [g for g in first if g.verdict != HOLDS]
+            if missing and judged.verdict not in (NOT_RUN, DRY):
+                why = f"precondition {missing[0].verdict}: {missing[0].comparison} is {missing[0].plain}"
+                judged = replace(judged, verdict=UNTESTABLE, remarks=(why, *judged.remarks))
+            yield judged
+
+    def _verdict(self, one: Outcome) -> Outcome:
+        if one.verdict:
+            return one
+        if one.failed:
+            return replace(one, verdict=UNCOUNTED)
+        gain, p = one.gain, one.adjusted
+        if p is None:
+            return replace(one, verdict=OPEN, remarks=("too few seeds for an interval", *one.remarks))
+        if p < self.claims.alpha and abs(gain.effect) >= one.margin:
+            return replace(one, verdict=HOLDS if gain.effect > 0 else FAILS)
+        if -one.margin < gain.low and gain.high < one.margin:
+            return replace(one, verdict=SMALL)
+        small = (f"smaller than {self.claims.smallest_effect:.0%}",) if p < self.claims.alpha else ()
+        return replace(one, verdict=OPEN, remarks=(*small, *one.remarks))
+
+    def of(self, claim: Claim, place: Place) -> list[Outcome]:
+        """The comparisons of a claim at a place, preconditions left out."""
+        return [o for o in self.outcomes if (o.claim, o.place) == (claim, place) and not o.given]
+
+    def verdict(self, claim: Claim, place: Place) -> str:
+        """The claim's verdict there."""
+        return together(self.of(claim, place))
+
+    def remarks(self, claim: Claim, place: Place) -> tuple[str, ...]:
+        """What must be known of the claim and its comparisons, each once."""
+        found = dict.fromkeys([claim.note, *(remark for o in self.of(claim, place) for remark in o.remarks)])
+        return tuple(remark.rstrip(".") for remark in found if remark)
+
+    def by_steps(self, claim: Claim, place: Place) -> dict[int, str]:
+        """N -> verdict of what was compared at it."""
+        found = [o for o in self.of(claim, place) if o.steps is not None]
+        return {n: together([o for o in found if o.steps == n]) for n in dict.fromkeys(o.steps for o in found)}
 
 
-def load_ledger(root: Path) -> Ledger:
-    """Read benchmarks/claims.yaml; ConfigError names a key that is unknown, missing or of a wrong type."""
-    path = root / FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; restore it (git checkout {FILE})")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {e}") from e
-    return parse(Ledger, tree, str(FILE))
+@cache
+def early_tokens(schedule: str, steps: int, tokens: int) -> float:
+    """Expected number of tokens that the first half of the steps reveals."""
+    return float(expected_reveal_counts(schedule, steps, tokens)[: steps // 2].sum())
+
+
+def together(outcomes: list[Outcome]) -> str:
+    """One verdict of several comparisons, all of which must hold."""
+    verdicts = [o.verdict for o in outcomes]
+    for first in (NOT_RUN, DRY):
+        if first in verdicts or not verdicts:
+            return first
+    verdicts = [v for v in verdicts if v != UNTESTABLE] or [UNTESTABLE]
+    steps = dict.fromkeys(o.steps for o in outcomes)
+    at = [together([o for o in outcomes if o.steps == n]) for n in steps] if len(steps) > 1 else []
+    if FAILS in verdicts and HOLDS in at:
+        return MIXED
+    return next(v for v in (FAILS, UNTESTABLE, UNCOUNTED, OPEN, SMALL, HOLDS) if v in verdicts)
+
+
+def _key(cells: Cells) -> tuple[str, str, str, float]:
+    snapshot = FINAL if cells.snapshot is None else cells.snapshot
+    return cells.benchmark, cells.size, cells.budget, snapshot
+
+
+def _seeds(units: pd.Series | pd.DataFrame) -> str:
+    kind = units.name if isinstance(units, pd.Series) else units.index.name
+    return plural(len(units), f"{kind} seed")
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and no exponent above 1000."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

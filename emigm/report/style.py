@@ -1,31 +1,57 @@
-"""The one style of all figures, the picture that a notebook shows and saves, and its axes."""
+"""The one style of all figures: what each colour, line style and marker means, and the picture that is shown and saved.
+
+One meaning each, in every figure:
+    violets, light to dark  model sizes, XS to H (`size_colour`); greys, light to dark: training FLOPs (`grey`)
+    marker shape            sampling budget N, fewest steps first (`budget_marker`)
+    blue solid line         the paper's choice; vermilion dashed, green dash-dotted: its alternatives (`choice`)
+    grey dashed lines       what no model made: held-out images and class shuffle (`baseline_lines`)
+    ×                       a model that fails the context gate (`FAILED`)
+"""
 
 from __future__ import annotations
 
 import io
-import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from matplotlib import style
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 from emigm.files import write_atomically
-from emigm.report.results import Results, bullets
+from emigm.records.frame import SIZES
+from emigm.report.statistics import CELL, summarise
 
 COLUMN, FULL = 3.25, 6.75
 """Widths of a figure in inches: one column, the whole page."""
 DPI = 200
-BUDGET_COLOURS = ("#0072B2", "#D55E00", "#000000")
-SIZE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colour-blind-safe palette, split so that a budget and a size never share a colour in a figure."""
-SCHEDULE_COLOURS = ("#0072B2", "#D55E00", "#009E73")
+SIZE_COLOURS = ("#B8A7E8", "#8F7BD6", "#6A4FBF", "#45288F", "#1D0A4A")
+"""Light to dark with the size: they tell apart in grey too."""
+CHOICES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072B2", "linestyle": "-"},
+    {"color": "#D55E00", "linestyle": "--"},
+    {"color": "#009E73", "linestyle": "-."},
+    {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
+)
+"""The paper's choice, then its alternatives (colours of Okabe and Ito, which colour-blind readers can tell apart)."""
+SCHEDULES = {"exp": 0, "cosine": 1, "linear": 2}
+"""Mask schedule -> its place in CHOICES: exp is the paper's."""
 MARKERS = ("o", "s", "^", "D", "v")
-DASHES = ("-", "--", "-.")
-FLOOR_DASHES = ((0, (4, 2)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.5)))
+FAILED = {"marker": "x", "color": "#000000"}
+BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train_subset": (0, (6, 2, 1, 2))}
+"""Key of a baseline -> dashes of its grey line."""
+GREY = "0.45"
+SEED = "one training seed"
+"""Label of the dots beside a mean."""
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 8,
@@ -36,7 +62,7 @@ STYLE = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.frameon": False,
-    "legend.handlelength": 3,  # shows a whole period of the dashes beside the marker
+    "legend.handlelength": 3,  # shows a whole period of the dashes
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -50,28 +76,98 @@ STYLE = {
 styled = style.context(["default", STYLE])  # used as a decorator
 
 
+def use() -> None:
+    """Draw in this style from here on; the first line of a notebook's drawing."""
+    style.use(["default", STYLE])
+
+
+def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: float = 2.6, **options) -> tuple:
+    """A figure in this style and its axes, as an array (rows, columns); `options` go to `Figure.subplots`.
+
+    The figure belongs to nobody but the caller: a notebook shows it once, as a `Picture`.
+    """
+    use()
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def size_colour(size: str) -> str:
+    """Colour of a model size; black for what is no size of the ladder."""
+    return SIZE_COLOURS[SIZES.index(size)] if size in SIZES else "#000000"
+
+
+def grey(place: int, number: int) -> str:
+    """Shade of one of `number` ordered things that are no sizes, light to dark."""
+    return str(0.75 - 0.75 * (place + 1) / number)
+
+
+def budget_marker(budgets: Sequence[str], budget: str) -> str:
+    """Marker of a sampling budget among the budgets of a figure, fewest steps first."""
+    return MARKERS[list(budgets).index(budget) % len(MARKERS)]
+
+
+def choice(place: int | str) -> dict[str, Any]:
+    """Colour and line style of a choice: 0 for the paper's own, 1, 2, ... for alternatives; or a mask schedule."""
+    return CHOICES[SCHEDULES.get(place, place) % len(CHOICES)]
+
+
+def baseline_lines(
+    axes: Axes, baselines: pd.DataFrame, metric: str = "fid", which: Iterable[str] | None = None
+) -> None:
+    """A labelled grey line for each baseline that has the metric (`emigm.records.frame.baselines`)."""
+    shown = baselines[baselines["metric"] == metric]
+    for row in shown[shown["baseline"].isin(BASELINE_LINES if which is None else list(which))].itertuples():
+        look = {"color": GREY, "linestyle": BASELINE_LINES[row.baseline], "linewidth": 0.9, "zorder": 0}
+        axes.axhline(row.mean, label=row.label.lower(), **look)
+
+
+def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -> pd.DataFrame:
+    """Draw the mean of a metric over a column, with combined standard errors, and a dot for each training seed.
+
+    The dots show two training seeds as two. Runs without the metric or the column are left out.
+
+    Args:
+        axes: where.
+        runs: of one curve (`emigm.records.frame.runs`).
+        x: the column along it; its mean within a cell is used.
+        metric: the column drawn.
+        look: passed to `Axes.errorbar`.
+
+    Returns:
+        What was drawn: `statistics.summarise`, sorted by `x`.
+    """
+    runs = runs.dropna(subset=[x, metric])
+    drawn = summarise(runs, metric, also=("N", "passes", x)).sort_values(x)
+    if drawn.empty:
+        return drawn
+    axes.errorbar(drawn[x], drawn["mean"], drawn["error"].fillna(0), elinewidth=0.9, **look)
+    places = runs.groupby([*CELL], sort=False, dropna=False)[x].transform("mean")
+    seeds = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
+    if runs["train_seed"].nunique() > 1:
+        beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
+        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
+        axes.plot([], [], ".", markersize=2, color="black", label=SEED)
+    return drawn
+
+
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """A drawn figure with its title and notes; a notebook shows it as PNG."""
+    """A drawn figure; a notebook shows it as PNG."""
 
-    folder: Path
-    """Where `save` writes."""
     name: str
-    title: str
     figure: Figure
-    notes: tuple[str, ...]
+    dry_run: bool = False
+    """Written over the whole picture, so that no copy of it can be taken for a result."""
 
-    @property
-    def caption(self) -> str:
-        """The notes as text."""
-        return bullets(self.notes)
+    def __post_init__(self):
+        if self.dry_run:
+            mark_dry_run(self.figure)
 
-    def save(self) -> list[Path]:
-        """Write <name>.png (200 dpi) and <name>.svg; the same figure gives the same bytes."""
-        paths = [self.folder / f"{self.name}.{kind}" for kind in ("png", "svg")]
-        for path in paths:
-            write_atomically(path, lambda p, kind=path.suffix[1:]: self._write(p, kind))
-        return paths
+    def save(self, out: str | Path | None) -> Picture:
+        """Write out/<name>.png (200 dpi) and .svg, the same bytes for the same figure; `out` None: nothing."""
+        for kind in ("png", "svg") if out is not None else ():
+            write_atomically(Path(out) / f"{self.name}.{kind}", partial(self._write, kind=kind))
+        return self
 
     @styled
     def _write(self, path: Path | io.BytesIO, kind: str) -> None:
@@ -79,8 +175,8 @@ class Picture:
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
 
     def __repr__(self) -> str:
-        # What an executed notebook keeps beside the picture or table: no path of the machine that ran it.
-        return f"<Picture {self.name} of results/{self.folder.name}>"
+        # What an executed notebook keeps beside the picture: no path or address of the machine that ran it.
+        return f"<Picture {self.name}>"
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -88,45 +184,57 @@ class Picture:
         return buffer.getvalue()
 
 
-@styled
-def explained(results: Results, name: str, title: str, why: str, folder: Path | None = None) -> Picture:
-    """A picture that says in words why there is nothing in it; `folder`: of another benchmark, where that asked."""
-    figure = Figure(figsize=(FULL, 1.2))
-    figure.text(0.5, 0.35, why, ha="center")
-    heading = results.heading(title)
-    figure.suptitle(heading)
-    mark_dry_run(results, figure)
-    return Picture(folder or results.folder, name, heading, figure, results.notes(f"{why[0].upper()}{why[1:]}."))
+def explained(name: str, why: str, dry_run: bool = False) -> Picture:
+    """A picture that says in words why there is nothing in it."""
+    use()
+    figure = Figure(figsize=(FULL, 0.8))
+    figure.text(0.5, 0.5, why, ha="center", va="center", wrap=True)
+    return Picture(name, figure, dry_run)
 
 
-def mark_dry_run(results: Results, figure: Figure) -> None:
-    """Write over the whole picture that it measures nothing, so that no copy of it can be taken for a result."""
-    if results.dry_run:
-        look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
-        edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
-        figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
+def mark_dry_run(figure: Figure) -> None:
+    """Write over the picture that it measures nothing."""
+    look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
+    edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
+    figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
 
 
-def log_ticks(axis: Axis) -> None:
-    """Labelled ticks of a log axis: round numbers within a decade, as many as leave room for their labels; else the
-    fewest of 1; 1, 3; 1, 2, 5 per decade that give three in view."""
-    low, high = axis.get_view_interval()
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    nice = [[d * 10.0**k for k in range(first, last) for d in digits] for digits in ((1,), (1, 3), (1, 2, 5))]
-    if high < 10 * low:
-        nice = [MaxNLocator(6, steps=(1, 2, 5, 10)).tick_values(low, high)]
-    shown = [[t for t in ticks if low <= t <= high] for ticks in nice]
-    ticks = next((t for t in shown if len(t) >= 3), shown[-1])
-    room = 0.22 if axis.axis_name == "x" else 0.08  # of the axis, from one label to the next
-    ticks = [t for i, t in enumerate(ticks) if i == 0 or math.log(t / ticks[i - 1]) > room * math.log(high / low)]
-    axis.set_ticks(ticks, [_power(t) for t in ticks])
-    axis.set_minor_locator(NullLocator())
+def common_legend(figure: Figure, columns: int = 5) -> None:
+    """One legend below the panels with every label of any of them once, what is no model last."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
+    last = [label for label, h in found.items() if label == SEED or (isinstance(h, Line2D) and h.get_color() == GREY)]
+    found |= {label: found.pop(label) for label in last}
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
-def _power(value: float) -> str:
-    """A tick's label: plain from 0.001 to 1000, else as a power of ten."""
-    if 1e-3 <= value <= 1e3:
-        return f"{value:.4g}"
-    digits, exponent = f"{value:.2e}".split("e")
-    factor = "" if float(digits) == 1 else rf"{float(digits):g}$\times$"
-    return factor + f"$10^{{{int(exponent)}}}$"
+def panel_legends(figure: Figure, rows: dict[Axes, Iterable[str]], columns: int = 4) -> None:
+    """Below each panel a legend of its own labels, and below all of them one of the labels that they share."""
+    shared: dict[str, Any] = {}
+    for axes, own in rows.items():
+        found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        shared |= {label: handle for label, handle in found.items() if label not in own}
+        named = {label: found[label] for label in own if label in found}
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "handlelength": 2.2}
+        axes.legend(named.values(), named.keys(), **place)
+    figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
+
+
+def log_x(axes: Axes, ticks: Sequence[float] | None = None, unit: str = "") -> None:
+    """A logarithmic x axis with labelled ticks (100k, 2T, 5 ms), at `ticks` where given; a panel without points says
+    "not run"."""
+    if not axes.containers:
+        axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.grid(axis="y")
+    low, high = axes.get_xlim()
+    locator = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)) if high > 5 * low else MaxNLocator(4)
+    axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks is not None else locator)
+    axes.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
+    axes.xaxis.set_minor_locator(NullLocator())

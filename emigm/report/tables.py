@@ -1,266 +1,155 @@
-"""Tables 2, 3 and 4 of the paper with this project's numbers beside them, and all metrics of a benchmark."""
+"""Tables and readings that a notebook shows as Markdown and saves, and how numbers are written in their cells."""
 
 # ruff: noqa: RUF001
-# γ, ×, − and – are meant: they are the paper's notation.
+# × and – are meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from emigm.files import write_atomically
-from emigm.model.schedules import elbo_weight, gamma
-from emigm.report.results import (
-    METRICS,
-    NONE,
-    NOT_RUN,
-    PAPER_IMAGES,
-    Results,
-    bullets,
-    count,
-    extractor_text,
-    features_text,
-    fid_name,
-    fid_text,
-    floors,
-    floors_text,
-    gate_note,
-    gate_text,
-    metric,
-    model_name,
-    nfe_text,
-    plus_minus,
-    reported,
-    spread_text,
-    thousands,
-    weights_note,
-    weights_text,
-)
 
-PAPER_TABLES = {256: 2, 512: 3}
-"""ImageNet resolution -> the paper's table."""
-NFE_NOTE = (
-    "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
-    "before the last step)."
-)
-NN_NOTE = (
-    "NN distance: root mean square over pixels (grey levels 0..255) between an image and its nearest neighbour in the "
-    "set named, mean over images; of the training images as many are searched as were held out."
-)
-FORMULAS: dict[str, tuple[str, str, Callable, Callable]] = {
-    "linear": ("t", "1/t", lambda t: t, lambda t: 1 / t),
-    "cosine": (
-        "cos(π/2·(1−t))",
-        "π/2·tan(π/2·(1−t))",
-        lambda t: math.cos(math.pi / 2 * (1 - t)),
-        lambda t: math.pi / 2 * math.tan(math.pi / 2 * (1 - t)),
-    ),
-    "exp": (
-        "1 − exp(−5t)",
-        "5·exp(−5t)/(1 − exp(−5t))",
-        lambda t: 1 - math.exp(-5 * t),
-        lambda t: 5 * math.exp(-5 * t) / (1 - math.exp(-5 * t)),
-    ),
+NOT_RUN, NONE = "not run", "–"
+"""What a cell without a record reads, and one that is nobody's to measure. Never 0, never blank."""
+METRICS = {
+    "fid": "FID",
+    "isc": "IS",
+    "kid": "KID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "clean_fid": "Clean-FID",
+    "label_accuracy": "Label accuracy",
+    "nearest_train": "NN distance to training images",
+    "nearest_holdout": "NN distance to held-out images",
 }
-"""Table 4: name -> gamma and gamma'/gamma as printed, then as functions written out from the print."""
+"""Metric columns of the frame -> column headers."""
 
 
 @dataclass(frozen=True, repr=False)
 class Table:
-    """A table with its title and notes; a notebook shows it as Markdown."""
+    """A table with its title and notes."""
 
-    folder: Path
-    """Where `save` writes."""
     name: str
     title: str
     frame: pd.DataFrame
-    """All cells are text."""
-    notes: tuple[str, ...]
-    """What a reader must know; a list under the table."""
-    below: Table | None = None
-    """A second table of the same file."""
+    """All cells are text; a missing one (NaN) is shown as `NONE`."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know; a list under the table. Empty ones are left out."""
 
     def markdown(self, level: int = 2) -> str:
-        """Heading of the given level, table and notes; a group's name stands in its first row only."""
-        frame = self.frame.copy()
-        if "Family" in frame:
-            frame["Family"] = frame["Family"].mask(frame["Family"].duplicated(), "")
-        grid = frame.to_markdown(index=False, disable_numparse=True)
-        text = f"{'#' * level} {self.title}\n\n{grid}\n\n{bullets(self.notes)}\n"
-        return text if self.below is None else f"{text}\n{self.below.markdown(level + 1)}"
+        """Heading of the given level (0: none), table and notes."""
+        heading = f"{'#' * level} {self.title}\n\n" if level else ""
+        grid = self.frame.fillna(NONE).to_markdown(index=False, disable_numparse=True)
+        notes = bullets(self.notes)
+        return f"{heading}{grid}\n" + (f"\n{notes}\n" if notes else "")
 
-    def save(self) -> list[Path]:
-        """Write <name>.md (this table and the one below) and a <name>.csv of each."""
-        page, tables = self.folder / f"{self.name}.md", [t for t in (self, self.below) if t is not None]
-        write_atomically(page, lambda p: p.write_text(self.markdown(1), encoding="utf-8"))
-        for table in tables:
-            write_atomically(
-                self.folder / f"{table.name}.csv",
-                lambda p, frame=table.frame: frame.to_csv(p, index=False, lineterminator="\n", encoding="utf-8"),
-            )
-        return [page, *(self.folder / f"{table.name}.csv" for table in tables)]
+    def save(self, out: str | Path | None) -> Table:
+        """Write out/<name>.md and out/<name>.csv; `out` None: nothing."""
+        if out is not None:
+            write_text(Path(out) / f"{self.name}.md", self.markdown(1))
+            csv = self.frame.to_csv(index=False, lineterminator="\n")
+            write_text(Path(out) / f"{self.name}.csv", csv)
+        return self
 
     def __repr__(self) -> str:
-        # What an executed notebook keeps beside the picture or table: no path of the machine that ran it.
-        return f"<Table {self.name} of results/{self.folder.name}>"
+        return f"<Table {self.name}>"
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
 
 
-def table2(results: Results) -> Table:
-    """Table 2: ImageNet 256×256 as reported, beside this benchmark; below it all metrics of the benchmark."""
-    return _beside_reported(results, 256)
+@dataclass(frozen=True, repr=False)
+class Reading:
+    """What came out, in sentences that were computed from the records."""
+
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What the numbers rest on; a list below."""
+
+    def markdown(self) -> str:
+        """The sentences as a paragraph each, and the notes as a list."""
+        parts = [*filter(None, self.sentences), *filter(None, [bullets(self.notes)])]
+        return "\n\n".join(parts) + "\n"
+
+    def save(self, out: str | Path | None) -> Reading:
+        """Write out/reading.md; `out` None: nothing."""
+        if out is not None:
+            write_text(Path(out) / "reading.md", self.markdown())
+        return self
+
+    def __repr__(self) -> str:
+        return "<Reading>"
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
 
 
-def table3(results: Results) -> Table:
-    """Table 3: ImageNet 512×512 as reported, beside this benchmark; below it all metrics of the benchmark."""
-    return _beside_reported(results, 512)
+def saved(path: Path) -> str:
+    """A saved table or reading without its heading and notes; that it has not run where there is none."""
+    if not path.is_file():
+        return NOT_RUN
+    parts = path.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join(part for part in parts if not part.startswith(("#", "- ")))
 
 
-def metrics_table(results: Results, name: str = "metrics") -> Table:
-    """Every metric by size and budget, with the floors and real images as last rows."""
-    first, rows = f"Model on {results.label}", []
-    for size in results.sizes:
-        for budget in results.budgets:
-            summary = results.get(f"evaluate-{size}", "results", budget, "summary")
-            measured = {title: metric(summary, key) for key, title in METRICS.items()}
-            model = {first: model_name(size), "N": budget, "NFE": nfe_text(results, size, budget)}
-            rows.append(model | measured)
-    rows += [
-        {first: f"{label} ({f['images']:,})"} | _present({k: f.get(k) for k in METRICS})
-        for label, f in floors(results).items()
-    ]
-    real = results.get("reference", "results", "real") or {}
-    if "isc" in real:
-        rows.append({first: f"Reference: real images ({real['images']:,})"} | _present({"isc": real["isc"]}))
-    frame = pd.DataFrame(rows, columns=[first, "N", "NFE", *METRICS.values()]).fillna(NONE)
-    frame = frame.drop(columns=[c for c in frame if len(frame) and (frame[c] == NONE).all()])
-    if results.dry_run:
-        frame = frame.rename(columns={title: f"{title} (DRY RUN)" for title in METRICS.values()})
-    frame = frame.rename(columns={METRICS["fid"]: fid_name(results), f"{METRICS['fid']} (DRY RUN)": fid_name(results)})
-    notes = results.notes(
-        fid_text(results),
-        features_text(results),
-        weights_note(results),
-        spread_text(results),
-        NFE_NOTE,
-        NN_NOTE if any("NN distance" in column for column in frame) else "",
-        f"“{NOT_RUN}”: no record. “{NONE}”: does not apply or is not measured.",
-    )
-    return Table(results.folder, name, results.heading(f"All metrics on {results.name}"), frame, notes)
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
-def table4(results: Results) -> Table:
-    """Table 4: the mask schedules, with values of gamma and gamma'/gamma from `emigm.model.schedules`."""
-    times = (0.2, 0.5, 0.8)
-    rows = []
-    for name, (value, ratio, closed_value, closed_ratio) in FORMULAS.items():
-        ours = np.array([[gamma(name, t), elbo_weight(name, t)] for t in times])
-        printed = np.array([[closed_value(t), closed_ratio(t)] for t in times])
-        row = {"Schedule": name, "γ(t)": value, "γ′(t)/γ(t)": ratio}
-        row |= {f"γ({t:g})": f"{v:.4f}" for t, v in zip(times, ours[:, 0], strict=True)}
-        row |= {f"γ′/γ at {t:g}": f"{v:.4f}" for t, v in zip(times, ours[:, 1], strict=True)}
-        row["Code = formula (1e-12)"] = "yes" if np.allclose(ours, printed, rtol=0, atol=1e-12) else "NO"
-        rows.append(row)
-    notes = results.notes(
-        "γ(t): probability that a token is masked at time t (1: all masked, 0: none). The paper prints the ratio with "
-        "a minus sign, since its time runs from 1 to 0. Values come from emigm.model.schedules; the last column "
-        "compares them with the printed formulas at the three times.",
-        _schedules_used(results),
-    )
-    return Table(results.folder, "table4", results.heading("Table 4: mask schedules"), pd.DataFrame(rows), notes)
+def bullets(notes: Iterable[str]) -> str:
+    """Notes as a Markdown list, without the empty ones."""
+    return "\n".join(f"- {note}" for note in notes if note)
 
 
-def _beside_reported(results: Results, resolution: int) -> Table:
-    own = results.name == f"imagenet{resolution}"  # the benchmark is what the paper's table is about
-    data, where = f"ImageNet {resolution}×{resolution}", results.label
-    name = f"table{PAPER_TABLES[resolution]}"
-    rows, lines = [], reported().query("resolution == @resolution", local_dict={"resolution": str(resolution)})
-    budgets = _budgets_for(results, lines, own)
-    scale = fid_name(results) + ("" if own else f" ({extractor_text(results)}; not comparable with the paper's)")
-    seen = set()
-    for line in lines.itertuples():
-        row = {
-            "Family": line.family,
-            "Method": line.method + (f" ({line.note})" if line.note else ""),
-            "NFE (paper)": line.nfe.replace("x", "×"),
-            f"FID-{thousands(PAPER_IMAGES)} (paper, {data})": line.fid,
-            "Params (paper)": line.params or NONE,
-        }
-        measured = ("NFE", "Weights", "Params", "Context gate")
-        nfe, weights, params, gate = (f"{what} on {where}" for what in measured)
-        cells = dict.fromkeys((nfe, scale, weights, params, gate), NONE)
-        if line.family == "Ours":
-            size, budget = line.method.split("-")[1].lower(), budgets[_steps(line.nfe)]
-            seen.add(size)
-            parameters = results.get(f"train-{size}", "results", "parameters")
-            cells = {
-                nfe: nfe_text(results, size, str(budget)),
-                scale: metric(results.get(f"evaluate-{size}", "results", str(budget), "summary"), "fid"),
-                weights: weights_text(results, size),
-                params: count(parameters),
-                gate: gate_text(results, size),
-            }
-        rows.append(row | cells)
-    title = f"Table {PAPER_TABLES[resolution]}: {data} as the paper reports it, "
-    title += "and as measured here" if own else f"beside {results.name} as measured here"
-    unseen = [size.upper() for size in results.sizes if size not in seen]
-    notes = results.notes(
-        f"“(paper)”: reported in Table {PAPER_TABLES[resolution]} of the paper, not measured here. "
-        f"“on {where}”: measured by this project. “{NONE}”: not measured; the other methods are not run. "
-        f"“{NOT_RUN}”: no record.",
-        "" if own else _stand_in_text(results, data, budgets),
-        fid_text(results),
-        weights_note(results),
-        spread_text(results),
-        floors_text(results),
-        NFE_NOTE,
-        gate_note(results),
-        f"Not in the paper's table: {', '.join(unseen)} (see all metrics below)." if unseen else "",
-    )
-    below = metrics_table(results, f"{name}-metrics")
-    return Table(results.folder, name, results.heading(title), pd.DataFrame(rows), notes, below)
+def plus_minus(mean: float | None, error: float | None = None, absent: str = NOT_RUN) -> str:
+    """ "mean ± error" with two significant digits of the error (of a tenth of the mean where there is none).
+
+    At most four of the mean, though: an error of few seeds can be tiny by chance.
+    """
+    if mean is None or math.isnan(mean):
+        return absent
+    error = None if error is None or math.isnan(error) else error
+    scale = error or abs(mean) / 10
+    four = 3 - math.floor(math.log10(abs(mean))) if mean else 2
+    digits = max(2, min(1 - math.floor(math.log10(scale)), four)) if scale > 0 else 2
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
 
 
-def _stand_in_text(results: Results, data: str, budgets: dict[int, str | None]) -> str:
-    """How a benchmark's sizes and budgets were put beside another data set's."""
-    pairs = [f"{f'N = {ours}' if ours else NOT_RUN} beside the paper's N = {n}" for n, ours in sorted(budgets.items())]
-    return (
-        f"The benchmark {results.name} is not {data}: other images, and other models under the same letters, so the "
-        f"two FID columns share no scale. Budgets stand by rank: {'; '.join(pairs)}."
-    )
+def count(n: float | None) -> str:
+    """A number of parameters with three significant digits, as 24.0K or 478M."""
+    if missing(n):
+        return NOT_RUN
+    unit, letter = next(((u, c) for u, c in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if n >= u), (1, ""))
+    value = n / unit
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}{letter}" if letter else f"{n:.0f}"
 
 
-def _budgets_for(results: Results, lines: pd.DataFrame, own: bool) -> dict[int, str | None]:
-    """The paper's N -> the benchmark's budget in its place: the same N on the paper's data, else the same rank."""
-    paper = sorted({_steps(nfe) for nfe in lines.loc[lines["family"] == "Ours", "nfe"]})
-    if own:
-        return {n: str(n) for n in paper}
-    ours = results.budgets
-    return {paper[0]: ours[0] if ours else None, paper[-1]: ours[-1] if len(ours) > 1 else None}
+def thousands(n: float) -> str:
+    """50000 as 50K, 1500 as 1.5K, 60 as 60."""
+    return f"{n / 1000:g}K" if n >= 1000 else f"{n:g}"
 
 
-def _steps(nfe: str) -> int:
-    """N of a printed "N x share"."""
-    return int(nfe.split("x")[0])
+def nfe_text(steps: float | None, passes: float | None) -> str:
+    """Measured forward passes of an image as "N×passes/N", the way Tables 2 and 3 print NFE (16×1.2)."""
+    return NOT_RUN if missing(steps) or missing(passes) else f"{steps:g}×{passes / steps:.3g}"
 
 
-def _present(values: dict[str, dict | float | None]) -> dict[str, str]:
-    """Cells of the metrics that a row has; a bare number is a mean without spread."""
-    summaries = {k: v if isinstance(v, dict) else {"mean": v} for k, v in values.items() if v is not None}
-    return {METRICS[key]: plus_minus(summary) for key, summary in summaries.items()}
+def model_name(size: str) -> str:
+    """What a row or panel calls a size: the paper's name, or that of an ablation's row."""
+    return f"eMIGM-{size.upper()}" if size in ("xs", "s", "b", "l", "h") else size
 
 
-def _schedules_used(results: Results) -> str:
-    """Which schedules the benchmark's records name."""
-    trained = {results.get(f"train-{s}", "settings", "train", "schedule") for s in results.sizes} - {None}
-    cells = [f"sample-{s}-{b}" for s in results.sizes for b in results.budgets]
-    sampled = {results.get(cell, "settings", "sample", "schedule") for cell in cells} - {None}
-    facts = {"trained": trained, "sampled": sampled}
-    used = [f"{what} with {', '.join(sorted(names))}" for what, names in facts.items() if names]
-    return f"{results.name} is {' and '.join(used)}." if used else ""
+def plural(n: float, what: str) -> str:
+    """`n` of something countable."""
+    return f"{n:,.0f} {what}{'' if n == 1 else 's'}"
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell of the frame holds nothing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from emigm.metrics.scores import (
     scores,
 )
 from emigm.records.record import cpu_seconds, write_record
+from emigm.records.summary import summaries
 from emigm.runtime.distributed import join
 from emigm.runtime.launching import run_stage
 
@@ -145,27 +145,6 @@ def score(
         for name in ("nearest_train", "nearest_holdout")
     }
     return scores(features, reference, labels, kid_subset) | nearest | {"clean_fid": clean_fid(features, reference)}
-
-
-def summaries(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Summary of every metric that was measured."""
-    metrics = [k for k in runs[0] if not k.endswith("_seed")]
-    return {m: summarise(runs, m) for m in metrics if all(r[m] is not None for r in runs)}
-
-
-def summarise(runs: list[dict[str, Any]], metric: str) -> dict[str, float | None]:
-    """Mean over all runs; standard deviation over training seeds (of their means over sampling seeds) and over
-    sampling seeds (within a training seed, pooled); None where there is one seed only."""
-    by_seed: dict[int, list[float]] = {}
-    for run in runs:
-        by_seed.setdefault(run["train_seed"], []).append(run[metric])
-    groups = [np.array(v) for v in by_seed.values()]
-    means = np.array([g.mean() for g in groups])
-    return {
-        "mean": float(means.mean()),
-        "train_std": float(means.std(ddof=1)) if len(groups) > 1 else None,
-        "sample_std": math.sqrt(np.mean([g.var(ddof=1) for g in groups])) if len(groups[0]) > 1 else None,
-    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the feature extractor: train the digits' classifier and measure it, or check Inception's weights."""
+"""Make the feature extractor: train a small classifier and measure it, or check Inception's weights."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from emigm.config.paths import extractor_folder, images_folder
 from emigm.data.images import PARTS, open_images
 from emigm.files import checksums, sha256
 from emigm.metrics.classifier import (
-    DIGITS_FEATURES,
+    FEATURES,
     WEIGHTS_FILE,
     load_classifier,
     save_classifier,
-    train_digits_classifier,
+    train_classifier,
 )
 from emigm.records.record import write_record
 from emigm.runtime.launching import run_stage
 
 
 def make_extractor(benchmark: Benchmark) -> None:
-    make = check_inception_weights if benchmark.extractor.kind == "inception" else train_classifier
+    make = check_inception_weights if benchmark.extractor.kind == "inception" else train_on_images
     folder = extractor_folder(benchmark)
     results, inputs = make(benchmark, folder)
     files = {"inputs": inputs, "outputs": checksums(folder)}
     write_record(benchmark, "extractor", results, device="cpu", **files, extractor=benchmark.extractor)
 
 
-def train_classifier(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def train_on_images(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Train on the training images; accuracy on these and on the held-out ones, and the checksums of both."""
     torch.set_num_threads(1)
     sets = {part: open_images(images_folder(benchmark), part) for part in PARTS}
     images = {part: (source.pixels(range(len(source))), source.labels) for part, source in sets.items()}
     weights = folder / WEIGHTS_FILE
-    save_classifier(weights, train_digits_classifier(*images["train"], benchmark.extractor.training))
+    save_classifier(weights, train_classifier(*images["train"], benchmark.extractor.training))
     model = load_classifier(weights)
-    results: dict[str, Any] = {"features": DIGITS_FEATURES, "sha256": sha256(weights)}
+    results: dict[str, Any] = {"features": FEATURES, "sha256": sha256(weights)}
     for part, (pixels, labels) in images.items():
         right = model(torch.from_numpy(pixels))[1].argmax(1).numpy() == labels
         results[f"{part}_accuracy"] = float(right.mean())

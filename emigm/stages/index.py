@@ -1,6 +1,26 @@
-"""Write results/README.md, the page that shows every benchmark's tables and figures."""
+"""Write the page of one benchmark (--benchmark) or of all (--all), from records and executed notebooks."""
 
-from emigm.report.index import write_index
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from emigm.config.errors import UserError
+from emigm.report.pages import write_front, write_page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--benchmark", help="write results/<benchmark>/README.md")
+    which.add_argument("--all", action="store_true", help="write results/README.md")
+    options = parser.parse_args()
+    try:
+        write_front(Path()) if options.all else write_page(Path(), options.benchmark)
+    except UserError as e:
+        sys.exit(f"error: {e}")
+
 
 if __name__ == "__main__":
-    write_index()
+    main()

@@ -1,48 +1,77 @@
-"""Execute notebooks of tables and figures, several at once."""
+"""Execute one notebook into results/<benchmark>/notebooks/<notebook>, with all that it saves."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
-import papermill
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from traitlets.config import Config
 
-from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import UserError
+from emigm.config.errors import RunError, UserError
 from emigm.config.parsing import known
 from emigm.config.paths import results_folder
-from emigm.runtime.pools import Progress, parallel
+from emigm.report.tables import write_text
+
+FOLDER = Path("notebooks")
 
 
-def execute_all(benchmark: str, names: list[str], part: str) -> None:
-    """Execute notebooks/<name>.ipynb of every name, for one benchmark, into results/<benchmark>/<part>."""
-    existing = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
-    for name in names:
-        known("notebook", name, existing)
-    folder = results_folder(benchmark) / part
-    folder.mkdir(parents=True, exist_ok=True)
-    parallel(partial(execute, benchmark, folder), names, 1, "notebook", f"notebooks {benchmark}")
+def execute(name: str, benchmark: str | None, into: str) -> Path:
+    """What `papermill notebooks/<name>.ipynb ... -p benchmark <benchmark> -p out <folder>` does.
 
+    Args:
+        name: of the notebook.
+        benchmark: what it shows; None: what it shows by itself (one that gathers several benchmarks).
+        into: folder of results/ that gets it.
 
-def execute(benchmark: str, folder: Path, name: str, progress: Progress) -> None:
-    """What `papermill notebooks/<name>.ipynb <folder>/<name>.ipynb -p benchmark <benchmark>` does."""
-    notebook = f"{name}.ipynb"
-    papermill.execute_notebook(
-        Path("notebooks") / notebook, folder / notebook, {"benchmark": benchmark}, progress_bar=False
-    )
-    progress(1)
+    The same records give the same bytes: the executed notebook holds no times, and no path of the machine.
+
+    Returns:
+        The folder with <name>.ipynb and what the notebook saved. A notebook that fails leaves none behind.
+
+    Raises:
+        ConfigError: there is no such notebook.
+        RunError: a cell failed; the message holds its traceback.
+    """
+    known("notebook", name, sorted(path.stem for path in FOLDER.glob("*.ipynb")))
+    out = results_folder(into) / "notebooks" / name
+    shutil.rmtree(out, ignore_errors=True)
+    notebook = load_notebook_node(str(FOLDER / f"{name}.ipynb"))
+    asked = {} if benchmark is None else {"benchmark": benchmark}
+    notebook = parameterize_notebook(notebook, asked | {"out": out.as_posix()})
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i}"  # that of the parameters' is random
+    config = Config()
+    config.KernelManager.transport = (
+        "ipc" if sys.platform == "linux" else "tcp"
+    )  # over TCP kernels warn of eavesdropping
+    try:
+        NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=None, config=config).execute()
+    except CellExecutionError as e:
+        shutil.rmtree(out, ignore_errors=True)
+        raise RunError(f"{FOLDER / name}.ipynb, for results/{into}: {e}") from e
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)
+    write_text(out / f"{name}.ipynb", nbformat.writes(notebook))
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="notebooks/NAME.ipynb")
-    parser.add_argument("--benchmark", help="default: that of params.yaml")
-    parser.add_argument("--part", default="notebooks", help="folder of the benchmark's results for the executed ones")
+    parser.add_argument("name", help="of notebooks/NAME.ipynb")
+    parser.add_argument("--benchmark", help="what it shows (default: what it shows by itself)")
+    parser.add_argument("--into", help="folder of results/ that gets it (default: the benchmark's)")
     options = parser.parse_args()
+    if not (options.into or options.benchmark):
+        parser.error("give --benchmark, --into or both")
     try:
-        execute_all(options.benchmark or load_benchmark().name, options.names, options.part)
+        execute(options.name, options.benchmark, options.into or options.benchmark)
     except UserError as e:
         sys.exit(f"error: {e}")
 

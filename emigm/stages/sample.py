@@ -109,11 +109,9 @@ def sample_model(
     progress: Progress,
 ) -> Chunks:
     """As `sample_seed`, of the model in the folder `weights`."""
-    (train_seed, index), run, chunk = item, benchmark.run, benchmark.evaluation.chunk
-    check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
-    model = load_model(weights, expect=benchmark.model_config(size), device=world.device)
-    autoencoder = load_autoencoder(benchmark.autoencoder, world.device)
-    labels, seed = balanced_labels(images, model.cfg.classes), sampling_seed(train_seed, index)
+    (train_seed, index), chunk = item, benchmark.evaluation.chunk
+    make = Maker(benchmark, size, weights, cfg, train_seed, world.device)
+    seed = sampling_seed(train_seed, index)
     folder = state / fingerprint(
         sha256(weights / WEIGHTS_FILE), str(cfg), str(benchmark.autoencoder), images, chunk, seed
     )
@@ -125,12 +123,42 @@ def sample_model(
     for n, i in enumerate(missing, 1):
         start, stop = chunks.ranges[i]
         watch = Stopwatch()
-        made = generate(model, labels[start:stop], cfg, seed=seed, first=start, chunk=chunk, batch=run.sample_batch)
-        latents, passes = zip(*((p.latents, p.passes) for p in made), strict=True)
-        pixels = autoencoder.decode(torch.cat(latents), run.encode_batch).cpu().numpy()
-        chunks.write(i, pixels, labels[start:stop].numpy(), seconds=watch.seconds(), passes=passes[0])
+        pixels, labels, passes = make(index, start, stop)
+        chunks.write(i, pixels, labels, seconds=watch.seconds(), passes=passes)
         progress(done + (images - done) * n // len(missing))
     return chunks
+
+
+class Maker:
+    """Makes chunks of images with the model in a folder.
+
+    Raises:
+        ConfigError: the model is missing, damaged, or another than the benchmark says.
+    """
+
+    def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
+        check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
+        self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
+        self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
+        self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run
+        self.chunk = benchmark.evaluation.chunk
+
+    def __call__(self, index: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Images start .. stop - 1, a chunk, of the `index` of evaluation.seeds.
+
+        Returns:
+            Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image.
+        """
+        labels = balanced_labels(stop, self.model.cfg.classes)[start:]
+        seed = sampling_seed(self.train_seed, index)
+        made = list(
+            generate(
+                self.model, labels, self.cfg, seed=seed, first=start, chunk=self.chunk, batch=self.run.sample_batch
+            )
+        )
+        latents = torch.cat([part.latents for part in made])
+        pixels = self.autoencoder.decode(latents, self.run.encode_batch).cpu().numpy()
+        return pixels, labels.numpy(), made[0].passes
 
 
 def check_facts(folder: Path, **expected: Any) -> None:

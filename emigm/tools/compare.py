@@ -6,23 +6,24 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from tabulate import tabulate
 
+from emigm.artefacts import PUBLISHED, REFERENCES, fetched, recorded
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import results_folder
 from emigm.config.schema import CompareConfig
-from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
-from emigm.report.results import NONE, NOT_RUN, Results, count, load, nfe_text, plural, reported
-from emigm.report.settings import PAPER_TRAIN
+from emigm.paper.reported import reported
+from emigm.paper.settings import PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.records.frame import Records, read_all
+from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
 from emigm.tools.doctor import how_to_run
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
 IMAGES = 50_000
-REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
-"""ADM's statistics of the training set, by resolution."""
 SAMPLING = (
     "steps",
     "solver_steps",
@@ -34,7 +35,9 @@ SAMPLING = (
     "temperature",
     "x0_clip",
 )
-"""What of the sampling settings must be the paper's; precision changes rounding alone."""
+"""What of the sampling settings must be the paper's."""
+PRECISIONS = ("float32", "tf32")
+"""The official evaluation samples under float16 autocast. These round no coarser; bfloat16 does, eight times."""
 TRAINING = (
     "masking",
     "mask_group",
@@ -63,6 +66,8 @@ class Cell:
     fid: float | None
     """Ours: the mean over seeds; None: not run."""
     verdict: str
+    tolerance: float
+    """Greatest |difference| that counts as reproduced."""
     reasons: tuple[str, ...] = ()
     """Why the cell is not comparable."""
 
@@ -93,9 +98,9 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
             f"{benchmark.name}: not run yet, so there is nothing to compare; `emigm doctor {benchmark.name}` says what "
             f"it needs, and `{how_to_run(benchmark.name)}` runs it"
         )
-    results = load(benchmark.name)
+    results = read_all(Path(), benchmark.name)
     cells = compare_cells(results, cfg)
-    print(table(results, cells, cfg))
+    print(table(benchmark.name, results, cells, cfg))
     counts = {v: sum(c.verdict == v for c in cells) for v in (WITHIN, OUTSIDE, INCOMPARABLE, NOT_RUN)}
     print("\n" + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     problem = failure(counts, allow_missing)
@@ -117,63 +122,68 @@ def failure(counts: dict[str, int], allow_missing: bool) -> str | None:
     return None
 
 
-def compare_cells(results: Results, cfg: CompareConfig) -> list[Cell]:
+def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
     """A cell for every row of the paper's own models at the resolution."""
-    lines = reported().query(
-        "resolution == @resolution and family == 'Ours'", local_dict={"resolution": str(cfg.resolution)}
-    )
+    lines = reported(cfg.resolution).query("family == 'Ours'")
     return [compare_cell(results, cfg, line._asdict()) for line in lines.itertuples(index=False)]
 
 
-def compare_cell(results: Results, cfg: CompareConfig, line: dict[str, str]) -> Cell:
+def compare_cell(results: Records, cfg: CompareConfig, line: dict[str, str]) -> Cell:
     """Find the cell's records and judge them."""
-    size, budget = line["method"].split("-")[1].lower(), line["nfe"].split("x")[0]
-    fid = results.get(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
+    size, budget = line["size"], line["budget"]
+    fid = results.at(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
+    released = results.at(f"train-{size}", "weights") == "released"
+    tolerance = cfg.fid_tolerance_released if released else cfg.fid_tolerance
     if fid is None:
-        return Cell(size, budget, line, None, NOT_RUN)
+        return Cell(size, budget, line, None, NOT_RUN, tolerance)
     reasons = tuple(incomparable(results, cfg.resolution, size, budget, line))
     if reasons:
-        return Cell(size, budget, line, fid, INCOMPARABLE, reasons)
-    within = abs(fid / float(line["fid"]) - 1) <= cfg.fid_tolerance
-    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE)
+        return Cell(size, budget, line, fid, INCOMPARABLE, tolerance, reasons)
+    within = abs(fid / float(line["fid"]) - 1) <= tolerance
+    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE, tolerance)
 
 
-def incomparable(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
+def incomparable(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
     """What of a measured cell differs from how the paper's number came about."""
     stages = {kind: f"{kind}-{size}" for kind in ("train", "evaluate")} | {"sample": f"sample-{size}-{budget}"}
-    absent = [stage for stage in stages.values() if stage not in results.records]
+    absent = [stage for stage in stages.values() if stage not in results]
     if absent:
         return [f"no record {stage}" for stage in absent]
     found = []
-    if any(results.get(stage, "dry_run") for stage in stages.values()):
+    if any(results.at(stage, "dry_run") for stage in stages.values()):
         found.append("dry run")
-    if len({results.get(stage, "weights") for stage in stages.values()}) > 1:
+    if len({results.at(stage, "weights") for stage in stages.values()}) > 1:
         found.append("records of trained and of released weights")
     found += training_differs(results, stages["train"])
     found += network_differs(results, resolution, size, line)
     found += sampling_differs(results, resolution, size, budget, line)
-    return found + evaluation_differs(results, resolution, stages["evaluate"])
+    found += evaluation_differs(results, resolution, stages["evaluate"])
+    return found + files_differ(results, (*stages.values(), "extractor", "reference"))
 
 
-def training_differs(results: Results, stage: str) -> list[str]:
+def training_differs(results: Records, stage: str) -> list[str]:
     """Released weights are the paper's; trained ones must have seen as many images by the same recipe."""
-    weights = results.get(stage, "weights")
+    weights = results.at(stage, "weights")
     if weights is None:
         return ["the records do not say whose weights"]
-    images = results.get(stage, "scale", "images_trained_on")
+    images = results.at(stage, "scale", "images_trained_on")
     # Another batch leaves out another part of an epoch: that much is the paper's scale still.
     found = []
     if weights == "trained" and abs((images or 0) / PAPER_TRAINING_IMAGES - 1) > 0.01:
         found.append(f"trained on {images or 0:,} images, the paper on {PAPER_TRAINING_IMAGES:,}")
     if weights == "trained":
-        found += _unlike("trained", results.get(stage, "settings", "train"), as_dict(PAPER_TRAIN), TRAINING)
+        found += _unlike("trained", results.at(stage, "settings", "train"), as_dict(PAPER_TRAIN), TRAINING)
+    if weights == "released":
+        token = results.at(stage, "settings", "source", "shared_token", "used")
+        if token != "official":
+            found.append(f"shared fake and mask token: {token}, the paper's evaluation computes with the official one")
     return found
 
 
-def network_differs(results: Results, resolution: int, size: str, line: dict[str, str]) -> list[str]:
+def network_differs(results: Records, resolution: int, size: str, line: dict[str, str]) -> list[str]:
     """The architecture, and with it the number of parameters."""
-    model = results.get(f"train-{size}", "settings", "model")
-    parameters = results.get(f"train-{size}", "results", "parameters")
+    model = results.at(f"train-{size}", "settings", "model")
+    parameters = results.at(f"train-{size}", "results", "parameters")
     found = [] if model == as_dict(PAPER_MODELS[resolution, size]) else ["another architecture"]
     # The paper rounds some counts and truncates others.
     if parameters is None or abs(parameters / 1e6 - float(line["params"].rstrip("M"))) >= 1:
@@ -181,30 +191,47 @@ def network_differs(results: Results, resolution: int, size: str, line: dict[str
     return found
 
 
-def sampling_differs(results: Results, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
+def sampling_differs(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
     """Sampling settings, and with them the NFE as the paper rounds it."""
     stage = f"sample-{size}-{budget}"
     paper = as_dict(paper_sampling(resolution, size, int(budget)))
-    found = _unlike("sampled", results.get(stage, "settings", "sample"), paper, SAMPLING)
-    nfe, share = results.get(stage, "results", "nfe"), line["nfe"].split("x")[1]
+    found = _unlike("sampled", results.at(stage, "settings", "sample"), paper, SAMPLING)
+    precision = results.at(stage, "settings", "sample", "precision")
+    if precision not in PRECISIONS:
+        found.append(f"sampled in {precision}, the paper in float16, which {' and '.join(PRECISIONS)} stand for")
+    nfe, share = results.at(stage, "results", "nfe"), line["nfe"].split("x")[1]
     digits = len(share.split(".")[1])
     if nfe is None or abs(nfe / int(budget) - float(share)) > 0.5 * 10**-digits:
         found.append(f"NFE {nfe}")
     return found
 
 
-def evaluation_differs(results: Results, resolution: int, stage: str) -> list[str]:
-    """Extractor, reference statistics and number of images."""
-    extractor, reference = results.get(stage, "settings", "extractor", "kind"), results.get(stage, "reference")
-    images = results.get(stage, "scale", "images") or results.get(stage, "settings", "images")
+def evaluation_differs(results: Records, resolution: int, stage: str) -> list[str]:
+    """Extractor and reference statistics, by checksum where it is known, and the number of images."""
+    extractor = results.at(stage, "settings", "extractor", "kind")
+    weights = results.at(stage, "settings", "extractor_identity", "sha256")
+    images = results.at(stage, "scale", "images") or results.at(stage, "settings", "images")
     found = [] if extractor == "inception" else [f"features of {extractor}"]
-    if results.get(stage, "settings", "extractor_identity", "published") is False:
-        found.append("the extractor's weights are not the published ones")
-    if reference != REFERENCES[resolution]:
-        found.append(f"reference: {reference}, the paper's: {REFERENCES[resolution]}")
+    if extractor == "inception" and weights != PUBLISHED["inception"]:
+        found.append(f"the extractor's weights are not the published ones (SHA-256 {weights})")
+    name, checksum = results.at(stage, "reference"), results.at(stage, "settings", "reference_source", "sha256")
+    paper, known = REFERENCES[resolution], recorded(REFERENCES[resolution])
+    if not (checksum == known if known else name == paper):
+        found.append(f"reference: {name} (SHA-256 {checksum}), the paper's: {paper} (SHA-256 {known or 'unknown'})")
     if images is None or images < IMAGES:
         found.append(f"{images or 0:,} images, the paper {IMAGES:,}")
     return found
+
+
+def files_differ(results: Records, stages: tuple[str, ...]) -> list[str]:
+    """Which files of others that stages read are not the ones that `emigm fetch` got (checkpoints, autoencoder)."""
+    known = fetched()
+    read = {file: s for stage in stages for file, s in (results.at(stage, "inputs") or {}).items()}
+    return [
+        f"{file} is another file than `emigm fetch` got"
+        for file, checksum in read.items()
+        if known.get(file, {}).get("sha256") not in (None, checksum)
+    ]
 
 
 def _unlike(what: str, ours: dict | None, paper: dict, keys: tuple[str, ...]) -> list[str]:
@@ -213,23 +240,24 @@ def _unlike(what: str, ours: dict | None, paper: dict, keys: tuple[str, ...]) ->
     return [f"{what} with {k} {ours.get(k)}, the paper with {paper[k]}" for k in keys if ours.get(k) != paper[k]]
 
 
-def table(results: Results, cells: list[Cell], cfg: CompareConfig) -> str:
+def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) -> str:
     """The comparison as text, with the reasons below."""
     rows = []
     for c in cells:
-        weights = results.get(f"train-{c.size}", "weights")
+        weights, stage = results.at(f"train-{c.size}", "weights"), f"sample-{c.size}-{c.budget}"
+        steps, passes = results.at(stage, "settings", "sample", "steps"), results.at(stage, "results", "passes")
         rows.append(
             (
                 c.reported["method"],
                 c.reported["nfe"].replace("x", "×"),
-                nfe_text(results, c.size, c.budget),
+                nfe_text(steps, passes),
                 c.reported["params"],
-                count(results.get(f"train-{c.size}", "results", "parameters")),
+                count(results.at(f"train-{c.size}", "results", "parameters")),
                 weights or NOT_RUN,
                 c.reported["fid"],
                 NOT_RUN if c.fid is None else f"{c.fid:.2f}",
                 NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
-                f"±{100 * cfg.fid_tolerance:g}%",
+                f"±{100 * c.tolerance:g}%",
                 c.verdict,
             )
         )
@@ -240,6 +268,12 @@ def table(results: Results, cells: list[Cell], cfg: CompareConfig) -> str:
         if c.reasons:
             reasons.setdefault(c.reasons, []).append(f"{c.reported['method']} N={c.budget}")
     lines = [f"not comparable: {', '.join(names)}: {'; '.join(why)}" for why, names in reasons.items()]
-    tolerance = f"Tolerance: benchmark.compare.fid_tolerance, {100 * cfg.fid_tolerance:g}% of the reported FID."
-    title = results.heading(f"{results.name} against the paper's Table {2 if cfg.resolution == 256 else 3}")
-    return "\n".join([title, "", text, "", tolerance, *lines])
+    notes = [
+        f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
+        f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."
+    ]
+    if recorded(REFERENCES[cfg.resolution]) is None:
+        notes.append(f"Reference statistics: known by their name alone; `emigm fetch {name}` records their checksum.")
+    mark = "DRY RUN: " if any(record["dry_run"] for record in results.values()) else ""
+    title = f"{mark}{name} against the paper's Table {2 if cfg.resolution == 256 else 3}"
+    return "\n".join([title, "", text, "", *notes, *lines])

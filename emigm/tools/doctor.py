@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from emigm.artefacts import PUBLISHED, fetched
 from emigm.config.benchmark import Benchmark
 from emigm.config.compose import DEFAULT
 from emigm.files import sha256
@@ -36,10 +37,8 @@ from emigm.tools.estimates import (
     training_bytes,
 )
 
-OK, MISSING, FETCH, NOTE = "ok", "MISSING", "to fetch", "note"
+OK, MISSING, FETCH = "ok", "MISSING", "to fetch"
 A_WEEK = 7 * 24 * 3600
-INCEPTION_HASH = "6726825d"
-"""First digits of the SHA-256 of torch-fidelity's weights file, as its name says."""
 
 WHERE_FROM = {
     "kl16": "kl16.ckpt is linked from README.md of the official code (github.com/ML-GSAI/eMIGM) and of MAR "
@@ -59,7 +58,7 @@ class Check:
 
     what: str
     state: str
-    """OK, MISSING, FETCH (a stage gets it from the network) or NOTE (it runs, but read this)."""
+    """OK, MISSING, or FETCH (a stage gets it from the network)."""
     found: str
     remedy: str = ""
     """Where it belongs and how to get it; empty where nothing is to be done."""
@@ -97,7 +96,7 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
     """The images."""
     data = benchmark.data
     if data.dataset in EMBEDDED:
-        yield Check("images", OK, f"{EMBEDDED[data.dataset].package} brings them")
+        yield Check("images", OK, f"{EMBEDDED[data.dataset][0]} brings them")
     elif data.dataset == "cifar10":
         here = any(Path(data.root).glob("*.parquet")) or (Path(data.root) / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"
@@ -127,41 +126,37 @@ def check_weights(benchmark: Benchmark) -> Iterator[Check]:
     autoencoder, extractor = benchmark.autoencoder, benchmark.extractor
     if autoencoder.weights is not None:
         path = Path(autoencoder.weights)
-        here = path.is_file() or any(p for pattern in ("*.ckpt", "*.safetensors") for p in path.glob(pattern))
+        found = [path] if path.is_file() else [p for pattern in ("*.ckpt", "*.safetensors") for p in path.glob(pattern)]
         where = WHERE_FROM.get(autoencoder.kind, f"weights of an autoencoder of kind: {autoencoder.kind}")
-        yield present("autoencoder", autoencoder.weights, here, where)
+        yield foreign(benchmark, "autoencoder", path, where, found[0] if found else path)
     if extractor.weights is not None:
         path = Path(extractor.weights)
-        check = present("Inception", extractor.weights, path.is_file(), WHERE_FROM["inception"])
-        if check.state == OK and not sha256(path).startswith(INCEPTION_HASH):
-            found = f"{extractor.weights} has another SHA-256 than {INCEPTION_HASH}..."
-            check = Check("Inception", NOTE, found, f"another file's FID is no FID of the paper; {check.found}")
-        yield check
+        yield foreign(benchmark, "Inception", path, WHERE_FROM["inception"], published=PUBLISHED["inception"])
     if benchmark.evaluation.reference is not None:
         path = Path(benchmark.evaluation.reference)
         where = WHERE_FROM["reference"].format(resolution=benchmark.data.resolution, name=path.name)
-        yield present("reference statistics", str(path), path.is_file(), where)
+        yield foreign(benchmark, "reference statistics", path, where)
     if benchmark.weights == "released":
-        yield from (check_checkpoint(benchmark, size) for size in benchmark.sizes)
+        released = benchmark.released
+        where = f"huggingface.co/{released.repository} has it"
+        for size in benchmark.sizes:
+            path = Path(released.folder) / released.files[size]
+            yield foreign(benchmark, f"checkpoint {size}", path, where, published=released.sha256.get(size))
 
 
-def check_checkpoint(benchmark: Benchmark, size: str) -> Check:
-    """One released checkpoint; the train stage fetches what is absent."""
-    released, what = benchmark.released, f"checkpoint {size}"
-    path = Path(released.folder) / released.files[size]
-    page = f"huggingface.co/{released.repository}"
-    if not path.is_file():
-        remedy = f"the train stage fetches {released.files[size]} from {page}; without a network put it at {path}"
-        return Check(what, FETCH, f"no {path}", remedy)
-    wanted = released.sha256.get(size)
-    if wanted is not None and sha256(path) != wanted:
-        return Check(what, MISSING, f"{path} has another SHA-256 than {wanted}", f"delete {path}, get it from {page}")
-    return Check(what, OK, str(path))
-
-
-def present(what: str, path: str, here: bool, where: str) -> Check:
-    """A file that users bring themselves."""
-    return Check(what, OK, path) if here else Check(what, MISSING, f"no {path}", f"put it at {path}; {where}")
+def foreign(
+    benchmark: Benchmark, what: str, path: Path, where: str, file: Path | None = None, published: str | None = None
+) -> Check:
+    """A file of others: whether it is there, and is the published one, or the one that `emigm fetch` got."""
+    file = file or path
+    if not file.is_file():
+        remedy = f"`emigm fetch {benchmark.name}` gets it, or put it at {path}; {where}"
+        return Check(what, MISSING, f"no {path}", remedy)
+    known = published or fetched().get(str(file), {}).get("sha256")
+    if known is not None and sha256(file) != known:
+        remedy = f"move it away, then `emigm fetch {benchmark.name}`; with another file, no number is the paper's"
+        return Check(what, MISSING, f"{file} has another SHA-256 than {known[:8]}...", remedy)
+    return Check(what, OK, str(file))
 
 
 def find_device(benchmark: Benchmark) -> Device:

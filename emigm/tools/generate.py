@@ -80,7 +80,7 @@ def generate_grid(
     note = PngInfo()
     facts = {"model": name, "classes": list(classes), "seeds": list(seeds), "sampling": as_dict(sampling)}
     note.add_text("emigm", json.dumps(facts))
-    write_atomically(out, lambda path: labelled(rows, classes, seeds).save(path, pnginfo=note))
+    write_atomically(out, lambda path: labelled(rows, classes, seeds).save(path, "PNG", pnginfo=note))
     return sampling
 
 

@@ -1,0 +1,252 @@
+"""benchmarks/claims.yaml: what the paper concludes, and the comparisons that each conclusion is held against."""
+
+# ruff: noqa: RUF001
+# × and − are meant.
+from __future__ import annotations
+
+import datetime
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known, parse
+from emigm.model.schedules import SCHEDULES
+from emigm.paper.reported import reported
+
+FILE = Path("benchmarks/claims.yaml")
+EXACT = {"passes": "forward passes of an image", "parameters": "parameters"}
+"""Counts, which have no interval."""
+METRICS = {"fid": "FID", "seconds_per_image": "seconds for one image"} | EXACT
+Expect = Literal["lower", "higher"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """One side of a comparison: a size at one budget. "{N}", "{first}" and "{last}" in the budget stand for a place's
+    numbers of steps."""
+
+    budget: str
+    size: str | None = None
+    """None: the place's own."""
+    benchmark: str | None = None
+    """None: the place's own."""
+    snapshot: float | None = None
+    """Share of the training after which the weights were kept; None: its end, scored on all images."""
+
+    def label(self, home: str) -> str:
+        """ "emigm at 16", with its benchmark where that is not `home`."""
+        where = "" if self.benchmark == home else f"{self.benchmark}: "
+        when = "" if self.snapshot is None else f" after {self.snapshot:.0%} of the training"
+        return f"{where}{self.size} at {self.budget}{when}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """Another method's row of Table 2 (resolution 256) or 3 (512), as the paper prints it."""
+
+    resolution: int
+    method: str
+
+    def value(self, metric: str) -> float:
+        """Its FID, NFE (for `passes`) or parameters."""
+        rows = reported(self.resolution).query("family != 'Ours'")
+        known("reported method", self.method, rows["method"].unique())
+        (row,) = rows[rows["method"] == self.method].itertuples()
+        if metric == "passes":
+            return math.prod(float(part) for part in row.nfe.split("x"))
+        if metric == "parameters":
+            if not row.params:
+                raise ConfigError(f"{FILE}: the paper reports no parameters of {self.method}")
+            return float(row.params[:-1]) * {"M": 1e6, "B": 1e9}[row.params[-1]]
+        return float(row.fid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """`left` is lower (or higher) than `factor` × what it is held against."""
+
+    left: Cells
+    expect: Expect
+    right: Cells | None = None
+    reported: Reported | None = None
+    beyond: tuple[Cells, Cells] | None = None
+    """The difference must exceed that of these two in the expected direction."""
+    factor: float = 1.0
+    """Other than 1: the margin that the claim itself allows, in place of the smallest effect that matters."""
+    metric: str = "fid"
+
+    def __post_init__(self):
+        known(f"metric of {FILE}", self.metric, METRICS)
+        if (self.right is None) == (self.reported is None):
+            raise ConfigError(f"{FILE}: a difference needs either right or reported")
+        if self.beyond is not None and (self.reported is not None or self.factor != 1):
+            raise ConfigError(f"{FILE}: beyond goes with right alone, without reported or factor")
+        if self.factor <= 0:
+            raise ConfigError(f"{FILE}: factor = {self.factor}: must be above 0")
+        if self.reported is not None and self.metric not in ("fid", *EXACT):
+            raise ConfigError(f"{FILE}: the paper reports no {self.metric} of other methods")
+
+    @property
+    def sides(self) -> list[tuple[float, Cells]]:
+        """Own sides with their weights in the effect."""
+        found = [(1.0, self.left)] + ([(-self.factor, self.right)] if self.right else [])
+        return found + ([(-1.0, self.beyond[0]), (1.0, self.beyond[1])] if self.beyond else [])
+
+    @property
+    def text(self) -> str:
+        """All budgets, to see whether they name N."""
+        return " ".join(cells.budget for _, cells in self.sides)
+
+    def label(self, home: str) -> str:
+        factor = f"{self.factor:g} × " if self.factor != 1 else ""
+        other = self.right.label(home) if self.right else f"{self.reported.method} (as reported)"
+        text = f"{self.left.label(home)} − {factor}{other}"
+        return f"({text}) − ({self.beyond[0].label(home)} − {self.beyond[1].label(home)})" if self.beyond else text
+
+    @property
+    def against(self) -> str:
+        """What `left` is held against, in a few words."""
+        if self.reported:
+            return f"{self.reported.method} as reported"
+        if self.beyond:
+            return f"gain at {self.left.budget} beyond that at {self.beyond[0].budget}"
+        return self.right.budget if self.right.size == self.left.size else self.right.label(self.right.benchmark)
+
+    def at(self, place: Place, steps: int | None) -> Difference:
+        """With the place's names filled in, and N."""
+
+        def fill(cells: Cells) -> Cells:
+            names = {"N": steps, "first": min(place.steps, default=""), "last": max(place.steps, default="")}
+            size, benchmark = cells.size or place.size, cells.benchmark or place.benchmark
+            return replace(cells, budget=cells.budget.format(**names), size=size, benchmark=benchmark)
+
+        beyond = self.beyond and (fill(self.beyond[0]), fill(self.beyond[1]))
+        return replace(self, left=fill(self.left), right=self.right and fill(self.right), beyond=beyond)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """FID falls along the sizes with the logarithm of their training FLOPs."""
+
+    sizes: tuple[str, ...]
+    budget: str
+
+    def __post_init__(self):
+        if len(self.sizes) < 2:
+            raise ConfigError(f"{FILE}: a trend needs two sizes at least")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a claim is tested."""
+
+    benchmark: str
+    size: str | None = None
+    steps: tuple[int, ...] = ()
+    """Values of N; a comparison that names "{N}" is made at each, and has a verdict for each."""
+    tokens: int | None = None
+    """L, for what is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A conclusion of the paper and its tests, all of which must hold."""
+
+    id: str
+    source: str
+    """Figure or table of the paper."""
+    claim: str
+    """A clause that can follow "that": no capital in front, no full stop."""
+    at: tuple[Place, ...]
+    given: tuple[Difference, ...] = ()
+    """What must hold first (at the same N, where both name it); else the claim is not testable there."""
+    differences: tuple[Difference, ...] = ()
+    trends: tuple[Trend, ...] = ()
+    sweep: tuple[str, ...] = ()
+    """Budgets: the best of the inner ones, chosen for each seed on all others, has a lower FID than both ends."""
+    reveals: str | None = None
+    """A schedule that reveals fewer tokens in the first half of the steps than the others; computed, not measured."""
+    question: bool = False
+    """Asked by this project, not concluded by the paper: judged alike, and left out of the tally."""
+    note: str | None = None
+
+    def __post_init__(self):
+        if not (self.differences or self.trends or self.sweep or self.reveals):
+            raise ConfigError(f"{FILE}: claim {self.id} has no test; add differences, trends, sweep or reveals")
+        if not self.at:
+            raise ConfigError(f"{FILE}: claim {self.id} names no place; add at: [{{benchmark: ...}}]")
+        for one in (*self.given, *self.differences):
+            for place in self.at:
+                if "{" in one.text and not place.steps:
+                    raise ConfigError(f"{FILE}: claim {self.id} names {{N}}, but no steps on {place.benchmark}")
+                if place.size is None and any(cells.size is None for _, cells in one.sides):
+                    raise ConfigError(f"{FILE}: claim {self.id}: a side has no size, and {place.benchmark} names none")
+        if self.sweep and (len(self.sweep) < 3 or any(place.size is None for place in self.at)):
+            raise ConfigError(f"{FILE}: claim {self.id}: a sweep needs two ends, a budget between them, and a size")
+        if self.reveals:
+            known(f"schedule of {FILE}", self.reveals, SCHEDULES)
+            if any(len(place.steps) != 1 or place.tokens is None for place in self.at):
+                raise ConfigError(f"{FILE}: claim {self.id}: reveals needs one number of steps, and tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amendment:
+    """A change of claims, thresholds or settings after they had been fixed, with its reason."""
+
+    date: datetime.date
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """benchmarks/claims.yaml."""
+
+    level: float
+    """Of the confidence intervals."""
+    alpha: float
+    """Holm's adjusted p must be below it."""
+    smallest_effect: float
+    """The smallest effect that matters, relative to what a side is held against."""
+    well_trained: float
+    """Greatest context ratio of a model that counts as trained well past the threshold."""
+    reported_spread: float
+    """Relative standard deviation of a FID over training runs, where both sides are one run."""
+    grounds: dict[str, tuple[str, ...]]
+    """Data, as the text names it -> the benchmarks on it."""
+    claims: tuple[Claim, ...]
+    amendments: tuple[Amendment, ...] = field(default=())
+
+    def __post_init__(self):
+        for name in ("level", "alpha", "smallest_effect", "well_trained", "reported_spread"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{FILE}: {name} = {getattr(self, name)} is outside (0, 1)")
+        ids = [claim.id for claim in self.claims]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ConfigError(f"{FILE}: two claims have the id {name}; rename one")
+        for claim in self.claims:
+            for place in claim.at:
+                self.ground(place.benchmark)
+
+    def ground(self, benchmark: str) -> str:
+        """The data of a benchmark, as the text names it."""
+        found = [data for data, names in self.grounds.items() if benchmark in names]
+        if not found:
+            raise ConfigError(f"{FILE}: grounds names no data of benchmark {benchmark}; add it there")
+        return found[0]
+
+
+def load_claims(root: Path) -> Claims:
+    """Read benchmarks/claims.yaml; ConfigError names a key that is unknown, missing or of a wrong type."""
+    path = root / FILE
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; restore it (git checkout {FILE})")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path}: not valid YAML: {e}") from e
+    return parse(Claims, tree, str(FILE))

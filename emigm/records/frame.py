@@ -1,0 +1,244 @@
+"""Every run of every benchmark as one tidy table, a row a run, from the records under results/. No torch.
+
+What has not run is absent (NaN), never 0: a cell of a table made from this frame reads "not run" where it is NaN.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emigm.config.compose import DEFAULT
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import known
+
+READABLE = (1, 2)
+"""Record schemas that are understood: the second adds checksums of what a stage read and wrote."""
+SIZES = ("xs", "s", "b", "l", "h")
+KEYS = ("train_seed", "sample_seed", "snapshot")
+"""What tells the runs of one size and budget apart."""
+BASELINES = {
+    "holdout": "Held-out real images",
+    "train_subset": "Training subset",
+    "class_shuffle": "Class shuffle",
+}
+"""Key in the reference record -> label of what is scored without any model, nearest to the data first."""
+Record = dict[str, Any]
+
+
+class Records(dict[str, Record]):
+    """Records of one benchmark by stage."""
+
+    def at(self, stage: str, *keys: str) -> Any:
+        """The value under nested `keys` of a stage's record; None where the record or a key is absent."""
+        tree: Any = self.get(stage)
+        for key in keys:
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
+
+
+def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row for each (benchmark, size, budget, training seed, sampling seed, snapshot).
+
+    Columns:
+        benchmark, title, dataset, resolution (pixels), dry_run, weights ("trained", "released"), size, budget,
+        train_seed, sample_seed; snapshot: share of the training done, NaN for the final weights.
+        fid, isc, kid, ...: every metric of the evaluation; fid_by_images: {number of images: FID}, of the same images.
+        scored_images, extractor, features, reference: what the metrics rest on.
+        parameters; train_images: images a model has seen (of released weights unknown), with repeats; flops: of that
+        training; gate_ratio and gate_passed of the training seed; train_seconds.
+        N (mask-prediction steps), nfe (paper's definition), passes (measured forward passes an image),
+        seconds_per_image, images_per_second.
+        model.*, train.*, gate.*, sample.*: every setting of the records (lists as tuples; sample.steps is N).
+        device, commit: of the last stage that has run; train_device, sample_device.
+
+    A size that was only trained has one row a training seed; one only sampled has rows without metrics.
+
+    Args:
+        root: of the checkout; found from the working directory by default.
+        benchmarks: their names; default: all that have results, the default benchmark first.
+
+    Raises:
+        ConfigError: an unknown benchmark, or a damaged record, by name.
+    """
+    root = find_root() if root is None else Path(root)
+    there = benchmarks_with_results(root)
+    for name in benchmarks or ():
+        known(f"benchmark (results/*/records under {root})", name, there)
+    rows = [row for name in (there if benchmarks is None else benchmarks) for row in _benchmark_rows(root, name)]
+    first = ["benchmark", "title", "dataset", "dry_run", "size", "budget", "snapshot", "train_seed", "sample_seed"]
+    frame = pd.DataFrame(rows)
+    needed = [*first, "weights", "resolution", "N", "fid", "nfe", "passes", "flops", "parameters", "train_images"]
+    needed += ["gate_ratio", "gate_passed", "seconds_per_image", "scored_images", "fid_by_images"]
+    frame = frame.reindex(columns=list(dict.fromkeys([*needed, *frame.columns])))
+    return frame.astype({"snapshot": float})
+
+
+def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
+    """What is scored without any model: held-out images, a training subset, class shuffle.
+
+    Columns: baseline (key), label, metric, mean, std (over draws; NaN for one), draws, images (of one draw). Empty
+    where the reference stage has not run or had no images.
+    """
+    root = find_root() if root is None else Path(root)
+    reference = read_all(root, benchmark).at("reference", "results") or {}
+    found = reference.get("baselines") or reference.get("floors") or {}  # their name in the first schema
+    found = {{"train_bootstrap": "train_subset"}.get(key, key): value for key, value in found.items()}
+    rows = [
+        {"baseline": key, "label": label, "metric": metric, "mean": value["mean"], "std": value.get("std"),
+         "draws": value.get("n", 1), "images": found[key]["images"]}
+        for key, label in BASELINES.items() if key in found
+        for metric, value in found[key].items() if isinstance(value, dict) and "mean" in value
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["baseline", "label", "metric", "mean", "std", "draws", "images"])
+
+
+def find_root() -> Path:
+    """The checkout: the nearest folder at or above the working directory with both `dvc.yaml` and `results/`."""
+    for folder in (here := Path.cwd(), *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "results").is_dir():
+            return folder
+    raise ConfigError(f"no dvc.yaml beside a results/ in {here} or above it; start this inside a checkout")
+
+
+def benchmarks_with_results(root: Path) -> list[str]:
+    """Benchmarks that have records, the default one first."""
+    found = {path.parent.parent.name for path in (root / "results").glob("*/records/*.json")}
+    return sorted(found, key=lambda name: (name != DEFAULT, name))
+
+
+def read_all(root: Path, benchmark: str) -> Records:
+    """Records of a benchmark by stage; those of its images and extractor may lie with another (`images_of`)."""
+    own = _read_folder(root / "results" / benchmark / "records")
+    home = next((r["images_of"] for r in own.values() if "images_of" in r), benchmark)  # the first schema has none
+    shared = _read_folder(root / "results" / home / "records") if home != benchmark else {}
+    return Records({stage: shared[stage] for stage in ("prepare", "extractor") if stage in shared} | own)
+
+
+def _read_folder(folder: Path) -> dict[str, Record]:
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except json.JSONDecodeError as e:
+            raise ConfigError(f"{path}: not valid JSON ({e}); delete it and run its stage again (dvc repro)") from e
+        if record.get("schema") not in READABLE:
+            raise ConfigError(f"{path}: record schema {record.get('schema')}; run its stage again (dvc repro)")
+        found[record["stage"]] = record
+    return found
+
+
+def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
+    records = read_all(root, name)
+    of: dict[str, list[Record]] = {"train": [], "sample": [], "evaluate": []}
+    for stage, record in records.items():
+        of.get(stage.split("-")[0], []).append(record)
+    sizes = {r["settings"]["size"] for kind in of.values() for r in kind}
+    common = {
+        "benchmark": name,
+        "title": next((r["title"] for r in records.values()), name),
+        "dataset": records.at("prepare", "settings", "data", "dataset"),
+        "resolution": records.at("prepare", "settings", "data", "resolution")
+        or (records.at("prepare", "results", "shape") or [None])[-1],
+        "dry_run": any(r["dry_run"] for r in records.values()),
+        "features": records.at("extractor", "results", "features"),
+    }
+    rows = []
+    for size in sorted(sizes, key=lambda s: (SIZES.index(s) if s in SIZES else len(SIZES), s)):
+        train, evaluate = records.get(f"train-{size}"), records.get(f"evaluate-{size}")
+        samples = {r["settings"]["budget"]: r for r in of["sample"] if r["settings"]["size"] == size}
+        scored = [b for b, found in evaluate["results"].items() if "runs" in found] if evaluate else []
+        budgets = {*samples, *scored} or {None}
+        for budget in sorted(budgets, key=lambda b: (float(b) if (b or "").isdigit() else math.inf, b or "")):
+            for run in _runs_of(train, samples.get(budget), evaluate, budget):
+                rows.append(common | {"size": size, "budget": budget} | run)
+        if along := records.get(f"snapshots-{size}"):
+            budget, scored = along["settings"]["budget"], _as_evaluation(along)
+            for run in _runs_of(train, samples.get(budget), scored, budget):
+                rows.append(common | {"size": size, "budget": budget} | run)
+    return rows
+
+
+def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | None, budget: str | None) -> list[Record]:
+    """The runs of one size at one budget, each with all that its three records say of it."""
+    measured = (evaluate or {}).get("results", {}).get(budget, {"runs": []})
+    shared: Record = {}
+    for record in filter(None, (train, sample, evaluate)):
+        provenance, settings = record["provenance"], record["settings"]
+        shared |= {"device": provenance["device"], "commit": provenance["commit"]}
+        shared |= {f"{record['stage'].split('-')[0]}_device": provenance["device"]}
+        shared |= {"weights": record.get("weights") or settings.get("weights") or shared.get("weights")}
+        for part in ("model", "train", "gate", "sample"):
+            shared |= {f"{part}.{k}": tuple(v) if isinstance(v, list) else v
+                       for k, v in (settings.get(part) or {}).items()}  # fmt: skip
+    if evaluate:
+        shared |= {"scored_images": evaluate["settings"]["images"], "reference": evaluate.get("reference")}
+        shared["extractor"] = evaluate["settings"].get("extractor", {}).get("kind")
+        shared["extractor_identity"] = json.dumps(evaluate["settings"].get("extractor_identity"), sort_keys=True)
+    if sample:
+        shared |= {"N": shared.pop("sample.steps", None)}
+        shared |= {k: sample["results"].get(k) for k in ("nfe", "passes", "images_per_second")}
+    curves = {tuple(map(r.get, KEYS)): {int(n): f for n, f in r["fid"].items()}
+              for r in measured.get("fid_by_images", ())}  # fmt: skip
+    found = []
+    for run in measured["runs"] or _unscored(train, sample):
+        key = tuple(map(run.get, KEYS))
+        row = shared | _training(train, run["train_seed"], run.get("snapshot")) | run
+        row |= {"fid_by_images": curves.get(key), "seconds_per_image": _seconds(sample, run), "snapshot": key[2]}
+        found.append(row)
+    return found
+
+
+def _as_evaluation(along: Record) -> Record:
+    """The record of an evaluation whose runs are the snapshots of one, the last of them the final weights (share 1)."""
+    steps, points = along["settings"]["train"]["steps"], along["results"]["points"]
+    runs = [run | {"snapshot": point["step"] / steps} for point in points for run in point["runs"]]
+    return along | {"stage": "evaluate-along", "results": {along["settings"]["budget"]: {"runs": runs}}}
+
+
+def _unscored(train: Record | None, sample: Record | None) -> list[Record]:
+    """Runs that have no scores yet."""
+    if sample:
+        pairs = itertools.product(sample["settings"]["train_seeds"], sample["settings"]["seeds"])
+        return [{"train_seed": t, "sample_seed": s} for t, s in pairs]
+    seeds = (train["settings"].get("train") or {}).get("seeds", [None]) if train else [None]
+    return [{"train_seed": seed, "sample_seed": None} for seed in seeds]
+
+
+def _training(train: Record | None, seed: int | None, snapshot: float | None) -> Record:
+    """What a training record says of one seed's weights, or of those at a snapshot (a share of the training)."""
+    if train is None:
+        return {}
+    results, share = train["results"], 1 if snapshot is None else snapshot
+    seeds = (train["settings"].get("train") or {}).get("seeds") or []
+    at = seeds.index(seed) if seed in seeds else None
+    if at is None and len(seeds) < 2:  # released weights are one model
+        at = 0
+    row = {"parameters": results["parameters"]}
+    row |= {name: results[key] * share if results.get(key) else None
+            for name, key in (("flops", "flops"), ("train_images", "images"))}  # fmt: skip
+    if at is None:  # trained again since with other seeds
+        return row
+    if values := (results.get("seconds") or {}).get("values"):
+        row["train_seconds"] = values[at]
+    if snapshot is None and (context := results.get("context")):
+        ratios, limit = context["ratio"], train["settings"].get("gate", {}).get("max_ratio")
+        ratio = ratios["values"][at] if "values" in ratios else ratios["mean"]
+        row |= {"gate_ratio": ratio, "gate_passed": context["passed"] if limit is None else ratio <= limit}
+    return row
+
+
+def _seconds(sample: Record | None, run: Record) -> float | None:
+    """Seconds for one image of a run; the mean of all where the record does not list them by run."""
+    if sample is None or "seconds_per_image" not in sample["results"]:
+        return None
+    seconds, settings = sample["results"]["seconds_per_image"], sample["settings"]
+    pairs = list(itertools.product(settings["train_seeds"], settings["seeds"]))
+    values, pair = seconds.get("values", []), (run["train_seed"], run["sample_seed"])
+    return values[pairs.index(pair)] if len(values) == len(pairs) and pair in pairs else seconds["mean"]

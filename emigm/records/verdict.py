@@ -1,0 +1,138 @@
+"""What `emigm verify` says: lines for people, whose last is the verdict in one sentence, and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison
+from emigm.records.verify import Verification
+
+SHOWN = 5
+"""Largest differences, and missing cells, that are printed."""
+
+
+def report(found: Sequence[Verification], against: str | None = None) -> str:
+    """What a person reads; the last line is the verdict in one sentence."""
+    other = "HEAD" if against is None else against
+    lines = []
+    for one in found:
+        findings, comparison = one.findings, one.comparison
+        lines.append(f"{one.name}")
+        if one.whole:
+            records = f"{_count(one.records, 'record')}, " if one.records else ""
+            lines.append(f"  whole: {records}{findings.files} files and folders as they were written")
+        else:
+            lines.append(f"  not whole: {_count(len(findings.problems), 'problem')}")
+            lines += [f"    {p}" for p in findings.problems]
+        if findings.unchecked:
+            folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
+            lines.append(f"  not here, so not looked at: {len(findings.unchecked)} files of {', '.join(folders)}")
+        if comparison is None:
+            if one.records:
+                lines.append(f"  not compared: {other} has no results of it")
+        else:
+            lines += _compared(one, comparison, other)
+        if one.claims or one.same_claims:
+            lines.append(f"  {_count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without")
+        lines += [f"    {claim}" for claim in one.claims]
+        lines += [f"  generated again: {chunk}" for chunk in one.deep]
+    return "\n".join((*lines, verdict(found, against)))
+
+
+def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator[str]:
+    counts = ", ".join(f"{len(comparison.of(s))} {s}" for s in (IDENTICAL, REPRODUCED, DIFFERS))
+    yield f"  against {other}: {_count(len(comparison.verdicts), 'cell')}: {counts}"
+    if one.unchanged:
+        yield f"  {one.unchanged} of {one.records} records are those of {other}: their stages have not run again"
+    ours, theirs = one.devices
+    if one.unchanged < one.records:
+        yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
+    differing = comparison.of(DIFFERS)
+    largest = sorted(differing or comparison.of(REPRODUCED), key=lambda v: -v.share)
+    for v in largest if differing else largest[:SHOWN]:
+        yield f"    {v.status} {v}"
+    for kind, names in (("has not run here", comparison.missing), (f"is not in {other}", comparison.extra)):
+        yield from (f"    {name}: {kind}" for name in names[:SHOWN])
+        if len(names) > SHOWN:
+            yield f"    ... {kind}: {_count(len(names), 'cell')} in all"
+
+
+def verdict(found: Sequence[Verification], against: str | None = None) -> str:
+    """One sentence."""
+    other = "HEAD" if against is None else against
+    problems = [p for one in found for p in one.findings.problems]
+    if problems:
+        return f"not whole: {_count(len(problems), 'problem')}, the first: {problems[0]}"
+    compared = [one for one in found if one.comparison is not None]
+    cells = [v for one in compared for v in one.comparison.verdicts]
+    differing = sorted((v for v in cells if v.status == DIFFERS), key=lambda v: -v.share)
+    missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
+    contrary = [c for one in found for c in one.contrary]
+    what = []
+    if differing:
+        what.append(f"{len(differing)} of {_count(len(cells), 'cell')}, the first {differing[0]}")
+    if missing:
+        what.append(f"{_count(len(missing), 'cell')} of {other} not run here, the first {missing[0]}")
+    if contrary:
+        what.append(f"{_count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
+    if what:
+        return f"differs: {'; '.join(what)}"
+    records = sum(one.records for one in found)
+    changed = sum(len(one.claims) for one in found)
+    claims = f", {_count(changed, 'claim')} decided otherwise" if changed else ""
+    if not cells:
+        files = _count(sum(one.findings.files for one in found), "file")
+        none = f", but {other} has no records to compare with" if records else ""
+        return f"whole: {files} and folders as they were written{none}{claims}"
+    if all(one.unchanged == one.records for one in compared):
+        text = f"unchanged: the {_count(records, 'record')} are those of {other}, and whole; no stage has run again"
+        return text + claims
+    identical = sum(v.status == IDENTICAL for v in cells)
+    within = len(cells) - identical
+    return f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance{claims}"
+
+
+def as_json(found: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
+    """Everything that was found, for programs."""
+    benchmarks = {}
+    for one in found:
+        comparison = one.comparison or Comparison()
+        benchmarks[one.name] = {
+            "whole": one.whole,
+            "problems": one.findings.problems,
+            "unchecked": one.findings.unchecked,
+            "compared": one.comparison is not None,
+            "unchanged_records": one.unchanged,
+            "devices": list(one.devices),
+            "cells": [
+                {
+                    "cell": v.cell,
+                    "status": v.status,
+                    "ours": v.ours if isinstance(v.ours, (int, float, str, bool)) else str(v.ours),
+                    "theirs": v.theirs if isinstance(v.theirs, (int, float, str, bool)) else str(v.theirs),
+                    "margin": v.margin,
+                    "reached": v.reached,
+                    "note": v.note,
+                }
+                for v in comparison.verdicts
+            ],
+            "missing": comparison.missing,
+            "extra": comparison.extra,
+            "same_claims": one.same_claims,
+            "claims": one.claims,
+            "contrary_claims": one.contrary,
+            "deep": one.deep,
+        }
+    tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
+    return json.loads(json.dumps({**tree, "benchmarks": benchmarks}))
+
+
+def holds(found: Sequence[Verification]) -> bool:
+    """Whether everything holds."""
+    return all(one.whole and one.same for one in found)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,127 @@
+"""What the ledger adds up to: its tables, the tally, and the sentences that can be quoted. All from the records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pandas as pd
+
+from emigm.paper.claims import METRICS, Claim
+from emigm.records.frame import benchmarks_with_results, find_root, runs
+from emigm.report.ledger import (
+    BESIDE,
+    DRY,
+    FAILS,
+    HOLDS,
+    MIXED,
+    NOT_RUN,
+    OPEN,
+    SMALL,
+    UNCOUNTED,
+    UNTESTABLE,
+    VERDICTS,
+    Ledger,
+    Outcome,
+)
+from emigm.report.tables import plural
+
+COLUMNS = ("extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip")
+"""What notebooks read beside the columns that `runs` always has."""
+
+
+def runs_of(*benchmarks: str) -> pd.DataFrame:
+    """`emigm.records.frame.runs` of those benchmarks that have records; with its columns, but empty, where none has."""
+    there = benchmarks_with_results(find_root())
+    frame = runs(None, [name for name in benchmarks if name in there])
+    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *COLUMNS])))
+
+
+def tally(ledger: Ledger) -> tuple[str, ...]:
+    """One sentence for each kind of data: how many of the paper's conclusions came to which verdict."""
+    found: dict[str, Counter] = {}
+    for claim in ledger.claims.claims:
+        for place in claim.at if not claim.question else ():
+            found.setdefault(ledger.claims.ground(place.benchmark), Counter())[ledger.verdict(claim, place)] += 1
+    return tuple(
+        f"{data}: {plural(numbers.total(), 'conclusion')} of the paper: "
+        + ", ".join(f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
+        + "."
+        for data, numbers in found.items()
+    )
+
+
+def conclusion(ledger: Ledger) -> str:
+    """A paragraph to quote: which of the paper's conclusions hold on which data, which on none, which take ImageNet."""
+    groups, elsewhere = {}, {}
+    for claim in ledger.claims.claims:
+        if claim.question:
+            continue
+        at = {ledger.claims.ground(p.benchmark): ledger.verdict(claim, p) for p in claim.at}
+        text = f"{claim.claim} ({claim.source})"
+        holding = [data for data, verdict in at.items() if verdict == HOLDS]
+        if holding:
+            groups.setdefault(f"Of the paper's conclusions these hold on {' and '.join(holding)}", []).append(text)
+            continue
+        run = {data: verdict for data, verdict in at.items() if verdict not in (NOT_RUN, DRY)}
+        if not run:
+            groups.setdefault(f"These need {' and '.join(at)}, which was not run", []).append(text)
+        for data in at.keys() - run.keys() if run else ():
+            elsewhere.setdefault(data, []).append(f"{claim.id} of {claim.source}")
+        for data, verdict in run.items():
+            detail = f"; {_at_steps(ledger, claim, data)}" if verdict == MIXED else ""
+            head = {
+                FAILS: "These hold on none of the data that they were tested on",
+                MIXED: f"These hold on {data} at some numbers of steps and fail at others",
+                SMALL: f"These make no difference that matters on {data}",
+                OPEN: f"Not decided on {data}",
+                UNTESTABLE: f"Not testable on {data}, where a precondition is not met",
+                UNCOUNTED: f"Not counted on {data}, where models fail the context gate",
+            }[verdict]
+            groups.setdefault(head, []).append(f"{text}{detail}")
+    order = sorted(groups, key=lambda head: (not head.startswith("Of"), head.startswith("These need")))
+    sentences = [f"{head}: {'; '.join(groups[head])}." for head in order]
+    sentences += [f"{data}, which was not run, also tests {', '.join(ids)}." for data, ids in elsewhere.items()]
+    return " ".join(sentences)
+
+
+def _at_steps(ledger: Ledger, claim: Claim, data: str) -> str:
+    place = next(p for p in claim.at if ledger.claims.ground(p.benchmark) == data)
+    return ", ".join(f"N = {n}: {verdict}" for n, verdict in ledger.by_steps(claim, place).items())
+
+
+def disagreements(ledger: Ledger) -> tuple[str, ...]:
+    """Verdicts that rest on FID where KID, precision, recall or FID of infinitely many images says the contrary: KID,
+    precision and recall beyond their interval, the extrapolated FIDs by their sign."""
+    found = []
+    for o in ledger.outcomes:
+        if o.verdict not in (HOLDS, FAILS) or not o.gain:
+            continue
+        sign, contrary = 1 if o.gain.effect > 0 else -1, []
+        for name, other in o.beside:
+            turned = other if sign > 0 else -other
+            if turned.effect < 0 and (name.startswith("fid") or (turned.high is not None and turned.high < 0)):
+                contrary.append(f"{BESIDE[name][0]} is {replace(o, gain=other).plain}")
+        if contrary:
+            found.append(
+                f"{o.claim.id} ({o.comparison}): FID is {o.plain} for the paper's choice, but {'; '.join(contrary)}."
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def effects(ledger: Ledger, source: str) -> tuple[str, ...]:
+    """A sentence for each claim of a figure that was measured: its effects with their intervals, no verdict."""
+    found = []
+    for claim in ledger.claims.claims:
+        for place in claim.at if source in claim.source else ():
+            measured = [o for o in ledger.of(claim, place) if o.gain is not None]
+            if measured:
+                listed = "; ".join(plain(o) for o in measured)
+                found.append(f"{claim.source}, {claim.claim}: for the paper's choice {listed}.")
+    return tuple(found)
+
+
+def plain(o: Outcome) -> str:
+    """ "better by 0.53 [0.41, 0.65] (linear_4)"."""
+    unit = "" if o.metric == "fid" else f" {METRICS.get(o.metric, o.metric)}"
+    return f"{o.plain}{unit} ({o.against})"

@@ -1,0 +1,224 @@
+"""Pages that a git host shows: results/<benchmark>/README.md and results/README.md.
+
+Nothing is drawn or computed here that a notebook has: a page gathers the tables, pictures and readings that the
+notebooks saved, says what was run with which settings, and folds what a first reader does not need.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from emigm.records.frame import Records, baselines, benchmarks_with_results, read_all, runs
+from emigm.report import notes
+from emigm.report.statistics import summarise
+from emigm.report.tables import (
+    NONE,
+    NOT_RUN,
+    Table,
+    bullets,
+    count,
+    missing,
+    model_name,
+    plural,
+    plus_minus,
+    saved,
+    thousands,
+    write_text,
+)
+
+SHOWN = ("scores", "figure1", "figure4")
+"""Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
+GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
+
+
+def write_page(root: Path, benchmark: str) -> Path:
+    """Write results/<benchmark>/README.md."""
+    path = root / "results" / benchmark / "README.md"
+    write_text(path, benchmark_page(root, benchmark))
+    return path
+
+
+def write_front(root: Path) -> Path:
+    """Write results/README.md, the page of all benchmarks."""
+    path = root / "results" / "README.md"
+    write_text(path, front_page(root))
+    return path
+
+
+def benchmark_page(root: Path, benchmark: str) -> str:
+    """The page of one benchmark: what was run, the verdict, its scores, pictures with captions, the rest folded."""
+    folder, frame = root / "results" / benchmark, runs(root, [benchmark])
+    parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
+    parts += [verdict(folder), bullets(_settings(frame, read_all(root, benchmark)))]
+    parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
+    said = [*notes.all_of(frame, baselines(root, benchmark)), notes.NFE]
+    parts.append(_folded("What the numbers rest on", bullets(said)))
+    parts += [f"## {title(folder, n)}\n\n{_content(folder, n)}" for n in SHOWN if n in executed(folder)]
+    others = [name for name in executed(folder) if name not in SHOWN]
+    parts += [_folded(title(folder, name), _content(folder, name)) for name in others]
+    parts.append("[All benchmarks](../README.md)")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def front_page(root: Path) -> str:
+    """The page of all benchmarks: one row each, then the evidence across them. Dry runs are listed without numbers."""
+    found = {name: runs(root, [name]) for name in benchmarks_with_results(root)}
+    real = {name: frame for name, frame in found.items() if not notes.is_dry_run(frame)}
+    rows = [_row(root, name, frame) for name, frame in real.items()]
+    parts = [GENERATED, "# Results"]
+    parts.append(Table("", "", pd.DataFrame(rows)).markdown(0).rstrip() if rows else f"Benchmarks: {NOT_RUN}.")
+    parts.append(
+        "FID: lowest and highest mean over seeds among the benchmark's models and sampling budgets, each of that many "
+        "images; to be read between held-out real images and class shuffle (tokens exchanged within a class: what a "
+        "model reaches that ignores context). FIDs of different data share no scale."
+    )
+    parts += [
+        f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
+    ]
+    if dry := sorted(set(found) - set(real)):
+        parts.append(f"Dry runs, whose numbers measure nothing: {', '.join(f'[{n}]({n}/README.md)' for n in dry)}.")
+    folder = root / "results" / "evidence"
+    if names := executed(folder):
+        parts += ["## Evidence across benchmarks", tally(folder)]
+        parts += [_folded(title(folder, name), _content(folder, name, "evidence/")) for name in names]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def verdict(folder: Path) -> str:
+    """What `emigm verify` found, from verify.json; that it has not run where there is none."""
+    path = folder / "verify.json"
+    if not path.is_file():
+        return "Verification against the tracked numbers: not run on this machine's results."
+    found = json.loads(path.read_text())
+    return f"**{found['verdict']}**" + (f" {found['sentence']}" if found.get("sentence") else "")
+
+
+def tally(folder: Path) -> str:
+    """How many of the paper's claims came to which verdict, from the ledger's CSV."""
+    path = next(iter(sorted(folder.rglob("claims.csv"))), None)
+    if path is None:
+        return f"The ledger of the paper's claims: {NOT_RUN}."
+    table = pd.read_csv(path, dtype=str)
+    column = next((c for c in table if c.lower().startswith("verdict")), None)
+    counts = table[column].value_counts() if column else {}
+    listed = ", ".join(f"{n} {what}" for what, n in counts.items())
+    link = f"{folder.name}/{path.relative_to(folder).with_suffix('.md').as_posix()}"
+    return f"[The ledger of the paper's claims]({link}): {plural(len(table), 'row')}: {listed}."
+
+
+def executed(folder: Path) -> list[str]:
+    """Names of the notebooks that were executed for a benchmark, in the order of their names."""
+    return sorted(path.stem for path in folder.glob("notebooks/*/*.ipynb") if path.parent.name == path.stem)
+
+
+def title(folder: Path, name: str) -> str:
+    """The heading of an executed notebook."""
+    return _first_cell(folder, name)[0]
+
+
+def _first_cell(folder: Path, name: str) -> tuple[str, str]:
+    """Heading and text of a notebook's first cell."""
+    cells = nbformat.read(folder / "notebooks" / name / f"{name}.ipynb", as_version=4).cells
+    heading, _, text = cells[0].source.partition("\n")
+    return heading.lstrip("# "), " ".join(text.split())
+
+
+def _content(folder: Path, name: str, prefix: str = "") -> str:
+    """The reading, then pictures with what they show as caption, the table, further tables folded, the notebook."""
+    there, link = folder / "notebooks" / name, f"{prefix}notebooks/{name}"
+    heading, caption = _first_cell(folder, name)
+    parts = [saved(there / "reading.md")]
+    parts += [f"![{heading}]({link}/{p.name})\n\n*{caption}*" for p in sorted(there.glob("*.png"))]
+    for path in sorted(there.glob("*.md"), key=lambda p: (p.stem != name, p.stem)):
+        if path.stem == name:
+            parts.append(saved(path))
+        elif path.stem != "reading":
+            parts.append(_folded(path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "), saved(path)))
+    return "\n\n".join([*parts, f"[Executed notebook]({link}/{name}.ipynb)"])
+
+
+def _folded(summary: str, content: str) -> str:
+    """Content behind a line that a reader can open."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{content.rstrip()}\n\n</details>" if content else ""
+
+
+def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
+    """What was run, with which settings."""
+    prepared, own = records.at("prepare", "results") or {}, frame["benchmark"].iloc[0]
+    lines = []
+    if "train_images" in prepared:
+        lines.append(
+            f"Data: {notes.data_name(frame)}; {plural(prepared['train_images'], 'training image')}, "
+            f"{plural(prepared['holdout_images'], 'held-out image')}, {prepared['classes']} classes."
+        )
+    seeds = [s for s in ("train_seed", "sample_seed") if frame[s].notna().any()]
+    kinds = {"train_seed": "training", "sample_seed": "sampling"}
+    lines.append(
+        f"Models: {', '.join(model_name(s) for s in frame['size'].unique())}; seeds: "
+        + ", ".join(f"{kinds[s]} {', '.join(f'{n:g}' for n in sorted(frame[s].dropna().unique()))}" for s in seeds)
+        + "."
+    )
+    columns = ["sample.schedule", "sample.solver", "sample.solver_steps", "sample.cfg_scale", "sample.cfg_interval"]
+    sampled = frame.dropna(subset=["N"]).drop_duplicates(["budget", *[c for c in columns if c in frame]])
+    for budget, rows in sampled.groupby("budget", sort=False):
+        texts = []
+        for row in rows.to_dict("records"):
+            guided = row["sample.cfg_scale"] != 1
+            low, high = row["sample.cfg_interval"]
+            guidance = f"guidance {row['sample.cfg_scale']:g} for {low:g} < t ≤ {high:g}" if guided else "no guidance"
+            steps = (
+                "" if missing(row["sample.solver_steps"]) else f" ({row['sample.solver_steps']:g} evaluations a token)"
+            )
+            texts.append(f"{row['sample.schedule']} schedule, {row['sample.solver']}{steps}, {guidance}")
+        which = f"{budget}: N = {rows['N'].iloc[0]:g}" if str(budget) != f"{rows['N'].iloc[0]:g}" else f"N = {budget}"
+        lines.append(f"Sampling, {which}: {'; or '.join(dict.fromkeys(texts))}.")
+    devices = " and ".join(sorted(frame["device"].dropna().unique()))
+    seconds = sum(r["provenance"].get("cpu_seconds", 0) for r in records.values() if r["benchmark"] == own)
+    lines.append(f"Machine: {devices}" + (f"; {seconds / 3600:.1f} hours of processor time in all." if seconds else "."))
+    return lines
+
+
+def _training(frame: pd.DataFrame) -> Table:
+    """Parameters, compute and context gate of every size."""
+    final = frame[frame["snapshot"].isna()]
+    rows = []
+    for size, group in final.groupby("size", sort=False):
+        one, seeds = group.iloc[0], group.drop_duplicates("train_seed")
+        ratios = [f"{r:.2f}" for r in seeds["gate_ratio"].dropna()]
+        known = not missing(one["train_images"])
+        rows.append(
+            {
+                "Model": model_name(size),
+                "Params": count(one["parameters"]),
+                "Images seen": count(one["train_images"]) if known else NONE,
+                "Training FLOPs": f"{one['flops']:.2e}" if not missing(one["flops"]) else NONE,
+                "Context gate, each seed": ", ".join(ratios) or NONE,
+                "Passed": NONE if not ratios else "yes" if seeds["gate_passed"].all() else "NO",
+            }
+        )
+    return Table("training", "Training", pd.DataFrame(rows))
+
+
+def _row(root: Path, name: str, frame: pd.DataFrame) -> dict[str, str]:
+    """A benchmark in the table of all."""
+    final = frame[frame["snapshot"].isna()]
+    cells = summarise(final, "fid", also=("scored_images",))
+    row = {
+        "Benchmark": f"[{name}]({name}/README.md)",
+        "Data": notes.data_name(frame),
+        "Models": str(final["size"].nunique()),
+        "Runs": f"{final['fid'].notna().sum():,}",
+    }
+    low, high = cells["mean"].min(), cells["mean"].max()
+    images = cells["scored_images"].dropna().unique()
+    row["FID"] = NOT_RUN if missing(low) else f"{low:.2f} to {high:.2f}"
+    row["Images"] = " or ".join(thousands(n) for n in images) or NONE
+    real = baselines(root, name)
+    fids = real[real["metric"] == "fid"].set_index("baseline")["mean"]
+    for key, label in (("holdout", "Held-out"), ("class_shuffle", "Class shuffle")):
+        row[label] = plus_minus(fids.get(key), absent=NONE)
+    return row

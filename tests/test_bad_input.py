@@ -1,0 +1,285 @@
+"""Bad input: whatever stands in a configuration, it is refused in one line that names the key, or makes sense."""
+
+import copy
+import itertools
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from dvc.utils.serialize import parse_yaml as dvc_yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emigm.config.benchmark import load_benchmark, parse_benchmark
+from emigm.config.compose import compose, sources
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import parse_yaml
+from emigm.config.schema import GateConfig, ModelConfig, SampleConfig
+from emigm.model.model import EMIGM
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = sources(ROOT)
+NOT_NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "/tmp/x",
+    "-x",
+    ".x",
+    "a b",
+    "a;b",
+    "$(a)",
+    "`a`",
+    "a\n",
+    "a\\b",
+    "é",
+    "a.b",
+    "~",
+]
+NONSENSE = [None, True, False, -1, 0, 1, 2, 3, 7, 10**6, 2**40, 10**400, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 1e-30, 1e30]
+NONSENSE += [
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    "1e-3",
+    "4",
+    "linear",
+    "cosine",
+    "ddpm",
+    "categorical",
+    "released",
+]
+NONSENSE += [[], {}, [[]], [None], [0], [0, 0], [0, 1], [1.0, 0.0], {"a": 1}, {1: 2}, {"xs": {}}, "a" * 10_000, b"x"]
+
+KNOWN = [*NONSENSE, *NOT_NAMES]
+
+
+@cache
+def shipped(name: str) -> dict:
+    return compose(name, ROOT)["benchmark"]
+
+
+def leaves(tree, path=()):
+    """Paths of everything below the root: mappings and lists too."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+def replaced(tree, path: tuple, value):
+    """A copy of the tree with another value at the path."""
+    node = copy.copy(tree)
+    node[path[0]] = value if len(path) == 1 else replaced(tree[path[0]], path[1:], value)
+    return node
+
+
+@cache
+def built(cfg: ModelConfig) -> EMIGM:
+    with torch.device("meta"):
+        return EMIGM(cfg)
+
+
+def refused_or_sensible(tree: dict, path: tuple) -> None:
+    """The benchmark is refused by the name of the key, in one line; or all that stages need of it can be made."""
+    try:
+        benchmark = parse_benchmark(tree)
+    except ConfigError as e:
+        key = next(k for k in reversed(path) if isinstance(k, str))
+        assert key in str(e) and "\n" not in str(e) and len(str(e)) < 1000, f"{path}: {e}"
+        return
+    for size in benchmark.ladder:
+        benchmark.train_config(size)
+        built(benchmark.model_config(size))
+        for budget in benchmark.sampling:
+            benchmark.sample_config(size, budget)
+
+
+values = st.recursive(
+    st.sampled_from(KNOWN) | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_nonsense_at_every_key_is_refused_by_name_or_makes_sense(name):
+    tree, start = shipped(name), BENCHMARKS.index(name)
+    for i, path in enumerate(leaves(tree)):
+        for value in (KNOWN[(start + 5 * i) % len(KNOWN)], KNOWN[(start + 5 * i + 29) % len(KNOWN)]):
+            refused_or_sensible(replaced(tree, path, value), path)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_generated_nonsense_at_any_key_is_refused_by_name_or_makes_sense(data):
+    tree = shipped(data.draw(st.sampled_from(BENCHMARKS)))
+    path = data.draw(st.sampled_from(list(leaves(tree))))
+    refused_or_sensible(replaced(tree, path, data.draw(values)), path)
+
+
+def edited(tmp_path: Path, *changes: tuple[str, object], name: str = "mnist") -> Path:
+    """A params.yaml with other values at dotted paths."""
+    tree = compose(name, ROOT)
+    for dotted, value in changes:
+        tree = replaced(tree, ("benchmark", *dotted.split(".")), value)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("bad", NOT_NAMES)
+def test_a_name_that_is_no_plain_file_name_is_refused_wherever_it_becomes_part_of_a_path(tmp_path, bad):
+    mnist = shipped("mnist")
+    for key, changes in {
+        "benchmark.name": [("name", bad)],
+        "benchmark.sizes": [("sizes", ["xs", bad]), ("ladder", {**mnist["ladder"], bad: mnist["ladder"]["xs"]})],
+        "benchmark.ladder": [("ladder", {**mnist["ladder"], bad: mnist["ladder"]["xs"]})],
+        "benchmark.budgets": [("budgets", [bad]), ("sampling", {**mnist["sampling"], bad: mnist["sampling"]["4"]})],
+        "benchmark.sampling": [("sampling", {**mnist["sampling"], bad: mnist["sampling"]["4"]})],
+    }.items():
+        with pytest.raises(ConfigError, match=rf"{key}.*must be letters, digits, _ and -"):
+            load_benchmark(edited(tmp_path, *changes))
+
+
+def test_two_runs_whose_files_would_have_one_name_are_refused(tmp_path):
+    ladder, sampling = shipped("mnist")["ladder"], shipped("mnist")["sampling"]
+    changes = [("ladder", {"a": ladder["xs"], "a-b": ladder["s"]}), ("sizes", ["a", "a-b"])]
+    changes += [("sampling", {"b-c": sampling["4"], "c": sampling["4"]}), ("budgets", ["b-c", "c"])]
+    with pytest.raises(ConfigError, match=r"sizes and budgets name two runs a-b-c"):
+        load_benchmark(edited(tmp_path, *changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.lr", 0.0, r"train\.lr = 0\.0: must lie in \(0, 1\]"),
+        ("train.lr", -1.0, r"train\.lr = -1\.0"),
+        ("train.lr", "0.001", r"train\.lr: expected float, found '0\.001'; write a number, without quotes"),
+        ("train.steps", True, r"train\.steps: expected int, found True"),
+        ("train.steps", 1e3, r"train\.steps: expected int, found 1000\.0; write 1000"),
+        ("train.ema", -0.5, r"train\.ema = -0\.5: must lie in \[0, 1\)"),
+        ("train.ema", 2, r"train\.ema = 2\.0"),
+        ("train.ema", float("nan"), r"train\.ema = nan: must be a finite number"),
+        ("train.weight_decay", -1, r"train\.weight_decay = -1\.0"),
+        ("train.t_min", 1, r"train\.t_min = 1\.0"),
+        ("train.seeds", [0, 1, 0], r"train\.seeds = \(0, 1, 0\): must name at least one, and none twice"),
+        ("train.seeds", [-1], r"train\.seeds\[0\] = -1"),
+        ("train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 3000"),
+        ("model.patch", 0, r"model\.patch = 0"),
+        ("model.patch", 14, r"ladder\.xs\.model\.patch = 14 leaves one token"),
+        ("model.heads", 0, r"model\.heads = 0"),
+        ("model.dropout", 1, r"model\.dropout = 1\.0"),
+        ("model.encoder_blocks", -1, r"model\.encoder_blocks = -1"),
+        ("model.width", 10**400, r"model\.width = 1000.*: must lie in \[1, 65536\]"),
+        ("model.classes", 11, r"model\.classes = 11, but there are 10"),
+        ("model.channels", 3, r"model\.channels = 3, grid = 14, but the latents .* have 1 channels and sides of 14"),
+        ("autoencoder.scale", 0, r"autoencoder\.scale = 0\.0"),
+        ("autoencoder.scale", -1.3, r"autoencoder\.scale = -1\.3"),
+        ("autoencoder.scale", float("inf"), r"autoencoder\.scale = inf: must be a finite number"),
+        ("extractor.training.steps", 0, r"extractor\.training\.steps = 0"),
+        ("sampling.4.settings.cfg_scale", -1, r"sampling\.4\.settings\.cfg_scale = -1\.0"),
+        ("sampling.16.settings.steps", 50, r"steps = 50, but every step reveals a token, and there are 49"),
+        ("train.label_dropout", 0, r"cfg_scale = 1\.5, but with train\.label_dropout = 0"),
+        ("gate.images", 0, r"gate\.images = 0"),
+        ("gate.visible", [0, 0, 8], r"gate\.visible = \(0, 0, 8\): must name at least one, and none twice"),
+        ("evaluation.kid_subset", 0, r"evaluation\.kid_subset = 0"),
+        ("evaluation.kid_subset", 1001, r"evaluation\.images = 1000 is less than kid_subset = 1001"),
+        ("evaluation.seeds", [0, 0], r"evaluation\.seeds = \(0, 0\): must name at least one, and none twice"),
+        ("evaluation.images", 9, r"evaluation\.images = 9 is less than"),
+        ("sizes", [], r"benchmark\.sizes = \(\): must name at least one"),
+        ("sizes", ["xs", "xs"], r"benchmark\.sizes = \('xs', 'xs'\): must name at least one, and none twice"),
+        ("budgets", [], r"benchmark\.budgets = \(\): must name at least one"),
+        ("budgets", [4], r"benchmark\.budgets\[0\]: expected str, found 4; write it in quotes"),
+        ("run.sample_batch", 0, r"run\.sample_batch = 0"),
+        ("run.launcher", 'a "b', r"run\.launcher = 'a \"b': must be a command"),
+        (
+            "extractor",
+            {"kind": "inception", "weights": "x"},
+            r"extractor\.kind: inception does not take the grey images",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_by_name(tmp_path, key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        load_benchmark(edited(tmp_path, (key, value)))
+
+
+def test_a_bad_common_value_is_refused_though_every_size_overrides_it(tmp_path):
+    assert all("width" in size["model"] for size in shipped("mnist")["ladder"].values())
+    with pytest.raises(ConfigError, match=r"benchmark\.model\.width = -1"):
+        load_benchmark(edited(tmp_path, ("model.width", -1)))
+
+
+def test_what_is_made_without_a_file_is_held_against_the_same_rules():
+    with pytest.raises(ConfigError, match=r"cfg_scale = -1\.0: must lie in"):
+        SampleConfig(steps=4, solver_steps=8, cfg_scale=-1.0)
+    with pytest.raises(ConfigError, match=r"steps: expected int, found '4'"):
+        SampleConfig(steps="4", solver_steps=8)
+    with pytest.raises(ConfigError, match=r"visible = \(0, 0, 8\)"):
+        GateConfig(visible=(0, 0, 8))
+
+
+def test_yaml_is_read_as_dvc_reads_it():
+    text = "a: 1e-3\nb: 010\nc: yes\nd: 1:30"
+    assert parse_yaml(text, "x") == {"a": 0.001, "b": 10, "c": "yes", "d": "1:30"} == dvc_yaml(text, "x")
+
+
+ALIASES = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise("abcdefghi"))
+ALIASES = "a: &a [x, x]\n" + ALIASES
+"""Eight levels of nine aliases each: 86 million values where a reader follows them all."""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("benchmark: {name: a, name: b}", "duplicate key"),
+        ("benchmark: !!python/object/apply:os.mkdir [ran]", "could not determine a constructor"),
+        ("benchmark: !!python/object/new:os.system ['touch ran']", "could not determine a constructor"),
+        ("benchmark: !!bool maybe", "not valid YAML"),
+        ("benchmark: " + "1" * 5000, "not valid YAML"),
+        ("benchmark: 2024-13-45", "not valid YAML"),
+        ("benchmark: {<<: 3}", "not valid YAML"),
+        ("benchmark: " + "[" * 5000, "not valid YAML"),
+        ("benchmark: 1\n---\na: 2", "not valid YAML"),
+        ("benchmark: [1, 2]", "benchmark: expected a mapping"),
+        ("benchmark: 0x" + "f" * 5000, "expected a mapping, found an integer of thousands of digits"),
+        ("[]", "expected a mapping, found"),
+        ("5", "expected a mapping, found 5"),
+        ("", "expected a mapping, found None"),
+        ("{benchmark: {}, 5: 6}", "expected the top-level keys"),
+        ("benchmark: {[1]: 2}", "unknown key benchmark"),
+        (ALIASES + "benchmark: {name: x, title: *i}", "top-level key"),
+        ("x: &x {a: *x}\nbenchmark: *x", "top-level key"),
+        ("benchmark: {sizes: &a [*a]}", r"benchmark\.sizes\[0\]: expected str"),
+        (b"benchmark: \xff", "cannot be read"),
+        (b"\x00", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_plain_yaml_is_refused_in_one_line_and_runs_nothing(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    if isinstance(text, str):
+        others = "root: .\nparams: params.yaml\nmakes: []\nnotebooks: []\n" if text.startswith("benchmark:") else ""
+        text = (others + text).encode()
+    Path("params.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_benchmark()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert not Path("ran").exists()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(at=st.integers(0), byte=st.integers(0, 255))
+def test_a_params_file_with_one_byte_changed_loads_or_is_refused(tmp_path_factory, at, byte):
+    content = bytearray((ROOT / "params.yaml").read_bytes())
+    content[at % len(content)] = byte
+    path = tmp_path_factory.mktemp("bytes") / "params.yaml"
+    path.write_bytes(content)
+    try:
+        load_benchmark(path)
+    except ConfigError as e:
+        assert "\n" not in str(e)

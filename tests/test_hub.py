@@ -1,0 +1,163 @@
+"""Models by name: through the Hub's cache, from a server on the loopback address that stands for the Hub."""
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+from test_fetch import COMMIT, File, Server
+from test_generate import CFG, OWN, make
+from test_model import TINY, random_model
+
+from emigm import api, cli, hub
+from emigm.api import load_generator
+from emigm.artefacts import HubFile
+from emigm.config.errors import ConfigError
+from emigm.config.parsing import as_dict
+from emigm.config.schema import AutoencoderConfig
+from emigm.model.checkpoints import export_official
+from emigm.model.model import save_model
+from emigm.paper.settings import PAPER_MODELS
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """The Hub, with an empty cache."""
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def put(server, repository, name, content, commit=COMMIT, branch="main"):
+    """A file on the Hub."""
+    headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+    for revision in (commit, branch):
+        server.files[f"/{repository}/resolve/{revision}/{name}"] = File(content, headers)
+
+
+def put_folder(server, repository, folder, **where):
+    for name in ("config.json", "model.safetensors"):
+        put(server, repository, name, (Path(folder) / name).read_bytes(), **where)
+
+
+def picture(generator):
+    return generator([0, 1], [5], OWN)[0][1].tobytes()
+
+
+def test_a_repository_is_loaded_and_cached(server, tmp_path):
+    folder = make(tmp_path / "model", sampling=as_dict(OWN))
+    put_folder(server, "me/tiny", folder)
+    generator = load_generator("me/tiny")
+    assert generator.sampling == OWN and picture(generator) == picture(load_generator(folder))
+    bodies = sum(method == "GET" for method, *_ in server.requests)
+    assert picture(load_generator("me/tiny")) == picture(generator)
+    assert sum(method == "GET" for method, *_ in server.requests) == bodies
+
+
+def test_both_files_are_of_the_asked_revision(server, tmp_path):
+    old, new = make(tmp_path / "old"), tmp_path / "new"
+    save_model(new, random_model(CFG, seed=1).state_dict(), CFG, autoencoder=as_dict(AutoencoderConfig("pixels")))
+    put_folder(server, "me/tiny", old, commit="a" * 40, branch="v1")
+    put_folder(server, "me/tiny", new)
+    of_old, of_new = picture(load_generator(old)), picture(load_generator(new))
+    assert of_old != of_new
+    assert picture(load_generator("me/tiny", revision="v1")) == of_old
+    assert picture(load_generator("me/tiny")) == of_new
+
+
+def test_what_is_not_on_the_hub_is_one_clear_error(server, capsys):
+    with pytest.raises(ConfigError, match=r"me/none: config.json is neither in the Hub's cache nor .* check the name"):
+        load_generator("me/none")
+    assert cli.main(["generate", "me/none", "--classes", "0", "--out", "a.png"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_released_name_fetches_the_checkpoint_and_its_autoencoder(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(PAPER_MODELS, (256, "xs"), TINY)
+    monkeypatch.setattr(api, "paper_sampling", lambda resolution, size, steps: OWN)
+    asked = []
+    load = lambda cfg, device: asked.append(cfg) or None  # noqa: E731
+    monkeypatch.setattr(api, "load_autoencoder", load)
+    save_model(tmp_path / "model", random_model(TINY).state_dict(), TINY)
+    export_official(tmp_path / "model", tmp_path / "tiny.pth")
+    put(server, "GSAI-ML/eMIGM", "256_model/eMIGM_xsmall_256_checkpoint.pth", (tmp_path / "tiny.pth").read_bytes())
+    put(server, "xwen99/mar-vae-kl16", "kl16.ckpt", b"weights")
+    generator = load_generator("256-xs")
+    assert (generator.latents([0], 5) == load_generator(tmp_path / "tiny.pth", "mine.ckpt").latents([0], 5)).all()
+    (released, mine) = asked
+    assert (released.kind, released.scale) == ("kl16", 0.2325) and Path(released.weights).read_bytes() == b"weights"
+    assert dataclasses.replace(released, weights="mine.ckpt") == mine
+
+
+def test_a_pushed_folder_is_loaded_again(server, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    folder = tmp_path / "model"
+    make(folder)
+    (folder / "private.txt").write_text("not to be uploaded")
+    made = []
+
+    def commit(repository, operations, commit_message):
+        for operation in operations:
+            content = operation.path_or_fileobj
+            content = content if isinstance(content, bytes) else Path(content).read_bytes()
+            put(server, repository, operation.path_in_repo, content)
+        return types.SimpleNamespace(commit_url=f"{server.url}/{repository}/commit/{COMMIT}")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, **options: made.append((name, options)))
+    monkeypatch.setattr(huggingface_hub, "file_exists", lambda name, file: False)
+    monkeypatch.setattr(huggingface_hub, "create_commit", commit)
+    assert hub.push_to_hub(folder, "me/tiny", sampling=OWN, private=True).endswith(COMMIT)
+    assert made == [("me/tiny", {"private": True, "exist_ok": True})]
+    assert {path.rsplit("/", 1)[1] for path in server.files} == {"config.json", "model.safetensors", "README.md"}
+    generator = load_generator("me/tiny")
+    assert generator.sampling == OWN and picture(generator) == picture(load_generator(folder))
+    assert cli.main(["push", str(folder), "me/other"]) == 0 and "me/other" in capsys.readouterr().out
+    assert load_generator("me/other").sampling is None
+
+    def refused(*_, **__):
+        raise OSError("401: who are you?\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", refused)
+    assert cli.main(["push", str(folder), "me/tiny"]) == 1
+    err = capsys.readouterr().err
+    assert "me/tiny: uploading failed (401: who are you?); check" in err and err.count("\n") == 1
+    with (folder / "model.safetensors").open("ab") as f:
+        f.write(b"more")
+    with pytest.raises(ConfigError, match=r"model.safetensors: checksum differs"):
+        hub.push_to_hub(folder, "me/tiny")
+
+
+def test_offline_mode_finds_what_is_cached_under_the_hubs_home(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    put_folder(server, "me/tiny", make(tmp_path / "model", sampling=as_dict(OWN)))
+    load_generator("me/tiny")
+    asked = len(server.requests)
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_CACHE"} | environment | {"PYTHONPATH": str(REPO)}
+    code = "from emigm.api import load_generator as load; load('me/tiny'); print('loaded'); load('me/other')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "loaded\n"
+    last = done.stderr.splitlines()[-1]
+    assert "ConfigError: me/other: config.json" in last and "HF_HUB_OFFLINE" in last and len(server.requests) == asked
+
+
+def test_a_file_of_the_hub_is_pinned_by_its_revision(server):
+    put(server, "me/tiny", "a.txt", b"old", commit="a" * 40, branch="v1")
+    put(server, "me/tiny", "a.txt", b"new")
+    assert hub.cached(HubFile("me/tiny", "a.txt", "v1")).read_bytes() == b"old"
+    assert hub.cached(HubFile("me/tiny", "a.txt")).read_bytes() == b"new"
