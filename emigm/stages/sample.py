@@ -13,7 +13,6 @@ import torch
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import INDEX, Chunks, SampleSet
@@ -67,7 +66,14 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     grid = results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png"
     first = SampleSet(written[0].store, evaluation.images).first(SHOWN)
     save_grid(grid, first, benchmark.model_config(size).classes, GRID_COLUMNS)
-    settings = {"size": size, "budget": budget, "sample": cfg, "images": evaluation.images, "chunk": evaluation.chunk}
+    settings = {
+        "size": size,
+        "budget": budget,
+        "sample": cfg,
+        "autoencoder": benchmark.autoencoder,
+        "images": evaluation.images,
+        "chunk": evaluation.chunk,
+    }
     seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
     folders = [samples_folder(benchmark, size, budget) / samples_name(*item) for item in items]
     indexes = {(f / INDEX).as_posix(): sha256(c.store / INDEX) for f, c in zip(folders, written, strict=True)}
@@ -137,7 +143,7 @@ class Maker:
     """
 
     def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
-        check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
+        check_facts(weights, seed=train_seed, autoencoder=benchmark.autoencoder.space)
         self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
         self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
         self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run

@@ -15,7 +15,6 @@ import torch
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
-from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, model_folder, results_folder, snapshot_folder
 from emigm.config.schema import ModelConfig
 from emigm.data.images import PARTS, Part
@@ -71,6 +70,7 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "images": images,
         "snapshots": [{"step": n, "images": n * cfg.batch, "flops": n * flops} for n in cfg.snapshot_steps],
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
+        "skipped_steps": [r["skipped"] for r in runs],
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
     others = sum(world.gather(cpu_seconds())[1:])
@@ -117,7 +117,7 @@ def train_seed(
     )
     memory = world.peak_memory()
     if world.is_main:
-        facts = {"origin": "trained", "seed": seed, "autoencoder": as_dict(benchmark.autoencoder)}
+        facts = {"origin": "trained", "seed": seed, "autoencoder": benchmark.autoencoder.space}
         for steps, point in result.snapshots.items():
             save_model(snapshot_folder(benchmark, size, seed, steps), point.load(), model_cfg, steps=steps, **facts)
         save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, steps=cfg.steps, **facts)
@@ -125,13 +125,19 @@ def train_seed(
     model = EMIGM(model_cfg).to(world.device).eval().requires_grad_(False)
     model.load_state_dict(result.ema)
     errors = world.gather(held_out_errors(benchmark, model, autoencoder, world.device))[0]
-    return {"curve": result.curve, "seconds": result.seconds, "errors": errors, "peak_memory": memory}
+    return {
+        "curve": result.curve,
+        "seconds": result.seconds,
+        "skipped": result.skipped,
+        "errors": errors,
+        "peak_memory": memory,
+    }
 
 
 def open_latents(benchmark: Benchmark, part: Part, cfg: ModelConfig) -> LatentStore:
     """Latents of a part; raises ConfigError where they are damaged, or not what the benchmark is about."""
     store = LatentStore(data_folder(benchmark) / "latents" / part)
-    store.check(cfg.classes, part=part, autoencoder=as_dict(benchmark.autoencoder))
+    store.check(cfg.classes, part=part, autoencoder=benchmark.autoencoder.space)
     return store
 
 
@@ -177,13 +183,22 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
         model_cfg,
         token=released.token,
         checksum=released.sha256.get(size),
-        autoencoder=as_dict(benchmark.autoencoder),
+        autoencoder=benchmark.autoencoder.space,
     )
     errors = None
     if latents.is_dir():
         model = load_model(folder, expect=model_cfg, device=world.device)
         errors = held_out_errors(benchmark, model, load_autoencoder(benchmark.autoencoder), world.device)
-    unknown = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
+    unknown = (
+        "seconds",
+        "images_per_second",
+        "peak_memory",
+        "flops_per_step",
+        "flops",
+        "images",
+        "final_loss",
+        "skipped_steps",
+    )
     results = {
         "parameters": parameters(model_cfg),
         **dict.fromkeys(unknown),
