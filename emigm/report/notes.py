@@ -17,7 +17,6 @@ DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10", "im
 """Data set -> its name on axes and in headers; {r}: resolution in pixels."""
 EXTRACTORS = {
     "cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
-    "cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
     "inception": ("Inception-v3", "the TensorFlow weights that FID is defined with, through torch-fidelity"),
 }
 """Kind of extractor -> its name, and what a note adds."""
