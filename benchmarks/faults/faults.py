@@ -111,6 +111,8 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else 1
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
     except BaseException:
         import traceback
 
