@@ -561,7 +561,8 @@ def long_training(workspace):
 
     yield start
     for process in started:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # ended: its number may be another's by now
+            os.waitpid(process, os.WNOHANG)
             os.killpg(process, signal.SIGKILL)
     assert faults.orphans() == []
 
