@@ -51,7 +51,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkout")
     write_results(root)
     write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0, "s": 28.0}, seeds=(0,))
-    write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5))
+    write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5, 1.0))
     return root
 
 
@@ -206,10 +206,10 @@ def test_figure_4_reads_across_at_equal_flops_along_snapshots(root, monkeypatch)
     space = run("figure4", root, monkeypatch, "snapshots")
     assert [axes.get_title()[:3] for axes in axes_of(space)] == ["(a)", "(b)", "(c)"]
     across = space["across"].set_index(["flops", "model"])["fid"]
-    # XS ends at 4e12 FLOPs, where S is half trained: its snapshot at 0.5, which is 1 / 0.5 above its end
+    # XS ends at 4e12 FLOPs, where S is half trained; a point is 1 / (share of the training) above the final weights
     assert across[("4.00e+12", "s")] == pytest.approx(3 * 1.125 + 0.06 + 2)
-    assert across[("4.00e+12", "xs")] == pytest.approx(4 * 1.125 + 0.06)
-    assert "(b) At 4.00e+12 training FLOPs the best is eMIGM-XS" in reading(space)
+    assert across[("4.00e+12", "xs")] == pytest.approx(4 * 1.125 + 0.06 + 1)
+    assert "(b) At 4.00e+12 training FLOPs the best is eMIGM-S: XS 5.560 ± " in reading(space)
 
 
 def test_figure_4_says_why_released_weights_have_no_training_compute(released, monkeypatch):
