@@ -29,7 +29,6 @@ MEANINGS = {
     "that ignores context",
 }
 """Key of a baseline -> what it is."""
-DRY_RUN = "DRY RUN: the numbers only show that the machinery runs; they measure nothing."
 NFE = (
     "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
     "before the last step)."
@@ -67,7 +66,8 @@ def is_dry_run(frame: pd.DataFrame) -> bool:
 
 def dry_run(frame: pd.DataFrame) -> str:
     """The warning of a dry run; it comes first."""
-    return DRY_RUN if is_dry_run(frame) else ""
+    warning = "DRY RUN: the numbers only show that the machinery runs; they measure nothing."
+    return warning if is_dry_run(frame) else ""
 
 
 def heading(frame: pd.DataFrame, text: str) -> str:

@@ -89,10 +89,10 @@ def front_page(root: Path) -> str:
 
 
 def verdict(folder: Path) -> str:
-    """What `emigm verify` found, from verify.json; that it has not run where there is none."""
+    """What `emigm verify` found, from verify.json; what to type where there is none."""
     path = folder / "verify.json"
     if not path.is_file():
-        return "Verification against the tracked numbers: not run on this machine's results."
+        return f"`emigm verify {folder.name}` says whether these results are whole and reproduce the tracked ones."
     found = json.loads(path.read_text())
     return f"**{found['verdict']}**" + (f" {found['sentence']}" if found.get("sentence") else "")
 
