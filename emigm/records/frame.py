@@ -161,8 +161,8 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
             for run in _runs_of(train, samples.get(budget), evaluate, budget):
                 rows.append(common | {"size": size, "budget": budget} | run)
         if along := records.get(f"snapshots-{size}"):
-            budget = along["settings"]["budget"]
-            for run in _runs_of(train, samples.get(budget), _as_evaluation(along), budget):
+            budget, scored = along["settings"]["budget"], _as_evaluation(along)
+            for run in _runs_of(train, samples.get(budget), scored, budget):
                 rows.append(common | {"size": size, "budget": budget} | run)
     return rows
 
@@ -204,6 +204,13 @@ def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | Non
         row["seconds_per_image"] = _seconds(sample, run) if key[2] is None else None
         found.append(row)
     return found
+
+
+def _as_evaluation(along: Record) -> Record:
+    """The record of an evaluation whose runs are the snapshots of one, the last of them the final weights (share 1)."""
+    steps, points = along["settings"]["train"]["steps"], along["results"]["points"]
+    runs = [run | {"snapshot": point["step"] / steps} for point in points for run in point["runs"]]
+    return along | {"stage": "evaluate-along", "results": {along["settings"]["budget"]: {"runs": runs}}}
 
 
 def _unscored(train: Record | None, sample: Record | None) -> list[Record]:
