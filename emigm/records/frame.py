@@ -26,6 +26,7 @@ KEYS = ("train_seed", "sample_seed", "snapshot")
 BASELINES = {
     "holdout": "Held-out real images",
     "train_subset": "Training subset",
+    "reconstruction": "Reconstructions",
     "class_shuffle": "Class shuffle",
 }
 """Key in the reference record -> label of what is scored without any model, nearest to the data first."""
