@@ -24,6 +24,7 @@ EXTRACTORS = {
 MEANINGS = {
     "holdout": "never trained on",
     "train_subset": "training images themselves",
+    "reconstruction": "held-out images through the codes of the autoencoder: what these lose before any model",
     "class_shuffle": "training images, each token exchanged with another image of the class: what a model reaches "
     "that ignores context",
 }
