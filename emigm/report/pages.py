@@ -178,7 +178,9 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
         lines.append(f"Sampling, {which}: {'; or '.join(dict.fromkeys(texts))}.")
     devices = " and ".join(sorted(frame["device"].dropna().unique()))
     seconds = sum(r["provenance"].get("cpu_seconds", 0) for r in records.values() if r["benchmark"] == own)
-    lines.append(f"Machine: {devices}" + (f"; {seconds / 3600:.1f} hours of processor time in all." if seconds else "."))
+    lines.append(
+        f"Machine: {devices}" + (f"; {seconds / 3600:.1f} hours of processor time in all." if seconds else ".")
+    )
     return lines
 
 
