@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from emigm.config.errors import UserError
 from emigm.report.pages import write_front, write_page
+from emigm.runtime.launching import in_one_line
 
 
 def main() -> None:
@@ -16,10 +15,8 @@ def main() -> None:
     which.add_argument("--benchmark", help="write results/<benchmark>/README.md")
     which.add_argument("--all", action="store_true", help="write results/README.md")
     options = parser.parse_args()
-    try:
+    with in_one_line():
         write_front(Path()) if options.all else write_page(Path(), options.benchmark)
-    except UserError as e:
-        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":
