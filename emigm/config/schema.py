@@ -417,6 +417,9 @@ class EvalConfig(Checked):
     """Consecutive image indices that share their reveal counts; the last may be smaller."""
     kid_subset: Annotated[int, within("[2, 1000000]")] = 200
     """Images of each of KID's subsets."""
+    clean_fid: bool = True
+    """inception: a second FID, of features behind clean-fid's resizing, which takes a second pass over all images. The
+    classifier of small images resizes nothing, and has none."""
     reference: Text | None = None
     """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
     images."""

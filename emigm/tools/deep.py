@@ -122,8 +122,9 @@ def scores_of(
     benchmark: Benchmark, chunks: Sequence[np.ndarray], labels: np.ndarray, device: str
 ) -> dict[str, float | None]:
     """Scores of one run's images, chunk by chunk as the evaluate stage takes them."""
-    run = benchmark.run
-    extract = load_extractor(benchmark.extractor, extractor_folder(benchmark), device, run.score_batch, run.workers)
+    run, clean = benchmark.run, benchmark.evaluation.clean_fid
+    folder = extractor_folder(benchmark)
+    extract = load_extractor(benchmark.extractor, folder, device, run.score_batch, run.workers, clean)
     known = known_images(benchmark)
     parts = [measure(extract, known, pixels) for pixels in chunks]
     found = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
