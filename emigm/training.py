@@ -28,7 +28,7 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import fingerprint
-from emigm.model.model import EMIGM, TrainingDraw, draw_training
+from emigm.model.model import EMIGM, TrainingDraw, compile_networks, draw_training
 from emigm.runtime.distributed import ALONE, World
 from emigm.runtime.precision import autocast, products
 from emigm.runtime.resume import ResumePoints
@@ -145,6 +145,7 @@ def train(
     data_id: str,
     world: World = ALONE,
     micro_batch: int | None = None,
+    compiled: bool = False,
     on_start: Callable[[int], None] = lambda step: None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> TrainResult:
@@ -160,6 +161,7 @@ def train(
         data_id: identifies the training data (its checksum); a resume point of other data is not used.
         world: the processes; each trains on its share of every batch.
         micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
+        compiled: compile the networks (`compile_networks`).
         on_start: called with the number of steps that an interrupted run left finished.
         on_step: called with the number of finished steps.
 
@@ -167,7 +169,7 @@ def train(
         ConfigError: the batch does not suit the data or the processes, or the device lacks the precision.
         RunError: the loss is not finite.
     """
-    run = _Run(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch)
+    run = _Run(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch, compiled)
     run.resume()
     on_start(run.done)
     begun = time.perf_counter() - run.seconds
@@ -206,6 +208,7 @@ class _Run:
         data_id: str,
         world: World,
         micro_batch: int | None,
+        compiled: bool,
     ):
         self.model_cfg, self.cfg, self.images, self.autoencoder = model_cfg, cfg, images, autoencoder
         self.seed, self.world = seed, world
@@ -214,6 +217,8 @@ class _Run:
         self.parts = micro_batches(self.share, self.group, micro_batch)
         torch.manual_seed(seed)
         self.model = EMIGM(model_cfg).to(world.device).train()
+        if compiled:
+            compile_networks(self.model)
         self.network = self.model if world.size == 1 else _synchronised(self.model, world)
         self.optimizer = make_optimizer(self.model, cfg)
         self.scaler = torch.amp.GradScaler(torch.device(world.device).type, enabled=cfg.precision == "float16")

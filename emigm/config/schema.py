@@ -483,6 +483,9 @@ class RunConfig(Checked):
     it is followed by `-m emigm.stages...`. None: one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
+    compile: bool = False
+    """Compile backbone and head by torch.compile, anew in every process. Of use on a GPU, and where there is a C++
+    compiler; on a CPU it gains nothing. Records say how many graphs were compiled."""
     train_batch: Count | None = None
     """Images one process takes in one forward pass of training, at most; a larger share is accumulated. None: as many
     as share a masking time (train.mask_group)."""

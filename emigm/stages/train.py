@@ -23,7 +23,7 @@ from emigm.files import checksums, sha256, write_atomically
 from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
-from emigm.model.model import EMIGM, load_model, save_model
+from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
@@ -71,6 +71,7 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "snapshots": [{"step": n, "images": n * cfg.batch, "flops": n * flops} for n in cfg.snapshot_steps],
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
         "skipped_steps": [r["skipped"] for r in runs],
+        "compiled_graphs": runs[-1]["graphs"],  # by the process that trained the last seed
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
     others = sum(world.gather(cpu_seconds())[1:])
@@ -112,6 +113,7 @@ def train_seed(
         data_id=sha256(store.folder / INDEX),
         world=world,
         micro_batch=benchmark.run.train_batch,
+        compiled=benchmark.run.compile,
         on_start=progress,
         on_step=progress,
     )
@@ -129,6 +131,7 @@ def train_seed(
         "curve": result.curve,
         "seconds": result.seconds,
         "skipped": result.skipped,
+        "graphs": compiled_graphs() if benchmark.run.compile else None,
         "errors": errors,
         "peak_memory": memory,
     }
@@ -198,6 +201,7 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
         "images",
         "final_loss",
         "skipped_steps",
+        "compiled_graphs",
     )
     results = {
         "parameters": parameters(model_cfg),
