@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def save_animation(path: Path, pixels: np.ndarray, steps: np.ndarray, last: int,
     while rows:
         data = animation(pixels[: rows * columns], steps[: rows * columns], last, columns)
         if len(data) < MOST:
-            write_atomically(path, lambda p: p.write_bytes(data))
+            write_atomically(path, lambda p, data=data: p.write_bytes(data))
             return rows * columns
         rows //= 2
     raise ValueError(f"an animation of {columns} images of {pixels.shape[2:]} pixels takes more than {MOST} bytes")
@@ -138,7 +139,7 @@ def animation(pixels: np.ndarray, steps: np.ndarray, last: int, columns: int) ->
 
     stages = [frame(after_step(pixels, steps, step)) for step in range(last + 1)]
     opaque = [np.full(stages[0].shape[:2], 255, np.uint8)]
-    for before, now in zip(stages, stages[1:], strict=False):
+    for before, now in itertools.pairwise(stages):
         changed = (before != now).reshape(*now.shape[:2], -1).any(-1)
         opaque.append(np.where(changed, 255, 0).astype(np.uint8))
     frames = [_with_alpha(stage, alpha) for stage, alpha in zip(stages, opaque, strict=True)]

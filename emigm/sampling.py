@@ -23,8 +23,8 @@ from emigm.runtime.distributed import autocast
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]
-"""Called after every mask-prediction step with the tokens (B, L, C) and what is still masked, bool (B, L). The next step
-changes both in place, so whoever keeps them clones them."""
+"""Called after every mask-prediction step with the tokens (B, L, C) and which are still masked, bool (B, L). The next
+step changes both in place, so whoever keeps them clones them."""
 
 
 class Batch(NamedTuple):
