@@ -33,14 +33,15 @@ def cells():
 
 
 def run(monkeypatch, root, **parameters):
-    """Execute the cells in this process; returns their variables, with what was displayed, as arrays, in `displayed`."""
+    """Execute the cells in this process; returns their variables, with what was displayed in `displayed`, as arrays."""
     monkeypatch.chdir(root)
-    space = {"displayed": []}
+    displayed = []
+    space = {"displayed": displayed}
     for i, cell in enumerate(cells()):
         exec(compile(cell.source, f"cell {i}", "exec"), space)
         if "parameters" in cell.metadata.get("tags", []):
             space |= parameters
-        space["display"] = lambda shown, **_: space["displayed"].append(np.asarray(shown))
+        space["display"] = lambda shown, **_: displayed.append(np.asarray(shown))
     return space
 
 
