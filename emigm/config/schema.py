@@ -470,7 +470,8 @@ class RunConfig(Checked):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
     train_batch: Count | None = None
-    """Images one process takes in one forward pass of training; a larger share is accumulated. None: all."""
+    """Images one process takes in one forward pass of training, at most; a larger share is accumulated. None: as many
+    as share a masking time (train.mask_group)."""
     sample_batch: Count = 256
     """Images one process generates at once, at most a chunk."""
     encode_batch: Count = 64

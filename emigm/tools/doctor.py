@@ -220,7 +220,7 @@ def check_memory(benchmark: Benchmark, size: str, device: Device, parameters: in
     sampling = sampling_bytes(benchmark, size, parameters)
     needs, remedy = {"sampling": sampling}, "lower run.sample_batch or run.encode_batch"
     if benchmark.weights == "trained":
-        share = -(-train.batch // device.count)
+        share = min(-(-train.batch // device.count), train.mask_group)
         batch = min(run.train_batch or share, share)
         needs["training"] = training_bytes(benchmark.model_config(size), train, parameters, batch)
         if needs["training"] > sampling:
