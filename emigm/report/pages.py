@@ -27,26 +27,11 @@ from emigm.report.tables import (
     plus_minus,
     saved,
     thousands,
-    write_text,
 )
 
 SHOWN = ("scores", "figure1", "figure4")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
-
-
-def write_page(root: Path, benchmark: str) -> Path:
-    """Write results/<benchmark>/README.md."""
-    path = root / "results" / benchmark / "README.md"
-    write_text(path, benchmark_page(root, benchmark))
-    return path
-
-
-def write_front(root: Path) -> Path:
-    """Write results/README.md, the page of all benchmarks."""
-    path = root / "results" / "README.md"
-    write_text(path, front_page(root))
-    return path
 
 
 def benchmark_page(root: Path, benchmark: str) -> str:

@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 from emigm.config.errors import UserError
-from emigm.report.pages import write_front, write_page
+from emigm.report.pages import benchmark_page, front_page
+from emigm.report.tables import write_text
+
+
+def write_page(benchmark: str | None) -> Path:
+    """Write results/<benchmark>/README.md; None: results/README.md, the page of all."""
+    path = Path("results") / (benchmark or "") / "README.md"
+    write_text(path, benchmark_page(Path(), benchmark) if benchmark else front_page(Path()))
+    return path
 
 
 def main() -> None:
@@ -17,7 +25,7 @@ def main() -> None:
     which.add_argument("--all", action="store_true", help="write results/README.md")
     options = parser.parse_args()
     try:
-        write_front(Path()) if options.all else write_page(Path(), options.benchmark)
+        write_page(options.benchmark)
     except UserError as e:
         sys.exit(f"error: {e}")
 
