@@ -17,7 +17,6 @@ from emigm.report.tables import NOT_RUN, plural, plus_minus, thousands
 DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet {r}×{r}"}
 """Data set -> its name on axes and in headers; {r}: resolution in pixels."""
 EXTRACTORS = {
-    "digits-cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
     "cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
     "inception": ("Inception-v3", "the TensorFlow weights that FID is defined with, through torch-fidelity"),
 }
@@ -25,6 +24,7 @@ EXTRACTORS = {
 MEANINGS = {
     "holdout": "never trained on",
     "train_subset": "training images themselves",
+    "reconstruction": "held-out images through the codes of the autoencoder: what these lose before any model",
     "class_shuffle": "training images, each token exchanged with another image of the class: what a model reaches "
     "that ignores context",
 }
