@@ -58,7 +58,8 @@ def records(folder):
 def test_a_learned_codebook_is_fitted_used_and_its_loss_recorded(folder, records):
     encoded, baselines = records["encode"], records["reference"]["baselines"]
     assert encoded["train"]["shape"] == [1, 7, 7] and encoded["train"]["codes_used"] == 32
-    assert 0 < encoded["train"]["reconstruction_rmse"] < encoded["holdout"]["reconstruction_rmse"] < 60
+    lost = [encoded[part]["reconstruction_rmse"] for part in ("train", "holdout")]
+    assert 0 < lost[0] < 60 and lost[1] == pytest.approx(lost[0], rel=0.05)
     assert baselines["reconstruction"]["fid"]["mean"] > baselines["holdout"]["fid"]["mean"]
     assert records["evaluate-maskgit"]["4"]["summary"]["fid"]["mean"] > 0
     weights = folder / "data" / "codes" / "latents" / "codebook.npz"

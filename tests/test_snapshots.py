@@ -112,7 +112,7 @@ def test_the_stage_without_its_settings_and_an_unknown_budget_are_refused(traine
         score_snapshots(
             dataclasses.replace(benchmark, evaluation=dataclasses.replace(benchmark.evaluation, snapshots=None)), "xs"
         )
-    with pytest.raises(ConfigError, match=r"snapshots\.budget: unknown name '99'"):
+    with pytest.raises(ConfigError, match=r"snapshots\.budget: .*99"):
         compose_benchmark(
             "smoke",
             [*SMALL[:-1], "benchmark.evaluation.snapshots={budget: '99', images: 4}"],

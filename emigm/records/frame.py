@@ -90,8 +90,7 @@ def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
     """
     root = find_root() if root is None else Path(root)
     reference = read_all(root, benchmark).at("reference", "results") or {}
-    found = reference.get("baselines") or reference.get("floors") or {}  # their name in the first schema
-    found = {{"train_bootstrap": "train_subset"}.get(key, key): value for key, value in found.items()}
+    found = reference.get("baselines") or {}
     rows = [
         {"baseline": key, "label": label, "metric": metric, "mean": value["mean"], "std": value.get("std"),
          "draws": value.get("n", 1), "images": found[key]["images"]}

@@ -14,15 +14,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
 from emigm.files import read_json, write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA = 2
 TRAINING_IMAGES = "training images"
@@ -140,14 +137,6 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if tree.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")
     return tree
-
-
-def read_records(folder: str | Path, pattern: str = "*.json") -> pd.DataFrame:
-    """All records of a `records` folder as one row each, nested keys joined with dots (`results.fid.mean`)."""
-    import pandas as pd  # a second to import, and only readers of tables need it
-
-    paths = sorted(Path(folder).glob(pattern))
-    return pd.json_normalize([read_record(p) for p in paths]) if paths else pd.DataFrame()
 
 
 def mean_and_spread(values: list[float]) -> dict[str, Any]:
