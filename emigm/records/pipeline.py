@@ -62,6 +62,12 @@ class Pipeline:
     @cached_property
     def stages(self) -> list[Stage]:
         """All stages, those of a matrix one by one."""
+        try:
+            return self._stages()
+        except (AttributeError, KeyError, TypeError) as e:
+            raise ConfigError(f"{self.lock} or dvc.yaml beside it: damaged ({type(e).__name__}: {e})") from e
+
+    def _stages(self) -> list[Stage]:
         params = self.folder / "params.yaml"
         values = read_yaml(params) if params.is_file() else {}
         lock = read_yaml(self.lock).get("stages", {}) if self.lock.is_file() else {}
