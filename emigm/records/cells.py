@@ -200,7 +200,7 @@ def compare(ours: Mapping[str, Record], theirs: Mapping[str, Record]) -> Compari
     found = Comparison([], [n for n in reference if n not in mine], [n for n in mine if n not in reference])
     pairs = [(mine[name], reference[name]) for name in reference if name in mine]
     scatter = _scatter(pairs)
-    distances = {m: _least(_distance(side, base) for side in (ours, theirs)) for m, base in BY_DISTANCE.items()}
+    distances = {m: _least(_distance(side, base) for side in (mine, reference)) for m, base in BY_DISTANCE.items()}
     for a, b in pairs:
         if a.values is None or b.values is None or set(a.values) != set(b.values):
             found.verdicts.append(_fact(a, b))
@@ -291,10 +291,9 @@ def matters(metric: str, value: float, distance: float | None) -> float:
     return max(OF_VALUE * value, OF_DISTANCE * (distance or 0.0))
 
 
-def _distance(records: Mapping[str, Record], metric: str) -> float | None:
-    baselines = records.get("reference", {}).get("results", {}).get("baselines", {})
-    ends = [baselines.get(name, {}).get(metric) for name in ("holdout", "class_shuffle")]
-    return None if None in ends else abs(ends[0]["mean"] - ends[1]["mean"])
+def _distance(cells: Mapping[str, Cell], metric: str) -> float | None:
+    ends = [cells.get(f"reference baselines {name} {metric}") for name in ("holdout", "class_shuffle")]
+    return None if any(c is None or c.values is None for c in ends) else abs(ends[0].mean - ends[1].mean)
 
 
 def _difference(a: Cell, b: Cell) -> dict[Unit, float]:

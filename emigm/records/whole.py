@@ -15,6 +15,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import sha256
 from emigm.model.schedules import nfe
+from emigm.records.cells import cells_of
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, same, short
 from emigm.records.record import SCORED, mean_and_spread, read_record, reference_name, scale
 from emigm.records.summary import curves_table, fid_table, metrics_tree, summaries
@@ -75,6 +76,7 @@ def check_records(
             for name, ours, theirs in differing(value, at(record, key), key):
                 findings.refuse(f"{path}: made with {name} = {short(theirs)}, but the benchmark says {short(ours)}")
         try:
+            cells_of({stage: record})
             for what in not_following(record):
                 findings.refuse(f"{path}: {what}")
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, ZeroDivisionError) as e:
@@ -231,8 +233,10 @@ def check_derived(benchmark: Benchmark, records: Records, root: Path, findings: 
             "fid.csv": fid_table(sizes, budgets, records),
             "curves.csv": curves_table(curves),
         }
-    except (KeyError, OSError, UnicodeDecodeError, TypeError):
-        return  # what is missing or damaged has been named already
+    except (KeyError, OSError, UnicodeDecodeError, TypeError, AttributeError) as e:
+        if not findings.problems:  # what is missing or damaged has not been named already
+            findings.refuse(f"{folder.relative_to(root)}: holds no such records as its summary needs ({e!r})")
+        return
     for name, text in expected.items():
         file = folder / name
         if file.is_file() and file.read_bytes() != text.encode():
