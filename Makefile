@@ -5,11 +5,16 @@ READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 UV := 0.13.9
 
-.PHONY: reproduce test lint readme lock clean-env
+.PHONY: reproduce evidence test lint readme lock clean-env
 
 reproduce: $(READY)
 	$(RUN) dvc repro
 	$(RUN) emigm verify mnist
+
+# Every benchmark that two CPU cores can run, and the ledger of the paper's claims; hours, resumable.
+evidence: $(READY)
+	$(RUN) dvc repro benchmarks/evidence/dvc.yaml
+	$(RUN) emigm verify mnist ladder sampling ablations codes evidence
 
 test: $(READY)
 	$(RUN) pytest $(PYTEST)
@@ -17,9 +22,9 @@ test: $(READY)
 lint: $(READY)
 	$(RUN) ruff check . && $(RUN) ruff format --check .
 
-# README.md's table, from results/digits.
+# The generated blocks of README.md and benchmarks/README.md, from results/.
 readme: $(READY)
-	$(RUN) python -m emigm.report.readme
+	$(RUN) python -m emigm.report.blocks
 
 # The stamp comes last: an interrupted installation starts over.
 $(READY): requirements.lock pyproject.toml

@@ -6,6 +6,7 @@ Shape letters: B images, L tokens, n tokens revealed in a step, C token channels
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from emigm.config.schema import Precision, SampleConfig
 from emigm.model.backbone import select_rows
-from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_sample
+from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, step_counts
@@ -23,7 +24,7 @@ from emigm.runtime.distributed import autocast
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 
 
-class Piece(NamedTuple):
+class Batch(NamedTuple):
     """Consecutive images made together."""
 
     first: int  # index of the first
@@ -42,7 +43,7 @@ class ImageDraw(NamedTuple):
 
 def generate(
     model: EMIGM, labels: Tensor, cfg: SampleConfig, *, seed: int, first: int = 0, chunk: int = 250, batch: int = 250
-) -> Iterator[Piece]:
+) -> Iterator[Batch]:
     """Generate the images with indices first, first + 1, ... and the given classes.
 
     Args:
@@ -56,7 +57,7 @@ def generate(
         batch: images made at once; changes speed and memory only.
 
     Yields:
-        Pieces in order.
+        Batches in order.
 
     Raises:
         ValueError: no images were asked for, or a class does not exist.
@@ -73,9 +74,8 @@ def generate(
             cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, start // chunk)
         )
         draw = draw_images(model, cfg, seed, range(start, stop))
-        device = draw.noise.device
-        tokens, passes = reveal(model, labels[start - first : stop - first].to(device), cfg, counts, draw)
-        yield Piece(start, model.unpatchify(tokens), passes)
+        tokens, passes = reveal(model, labels[start - first : stop - first], cfg, counts, draw)
+        yield Batch(start, model.unpatchify(tokens), passes)
         start = stop
 
 
@@ -103,8 +103,14 @@ def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> I
 
 @torch.inference_mode()
 def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, draw: ImageDraw) -> tuple[Tensor, int]:
-    """Reveal all tokens in N steps; returns tokens (B, L, C) and the forward passes each image took."""
+    """Reveal all tokens in N steps; returns tokens (B, L, C) and the forward passes each image took.
+
+    Nothing in the loop asks the device for a value, so that a GPU is never waited for.
+    """
     b, length = draw.order.shape
+    classes = labels.unique(return_inverse=True)  # on the CPU, where `generate` has its labels
+    labels, *classes = (t.to(draw.noise.device) for t in (labels, *classes))
+    times = None if model.cfg.codebook is not None else embed_times(model.head, cfg)
     tokens = torch.zeros_like(draw.noise[0], dtype=None if model.cfg.codebook is None else torch.int64)
     mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device)
     guided = guided_steps(cfg.steps, cfg.cfg_scale, cfg.cfg_interval)
@@ -117,13 +123,14 @@ def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, 
         query = (~mask).to(torch.uint8).argsort(dim=1, stable=True) if by_confidence else draw.order[:, done:]
         query = query[:, : length - done if by_confidence else n]  # (B, n), or all masked (B, L - done)
         with autocast(cfg.precision, tokens.device.type):
-            z = [condition_rows(model, tokens, mask, labels, length - done, query)]
-            if guide:
-                dropped = torch.ones(b, dtype=torch.bool, device=tokens.device)
-                z.append(condition_rows(model, tokens, mask, labels, length - done, query, dropped))
+            if done:
+                condition = partial(model.condition, tokens, mask, labels, length - done, query=query)
+                z = [condition(dropped=d).flatten(0, 1) for d in ((None, mask.new_ones(b)) if guide else (None,))]
+            else:
+                z = [first_condition(model, tokens, mask, *classes, query, drop) for drop in range(1 + guide)]
         noise = select_rows_of_each(draw.noise, query).flatten(1, 2)  # (draws, B n, C)
         if model.cfg.codebook is None:
-            new = sample_tokens(model.head, z, noise, cfg).view(b, n, -1)
+            new = sample_tokens(model.head, z, noise, cfg, times).view(b, n, -1)
         else:
             new, log_p = sample_codes(guided_logits(model.head, z, cfg), noise[step if by_confidence else 0, :, 0])
             new, log_p = new.view(*query.shape, 1), log_p.view(query.shape)
@@ -138,24 +145,14 @@ def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, 
     return tokens, passes
 
 
-def condition_rows(
-    model: EMIGM,
-    tokens: Tensor,
-    mask: Tensor,
-    labels: Tensor,
-    n_masked: int,
-    query: Tensor,
-    dropped: Tensor | None = None,
+def first_condition(
+    model: EMIGM, tokens: Tensor, mask: Tensor, classes: Tensor, image: Tensor, query: Tensor, drop: bool
 ) -> Tensor:
-    """z of the queried positions (B n, D)."""
-    if n_masked == tokens.shape[1]:
-        # Nothing is visible yet: z depends on the class alone, so each class is computed once.
-        labels, image = labels.unique(return_inverse=True)
-        k = len(labels)
-        z = model.condition(tokens[:k], mask[:k], labels, n_masked, None if dropped is None else dropped[:k])[image]
-    else:
-        z = model.condition(tokens, mask, labels, n_masked, dropped)
-    return select_rows(z, query).flatten(0, 1)
+    """z of the queried positions (B n, D) while nothing is visible: it depends on the class alone, so each of the
+    `classes` (k,) is computed once; image (B,) says which is whose."""
+    k = len(classes)
+    z = model.condition(tokens[:k], mask[:k], classes, tokens.shape[1], mask.new_full((k,), bool(drop)))
+    return z[image[:, None], query].flatten(0, 1)
 
 
 def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:
@@ -163,19 +160,35 @@ def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:
     return noise.gather(2, index[None, ..., None].expand(noise.shape[0], -1, -1, noise.shape[-1]))
 
 
-def sample_tokens(head: DiffusionHead, z: list[Tensor], noise: Tensor, cfg: SampleConfig) -> Tensor:
-    """Tokens (M, C) from their conditions: z = [conditional] or [conditional, unconditional], each (M, D)."""
-    denoiser = guided_denoiser(head, z, cfg.cfg_scale, cfg.precision)
+def embed_times(head: DiffusionHead, cfg: SampleConfig) -> Tensor:
+    """Embedded times of all evaluations of the head in one run of the solver (K, W)."""
+    like = head.input_proj.weight
+    if cfg.solver == "ddpm":
+        times = respaced_times(cfg.solver_steps).tolist()
+    else:
+        times = [step.time for step in dpm_solver_plan(cfg.solver_steps)]
+    with torch.no_grad(), autocast(cfg.precision, like.device.type):
+        return head.time_embed(torch.tensor(times, dtype=like.dtype, device=like.device))
+
+
+def sample_tokens(
+    head: DiffusionHead, z: list[Tensor], noise: Tensor, cfg: SampleConfig, times: Tensor | None = None
+) -> Tensor:
+    """Tokens (M, C) from their conditions: z = [conditional] or [conditional, unconditional], each (M, D); `times` as
+    `embed_times` gives them, None to have them embedded."""
+    times = embed_times(head, cfg) if times is None else times
+    denoiser = guided_denoiser(head, z, times, cfg.cfg_scale, cfg.precision)
     if cfg.solver == "ddpm":
         temperature = 1.0 if cfg.temperature is None else cfg.temperature
         return ddpm_sample(denoiser, noise, cfg.solver_steps, temperature, cfg.x0_clip)
-    return dpm_solver_sample(denoiser, noise[0], cfg.solver_steps)
+    return dpm_solver_sample(denoiser, noise[0], dpm_solver_plan(cfg.solver_steps))
 
 
 def guided_denoiser(
-    head: DiffusionHead, z: list[Tensor], cfg_scale: float, precision: Precision = "float32"
+    head: DiffusionHead, z: list[Tensor], times: Tensor, cfg_scale: float, precision: Precision = "float32"
 ) -> Denoiser:
-    """The head as a function of (x, time); with two conditions eps = eps_u + cfg_scale (eps_c - eps_u).
+    """The head as a function of (x, i), i a row of the embedded `times` (K, W); with two conditions eps = eps_u +
+    cfg_scale (eps_c - eps_u) (classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598, equation 6).
 
     The variance is the conditional one. The head runs in `precision`; its output, and guidance, are x's.
     """
@@ -183,14 +196,14 @@ def guided_denoiser(
     with autocast(precision, kind):
         condition = head.cond_embed(torch.cat(z))  # embedded once for all solver steps
 
-    def run(x: Tensor, time: Tensor) -> Tensor:
+    def run(x: Tensor, i: int) -> Tensor:
         with autocast(precision, kind):
-            return head.denoise(x, head.time_embed(time) + condition)
+            return head.denoise(x, times[i] + condition)
 
-    def denoiser(x: Tensor, time: Tensor) -> Tensor:
+    def denoiser(x: Tensor, i: int) -> Tensor:
         if len(z) == 1:
-            return run(x, time).to(x.dtype)
-        with_class, without = run(torch.cat([x, x]), time).to(x.dtype).chunk(2)
+            return run(x, i).to(x.dtype)
+        with_class, without = run(torch.cat([x, x]), i).to(x.dtype).chunk(2)
         eps_c, variance = with_class.chunk(2, dim=-1)
         eps_u, _ = without.chunk(2, dim=-1)
         return torch.cat([eps_u + cfg_scale * (eps_c - eps_u), variance], dim=-1)
@@ -215,7 +228,8 @@ def sample_codes(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def most_confident(log_p: Tensor, uniform: Tensor, temperature: float, n: int) -> Tensor:
-    """Which n of the tokens MaskGIT keeps: the greatest log p + temperature x Gumbel noise.
+    """Which n of the tokens MaskGIT keeps: the greatest log p + temperature x Gumbel noise (Chang et al. 2022, arXiv
+    2202.04200, section 3.2 and its code).
 
     log_p and uniform (B, m) => indices (B, n).
     """

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from emigm.model import diffusion
 from emigm.model.diffusion import (
     T,
     cosine_betas,
@@ -35,6 +34,11 @@ def gaussian_denoiser(alpha_bar_at):
         return torch.cat([eps, -torch.ones_like(x)], dim=-1)
 
     return denoiser
+
+
+def at(times, denoiser):
+    """A denoiser of (x, time) as one of (x, number of the time)."""
+    return lambda x, i: denoiser(x, times[i])
 
 
 def continuous_alpha_bar(time):
@@ -107,7 +111,7 @@ def test_impossible_ddpm_step_counts_are_refused(steps):
 def test_ddpm_reaches_the_variance_of_gaussian_data():
     abar = np.cumprod(1 - cosine_betas())
     noise = torch.randn(250, 4000, 1, generator=torch.Generator().manual_seed(0))
-    x = ddpm_sample(gaussian_denoiser(lambda t: abar[round(t)]), noise, 250)
+    x = ddpm_sample(at(respaced_times(250), gaussian_denoiser(lambda t: abar[round(t)])), noise, 250)
     assert x.std().item() == pytest.approx(DATA_STD, rel=0.05)
 
 
@@ -125,7 +129,7 @@ def test_temperature_0_makes_ddpm_forget_its_step_noise():
     abar = np.cumprod(1 - cosine_betas())
     noise = torch.randn(14, 50, 2, generator=torch.Generator().manual_seed(0))
     other = torch.cat([noise[:1], torch.zeros(13, 50, 2)])
-    denoiser = gaussian_denoiser(lambda t: abar[round(t)])
+    denoiser = at(respaced_times(14), gaussian_denoiser(lambda t: abar[round(t)]))
     assert torch.equal(ddpm_sample(denoiser, noise, 14, temperature=0.0), ddpm_sample(denoiser, other, 14))
 
 
@@ -151,7 +155,8 @@ def test_dpm_solver_converges_to_the_exact_solution_of_the_ode():
     exact = std[1] / std[0]
     errors = []
     for steps in (12, 24, 48):
-        x = dpm_solver_sample(gaussian_denoiser(continuous_alpha_bar), noise, steps, torch.float64)
+        plan = dpm_solver_plan(steps, torch.float64)
+        x = dpm_solver_sample(at([s.time for s in plan], gaussian_denoiser(continuous_alpha_bar)), noise, plan)
         errors.append(abs(x.item() - exact))
     assert errors[0] < 0.05 and errors[2] < 2e-3
     assert errors[0] / errors[1] > 4 and errors[1] / errors[2] > 4  # order 3 would give 8
@@ -183,5 +188,5 @@ def test_dpm_solver_agrees_with_diffusers_given_its_grid():
     for i, t in enumerate(scheduler.timesteps):
         scheduler.config.solver_type = "heun" if i in (1, 4) else "midpoint"
         x = scheduler.step(denoiser(x, t)[:, :3], t, x).prev_sample
-    ours = diffusion.dpm_solver_sample(denoiser, noise, steps, torch.float64)
+    ours = dpm_solver_sample(at([s.time for s in plan], denoiser), noise, plan)
     assert torch.allclose(x, ours, rtol=1e-4, atol=1e-5)

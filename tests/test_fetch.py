@@ -188,7 +188,8 @@ def test_no_network_is_one_clear_error():
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     problem = obtain(Wanted("weights", Path("weights/w.ckpt"), (f"http://127.0.0.1:{port}/w",)))
-    assert "refused" in problem and "\n" not in problem and not parts()
+    assert f"http://127.0.0.1:{port}/w (Failed to establish a new connection: [Errno" in problem
+    assert "\n" not in problem and not parts()
 
 
 def test_a_file_that_is_there_is_checked_and_never_fetched_again(server):
@@ -232,10 +233,10 @@ def hub(server, monkeypatch):
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
 
-    def put(repository, name, published=SHA256):
-        headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{published}"', "ETag": '"1"'}
-        server.files[f"/{repository}/resolve/main/{name}"] = File(headers=headers)
-        server.files[f"/{repository}/resolve/{COMMIT}/{name}"] = File()
+    def put(repository, name, published=SHA256, content=CONTENT, commit=COMMIT):
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{published}"', "ETag": '"1"'}
+        for revision in ("main", commit):
+            server.files[f"/{repository}/resolve/{revision}/{name}"] = File(content, headers)
 
     return put
 
@@ -254,6 +255,15 @@ def test_a_file_of_the_hub_is_checked_by_its_published_checksum(server, hub):
     Path("weights/w.ckpt").unlink()
     server.files.clear()
     assert "huggingface.co/them/model" in obtain(item) and not parts()
+
+
+def test_a_file_of_the_hub_is_fetched_again_as_it_was_the_first_time(server, hub):
+    item = Wanted("checkpoint", Path("weights/w.ckpt"), (artefacts.HubFile("them/model", "w.pth"),))
+    hub("them/model", "w.pth")
+    assert obtain(item) is None
+    Path("weights/w.ckpt").unlink()
+    hub("them/model", "w.pth", hashlib.sha256(b"new").hexdigest(), b"new", "e" * 40)
+    assert obtain(item) is None and Path("weights/w.ckpt").read_bytes() == CONTENT
 
 
 def test_only_one_fetches_at_a_time(capsys):

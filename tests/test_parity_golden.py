@@ -130,8 +130,7 @@ def test_dpm_solver_matches_the_official_one(arrays, monkeypatch, steps, scale, 
     name = str(dtype).removeprefix("torch.")
     if dtype == torch.float64:  # otherwise the tables are float32, as the official ones
         lift_casts(monkeypatch, arrays)
-        solver = functools.partial(sampling.dpm_solver_sample, dtype=dtype)
-        monkeypatch.setattr(sampling, "dpm_solver_sample", solver)
+        monkeypatch.setattr(sampling, "dpm_solver_plan", functools.partial(sampling.dpm_solver_plan, dtype=dtype))
     cfg = SampleConfig(1, steps, float(scale))
     noise = arrays[f"solver/dpm-solver/{steps}/1/noise"].to(dtype)
     z = list(arrays["solver/z"].to(dtype))[: 1 if scale == 1 else 2]

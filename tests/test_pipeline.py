@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"
 OTHERS = [p for p in sorted((ROOT / "benchmarks").glob("*/dvc.yaml")) if p.read_bytes() != CHAIN.read_bytes()]
 STAGES = {
-    name: stage for path in (CHAIN, *OTHERS) for name, stage in yaml.safe_load(path.read_text())["stages"].items()
+    f"{'chain' if path == CHAIN else path.parent.name}:{name}": stage | {"file": path}
+    for path in (CHAIN, *OTHERS)
+    for name, stage in yaml.safe_load(path.read_text())["stages"].items()
 }
 LOCKS = [
     ROOT / name
@@ -72,8 +74,11 @@ def code_of(stage: dict) -> tuple[set[str], set[str]]:
 
 def notebooks_of(stage: dict) -> set[str]:
     """Notebooks that a stage executes, for any benchmark."""
-    listed = stage.get("matrix", {}).get("notebook", [])
-    return set().union(*NOTEBOOKS.values()) if listed == "${notebooks}" else set(listed)
+    if stage.get("matrix", {}).get("notebook") != "${notebooks}":
+        return set()
+    if stage["file"] == CHAIN:
+        return set().union(*NOTEBOOKS.values())
+    return {name for variables in yaml.safe_load(stage["file"].read_text())["vars"] for name in variables["notebooks"]}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -54,23 +54,24 @@ def test_passes_counted_are_those_of_the_schedule():
     model = random_model()
     counts = reveal_counts(DPM.schedule, DPM.steps, TINY.tokens, random_stream(0, COUNTS, 0))
     assert (counts > 0).all()
-    (piece,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
-    assert piece.passes == nfe(DPM.steps, DPM.cfg_scale, DPM.cfg_interval) == 6
+    (made,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
+    assert made.passes == nfe(DPM.steps, DPM.cfg_scale, DPM.cfg_interval) == 6
 
 
 def test_the_network_is_called_as_often_as_counted():
     model, calls = random_model(), []
     model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    (piece,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
-    assert len(calls) == piece.passes
+    (made,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
+    assert len(calls) == made.passes
 
 
 def test_guidance_extrapolates_from_the_unconditional_noise_and_keeps_the_conditional_variance():
     head = random_model().head
     z = [torch.randn(5, TINY.width), torch.randn(5, TINY.width)]
-    x, time = torch.randn(5, 3), torch.tensor(300.0)
-    plain = [guided_denoiser(head, [c], 1.0)(x, time) for c in z]
-    guided = guided_denoiser(head, z, 3.0)(x, time)
+    x, times = torch.randn(5, 3), head.time_embed(torch.tensor([900.0, 300.0]))
+    plain = [guided_denoiser(head, [c], times, 1.0)(x, 1) for c in z]
+    assert torch.allclose(plain[0], head(x, torch.tensor(300.0), z[0]), atol=1e-5)
+    guided = guided_denoiser(head, z, times, 3.0)(x, 1)
     (eps_c, var_c), (eps_u, _) = (p.chunk(2, dim=-1) for p in plain)
     assert torch.allclose(guided, torch.cat([eps_u + 3 * (eps_c - eps_u), var_c], dim=-1), atol=1e-5)
 
@@ -111,10 +112,10 @@ def test_bf16_gives_nearly_the_same_images_and_keeps_the_solver_in_float32(cfg):
 def test_guidance_is_computed_in_float32_from_what_the_head_gives_in_bf16():
     head = random_model().head
     z = [torch.randn(5, TINY.width), torch.randn(5, TINY.width)]
-    x, time = torch.randn(5, 3), torch.tensor(300.0)
-    plain = [guided_denoiser(head, [c], 1.0, "bf16")(x, time) for c in z]
+    x, times = torch.randn(5, 3), head.time_embed(torch.tensor([300.0]))
+    plain = [guided_denoiser(head, [c], times, 1.0, "bf16")(x, 0) for c in z]
     assert all(torch.equal(p, p.bfloat16().float()) for p in plain)  # the head's own rounding
-    guided = guided_denoiser(head, z, 3.0, "bf16")(x, time)
+    guided = guided_denoiser(head, z, times, 3.0, "bf16")(x, 0)
     (eps_c, var_c), (eps_u, _) = (p.chunk(2, dim=-1) for p in plain)
     assert torch.allclose(guided, torch.cat([eps_u + 3 * (eps_c - eps_u), var_c], dim=-1), atol=1e-5)
 

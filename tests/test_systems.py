@@ -280,8 +280,8 @@ def test_without_noise_the_most_confident_tokens_are_kept_and_with_much_noise_an
 
 def test_every_token_is_revealed_once_with_more_steps_than_tokens(random_codes_model):
     cfg = dataclasses.replace(SYSTEMS["MaskGIT"], steps=20, cfg_scale=1.0)
-    piece = next(generate(random_codes_model, torch.zeros(3, dtype=torch.int64), cfg, seed=0))
-    assert piece.passes == 16
+    made = next(generate(random_codes_model, torch.zeros(3, dtype=torch.int64), cfg, seed=0))
+    assert made.passes == 16
 
 
 @pytest.mark.parametrize(

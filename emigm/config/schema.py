@@ -150,7 +150,7 @@ class TrainConfig(Checked):
     warmup_steps: Annotated[int, within("[0, 1000000000]")] = 0
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     weight_decay: Fraction = 0.02
-    grad_clip: Annotated[float, within("(0, 1000000]")] = 3.0
+    grad_clip: Annotated[float, within("(0, 1000000000000]")] = 3.0
     ema: Momentum = 0.9999
     label_dropout: Fraction = 0.1
     diffusion_batch_mul: Annotated[int, within("[1, 1000]")] = 4

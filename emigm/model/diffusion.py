@@ -1,13 +1,16 @@
 """Gaussian diffusion of single tokens: training loss, DDPM and DPM-Solver++ over any noise-prediction function.
 
-The process has T = 1000 steps with cosine betas; the network predicts the noise and interpolates the
-variance ("improved DDPM"). Shapes: M tokens, C channels, K solver steps. All functions are pure.
+The process has T = 1000 steps with cosine betas; the network predicts the noise and interpolates the variance. Shapes:
+M tokens, C channels, K solver steps. All functions are pure.
+
+DDPM: Ho et al. 2020, arXiv 2006.11239. Improved DDPM: Nichol & Dhariwal 2021, arXiv 2102.09672. DPM-Solver: Lu et al.
+2022, arXiv 2206.00927. DPM-Solver++: Lu et al. 2022, arXiv 2211.01095.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,7 +25,7 @@ LAMBDA_MIN = -5.1
 
 @lru_cache
 def cosine_betas() -> np.ndarray:
-    """Betas of the cosine schedule, float64 (T,); at most 0.999."""
+    """Betas of the cosine schedule, float64 (T,); at most 0.999 (improved DDPM, equation 17)."""
 
     def alpha_bar(t):
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -31,9 +34,9 @@ def cosine_betas() -> np.ndarray:
 
 
 class Tables(NamedTuple):
-    """Coefficients of a (possibly respaced) process with K steps, each (K,) in ascending noise."""
+    """Coefficients of a (possibly respaced) process with K steps, each (K,) in ascending noise (DDPM, equations 4 and
+    7; improved DDPM, equation 19)."""
 
-    time: Tensor  # int64: the step of the full process each step stands for
     # x_t = signal * x0 + sigma * noise. In float32 neither can be had from the other, nor from alpha bar, near t = 0.
     signal: Tensor
     sigma: Tensor
@@ -44,7 +47,8 @@ class Tables(NamedTuple):
 
 
 def respaced_times(steps: int) -> np.ndarray:
-    """The `steps` times of the full process, 0 and T-1 included, as evenly spaced as integers allow (K,)."""
+    """The `steps` times of the full process, 0 and T-1 included, as evenly spaced as integers allow (K,) (improved
+    DDPM, section 4)."""
     if not 1 <= steps <= T:
         raise ValueError(f"solver_steps = {steps}: DDPM takes 1 to {T} steps")
     stride = (T - 1) / (steps - 1) if steps > 1 else 1
@@ -73,13 +77,11 @@ def tables(steps: int = T, dtype: torch.dtype = torch.float32, device: str = "cp
         log_variance,
         np.log(betas),
     )
-    return Tables(
-        torch.as_tensor(times, device=device), *(torch.as_tensor(c, device=device).to(dtype) for c in columns)
-    )
+    return Tables(*(torch.as_tensor(c, device=device).to(dtype) for c in columns))
 
 
 def q_sample(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t = sqrt(abar) x0 + sqrt(1 - abar) noise for tokens x0 (M, C) at steps t (M,)."""
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) noise for tokens x0 (M, C) at steps t (M,) (DDPM, equation 4)."""
     tab = tables(T, x0.dtype, str(x0.device))
     return tab.signal[t, None] * x0 + tab.sigma[t, None] * noise
 
@@ -87,15 +89,15 @@ def q_sample(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def denoising_loss(output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Loss of the head for tokens x0 (M, C) noised with `noise` at steps t (M,), given its output (M, 2C).
 
-    The mean squared error of the noise, plus the variational bound in bits for the variance alone (the
-    noise prediction is detached there). At t = 0 the bound is the likelihood of x0 under the decoder,
-    discretised in bins of 2/255. Returns (loss, mse), each (M,).
+    The mean squared error of the noise (DDPM, equation 14), plus the variational bound in bits for the variance alone:
+    the noise prediction is detached there (improved DDPM, equation 16, with lambda = 1). At t = 0 the bound is the
+    likelihood of x0 under the decoder, discretised in bins of 2/255. Returns (loss, mse), each (M,).
     """
     eps, v = output.chunk(2, dim=-1)
     mse = (noise - eps).square().mean(-1)
 
     tab = tables(T, x0.dtype, str(x0.device))
-    signal, sigma, c_x0, c_xt, log_min, log_max = (column[t, None] for column in tab[1:])
+    signal, sigma, c_x0, c_xt, log_min, log_max = (column[t, None] for column in tab)
     x_t = signal * x0 + sigma * noise
     x0_hat = (x_t - sigma * eps.detach()) / signal
     mean = c_x0 * x0_hat + c_xt * x_t
@@ -107,7 +109,8 @@ def denoising_loss(output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tupl
 
 
 def interpolated_log_variance(v: Tensor, log_min: Tensor, log_max: Tensor) -> Tensor:
-    """Log variance between the posterior's and beta's, v in [-1, 1] from one to the other."""
+    """Log variance between the posterior's and beta's, v in [-1, 1] from one to the other (improved DDPM, equation
+    15)."""
     fraction = (v + 1) / 2
     return fraction * log_max + (1 - fraction) * log_min
 
@@ -121,7 +124,8 @@ def gaussian_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor
 def discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log probability (nats) of the bin of half-width 1/255 around x; the outermost bins reach to infinity.
 
-    The normal distribution function is replaced by its tanh approximation, as in improved DDPM.
+    DDPM, equation 13; the normal distribution function is replaced by its tanh approximation, as in improved DDPM's
+    code.
     """
     inverse = (-log_scale).exp()
     upper = _normal_cdf(inverse * (x - mean + 1 / 255))
@@ -134,17 +138,17 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (M, C), time (): scalar step of the full process, fractional allowed) -> noise and variance (M, 2C)."""
+Denoiser = Callable[[Tensor, int], Tensor]
+"""(x_t (M, C), i: the number of the evaluation's time in the sampler's list of times) -> noise and variance (M, 2C)."""
 
 
 def ddpm_sample(
     denoiser: Denoiser, noise: Tensor, steps: int, temperature: float = 1.0, x0_clip: float | None = None
 ) -> Tensor:
-    """Ancestral sampling with `steps` respaced steps.
+    """Ancestral sampling with `steps` respaced steps (DDPM, algorithm 2, from the predicted x0 by equation 7).
 
     Args:
-        denoiser: the (guided) head.
+        denoiser: the (guided) head; its times are `respaced_times(steps)`, of which the last comes first.
         noise: standard normal (K, M, C): the initial noise, then the noise of each step but the last.
         steps: K.
         temperature: factor on the noise of the steps.
@@ -156,7 +160,7 @@ def ddpm_sample(
     tab = tables(steps, noise.dtype, str(noise.device))
     x = noise[0]
     for i in reversed(range(steps)):
-        eps, v = denoiser(x, tab.time[i].to(x.dtype)).chunk(2, dim=-1)
+        eps, v = denoiser(x, i).chunk(2, dim=-1)
         x0 = (x - tab.sigma[i] * eps) / tab.signal[i]
         if x0_clip is not None:
             x0 = x0.clamp(-x0_clip, x0_clip)
@@ -183,8 +187,9 @@ class SolverStep(NamedTuple):
 def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[SolverStep, ...]:
     """Coefficients of DPM-Solver++ (singlestep, third order, uniform in log-SNR) for K = `steps` evaluations.
 
-    `dtype` is the precision of the tables. The official solver works in float32, whose rounding near
-    t = 0 moves results by about 1e-3; float32 here reproduces it, and is the default for that reason.
+    DPM-Solver++, proposition 4.1 with the Taylor expansions of section 4: the head predicts the noise, each step goes
+    by the x0 that follows from it. `dtype` is the precision of the tables. The official solver works in float32, whose
+    rounding near t = 0 moves results by about 1e-3; float32 here reproduces it, and is the default for that reason.
     """
     # The discrete schedule as a piecewise-linear log alpha(t), clipped at LAMBDA_MIN.
     log_alpha = 0.5 * torch.as_tensor(1 - cosine_betas()).log().cumsum(0)
@@ -250,22 +255,22 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
 
 
 def singlestep_orders(steps: int) -> list[int]:
-    """Orders of the intervals that spend exactly `steps` evaluations: threes, then what is left."""
+    """Orders of the intervals that spend exactly `steps` evaluations: threes, then the remainder (DPM-Solver, section
+    3.4)."""
     if steps < 3:
         raise ValueError(f"solver_steps = {steps}: the third-order DPM-Solver takes at least 3")
     threes, rest = divmod(steps, 3)
     return [3] * (threes - 1) + [2, 1] if rest == 0 else [3] * threes + [rest]
 
 
-def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Solve the probability-flow ODE from `noise` (M, C) with K = `steps` evaluations; returns tokens (M, C).
+def dpm_solver_sample(denoiser: Denoiser, noise: Tensor, plan: Sequence[SolverStep]) -> Tensor:
+    """Solve the probability-flow ODE from `noise` (M, C) by a plan of K evaluations; returns tokens (M, C).
 
     As in the official code the path ends at the first knot of the schedule (sigma = 0.006), undenoised.
     """
     x = base = d0 = noise
-    for step in dpm_solver_plan(steps, dtype):
-        time = torch.tensor(step.time, dtype=noise.dtype, device=noise.device)
-        eps, _ = denoiser(x, time).chunk(2, dim=-1)
+    for i, step in enumerate(plan):
+        eps, _ = denoiser(x, i).chunk(2, dim=-1)
         d = (x - step.sigma * eps) / step.alpha
         if step.first:
             base, d0 = x, d

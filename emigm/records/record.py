@@ -174,9 +174,9 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     """HEAD's hash, with "+changes" where tracked code differs from it; None outside a git checkout.
 
-    params.yaml is no code: DVC composes it anew for every benchmark, and records hold the settings that applied.
+    Composed files are no code, since records hold the settings that applied; nor are locks, which every stage changes.
     """
-    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml"]
+    code = ["emigm", "benchmarks", "notebooks", "dvc.yaml", ":(exclude)*params.yaml", ":(exclude)*dvc.lock"]
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else "")

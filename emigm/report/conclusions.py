@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
+from emigm.paper.claims import METRICS, Claim
 from emigm.records.frame import benchmarks_with_results, find_root, runs
-from emigm.report.claims import METRICS, Claim
 from emigm.report.ledger import (
     BESIDE,
     DRY,
@@ -56,7 +53,7 @@ def tally(ledger: Ledger) -> tuple[str, ...]:
 
 def conclusion(ledger: Ledger) -> str:
     """A paragraph to quote: which of the paper's conclusions hold on which data, which on none, which take ImageNet."""
-    groups: dict[str, list[str]] = {}
+    groups, elsewhere = {}, {}
     for claim in ledger.claims.claims:
         if claim.question:
             continue
@@ -69,6 +66,8 @@ def conclusion(ledger: Ledger) -> str:
         run = {data: verdict for data, verdict in at.items() if verdict not in (NOT_RUN, DRY)}
         if not run:
             groups.setdefault(f"These need {' and '.join(at)}, which was not run", []).append(text)
+        for data in at.keys() - run.keys() if run else ():
+            elsewhere.setdefault(data, []).append(f"{claim.id} of {claim.source}")
         for data, verdict in run.items():
             detail = f"; {_at_steps(ledger, claim, data)}" if verdict == MIXED else ""
             head = {
@@ -81,7 +80,9 @@ def conclusion(ledger: Ledger) -> str:
             }[verdict]
             groups.setdefault(head, []).append(f"{text}{detail}")
     order = sorted(groups, key=lambda head: (not head.startswith("Of"), head.startswith("These need")))
-    return " ".join(f"{head}: {'; '.join(groups[head])}." for head in order)
+    sentences = [f"{head}: {'; '.join(groups[head])}." for head in order]
+    sentences += [f"{data}, which was not run, also tests {', '.join(ids)}." for data, ids in elsewhere.items()]
+    return " ".join(sentences)
 
 
 def _at_steps(ledger: Ledger, claim: Claim, data: str) -> str:
@@ -106,75 +107,6 @@ def disagreements(ledger: Ledger) -> tuple[str, ...]:
                 f"{o.claim.id} ({o.comparison}): FID is {o.plain} for the paper's choice, but {'; '.join(contrary)}."
             )
     return tuple(dict.fromkeys(found))
-
-
-def kid_against_shuffle(frame: pd.DataFrame, baselines: pd.DataFrame) -> str:
-    """The models of one benchmark whose KID is worse than class shuffle's while their FID is better."""
-    shuffle = baselines[baselines["baseline"] == "class_shuffle"].set_index("metric")["mean"]
-    if not {"fid", "kid"} <= set(shuffle.index) or "kid" not in frame:
-        return ""
-    means = frame[frame["snapshot"].isna()].groupby(["size", "budget"], sort=False)[["fid", "kid"]].mean().dropna()
-    odd = means[(means["fid"] < shuffle["fid"]) & (means["kid"] > shuffle["kid"])]
-    if means.empty:
-        return ""
-    name = frame["benchmark"].iloc[0]
-    if odd.empty:
-        return f"On {name} no model has a KID worse than class shuffle's with a FID better than its."
-    cells = ", ".join(f"{size} at {budget} ({row.kid:.3g})" for (size, budget), row in odd.iterrows())
-    return f"On {name} KID is worse than class shuffle's ({shuffle['kid']:.3g}) while FID is better: {cells}."
-
-
-def context_correlation(frame: pd.DataFrame, budget: str) -> str:
-    """How FID at a budget goes with the context ratio over the runs of one benchmark."""
-    runs = frame[(frame["budget"] == budget) & frame["snapshot"].isna()].dropna(subset=["fid", "gate_ratio"])
-    runs = runs.groupby(["size", "train_seed"])[["fid", "gate_ratio"]].mean()
-    if len(runs) < 4:
-        return ""
-    found = stats.pearsonr(runs["gate_ratio"], runs["fid"])
-    low, high = found.confidence_interval()
-    return (
-        f"Over {len(runs)} training runs of {frame['benchmark'].iloc[0]} FID at N = {budget} correlates "
-        f"{found.statistic:.2f} [{low:.2f}, {high:.2f}] with the context ratio: the nearer to 1, the more a verdict says how soon a model "
-        "finds context."
-    )
-
-
-def memorisation(frame: pd.DataFrame, splits: Sequence[float]) -> str:
-    """Whether generated images lie nearer to training images than real images lie to one random set of real images.
-
-    Args:
-        frame: runs with nearest_train and nearest_holdout, the mean distances to equally many images of either.
-        splits: the same ratio for real images and two sets of real images, over random splits of all there are
-            (`results.nearest.real_ratio.values` of the reference record).
-    """
-    runs = frame.reindex(columns=["nearest_train", "nearest_holdout"]).dropna()
-    if runs.empty:
-        return ""
-    ratio = runs["nearest_train"] / runs["nearest_holdout"]
-    text = (
-        f"Generated images are nearer to training images than to as many held-out ones in {(ratio < 1).sum():,} of "
-        f"{plural(len(ratio), 'run')} (ratio of mean distances: median {ratio.median():.3f}, from {ratio.min():.3f} to "
-        f"{ratio.max():.3f})."
-    )
-    if len(splits) < 2:
-        return f"{text} The ratio of real images was not measured, so this says nothing of copying."
-    low, high = (float(q) for q in stats.t.interval(0.95, len(splits) - 1, np.mean(splits), _prediction_error(splits)))
-    below = int((ratio < low).sum())
-    verdict = (
-        "the models' images lie nearer to their training images than chance explains"
-        if below > 0.05 * len(ratio)
-        else "no more than chance explains"
-    )
-    return (
-        f"{text} For real images and two random sets of real images the ratio is {np.mean(splits):.3f} over "
-        f"{plural(len(splits), 'split')}, and 95% of further splits lie from {low:.3f} to {high:.3f}; "
-        f"{below:,} of {plural(len(ratio), 'run')} lie below: {verdict}."
-    )
-
-
-def _prediction_error(values: Sequence[float]) -> float:
-    """Standard error of one further value beside the mean of those there are."""
-    return float(np.std(values, ddof=1)) * (1 + 1 / len(values)) ** 0.5
 
 
 def effects(ledger: Ledger, source: str) -> tuple[str, ...]:

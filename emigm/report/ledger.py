@@ -11,19 +11,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import pandas as pd
 
 from emigm.model.schedules import SCHEDULES, expected_reveal_counts
+from emigm.paper.claims import EXACT, Cells, Claim, Claims, Difference, Place
 from emigm.paper.reported import PAPER_IMAGES
-from emigm.report.claims import EXACT, Cells, Claim, Claims, Difference, Place
 from emigm.report.statistics import (
     Estimate,
     fid_infinity,
     holm,
     known_spread,
-    slopes,
+    slope_weights,
     t_interval,
     unit_means,
     welch,
@@ -42,6 +42,8 @@ BESIDE = {
     "recall": ("recall", 1),
 }
 """Metric shown beside FID -> its name, and 1 where higher is better."""
+MEASURED = ("scored_images", "extractor_identity", "reference", "sample_device")
+"""Columns that tell whether two sides were measured alike."""
 Measure = Callable[[str], "tuple[Estimate, str] | None"]
 """Metric -> effect and how it was tested; None: a record or the metric is missing."""
 
@@ -86,7 +88,9 @@ class Outcome:
         """ "better by 0.53 [0.41, 0.65]": for the paper's choice, larger being better by definition."""
         if self.gain is None:
             return NOT_RUN
-        sign = 1 if self.gain.effect >= 0 else -1
+        if self.gain.effect == 0:
+            return "the same"
+        sign = 1 if self.gain.effect > 0 else -1
         found = self.gain if sign > 0 else -self.gain
         interval = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
         return f"{'better' if sign > 0 else 'worse'} by {_number(found.effect)}{interval}"
@@ -96,14 +100,14 @@ class Ledger:
     """All outcomes of a file of claims on a frame of runs (`emigm.records.frame.runs`)."""
 
     def __init__(self, claims: Claims, frame: pd.DataFrame):
-        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *BESIDE])))
+        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *BESIDE, *MEASURED])))
         curves = frame["fid_by_images"].map(lambda c: c if isinstance(c, dict) else {})
         for name, degree in (("fid_line", 1), ("fid_curve", 2)):
             frame[name] = curves.map(partial(fid_infinity, degree=degree)).astype(float)
         frame["snapshot"] = frame["snapshot"].astype(float).fillna(1.0)
         self.claims = claims
         self.cells = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
-        self.models = dict(tuple(frame.groupby(["benchmark", "size"])))
+        self.models = {key: self._model(runs) for key, runs in frame.groupby(["benchmark", "size"])}
         found = [one for claim in claims.claims for place in claim.at for one in self._outcomes(claim, place)]
         self.outcomes = tuple(self._judged(found))
 
@@ -124,78 +128,61 @@ class Ledger:
     def _difference(self, claim: Claim, place: Place, one: Difference, steps: int | None, given: bool) -> Outcome:
         made = Outcome(claim, place, one.label(place.benchmark), one.against, one.metric, NOT_RUN, steps, given)
         cells, sign = [cells for _, cells in one.sides], -1 if one.expect == "lower" else 1
+        means = [self._mean(c, one.metric) for c in cells]
+        if None in means:
+            return made
         constant = one.factor * one.reported.value(one.metric) if one.reported else 0.0
+        made = replace(made, scale=abs(constant or one.factor * means[1]))
         if one.metric in EXACT:
-            numbers = [w * v for w, c in one.sides if (v := self._mean(c, one.metric)) is not None]
-            if len(numbers) < len(cells):
-                return made
-            gain = sign * (math.fsum(numbers) - constant)
+            gain = sign * (math.fsum(w * mean for (w, _), mean in zip(one.sides, means, strict=True)) - constant)
             verdict = DRY if self._dry(cells) else HOLDS if gain > 0 else FAILS
-            scale = constant or abs(self._mean(one.right, one.metric))
-            return replace(made, verdict=verdict, gain=Estimate(gain), scale=scale, test="a count")
-        scale = constant or one.factor * (self._mean(one.right, one.metric) or math.nan)
-        spread = self.claims.reported_spread
-
-        def measure(metric: str) -> tuple[Estimate, str] | None:
-            if one.reported:
-                mean = self._mean(one.left, metric) if metric == "fid" else None
-                error = spread * math.hypot(mean or 0, constant)
-                estimate = mean and known_spread(mean - constant, error, self.claims.level)
-                return estimate and (estimate, f"known spread of {spread:.0%}")
-            return self._contrast(one.sides, metric)
-
-        exact = one.factor != 1
-        return self._measured(replace(made, scale=scale), cells, measure, sign, exact, one.reported is not None)
+            return replace(made, verdict=verdict, gain=Estimate(gain), test="a count")
+        measure = partial(self._contrast, one.sides)
+        if one.reported:
+            error = self.claims.reported_spread * math.hypot(means[0], constant)
+            found = known_spread(means[0] - constant, error, self.claims.level)
+            measure = {"fid": (found, f"known spread of {self.claims.reported_spread:.0%}")}.get
+        return self._measured(made, cells, measure, sign, one.factor != 1, one.reported is not None)
 
     def _trend(self, claim: Claim, place: Place, sizes: tuple[str, ...], budget: str) -> Outcome:
+        """FID over log10 of the training FLOPs: one slope a seed, so that what its runs share drops out."""
         cells = [Cells(budget=budget, size=size, benchmark=place.benchmark) for size in sizes]
         label = f"slope over {', '.join(sizes)} at {budget}, for ten times the training FLOPs"
-        flops = [self._mean(c, "flops") for c in cells]
-        means = [self._mean(c, "fid") for c in cells]
         made = Outcome(claim, place, label, f"slope from {sizes[0]} to {sizes[-1]}", "fid", NOT_RUN)
+        flops, means = ([self._mean(c, metric) for c in cells] for metric in ("flops", "fid"))
         if None in flops or None in means:
             return made
-
-        def measure(metric: str) -> tuple[Estimate, str] | None:
-            found = [self._units(c, metric) for c in cells]
-            if any(units is None for units in found):
-                return None
-            values = pd.concat(found, axis=1, join="inner")
-            test = f"t test of the slopes of {plural(len(values), f'{found[0].name} seed')}"
-            return t_interval(slopes([math.log10(f) for f in flops], values), self.claims.level), test
-
-        return self._measured(replace(made, scale=math.fsum(means) / len(means)), cells, measure, -1)
+        sides = list(zip(slope_weights([math.log10(f) for f in flops]), cells, strict=True))
+        made = replace(made, scale=math.fsum(means) / len(means))
+        return self._measured(made, cells, partial(self._contrast, sides), -1)
 
     def _sweep(self, claim: Claim, place: Place) -> Iterable[Outcome]:
         """The best inner budget against both ends; for each seed it is the best of the other seeds' mean."""
         cells = [Cells(budget=b, size=place.size, benchmark=place.benchmark) for b in claim.sweep]
-        fids = [self._units(c, "fid") for c in cells]
-        for end in (0, -1):
-            label = f"best of {', '.join(claim.sweep[1:-1])} − {claim.sweep[end]} ({place.size})"
-            made = Outcome(claim, place, label, claim.sweep[end], "fid", NOT_RUN)
-            if any(units is None for units in fids):
+        fids = self._table(cells, "fid")
+        for end in (claim.sweep[0], claim.sweep[-1]):
+            label = f"best of {', '.join(claim.sweep[1:-1])} − {end} ({place.size})"
+            made = Outcome(claim, place, label, end, "fid", NOT_RUN)
+            if fids is None:
                 yield made
                 continue
-            table = pd.concat(fids, axis=1, join="inner", keys=claim.sweep)
-            inner = table[list(claim.sweep[1:-1])]
-            others = (inner.sum() - inner) / (len(inner) - 1) if len(inner) > 1 else inner
-            chosen = others.idxmin(axis=1)
+            inner = fids[list(claim.sweep[1:-1])]
+            chosen = (inner.sum() - inner).idxmin(axis=1)
 
             def measure(metric: str, end=end, chosen=chosen) -> tuple[Estimate, str] | None:
-                found = {c.budget: self._units(c, metric) for c in cells}
-                if any(units is None for units in found.values()):
+                table = self._table(cells, metric)
+                if table is None:
                     return None
-                gains = [found[best][seed] - found[claim.sweep[end]][seed] for seed, best in chosen.items()]
-                test = f"paired t test, {plural(len(gains), f'{fids[0].name} seed')}"
-                return t_interval(gains, self.claims.level), test
+                gains = [table.loc[seed, best] - table.loc[seed, end] for seed, best in chosen.items()]
+                return t_interval(gains, self.claims.level), f"paired t test, {_seeds(table)}"
 
             picks = ", ".join(f"{best} ({plural(n, 'seed')})" for best, n in Counter(chosen).most_common())
-            scale, remarks = float(table[claim.sweep[end]].mean()), (f"chosen on the other seeds: {picks}",)
-            yield self._measured(replace(made, scale=scale, remarks=remarks), cells, measure, -1)
+            made = replace(made, scale=float(fids[end].mean()), remarks=(f"chosen on the other seeds: {picks}",))
+            yield self._measured(made, cells, measure, -1)
 
     def _reveals(self, claim: Claim, place: Place) -> Outcome:
         (n,), tokens = place.steps, place.tokens
-        early = {name: float(expected_reveal_counts(name, n, tokens)[: n // 2].sum()) for name in SCHEDULES}
+        early = {name: early_tokens(name, n, tokens) for name in SCHEDULES}
         closest = min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
         gain = early[closest] - early[claim.reveals]
         label = f"tokens in the first half of the steps: {claim.reveals} − {closest}, L = {tokens}, N = {n}"
@@ -215,65 +202,72 @@ class Ledger:
         if self._dry(cells):
             verdict = DRY
         for name, size in dict.fromkeys((c.benchmark, c.size) for c in cells):
-            model = self.models[name, size].dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
-            bad = model[~model["gate_passed"].astype(bool)]
-            if len(bad):
-                seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
-                remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
-            elif model["gate_ratio"].max() > self.claims.well_trained:
-                worst = model["gate_ratio"].max()
-                remarks.append(f"{size} is trained little past the threshold (context ratio {worst:.2f})")
-            failed = failed or len(bad) > 0
-            if (self.models[name, size]["weights"] == "released").any():
-                remarks.append("released weights: nothing of other training runs")
-        gain, test = found[0] if sign > 0 else -found[0], found[1]
+            _, fails, notes = self.models[name, size]
+            failed, remarks = failed or fails, [*remarks, *notes]
         beside = []
         for name, (_, better) in BESIDE.items() if made.metric == "fid" and not exact else ():
             if other := measure(name):
                 beside.append((name, -other[0] if sign * better > 0 else other[0]))
-        margin = 0.0 if exact else self.claims.smallest_effect * abs(made.scale)
-        return replace(
-            made, verdict=verdict, gain=gain, margin=margin, test=test, beside=tuple(beside), failed=failed,
-            remarks=(*made.remarks, *dict.fromkeys(remarks)),
-        )  # fmt: skip
+        margin = 0.0 if exact else self.claims.smallest_effect * made.scale
+        made = replace(made, verdict=verdict, margin=margin, beside=tuple(beside), failed=failed)
+        gain, test = found[0] if sign > 0 else -found[0], found[1]
+        return replace(made, gain=gain, test=test, remarks=(*made.remarks, *dict.fromkeys(remarks)))
 
     def _contrast(self, sides: list[tuple[float, Cells]], metric: str) -> tuple[Estimate, str] | None:
         """The weighted sum of the sides: paired by seed where all have the same, else Welch's test of two sides."""
-        units = [(weight, self._units(cells, metric)) for weight, cells in sides]
-        if any(found is None for _, found in units):
+        units = [self._units(cells, metric) for _, cells in sides]
+        if any(found is None for found in units):
             return None
-        first = units[0][1]
-        if all(found.name == first.name and set(found.index) == set(first.index) for _, found in units):
-            sums = sum(weight * found for weight, found in units)
-            return t_interval(sums, self.claims.level), f"paired t test, {plural(len(sums), f'{first.name} seed')}"
+        weighted, first = [weight * found for (weight, _), found in zip(sides, units, strict=True)], units[0]
+        if all(found.name == first.name and set(found.index) == set(first.index) for found in units):
+            return t_interval(sum(weighted), self.claims.level), f"paired t test, {_seeds(first)}"
         if len(units) > 2:
             return None
-        (a, left), (b, right) = units
-        numbers = " and ".join(plural(len(found), f"{found.name} seed") for found in (left, right))
-        return welch(a * left, -b * right, self.claims.level), f"Welch's t test, {numbers}"
+        left, right = weighted
+        return welch(left, -right, self.claims.level), f"Welch's t test, {' and '.join(map(_seeds, units))}"
 
     def _units(self, cells: Cells, metric: str) -> pd.Series | None:
+        """Means of the independent units; None where a run or the metric is missing."""
         runs = self.cells.get((cells.benchmark, cells.size, cells.budget, cells.snapshot))
         return None if runs is None or runs[metric].isna().any() else unit_means(runs, metric)
 
     def _mean(self, cells: Cells, metric: str) -> float | None:
-        runs = self.cells.get((cells.benchmark, cells.size, cells.budget, cells.snapshot))
-        return None if runs is None or runs[metric].isna().any() else float(runs[metric].mean())
+        found = self._units(cells, metric)
+        return None if found is None else float(found.mean())
+
+    def _table(self, cells: list[Cells], metric: str) -> pd.DataFrame | None:
+        """A row a seed that all cells have, a column a budget; None where something is missing."""
+        found = {c.budget: self._units(c, metric) for c in cells}
+        if any(units is None for units in found.values()):
+            return None
+        return pd.concat(found, axis=1, join="inner").rename_axis(found[cells[0].budget].name)
+
+    def _model(self, runs: pd.DataFrame) -> tuple[bool, bool, tuple[str, ...]]:
+        """Whether a model is a dry run's and fails the context gate, and what must be known of it."""
+        size, remarks = runs["size"].iloc[0], []
+        gated = runs.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
+        bad = gated[~gated["gate_passed"].astype(bool)]
+        if len(bad):
+            seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
+            remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
+        elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
+            remarks.append(f"{size} is trained little past the threshold (context ratio {worst:.2f})")
+        if (runs["weights"] == "released").any():
+            remarks.append("released weights: nothing of other training runs")
+        return bool(runs["dry_run"].any()), len(bad) > 0, tuple(remarks)
 
     def _dry(self, cells: Iterable[Cells]) -> bool:
-        return any(bool(self.models[c.benchmark, c.size]["dry_run"].any()) for c in cells)
+        return any(self.models[c.benchmark, c.size][0] for c in cells)
 
     def _unlike(self, cells: list[Cells], metric: str, paper: bool) -> str:
         """In what the sides were measured differently; empty where they were not."""
-        runs = pd.concat([self.cells[c.benchmark, c.size, c.budget, c.snapshot] for c in cells])
+        runs = [self.cells[c.benchmark, c.size, c.budget, c.snapshot] for c in cells]
+        found = {name: {value for run in runs for value in run[name].astype(str).unique()} for name in MEASURED}
+        images = set(map(float, found["scored_images"])) | ({float(PAPER_IMAGES)} if paper else set())
         if metric == "seconds_per_image":
-            return "machines" if runs["sample_device"].nunique() > 1 else ""
-        images = {*runs["scored_images"], *([PAPER_IMAGES] if paper else ())}
-        scorers = runs.reindex(columns=["extractor_identity", "reference"]).astype(str).drop_duplicates()
-        parts = (
-            "numbers of images" if len(images) > 1 else "",
-            "extractors or real images" if len(scorers) > 1 else "",
-        )
+            return "machines" if len(found["sample_device"]) > 1 else ""
+        scorers = max(len(found[name]) for name in ("extractor_identity", "reference"))
+        parts = ("numbers of images" * (len(images) > 1), "extractors or real images" * (scorers > 1))
         return ", ".join(filter(None, parts))
 
     # Verdicts
@@ -311,8 +305,8 @@ class Ledger:
             return replace(one, verdict=HOLDS if gain.effect > 0 else FAILS)
         if -one.margin < gain.low and gain.high < one.margin:
             return replace(one, verdict=SMALL)
-        why = f"p (Holm) = {p:.2g}" if p >= self.claims.alpha else f"smaller than {self.claims.smallest_effect:.0%}"
-        return replace(one, verdict=OPEN, remarks=(why, *one.remarks))
+        small = (f"smaller than {self.claims.smallest_effect:.0%}",) if p < self.claims.alpha else ()
+        return replace(one, verdict=OPEN, remarks=(*small, *one.remarks))
 
     def of(self, claim: Claim, place: Place) -> list[Outcome]:
         """The comparisons of a claim at a place, preconditions left out."""
@@ -333,6 +327,12 @@ class Ledger:
         return {n: together([o for o in found if o.steps == n]) for n in dict.fromkeys(o.steps for o in found)}
 
 
+@cache
+def early_tokens(schedule: str, steps: int, tokens: int) -> float:
+    """Expected number of tokens that the first half of the steps reveals."""
+    return float(expected_reveal_counts(schedule, steps, tokens)[: steps // 2].sum())
+
+
 def together(outcomes: list[Outcome]) -> str:
     """One verdict of several comparisons, all of which must hold."""
     verdicts = [o.verdict for o in outcomes]
@@ -345,6 +345,11 @@ def together(outcomes: list[Outcome]) -> str:
     if FAILS in verdicts and HOLDS in at:
         return MIXED
     return next(v for v in (FAILS, UNTESTABLE, UNCOUNTED, OPEN, SMALL, HOLDS) if v in verdicts)
+
+
+def _seeds(units: pd.Series | pd.DataFrame) -> str:
+    kind = units.name if isinstance(units, pd.Series) else units.index.name
+    return plural(len(units), f"{kind} seed")
 
 
 def _number(value: float) -> str:

@@ -142,14 +142,10 @@ def known_spread(effect: float, error: float, level: float = 0.95) -> Estimate:
     return Estimate(effect, effect - half, effect + half, 2 * float(stats.norm.sf(abs(effect) / error)))
 
 
-def slopes(x: Sequence[float], values: pd.DataFrame) -> pd.Series:
-    """Least-squares slope over `x` of each row of `values` (a seed a row, a column for each x).
-
-    One slope a seed: what the runs of a seed share drops out, and the seeds' slopes are independent, so that a t test
-    of them does not take a bent curve for noise.
-    """
+def slope_weights(x: Sequence[float]) -> np.ndarray:
+    """Weights of the values at `x` whose sum is their least-squares slope."""
     a = np.asarray(x, dtype=float) - np.mean(x)
-    return values.dot(a / (a @ a))
+    return a / (a @ a)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

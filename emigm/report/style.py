@@ -213,6 +213,18 @@ def common_legend(figure: Figure, columns: int = 5) -> None:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
+def panel_legends(figure: Figure, rows: dict[Axes, Iterable[str]], columns: int = 4) -> None:
+    """Below each panel a legend of its own labels, and below all of them one of the labels that they share."""
+    shared: dict[str, Any] = {}
+    for axes, own in rows.items():
+        found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        shared |= {label: handle for label, handle in found.items() if label not in own}
+        named = {label: found[label] for label in own if label in found}
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "handlelength": 2.2}
+        axes.legend(named.values(), named.keys(), **place)
+    figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
+
+
 def log_x(axes: Axes) -> None:
     """A logarithmic x axis with labelled ticks and room at its ends; a panel without points says "not run"."""
     if not axes.containers:

@@ -1,23 +1,31 @@
-"""How a stage is started: its command line, its processes, and one line for a user's mistake."""
+"""How a stage is started and ended: its command line, its lock, its processes, and one line where it cannot go on."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import re
 import shlex
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import ConfigError, UserError
+from emigm.config.errors import ConfigError, RunError, UserError
+from emigm.config.paths import STATE
+from emigm.files import lock
+from emigm.runtime.pools import die_with_parent
 
 
 def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = False) -> None:
     """Parse the command line (`--params` and one option for each of `arguments`) and run the stage.
 
-    A user's mistake ends in its one message and exit status 1.
+    A user's mistake, a full disk and Ctrl-C end in one message each.
 
     Args:
         stage: called with the benchmark and the options.
@@ -29,18 +37,75 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
     for name in arguments:
         parser.add_argument(f"--{name}", required=True)
     options = vars(parser.parse_args())
+    module = sys.modules["__main__"].__spec__.name.rsplit(".", 1)[-1]
+    if "DVC_STAGE" in os.environ:  # its failed run must not go on behind its back
+        die_with_parent(started_by())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         benchmark = load_benchmark(options.pop("params"))
         if not one_process:
             launch(benchmark.run.launcher)
-        stage(benchmark, **options)
+        with only_one(benchmark.name, "-".join([module, *options.values()])):
+            stage(benchmark, **options)
     except UserError as e:
-        rank = place()[0]
-        if rank:  # the main process says what all have to say, and its end ends the others
-            time.sleep(ERROR_DELAY)
-        sys.exit(f"error: {e}" + (f" (process {rank})" if rank else ""))
+        _end(f"error: {e}", 1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for anything
+        _end("interrupted; type the same command again, and it goes on where it stopped", 128 + signal.SIGINT)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _end(f"error: {e.filename or 'disk'}: {e.strerror}; make room and type the same command again", 1)
 
 
+def _end(message: str, status: int) -> NoReturn:
+    rank = place()[0]
+    if rank:  # the main process says what all have to say, and its end ends the others
+        time.sleep(ERROR_DELAY)
+    print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def started_by() -> int:
+    """The process that started this one; it may have ended since."""
+    stages = sys.modules.get("emigm.stages")  # has noted it before seconds of imports
+    return stages.STARTED_BY if stages else os.getppid()
+
+
+@contextlib.contextmanager
+def only_one(benchmark: str, stage: str) -> Iterator[None]:
+    """Hold the lock on a stage of a benchmark in this workspace; of several processes, the main one does.
+
+    The system gives it back when the process ends, killed or not: what a killed run leaves blocks nothing.
+
+    Raises:
+        RunError: the same stage runs already.
+    """
+    if place()[0]:
+        yield
+        return
+    path = STATE / benchmark / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stage)}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for _ in range(LOCK_TRIES):
+            if lock(file.fileno()):
+                break
+            time.sleep(0.1)
+        else:
+            raise RunError(
+                f"{path}: stage {stage} of benchmark {benchmark} is running already in this folder; wait until it has "
+                "ended, or end it"
+            )
+        yield
+
+
+LOCK_TRIES = 30
+"""Tenths of a second to wait for a lock: workers of a killed run hold it until the system has ended them too."""
 ERROR_DELAY = 3.0
 """Seconds by which an error of another process than the main one is held back."""
 

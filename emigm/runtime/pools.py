@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from tqdm import tqdm
 
+from emigm.config.errors import RunError
 
-def die_with_parent() -> None:
-    """Have the system kill this process when its parent is killed, so that it cannot go on beside a second run."""
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the system kill this process when its parent is killed, so that it cannot go on beside a second run.
+
+    Args:
+        parent: who it was; where that process has ended before this call, this one ends here.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent not in (None, os.getppid()):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 PR_SET_PDEATHSIG = 1
@@ -50,16 +60,30 @@ def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: i
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     counters = context.Array("q", len(items))
     processes = min(len(items), cores())
-    results: list[Any] = []
-    with ProcessPoolExecutor(processes, context, _start_worker, (counters,)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, (counters, os.getpid())) as pool, _killed_early(label):
         futures = [pool.submit(_run_job, job, i, item) for i, item in enumerate(items)]
         with tqdm(total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05) as bar:
             waiting = set(futures)
             while waiting:
                 _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 bar.update(sum(counters) - bar.n)
-        results = [f.result() for f in futures]
-    return results
+        return [f.result() for f in futures]
+
+
+@contextlib.contextmanager
+def _killed_early(label: str) -> Iterator[None]:
+    """On Ctrl-C, end the workers, for which the pool would wait; say in one line when the system ended one."""
+    try:
+        yield
+    except BrokenProcessPool as e:
+        raise RunError(
+            f"{label}: the system ended a worker process, as it does where memory runs out; free some, or leave fewer "
+            "cores to this command (taskset), and type it again: it goes on where it stopped"
+        ) from e
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
 
 
 def in_turn(
@@ -96,10 +120,12 @@ def _reporter(bar: tqdm, before: int) -> Progress:
 _counters: Any = None
 
 
-def _start_worker(counters: Any) -> None:
+def _start_worker(counters: Any, parent: int) -> None:
     global _counters
     _counters = counters
-    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(parent)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -17,7 +17,8 @@ from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder, weight
 from emigm.config.benchmark import Benchmark
 from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, model_folder, results_folder, snapshot_folder
-from emigm.data.images import PARTS
+from emigm.config.schema import ModelConfig
+from emigm.data.images import PARTS, Part
 from emigm.data.latents import INDEX, LatentStore
 from emigm.files import checksums, sha256, write_atomically
 from emigm.flops import mean_training_step
@@ -49,6 +50,8 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
     state = STATE / benchmark.name / f"train-{size}"
     job = partial(train_seed, benchmark, size, state, world)
     latents = data_folder(benchmark) / "latents"
+    for part in PARTS:  # before any work, in case one is damaged
+        open_latents(benchmark, part, model_cfg)
     inputs = checksums(*(latents / part / INDEX for part in PARTS), *weight_files(benchmark.autoencoder.weights))
     label = f"train {benchmark.name}-{size}"
     if world.is_plain:
@@ -96,10 +99,8 @@ def train_seed(
     benchmark: Benchmark, size: str, state: Path, world: World, seed: int, progress: Progress
 ) -> dict[str, Any]:
     """Train one seed, save it, and measure what context gives it on held-out images."""
-    folder = data_folder(benchmark) / "latents" / "train"
-    store, autoencoder = LatentStore(folder), load_autoencoder(benchmark.autoencoder)
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
-    store.check(model_cfg.classes, part="train", autoencoder=as_dict(benchmark.autoencoder))
+    store, autoencoder = open_latents(benchmark, "train", model_cfg), load_autoencoder(benchmark.autoencoder)
     images = training_images(store, world)
     world.start_memory()
     result = train(
@@ -109,7 +110,7 @@ def train_seed(
         autoencoder,
         seed=seed,
         state_folder=state,
-        data_id=sha256(folder / INDEX),
+        data_id=sha256(store.folder / INDEX),
         world=world,
         micro_batch=benchmark.run.train_batch,
         on_start=progress,
@@ -130,6 +131,13 @@ def train_seed(
     return {"curve": result.curve, "seconds": result.seconds, "errors": errors, "peak_memory": memory}
 
 
+def open_latents(benchmark: Benchmark, part: Part, cfg: ModelConfig) -> LatentStore:
+    """Latents of a part; raises ConfigError where they are damaged, or not what the benchmark is about."""
+    store = LatentStore(data_folder(benchmark) / "latents" / part)
+    store.check(cfg.classes, part=part, autoencoder=as_dict(benchmark.autoencoder))
+    return store
+
+
 def training_images(store: LatentStore, world: World) -> TrainingImages:
     """The store's images: in memory when they fit, else from its shards, whose checksums the processes verify."""
     if len(store) * store.rows(np.zeros(1, dtype=np.int64)).nbytes > IN_MEMORY:
@@ -143,8 +151,7 @@ def training_images(store: LatentStore, world: World) -> TrainingImages:
 
 def held_out_errors(benchmark: Benchmark, model: EMIGM, autoencoder: Autoencoder, device: str) -> dict[int, float]:
     """The context gate's errors on held-out images."""
-    held_out, gate = LatentStore(data_folder(benchmark) / "latents" / "holdout"), benchmark.gate
-    held_out.check(model.cfg.classes, part="holdout", autoencoder=as_dict(benchmark.autoencoder))
+    held_out, gate = open_latents(benchmark, "holdout", model.cfg), benchmark.gate
     rows = np.arange(min(gate.images, len(held_out)))
     latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows, 0)), torch.Generator().manual_seed(0))
     labels = torch.from_numpy(held_out.labels[rows])

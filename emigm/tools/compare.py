@@ -223,10 +223,10 @@ def evaluation_differs(results: Records, resolution: int, stage: str) -> list[st
     return found
 
 
-def files_differ(results: Results, stages: tuple[str, ...]) -> list[str]:
+def files_differ(results: Records, stages: tuple[str, ...]) -> list[str]:
     """Which files of others that stages read are not the ones that `emigm fetch` got (checkpoints, autoencoder)."""
     known = fetched()
-    read = {file: s for stage in stages for file, s in (results.get(stage, "inputs") or {}).items()}
+    read = {file: s for stage in stages for file, s in (results.at(stage, "inputs") or {}).items()}
     return [
         f"{file} is another file than `emigm fetch` got"
         for file, checksum in read.items()

