@@ -522,9 +522,11 @@ def test_a_pipeline_without_a_benchmark_is_verified_by_its_lock_file(workspace):
     folder.mkdir()
     table.parent.mkdir(parents=True)
     table.write_text("ID,Verdict\n2a,holds\n")
-    stage = {"wdir": "../..", "matrix": {"notebook": ["claims"]}, "cmd": "x"}
+    stage = {"wdir": "../..", "matrix": {"notebook": "${notebooks}"}, "cmd": "x"}
     stage["outs"] = [{"results/evidence/notebooks/${item.notebook}": {"cache": False}}]
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"notebook": stage}}))
+    (folder / "dvc.yaml").write_text(
+        yaml.safe_dump({"vars": [{"notebooks": ["claims"]}], "stages": {"notebook": stage}})
+    )
     entry = {"outs": [dvc_entry(workspace, table.parent.as_posix())], "deps": [dvc_entry(workspace, RECORDS)]}
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"notebook@claims": entry}}))
     found = verify()
