@@ -59,6 +59,8 @@ COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "pr
 """Keys that say how fast a machine is, which no other has to reproduce."""
 EXACT = ("nfe", "passes", "flops", "flops_per_step")
 """Floating-point numbers that are counts."""
+ROUNDED = ("codes_used",)
+"""Counts that depend on rounding."""
 Unit = tuple[Any, Any]
 """What pairs the runs of two sides: training seed and sampling seed, or position and 0."""
 Record = Mapping[str, Any]
@@ -166,8 +168,8 @@ def _cells(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
     elif isinstance(tree, list) and tree and all(isinstance(item, Mapping) and "step" in item for item in tree):
         for item in tree:
             yield from _cells({k: v for k, v in item.items() if k != "step"}, (*path, f"step {item['step']}"))
-    elif isinstance(tree, float) and path[-1] not in EXACT:
-        yield path, {(0, 0): tree}
+    elif path[-1] in ROUNDED or (isinstance(tree, float) and path[-1] not in EXACT):
+        yield path, {(0, 0): float(tree)}
     else:
         yield path, tree
 
