@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +27,7 @@ from emigm.autoencoders.autoencoder import Autoencoder
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.files import fingerprint, write_atomically
+from emigm.files import fingerprint
 from emigm.model.model import EMIGM, TrainingDraw, draw_training
 from emigm.runtime.distributed import ALONE, World, autocast
 from emigm.runtime.resume import ResumePoints
@@ -54,7 +53,7 @@ class TrainResult(NamedTuple):
     ema: dict[str, Tensor]  # EMA weights by name
     curve: list[tuple[int, float]]  # (step, mean loss of the steps since the last point)
     seconds: float  # wall time, over all resumptions
-    snapshots: dict[int, Path]  # step -> file of the EMA weights after so many steps; in the state folder
+    snapshots: dict[int, ResumePoints]  # step -> where the EMA weights after so many steps lie, by name
 
 
 def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
@@ -222,7 +221,7 @@ class _Run:
         self.done, self.seconds = 0, 0.0
         key = fingerprint(as_dict(model_cfg), {k: v for k, v in as_dict(cfg).items() if k not in BESIDE}, seed, data_id)
         self.points = ResumePoints(state_folder, f"train-{key}")
-        self.snapshots = {n: state_folder / f"train-{key}-{n}.safetensors" for n in cfg.snapshot_steps}
+        self.snapshots = {n: ResumePoints(state_folder, f"train-{key}-snapshot{n}") for n in cfg.snapshot_steps}
 
     def resume(self) -> None:
         """Take up the resume point, if there is one with every snapshot before it.
@@ -231,7 +230,7 @@ class _Run:
             ConfigError: it is damaged, or not all processes see it.
         """
         state = self.points.load(STATE_ENTRIES)
-        if state and all(path.is_file() for step, path in self.snapshots.items() if step <= state["step"]):
+        if state and all(self.snapshots[n].exists() for n in self.snapshots if n <= state["step"]):
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.ema = [t.to(self.world.device) for t in state["ema"]]
@@ -305,7 +304,7 @@ class _Run:
         if self.world.is_main:
             names = [name for name, _ in self.model.named_parameters()]
             state = {name: tensor.cpu() for name, tensor in zip(names, self.ema, strict=True)}
-            write_atomically(self.snapshots[self.done], lambda p: save_file(state, p))
+            self.snapshots[self.done].save(self.done, state)
 
     def save(self) -> None:
         """Write a resume point."""

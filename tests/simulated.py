@@ -43,7 +43,7 @@ def simulate(
             own = common.setdefault((cell.benchmark, t), rng.normal(0, shared))
             for s in range(samples):
                 run = {"benchmark": cell.benchmark, "size": cell.size, "budget": cell.budget, "train_seed": t}
-                run |= {"sample_seed": 100 * t + s, "snapshot": np.nan if cell.snapshot == 1 else cell.snapshot}
+                run |= {"sample_seed": 100 * t + s, "snapshot": np.nan if cell.snapshot is None else cell.snapshot}
                 run |= {"fid": 5 + effect(cell) + own + rng.normal(0, noise)}
                 run |= {"seconds_per_image": 1 + (cell.size in SIZES and 0.1) + rng.normal(0, 0.01)}
                 rows.append(run | facts(cell))
@@ -81,18 +81,22 @@ def write_records(root, frame: pd.DataFrame) -> None:
         results |= {"context": {"ratio": {"values": [ratio] * len(seeds)}, "passed": True}}
         settings = {"size": size, "model": model_settings, "train": train, "gate": {"max_ratio": 0.95}}
         write(folder, common, f"train-{size}", results, **settings)
-        scores = {}
+        scores, along = {}, {}
         for budget, runs in model.groupby("budget", sort=False):
             own = sorted(map(int, runs["sample_seed"].unique()))
             scores[budget] = {"runs": [], "fid_by_images": []}
             for run in runs.itertuples():
                 key = {"train_seed": int(run.train_seed), "sample_seed": int(run.sample_seed)}
-                key |= {} if np.isnan(run.snapshot) else {"snapshot": run.snapshot}
-                more = {"kid": run.fid / 20, "precision": 0.7, "recall": 0.6, "isc": 7.0}
-                more |= {"nearest_train": 40 + rng.normal(0, 0.1), "nearest_holdout": 41.0}
-                scores[budget]["runs"].append(key | {"fid": run.fid} | more)
+                scored = key | {"fid": run.fid, "kid": run.fid / 20, "precision": 0.7, "recall": 0.6, "isc": 7.0}
+                if not np.isnan(run.snapshot):
+                    along.setdefault(run.snapshot, []).append(scored)
+                    continue
+                near = {"nearest_train": 40 + rng.normal(0, 0.1), "nearest_holdout": 41.0}
+                scores[budget]["runs"].append(scored | near)
                 curve = {str(n): run.fid + 500 / n + rng.normal(0, 0.02) for n in (1000, 500, 250)}
                 scores[budget]["fid_by_images"].append(key | {"fid": curve})
+                if budget in snapshots_of(model):
+                    along.setdefault(1.0, []).append(scored)
             word = budget.split("_")[0]
             scale = float(word[5:]) / (100 if len(word) > 7 else 10) if word.startswith("scale") else 1.5
             sample = {"steps": int(runs["N"].iloc[0]), "cfg_scale": scale if word[:4] in ("scal", "tmin") else 1.0}
@@ -111,9 +115,20 @@ def write_records(root, frame: pd.DataFrame) -> None:
         known = {"baselines": {"class_shuffle": shuffle, "holdout": {"fid": {"mean": 1.1}, "images": 1000}}}
         known["nearest"] = {"real_ratio": {"mean": 1.0, "values": list(1 + 0.005 * rng.standard_normal(20))}}
         write(folder, common, "reference", known)
+        if snapshots_of(model):
+            points = [{"step": round(3000 * share), "runs": runs} for share, runs in sorted(along.items())]
+            settings = {"size": size, "budget": snapshots_of(model)[0], "train": train, "images": 1000, "seeds": own}
+            settings |= {"extractor": {"kind": "cnn"}, "extractor_identity": {"sha256": "made up"}}
+            real = common | {"reference": "training images"}
+            write(folder, real, f"snapshots-{size}", {"points": points}, **settings)
         data = {"data": {"dataset": "mnist"}}
         write(folder, common, "prepare", {"shape": [1, 14, 14], "train_images": 4000, "holdout_images": 1000}, **data)
         write(folder, common, "extractor", {"features": 64})
+
+
+def snapshots_of(model: pd.DataFrame) -> list[str]:
+    """Budgets that a model's snapshots are scored at."""
+    return list(model.loc[model["snapshot"].notna(), "budget"].unique())
 
 
 def write(folder, common: dict, stage: str, results: dict, **settings) -> None:

@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_model import TINY, random_model
 from torch import nn
 
@@ -116,12 +115,12 @@ def test_snapshots_are_the_weights_at_their_steps_however_a_run_was_interrupted(
     resumed = run(tmp_path / "killed", SNAPSHOTS)
     assert list(resumed.snapshots) == [3, 6, 8]
     constant = dataclasses.replace(RECIPE, lr_schedule="constant")  # whose shorter run is the start of a longer one
-    for step, path in resumed.snapshots.items():
-        found, expected = load_file(path), load_file(whole.snapshots[step])
+    for step, point in resumed.snapshots.items():
+        found, expected = point.load(), whole.snapshots[step].load()
         assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
     short = run(tmp_path / "short", dataclasses.replace(constant, steps=6))
     long = run(tmp_path / "long", dataclasses.replace(constant, snapshots=(0.5,)))
-    at_6 = load_file(long.snapshots[6])
+    at_6 = long.snapshots[6].load()
     assert all(torch.equal(at_6[k], short.ema[k]) for k in short.ema)
 
 
@@ -130,7 +129,7 @@ def test_a_run_starts_over_where_a_snapshot_of_its_past_is_missing(tmp_path):
         run(tmp_path, kill_at=8)  # a resume point at 5, none of its past kept
     begun = []
     result = run(tmp_path, SNAPSHOTS, on_start=begun.append)
-    assert begun == [0] and all(path.is_file() for path in result.snapshots.values())
+    assert begun == [0] and all(point.exists() for point in result.snapshots.values())
 
 
 @pytest.mark.parametrize("shares", [(0.0,), (1.0,), (0.5, 0.51), (0.01,)])

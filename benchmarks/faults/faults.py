@@ -11,6 +11,7 @@ temporary file or a resume point behind. Linux only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -32,6 +33,7 @@ import torch._dynamo
 import yaml
 from tqdm import tqdm
 
+from emigm.config.benchmark import KEYS
 from emigm.files import sha256, write_json
 from emigm.records.record import SCHEMA, provenance
 from emigm.stages import encode, evaluate, extractor, prepare, reference, sample, train
@@ -69,7 +71,7 @@ BENCHMARK: dict[str, Any] = {
     "ladder": {"xs": {}},
     "sampling": {"4": {"settings": {"steps": 4, "solver_steps": 4}}},
 }  # fmt: skip
-PARAMS = {"root": ".", "params": "params.yaml", "makes": ["tiny"], "notebooks": [], "benchmark": BENCHMARK}
+PARAMS = {key: [] for key in KEYS} | {"benchmark": BENCHMARK}  # what only dvc.yaml reads is empty
 STAGES: dict[str, tuple[list[str], list[str]]] = {
     "prepare": (["prepare"], ["data/tiny/images"]),
     "extractor": (["extractor"], ["data/tiny/extractor"]),
@@ -89,8 +91,8 @@ def write_params(folder: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
 
 
-def start(stage: str, folder: Path) -> int:
-    """Start a stage in `folder`, its output in log.txt, as the leader of a session of its own; returns its process.
+def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
+    """Start a stage in `folder`, as the leader of a session of its own, its output in a file; returns its process.
 
     What `python -m emigm.stages.<stage>` does, without seconds of imports.
     """
@@ -100,7 +102,7 @@ def start(stage: str, folder: Path) -> int:
     try:
         os.setsid()
         os.chdir(folder)
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open(log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
@@ -118,9 +120,9 @@ def start(stage: str, folder: Path) -> int:
         os._exit(status)
 
 
-def run(stage: str, folder: Path) -> int:
+def run(stage: str, folder: Path, log_name: str = "log.txt") -> int:
     """Run a stage to its end; returns its exit status."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(stage, folder), 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(start(stage, folder, log_name), 0)[1])
 
 
 def run_and_kill(stage: str, folder: Path, after: float) -> bool:
@@ -231,21 +233,22 @@ def main() -> None:
         write_params(folder)
         seconds = run_whole(folder)
         expected = {stage: outputs(stage, folder) for stage in STAGES}
-        for _ in tqdm(range(options.trials), unit="trial"):
-            stage = rng.choice(list(STAGES))
-            found = trial(stage, folder, expected[stage], seconds[stage], rng)
-            counts[stage] += Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
-            if found["lost"]:
-                losses.append({"stage": stage, "why": found["lost"]})
-                print(f"{stage}: {found['lost']}", file=sys.stderr)
-                shutil.rmtree(folder)
-                folder.mkdir()
-                write_params(folder)
-                run_whole(folder)
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what was done by then is recorded
+            for _ in tqdm(range(options.trials), unit="trial", mininterval=10):
+                stage = rng.choice(list(STAGES))
+                found = trial(stage, folder, expected[stage], seconds[stage], rng)
+                counts[stage] += Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
+                if found["lost"]:
+                    losses.append({"stage": stage, "why": found["lost"]})
+                    print(f"{stage}: {found['lost']}", file=sys.stderr)
+                    shutil.rmtree(folder)
+                    folder.mkdir()
+                    write_params(folder)
+                    run_whole(folder)
     record = {
         "schema": SCHEMA,
         "what": __doc__.split("\n")[0],
-        "trials": options.trials,
+        "trials": sum(c["trials"] for c in counts.values()),
         "seed": options.seed,
         "kills": sum(c["kills"] for c in counts.values()),
         "lost": len(losses),

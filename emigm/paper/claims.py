@@ -34,13 +34,13 @@ class Cells:
     """None: the place's own."""
     benchmark: str | None = None
     """None: the place's own."""
-    snapshot: float = 1.0
-    """Share of the training after which the weights were kept; 1: its end."""
+    snapshot: float | None = None
+    """Share of the training after which the weights were kept; None: its end, scored on all images."""
 
     def label(self, home: str) -> str:
         """ "emigm at 16", with its benchmark where that is not `home`."""
         where = "" if self.benchmark == home else f"{self.benchmark}: "
-        when = "" if self.snapshot == 1 else f" after {self.snapshot:.0%} of the training"
+        when = "" if self.snapshot is None else f" after {self.snapshot:.0%} of the training"
         return f"{where}{self.size} at {self.budget}{when}"
 
 

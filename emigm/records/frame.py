@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from emigm.config.compose import DEFAULT
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 
@@ -108,28 +108,17 @@ def find_root() -> Path:
 
 
 def benchmarks_with_results(root: Path) -> list[str]:
-    """Benchmarks that have records, the default one (params.yaml) first."""
+    """Benchmarks that have records, the default one first."""
     found = {path.parent.parent.name for path in (root / "results").glob("*/records/*.json")}
-    default = _params(root / "params.yaml").get("name")
-    return sorted(found, key=lambda name: (name != default, name))
+    return sorted(found, key=lambda name: (name != DEFAULT, name))
 
 
 def read_all(root: Path, benchmark: str) -> Records:
     """Records of a benchmark by stage; those of its images and extractor may lie with another (`images_of`)."""
     own = _read_folder(root / "results" / benchmark / "records")
-    home = params_of(root, benchmark).get("images_of")
-    shared = _read_folder(root / "results" / home / "records") if home and home != benchmark else {}
+    home = next((r["images_of"] for r in own.values() if "images_of" in r), benchmark)  # the first schema has none
+    shared = _read_folder(root / "results" / home / "records") if home != benchmark else {}
     return Records({stage: shared[stage] for stage in ("prepare", "extractor") if stage in shared} | own)
-
-
-def params_of(root: Path, benchmark: str) -> dict[str, Any]:
-    """The composed settings of a benchmark; empty where the checkout has none."""
-    default = _params(root / "params.yaml")
-    return default if default.get("name") == benchmark else _params(root / "benchmarks" / benchmark / "params.yaml")
-
-
-def _params(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text()) or {}).get("benchmark", {}) if path.is_file() else {}
 
 
 def _read_folder(folder: Path) -> dict[str, Record]:
@@ -155,7 +144,8 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
         "benchmark": name,
         "title": next((r["title"] for r in records.values()), name),
         "dataset": records.at("prepare", "settings", "data", "dataset"),
-        "resolution": (records.at("prepare", "results", "shape") or [None])[-1],
+        "resolution": records.at("prepare", "settings", "data", "resolution")
+        or (records.at("prepare", "results", "shape") or [None])[-1],
         "dry_run": any(r["dry_run"] for r in records.values()),
         "features": records.at("extractor", "results", "features"),
     }
@@ -167,6 +157,10 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
         budgets = {*samples, *scored} or {None}
         for budget in sorted(budgets, key=lambda b: (float(b) if (b or "").isdigit() else math.inf, b or "")):
             for run in _runs_of(train, samples.get(budget), evaluate, budget):
+                rows.append(common | {"size": size, "budget": budget} | run)
+        if along := records.get(f"snapshots-{size}"):
+            budget, scored = along["settings"]["budget"], _as_evaluation(along)
+            for run in _runs_of(train, samples.get(budget), scored, budget):
                 rows.append(common | {"size": size, "budget": budget} | run)
     return rows
 
@@ -201,6 +195,13 @@ def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | Non
     return found
 
 
+def _as_evaluation(along: Record) -> Record:
+    """The record of an evaluation whose runs are the snapshots of one, the last of them the final weights (share 1)."""
+    steps, points = along["settings"]["train"]["steps"], along["results"]["points"]
+    runs = [run | {"snapshot": point["step"] / steps} for point in points for run in point["runs"]]
+    return along | {"stage": "evaluate-along", "results": {along["settings"]["budget"]: {"runs": runs}}}
+
+
 def _unscored(train: Record | None, sample: Record | None) -> list[Record]:
     """Runs that have no scores yet."""
     if sample:
@@ -227,7 +228,8 @@ def _training(train: Record | None, seed: int | None, snapshot: float | None) ->
     if values := (results.get("seconds") or {}).get("values"):
         row["train_seconds"] = values[at]
     if snapshot is None and (context := results.get("context")):
-        ratio, limit = context["ratio"]["values"][at], train["settings"].get("gate", {}).get("max_ratio")
+        ratios, limit = context["ratio"], train["settings"].get("gate", {}).get("max_ratio")
+        ratio = ratios["values"][at] if "values" in ratios else ratios["mean"]
         row |= {"gate_ratio": ratio, "gate_passed": context["passed"] if limit is None else ratio <= limit}
     return row
 

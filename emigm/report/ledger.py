@@ -44,6 +44,8 @@ BESIDE = {
 """Metric shown beside FID -> its name, and 1 where higher is better."""
 MEASURED = ("scored_images", "extractor_identity", "reference", "sample_device")
 """Columns that tell whether two sides were measured alike."""
+FINAL = -1.0
+"""Stands for the final weights, where a snapshot is a share of the training."""
 Measure = Callable[[str], "tuple[Estimate, str] | None"]
 """Metric -> effect and how it was tested; None: a record or the metric is missing."""
 
@@ -104,7 +106,7 @@ class Ledger:
         curves = frame["fid_by_images"].map(lambda c: c if isinstance(c, dict) else {})
         for name, degree in (("fid_line", 1), ("fid_curve", 2)):
             frame[name] = curves.map(partial(fid_infinity, degree=degree)).astype(float)
-        frame["snapshot"] = frame["snapshot"].astype(float).fillna(1.0)
+        frame["snapshot"] = frame["snapshot"].astype(float).fillna(FINAL)
         self.claims = claims
         self.cells = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
         self.models = {key: self._model(runs) for key, runs in frame.groupby(["benchmark", "size"])}
@@ -228,7 +230,7 @@ class Ledger:
 
     def _units(self, cells: Cells, metric: str) -> pd.Series | None:
         """Means of the independent units; None where a run or the metric is missing."""
-        runs = self.cells.get((cells.benchmark, cells.size, cells.budget, cells.snapshot))
+        runs = self.cells.get(_key(cells))
         return None if runs is None or runs[metric].isna().any() else unit_means(runs, metric)
 
     def _mean(self, cells: Cells, metric: str) -> float | None:
@@ -261,7 +263,7 @@ class Ledger:
 
     def _unlike(self, cells: list[Cells], metric: str, paper: bool) -> str:
         """In what the sides were measured differently; empty where they were not."""
-        runs = [self.cells[c.benchmark, c.size, c.budget, c.snapshot] for c in cells]
+        runs = [self.cells[_key(c)] for c in cells]
         found = {name: {value for run in runs for value in run[name].astype(str).unique()} for name in MEASURED}
         images = set(map(float, found["scored_images"])) | ({float(PAPER_IMAGES)} if paper else set())
         if metric == "seconds_per_image":
@@ -345,6 +347,11 @@ def together(outcomes: list[Outcome]) -> str:
     if FAILS in verdicts and HOLDS in at:
         return MIXED
     return next(v for v in (FAILS, UNTESTABLE, UNCOUNTED, OPEN, SMALL, HOLDS) if v in verdicts)
+
+
+def _key(cells: Cells) -> tuple[str, str, str, float]:
+    snapshot = FINAL if cells.snapshot is None else cells.snapshot
+    return cells.benchmark, cells.size, cells.budget, snapshot
 
 
 def _seeds(units: pd.Series | pd.DataFrame) -> str:

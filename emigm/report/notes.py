@@ -43,8 +43,8 @@ NEIGHBOURS = (
 def data_name(frame: pd.DataFrame) -> str:
     """The data of a frame in words: "MNIST-5k"; a dry run is marked."""
     names = {
-        DATA.get(row.dataset, str(row.dataset)).format(r=f"{row.resolution:g}")
-        for row in frame[["dataset", "resolution"]].drop_duplicates().itertuples()
+        DATA.get(row.dataset, row.dataset or row.benchmark).format(r=row.resolution)
+        for row in frame[["benchmark", "dataset", "resolution"]].drop_duplicates().itertuples()
     }
     return " and ".join(sorted(names)) + (" (DRY RUN)" if is_dry_run(frame) else "")
 

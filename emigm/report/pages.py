@@ -148,7 +148,7 @@ def _folded(summary: str, content: str) -> str:
 
 def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
     """What was run, with which settings."""
-    prepared = records.at("prepare", "results") or {}
+    prepared, own = records.at("prepare", "results") or {}, frame["benchmark"].iloc[0]
     lines = []
     if "train_images" in prepared:
         lines.append(
@@ -176,10 +176,9 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
             texts.append(f"{row['sample.schedule']} schedule, {row['sample.solver']}{steps}, {guidance}")
         which = f"{budget}: N = {rows['N'].iloc[0]:g}" if str(budget) != f"{rows['N'].iloc[0]:g}" else f"N = {budget}"
         lines.append(f"Sampling, {which}: {'; or '.join(dict.fromkeys(texts))}.")
-    seconds = [r["results"]["seconds"] for r in records.values() if isinstance(r["results"].get("seconds"), dict)]
-    trained = sum(s["mean"] * s["n"] for s in seconds)
     devices = " and ".join(sorted(frame["device"].dropna().unique()))
-    lines.append(f"Machine: {devices}" + (f"; training took {trained / 60:.0f} minutes in all." if trained else "."))
+    seconds = sum(r["provenance"].get("cpu_seconds", 0) for r in records.values() if r["benchmark"] == own)
+    lines.append(f"Machine: {devices}" + (f"; {seconds / 3600:.1f} hours of processor time in all." if seconds else "."))
     return lines
 
 

@@ -72,7 +72,7 @@ def summarise(
         The columns of `by`; mean, error (NaN for one run), train_seeds, sample_seeds, n; the means of the columns
         `also`. Groups that lack the metric altogether keep their row, with NaN.
     """
-    rows = []
+    rows, also = [], list(dict.fromkeys(also))
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         known = group.dropna(subset=[metric])
         row = dict(zip(by, key, strict=True)) | {name: pd.to_numeric(group[name]).mean() for name in also}

@@ -11,7 +11,6 @@ One meaning each, in every figure:
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +20,11 @@ from typing import Any
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
 from emigm.files import write_atomically
@@ -225,8 +223,9 @@ def panel_legends(figure: Figure, rows: dict[Axes, Iterable[str]], columns: int 
     figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
-def log_x(axes: Axes) -> None:
-    """A logarithmic x axis with labelled ticks and room at its ends; a panel without points says "not run"."""
+def log_x(axes: Axes, ticks: Sequence[float] | None = None, unit: str = "") -> None:
+    """A logarithmic x axis with labelled ticks (100k, 2T, 5 ms), at `ticks` where given; a panel without points says
+    "not run"."""
     if not axes.containers:
         axes.text(0.5, 0.5, "not run", ha="center", transform=axes.transAxes)
         axes.set_xticks([])
@@ -234,32 +233,8 @@ def log_x(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.1)
     axes.grid(axis="y")
-    log_ticks(axes.xaxis)
-
-
-def log_ticks(axis: Axis) -> None:
-    """Labelled ticks of a log axis: round numbers within a decade, as many as leave room for their labels; else the
-    fewest of 1; 1, 3; 1, 2, 5 per decade that give three in view."""
-    low, high = axis.get_view_interval()
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    nice = [[d * 10.0**k for k in range(first, last) for d in digits] for digits in ((1,), (1, 3), (1, 2, 5))]
-    if high < 10 * low:
-        nice = [MaxNLocator(6, steps=(1, 2, 5, 10)).tick_values(low, high)]
-    shown = [[t for t in ticks if low <= t <= high] for ticks in nice]
-    ticks = next((t for t in shown if len(t) >= 3), shown[-1])
-    room = 0.22 if axis.axis_name == "x" else 0.08  # of the axis, from one label to the next
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or math.log(tick / kept[-1]) > room * math.log(high / low):
-            kept.append(tick)
-    axis.set_ticks(kept, [_power(t) for t in kept])
-    axis.set_minor_locator(NullLocator())
-
-
-def _power(value: float) -> str:
-    """A tick's label: plain from 0.001 to 1000, else as a power of ten."""
-    if 1e-3 <= value <= 1e3:
-        return f"{value:.4g}"
-    digits, exponent = f"{value:.2e}".split("e")
-    factor = "" if float(digits) == 1 else rf"{float(digits):g}$\times$"
-    return factor + f"$10^{{{int(exponent)}}}$"
+    low, high = axes.get_xlim()
+    locator = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)) if high > 5 * low else MaxNLocator(4)
+    axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks is not None else locator)
+    axes.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
+    axes.xaxis.set_minor_locator(NullLocator())

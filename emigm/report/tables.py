@@ -92,7 +92,7 @@ class Reading:
 def saved(path: Path) -> str:
     """A saved table or reading without its heading and notes; that it has not run where there is none."""
     if not path.is_file():
-        return f"({NOT_RUN})"
+        return NOT_RUN
     parts = path.read_text(encoding="utf-8").strip().split("\n\n")
     return "\n\n".join(part for part in parts if not part.startswith(("#", "- ")))
 

@@ -34,12 +34,16 @@ class ResumePoints:
                 torch.save(state, f)
 
         write_atomically(written, save)
-        earlier = self._files()
-        written.rename(self.folder / f"{self.key}-{step:09d}-{sha256(written)}.pt")
-        for file in earlier:
-            file.unlink(missing_ok=True)
+        newest = written.rename(self.folder / f"{self.key}-{step:09d}-{sha256(written)}.pt")
+        for file in self._files():
+            if file != newest:
+                file.unlink(missing_ok=True)
 
-    def load(self, entries: tuple[str, ...]) -> dict[str, Any] | None:
+    def exists(self) -> bool:
+        """Whether there is a state."""
+        return bool(self._files())
+
+    def load(self, entries: tuple[str, ...] = ()) -> dict[str, Any] | None:
         """The newest state, which has these entries; None: there is none.
 
         Raises:

@@ -25,7 +25,7 @@ from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, in_turn, parallel
 from emigm.stages.evaluate import check_made_from, chunks_of, measure, score, summaries
-from emigm.stages.sample import sample_model
+from emigm.stages.sample import check_facts, sample_model
 
 Point = tuple[int, int, int]
 """Steps of training, training seed, sampling seed."""
@@ -111,6 +111,7 @@ def sample_point(
     """Images of one point, each process its chunks; the seeds of a point are those of the final weights' images."""
     (step, *item), settings = point, benchmark.evaluation.snapshots
     weights, cfg = weights_folder(benchmark, size, step, item[0]), benchmark.sample_config(size, settings.budget)
+    check_facts(weights, steps=step)
     return sample_model(benchmark, size, weights, cfg, settings.images, tuple(item), state, world, progress)
 
 

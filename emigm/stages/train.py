@@ -25,7 +25,6 @@ from emigm.flops import mean_training_step
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
-from emigm.model.weights import read_tensors
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
@@ -119,10 +118,8 @@ def train_seed(
     memory = world.peak_memory()
     if world.is_main:
         facts = {"origin": "trained", "seed": seed, "autoencoder": as_dict(benchmark.autoencoder)}
-        for steps, file in result.snapshots.items():
-            save_model(
-                snapshot_folder(benchmark, size, seed, steps), read_tensors(file), model_cfg, steps=steps, **facts
-            )
+        for steps, point in result.snapshots.items():
+            save_model(snapshot_folder(benchmark, size, seed, steps), point.load(), model_cfg, steps=steps, **facts)
         save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, steps=cfg.steps, **facts)
 
     model = EMIGM(model_cfg).to(world.device).eval().requires_grad_(False)

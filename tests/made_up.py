@@ -1,0 +1,98 @@
+"""A checkout whose results were made up: no number in it was measured."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from emigm.config.benchmark import load_benchmark
+from emigm.config.schema import GateConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.model.schedules import nfe
+from emigm.pictures import save_grid
+from emigm.records.record import mean_and_spread, write_record
+
+REPO = Path(__file__).parents[1]
+LADDER = {"xs": 4.02, "s": 2.31, "b": 1.74, "l": 1.12, "h": 0.83}
+"""FID of infinitely many steps, by size."""
+PROVENANCE = {"device": "cpu"}
+
+
+def checkout(root: Path) -> Path:
+    """`root` as a folder that notebooks and pages take for a checkout."""
+    (root / "results").mkdir(parents=True, exist_ok=True)
+    (root / "dvc.yaml").touch()
+    return root
+
+
+def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("4", "16"), seeds=(0, 1), samples=(0, 1),
+                  snapshots=()):  # fmt: skip
+    """Records and grids as the stages write them; returns results/<name>.
+
+    FID of a run is (size's number) × (1 + 2 / N) + 0.1 × training seed + 0.02 × sampling seed, and 1 / share of the
+    training more at a snapshot.
+    """
+    here = Path.cwd()
+    os.chdir(checkout(root))  # records go to the working directory's results/
+    try:
+        default = load_benchmark(REPO / "params.yaml")
+        bench = dataclasses.replace(default, name=name, images_of=name, title=f"Made-up {name}", dry_run=dry_run)
+        _prepare(bench)
+        for i, (size, fid) in enumerate(sizes.items()):
+            _train(bench, size, i, seeds)
+            _score(bench, size, i, fid, budgets, seeds, samples, snapshots)
+        return Path.cwd() / "results" / name
+    finally:
+        os.chdir(here)
+
+
+def _prepare(bench):
+    def record(stage, results, **settings):
+        write_record(bench, stage, results, **PROVENANCE, **settings)
+
+    counts = {"train_images": 4000, "holdout_images": 1000, "classes": 10, "shape": [1, 14, 14]}
+    record("prepare", counts, data=bench.data)
+    record("extractor", {"features": 64}, extractor=bench.extractor)
+    shuffled = {"fid": mean_and_spread([11.0, 11.4]), "kid": mean_and_spread([0.031, 0.033]), "images": 1000}
+    subset = {"fid": mean_and_spread([0.8, 0.82]), "images": 1000}
+    held_out = {"fid": {"mean": 1.2}, "label_accuracy": {"mean": 0.98}, "images": 1000}
+    found = {"holdout": held_out, "train_subset": subset, "class_shuffle": shuffled}
+    record("reference", {"baselines": found, "source": {"kind": "training images"}})
+
+
+def _train(bench, size, i, seeds):
+    model = ModelConfig(14, 1, 10, 24 + 8 * i, 1, 1, 4, 48, 1, patch=2)
+    ratios = mean_and_spread([0.97 if i == 0 and seed == seeds[-1] else 0.7 - 0.02 * i for seed in seeds])
+    trained = {"parameters": 24_000 * 2**i, "flops": int(4e12 * 2**i), "images": 160_000}
+    trained |= {"seconds": mean_and_spread([60.0 * 2**i + s for s in seeds])}
+    trained["context"] = {"errors": {}, "ratio": ratios, "passed": i > 0}
+    settings = {"size": size, "model": model, "train": TrainConfig(2500, 64, 3e-3, seeds=tuple(seeds))}
+    write_record(bench, f"train-{size}", trained, **PROVENANCE, **settings, gate=GateConfig((0, 8)))
+
+
+def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
+    common = {"size": size, "images": 1000, "seeds": list(samples), "train_seeds": list(seeds)}
+    results, rng = {}, np.random.default_rng(i)
+    for budget in budgets:
+        n = int(budget)
+        runs = [
+            {"train_seed": t, "sample_seed": s, "fid": fid * (1 + 2 / n) + 0.1 * t + 0.02 * s, "kid": 0.01 * fid,
+             "isc": 7 - fid, "label_accuracy": 0.97}
+            for t in seeds for s in samples
+        ]  # fmt: skip
+        for share in snapshots if budget == budgets[-1] else ():
+            runs += [
+                run | {"snapshot": share, "fid": run["fid"] + 1 / share} for run in runs[: len(seeds) * len(samples)]
+            ]
+        by_images = [{k: r[k] for k in ("train_seed", "sample_seed")} | {"fid": {"1000": r["fid"], "500": r["fid"] + 1}}
+                     for r in runs if "snapshot" not in r]  # fmt: skip
+        results[budget] = {"runs": runs, "fid_by_images": by_images, "summary": {}}
+        sample = SampleConfig(n, 12, 2.0, (0.1, 0.4))
+        seconds = mean_and_spread([0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(seeds) * len(samples))])
+        sampled = {"nfe": nfe(n, 2.0, (0.1, 0.4)), "passes": nfe(n, 2.0, (0.1, 0.4)), "seconds_per_image": seconds}
+        write_record(bench, f"sample-{size}-{budget}", sampled, **PROVENANCE, **common, budget=budget, sample=sample)
+        pixels = rng.integers(0, 256, (40, 1, 14, 14), dtype=np.uint8)
+        save_grid(Path("results") / bench.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
+    save_grid(Path("results") / bench.name / "grids" / "real.png", pixels, 10, 12)
+    settings = {"extractor": bench.extractor, "extractor_identity": {"kind": "cnn", "sha256": "0" * 64}}
+    write_record(bench, f"evaluate-{size}", results, **PROVENANCE, **common, **settings)

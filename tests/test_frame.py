@@ -1,0 +1,171 @@
+"""The tidy frame of all runs, on records made up here and on those that this repository tracks."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import LADDER, checkout, write_results
+
+from emigm.config.errors import ConfigError
+from emigm.records.frame import baselines, benchmarks_with_results, find_root, read_all, runs
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkout")
+    write_results(root)
+    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0}, seeds=(0,))
+    return root
+
+
+def edit(folder, stage, change):
+    """Change a record in place."""
+    path = folder / "records" / f"{stage}.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_every_run_is_one_row_with_its_metrics_and_settings(root):
+    frame = runs(root, ["mnist"])
+    assert len(frame) == 5 * 2 * 2 * 2
+    assert not frame.duplicated(["benchmark", "size", "budget", "train_seed", "sample_seed", "snapshot"]).any()
+    row = frame.query("size == 'h' and budget == '16' and train_seed == 1 and sample_seed == 1").squeeze()
+    assert row["fid"] == pytest.approx(0.83 * 1.125 + 0.12)
+    assert row["N"] == 16 and row["sample.cfg_interval"] == (0.1, 0.4) and row["train.steps"] == 2500
+    assert row["model.width"] == 56 and row["parameters"] == 24_000 * 16 and row["train_images"] == 160_000
+    assert row["fid_by_images"] == {1000: row["fid"], 500: row["fid"] + 1}
+    assert row["seconds_per_image"] == pytest.approx(0.0004 * 16 * 1.5**4 + 3e-6)
+    assert row["train_seconds"] == 60 * 16 + 1
+    assert (row["dataset"], row["resolution"], row["weights"], row["scored_images"]) == ("mnist", 14, "trained", 1000)
+
+
+def test_the_context_gate_is_told_by_training_seed(root):
+    gates = runs(root, ["mnist"]).drop_duplicates(["size", "train_seed"]).set_index(["size", "train_seed"])
+    assert not gates.loc[("xs", 1), "gate_passed"] and gates.loc[("xs", 1), "gate_ratio"] == 0.97
+    assert gates.loc[("xs", 0), "gate_passed"] and gates.loc[("h", 1), "gate_passed"]
+
+
+def test_sizes_and_budgets_are_in_their_order(root):
+    frame = runs(root, ["mnist"])
+    assert list(frame["size"].unique()) == list(LADDER) and list(frame["budget"].unique()) == ["4", "16"]
+
+
+def test_a_snapshot_has_its_share_of_compute_and_no_gate(tmp_path):
+    write_results(tmp_path, snapshots=(0.25, 0.5))
+    frame = runs(tmp_path)
+    half, final = frame[frame["snapshot"] == 0.5], frame[frame["snapshot"].isna()]
+    assert len(half) == 5 * 2 * 2 and set(half["budget"]) == {"16"}
+    assert half["flops"].iloc[0] == final["flops"].iloc[0] / 2 and half["train_images"].iloc[0] == 80_000
+    assert half["gate_ratio"].isna().all() and half["fid"].iloc[0] > final["fid"].iloc[0]
+
+
+def test_what_has_not_run_is_absent_and_never_zero(tmp_path):
+    folder = write_results(tmp_path, sizes={"xs": 4.0, "s": 2.0, "b": 1.0})
+    (folder / "records" / "evaluate-xs.json").unlink()
+    for stage in ("evaluate-s", "sample-s-4", "sample-s-16"):
+        (folder / "records" / f"{stage}.json").unlink()
+    (folder / "records" / "train-b.json").unlink()
+    frame = runs(tmp_path).set_index("size")
+    assert frame.loc["xs", "fid"].isna().all() and len(frame.loc["xs"]) == 8 and (frame.loc["xs", "passes"] > 0).all()
+    assert len(frame.loc["s"]) == 2 and frame.loc["s", ["fid", "N", "passes"]].isna().all(axis=None)
+    assert (frame.loc["s", "parameters"] == 48_000).all()
+    assert (
+        frame.loc["b", ["parameters", "flops", "gate_ratio"]].isna().all(axis=None)
+        and frame.loc["b", "fid"].notna().all()
+    )
+
+
+def test_seeds_trained_since_the_scores_have_no_gate(tmp_path):
+    folder = write_results(tmp_path, sizes={"xs": 4.0})
+    edit(folder, "train-xs", lambda r: r["settings"]["train"].update(seeds=[7, 8]))
+    assert runs(tmp_path)["gate_ratio"].isna().all()
+
+
+def test_images_and_extractor_may_lie_with_another_benchmark(tmp_path):
+    write_results(tmp_path)
+    folder = write_results(tmp_path, "ladder", sizes={"xs": 4.0})
+    for stage in ("prepare", "extractor"):
+        (folder / "records" / f"{stage}.json").unlink()
+    assert runs(tmp_path, ["ladder"])["dataset"].isna().all()
+    for path in (folder / "records").glob("*.json"):
+        edit(folder, path.stem, lambda r: r.update(images_of="mnist"))
+    frame = runs(tmp_path, ["ladder"])
+    assert (
+        (frame["dataset"] == "mnist").all()
+        and (frame["features"] == 64).all()
+        and set(frame["benchmark"]) == {"ladder"}
+    )
+
+
+def test_records_of_the_first_schema_are_read_and_unknown_ones_named(tmp_path):
+    folder = write_results(tmp_path, sizes={"xs": 4.0})
+
+    def first(record):
+        record["schema"] = 1
+        for key in ("inputs", "outputs", "images_of"):
+            record.pop(key)
+
+    for path in (folder / "records").glob("*.json"):
+        edit(folder, path.stem, first)
+    edit(folder, "reference", lambda r: r["results"].update(floors=r["results"].pop("baselines")))
+    assert len(runs(tmp_path)) == 8 and set(baselines(tmp_path, "mnist")["baseline"]) >= {"holdout", "class_shuffle"}
+    edit(folder, "train-xs", lambda r: r.update(schema=99))
+    with pytest.raises(ConfigError, match=r"train-xs.json: record schema 99"):
+        runs(tmp_path)
+    (folder / "records" / "train-xs.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"train-xs.json: not valid JSON"):
+        runs(tmp_path)
+
+
+def test_baselines_are_tidy_with_their_numbers_of_images(root):
+    found = baselines(root, "mnist").set_index(["baseline", "metric"])
+    assert list(dict.fromkeys(found.index.get_level_values(0))) == ["holdout", "train_subset", "class_shuffle"]
+    shuffle = found.loc[("class_shuffle", "fid")]
+    assert shuffle["mean"] == pytest.approx(11.2) and shuffle["draws"] == 2 and shuffle["images"] == 1000
+    assert np.isnan(found.loc[("holdout", "fid"), "std"])
+
+
+def test_without_a_reference_there_are_no_baselines(tmp_path):
+    folder = write_results(tmp_path, sizes={"xs": 4.0})
+    (folder / "records" / "reference.json").unlink()
+    assert baselines(tmp_path, "mnist").empty
+
+
+def test_benchmarks_are_found_by_their_records_the_default_first(root):
+    assert benchmarks_with_results(root) == ["mnist", "smoke"]
+    assert runs(root)["benchmark"].unique().tolist() == ["mnist", "smoke"]
+    assert runs(root, ["smoke"])["dry_run"].all() and not runs(root, ["mnist"])["dry_run"].any()
+    with pytest.raises(ConfigError, match="mnst"):
+        runs(root, ["mnst"])
+
+
+def test_without_results_the_frame_is_empty_but_has_its_columns(tmp_path):
+    frame = runs(checkout(tmp_path))
+    assert frame.empty and {"benchmark", "size", "fid", "N", "flops", "gate_ratio", "snapshot"} <= set(frame)
+
+
+def test_the_root_is_found_from_a_folder_of_a_benchmark(root, tmp_path, monkeypatch):
+    (root / "benchmarks" / "ladder").mkdir(parents=True)
+    shutil.copy(root / "dvc.yaml", root / "benchmarks" / "ladder" / "dvc.yaml")
+    monkeypatch.chdir(root / "benchmarks" / "ladder")
+    assert find_root() == root
+    monkeypatch.chdir(tmp_path.anchor)
+    with pytest.raises(ConfigError, match=r"no dvc.yaml beside a results"):
+        find_root()
+
+
+def test_a_record_is_asked_by_path_and_an_absent_one_is_none(root):
+    records = read_all(root, "mnist")
+    assert records.at("train-xs", "settings", "model", "grid") == 14
+    assert records.at("train-xs", "settings", "nothing", "grid") is None and records.at("train-q") is None
+
+
+def test_the_tracked_results_make_a_frame():
+    names = benchmarks_with_results(find_root())
+    frame = runs()
+    assert set(frame["benchmark"]) == set(names)
+    if names:
+        assert frame["fid"].notna().any() and pd.api.types.is_float_dtype(frame["fid"])

@@ -1,0 +1,293 @@
+"""The notebooks of tables and figures, executed cell by cell on records made up here; the stage that runs them."""
+
+# ruff: noqa: RUF001
+# ×, – and ± are meant: they are the paper's notation.
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+from made_up import REPO, checkout, write_results
+from test_compare import write_paper_results
+
+from emigm.config.errors import ConfigError, RunError
+from emigm.stages.notebooks import execute
+
+ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.stem != "explore")
+MINE = ("figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4")
+ALLOWED = {"math", "numpy", "pandas", "matplotlib", "scipy"}
+ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.model.schedules", "emigm.flops")
+
+
+def code_of(name):
+    notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=4)
+    return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def run(name, root, monkeypatch, benchmark="mnist", out=None):
+    """Execute a notebook's cells in this process; returns its variables, the last value of each cell as `shown`."""
+    monkeypatch.chdir(root)
+    space = {"_shown": []}
+    for cell in code_of(name)[1]:
+        if "parameters" in cell.metadata.get("tags", []):
+            space |= {"benchmark": benchmark, "out": out}
+            continue
+        *body, last = ast.parse(cell.source).body
+        exec(compile(ast.Module(body, []), name, "exec"), space)
+        if isinstance(last, ast.Expr):
+            space["_shown"].append(eval(compile(ast.Expression(last.value), name, "eval"), space))
+        else:
+            exec(compile(ast.Module([last], []), name, "exec"), space)
+    return space
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("checkout")
+    write_results(root)
+    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0, "s": 28.0}, seeds=(0,))
+    write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5))
+    return root
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    root = checkout(tmp_path_factory.mktemp("released"))
+    write_paper_results(root)
+    return root
+
+
+def reading(space):
+    return space["_shown"][-1].markdown()
+
+
+def table(space, place=0):
+    return space["_shown"][place].frame
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_notebook_asks_a_question_and_is_without_outputs(name):
+    notebook, code = code_of(name)
+    nbformat.validate(notebook)
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ") and "?" in first.source.splitlines()[0]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    (parameters,) = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert "out = None" in parameters
+    assert "Reading(" in code[-1].source and ".save(out)" in code[-1].source
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_notebook_imports_what_reads_and_draws_alone(name):
+    trees = [node for cell in code_of(name)[1] for node in ast.walk(ast.parse(cell.source))]
+    modules = {n.module for n in trees if isinstance(n, ast.ImportFrom)}
+    modules |= {alias.name for n in trees if isinstance(n, ast.Import) for alias in n.names}
+    assert all(m.split(".")[0] in ALLOWED or m.startswith(ROOMS) for m in modules), modules
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_notebook_without_an_output_folder_writes_nothing(name, root, monkeypatch):
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    assert reading(run(name, root, monkeypatch)).strip()
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_notebook_with_an_output_folder_saves_its_reading_and_its_table_or_picture(name, root, monkeypatch, tmp_path):
+    run(name, root, monkeypatch, out=str(tmp_path))
+    kinds = ("md", "csv") if name.startswith(("table", "scores")) else ("png", "svg")
+    assert {"reading.md", *(f"{name}.{kind}" for kind in kinds)} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_what_has_not_run_reads_so_and_is_never_a_number(name, tmp_path, monkeypatch):
+    folder = write_results(tmp_path, sizes={"xs": 4.0, "s": 2.0})
+    for stage in ("evaluate-xs", "sample-s-16", "train-s", "reference"):
+        (folder / "records" / f"{stage}.json").unlink()
+    shutil.rmtree(folder / "grids")
+    for made in run(name, tmp_path, monkeypatch)["_shown"]:
+        if hasattr(made, "frame"):
+            assert (
+                not made.frame.isin(["", "0", "0.00", "nan", "None", "nan %"])
+                .drop(columns="Family", errors="ignore")
+                .any(axis=None)
+            )
+    assert "nan" not in reading(run(name, tmp_path, monkeypatch)).lower().split()
+
+
+def test_scores_stand_between_the_baselines_and_say_how_far_each_model_is(root, monkeypatch):
+    space = run("scores", root, monkeypatch)
+    frame = table(space).set_index(["Model on MNIST-5k", "N"])
+    row = frame.loc[("eMIGM-H", "16")]  # 0.83 × 1.125 + 0.05 + 0.01
+    assert row["FID"].startswith("0.994 ± ") and row["Seeds"] == "2×2" and row["Images"] == "1,000"
+    assert row["Way to held-out"].startswith("102 ± ") and row["NFE"] == "16×1.31"
+    assert frame.loc[("Class shuffle", "–"), "Way to held-out"] == "0 %"
+    assert frame.loc[("Held-out real images", "–"), ["FID", "Way to held-out", "Images"]].tolist() == [
+        "1.20",
+        "100 %",
+        "1,000",
+    ]
+    text = reading(space)
+    assert "eMIGM-H" in text and "N = 16 improves on N = 4" in text
+    assert "Worse than class shuffle, which uses no context, are by FID (11.2): none; KID (0.032): XS at N = 4" in text
+
+
+def test_a_partial_benchmark_keeps_the_rows_of_what_has_not_run(tmp_path, monkeypatch):
+    folder = write_results(tmp_path)
+    for stage in ("evaluate-l", "sample-l-16"):
+        (folder / "records" / f"{stage}.json").unlink()
+    frame = table(run("scores", tmp_path, monkeypatch)).set_index(["Model on MNIST-5k", "N"])
+    assert (
+        frame.loc[("eMIGM-L", "4"), "FID"] == "not run" and frame.loc[("eMIGM-L", "4"), "Way to held-out"] == "not run"
+    )
+
+
+def test_tables_2_and_3_of_other_data_show_the_papers_rows_alone_and_say_so(root, monkeypatch):
+    for name, rows in (("table2", 34), ("table3", 25)):
+        space = run(name, root, monkeypatch)
+        assert len(table(space)) == rows and not any("ours" in column for column in table(space))
+        assert "mnist is MNIST-5k, not this data set; its own scores are in the notebook `scores`" in reading(space)
+
+
+def test_on_the_papers_data_our_numbers_stand_beside_its_rows(released, monkeypatch):
+    space = run("table2", released, monkeypatch, "imagenet256")
+    frame = table(space).set_index(["Method", "NFE"])
+    row, fid = frame.loc[("eMIGM-H", "128×1.4")], "FID-50K on ImageNet 256×256, ours"
+    assert row["FID-50K"] == "1.57" and row[fid].startswith("1.57") and row["Params, ours"] == "942M"
+    assert row["NFE, ours"] == "128×1.4"
+    assert (frame.loc[("MAR-H", "256×2")].filter(like="ours") == "–").all()
+    assert "Measured here: 10 of 10 eMIGM rows, +0.0 % to +0.0 %" in reading(space)
+    space = run("table3", released, monkeypatch, "imagenet256")
+    assert not any("ours" in column for column in table(space))
+
+
+def test_rows_of_the_papers_data_that_have_not_run_read_so(tmp_path, monkeypatch):
+    write_paper_results(checkout(tmp_path), "imagenet256", "benchmark.sizes=[xs]", "benchmark.budgets=['128']")
+    frame = table(run("table2", tmp_path, monkeypatch, "imagenet256")).set_index(["Method", "NFE"])
+    fid = next(c for c in frame if c.startswith("FID-50K on"))
+    assert frame.loc[("eMIGM-XS", "16×1.2"), fid] == frame.loc[("eMIGM-XS", "16×1.2"), "Seeds, ours"] == "not run"
+    assert frame.loc[("eMIGM-XS", "128×1.4"), fid].startswith("3.62")
+
+
+def test_a_dry_run_on_imagenet_is_no_row_of_the_papers_table(tmp_path, monkeypatch):
+    write_paper_results(checkout(tmp_path), "imagenet256-dry")
+    space = run("table2", tmp_path, monkeypatch, "imagenet256-dry")
+    assert not any("ours" in column for column in table(space))
+
+
+@pytest.mark.parametrize("name", ["figure1", "figure4", "scores"])
+def test_a_dry_run_is_marked_wherever_its_numbers_are(name, root, monkeypatch):
+    made = run(name, root, monkeypatch, "smoke")["_shown"]
+    assert "DRY RUN" in made[-1].markdown() if name != "scores" else "DRY RUN" in made[0].title
+    pictures = [one for one in made if hasattr(one, "figure")]
+    assert all("DRY RUN" in [t.get_text() for t in one.figure.texts] for one in pictures)
+    if name == "scores":
+        assert "DRY RUN" in table({"_shown": made}).columns[0]  # the CSV has no title
+
+
+def axes_of(space):
+    return space["_shown"][0].figure.axes
+
+
+def test_figure_4_has_no_panel_that_says_nothing_new(root, monkeypatch):
+    space = run("figure4", root, monkeypatch)
+    assert [axes.get_title() for axes in axes_of(space)] == ["(a) training compute, N = 16", "(c) sampling time"]
+    assert axes_of(space)[0].get_ylabel() == "FID-1K on MNIST-5k"
+    text = reading(space)
+    assert "(b) not run" in text and "rank correlation of FID with training FLOPs is -0." in text
+
+
+def test_figure_4_reads_across_at_equal_flops_along_snapshots(root, monkeypatch):
+    space = run("figure4", root, monkeypatch, "snapshots")
+    assert [axes.get_title()[:3] for axes in axes_of(space)] == ["(a)", "(b)", "(c)"]
+    across = space["across"].set_index(["flops", "model"])["fid"]
+    # XS ends at 4e12 FLOPs, where S is half trained: its snapshot at 0.5, which is 1 / 0.5 above its end
+    assert across[("4.00e+12", "s")] == pytest.approx(3 * 1.125 + 0.06 + 2)
+    assert across[("4.00e+12", "xs")] == pytest.approx(4 * 1.125 + 0.06)
+    assert "(b) At 4.00e+12 training FLOPs the best is eMIGM-XS" in reading(space)
+
+
+def test_figure_4_says_why_released_weights_have_no_training_compute(released, monkeypatch):
+    space = run("figure4", released, monkeypatch, "imagenet256")
+    assert [t.get_text() for t in axes_of(space)[0].texts] == ["not run"]
+    assert "the training FLOPs of released weights are not in the records" in reading(space)
+
+
+def test_figure_1_shows_real_images_first_and_both_budgets(root, monkeypatch):
+    titles = [axes.get_title() for axes in axes_of(run("figure1", root, monkeypatch))]
+    assert titles[:3] == ["real images", "eMIGM-H, N = 4", "eMIGM-H, N = 16"] and len(titles) == 9
+    assert "eMIGM-XS, N = 16" in titles and "eMIGM-XS, N = 4" not in titles
+
+
+def test_figure_6_takes_tokens_and_steps_from_the_records(root, monkeypatch):
+    titles = [axes.get_title() for axes in axes_of(run("figure6", root, monkeypatch))]
+    assert titles == ["the paper: 256 tokens, N = 16", "MNIST-5k: 49 tokens, N = 16"]
+
+
+def test_the_code_computes_the_printed_schedules(root, monkeypatch):
+    space = run("table4", root, monkeypatch)
+    assert table(space).set_index("Schedule").loc["exp", "γ(0.2)"] == "0.6321"
+    assert "Code and printed formulas agree" in reading(space)
+    assert "trained with exp and sampled with exp" in reading(space)
+
+
+def in_process(arguments, root):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPO),
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+    }
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=root, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A checkout with the notebooks and the results of one small benchmark."""
+    write_results(tmp_path, sizes={"xs": 4.0})
+    shutil.copytree(REPO / "notebooks", tmp_path / "notebooks")
+    return tmp_path
+
+
+def test_papermill_writes_the_executed_notebook_and_nothing_else(copied):
+    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
+    command = ["papermill", "notebooks/table2.ipynb", "out.ipynb", "-p", "benchmark", "mnist", "--no-progress-bar"]
+    done = in_process(command, copied)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "eMIGM-XS" in json.dumps(json.loads((copied / "out.ipynb").read_text())["cells"][-2]["outputs"])
+    after = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
+    assert after.pop(copied / "out.ipynb") and after == before
+
+
+def test_the_stage_gives_the_same_bytes_twice_and_prints_nothing(copied):
+    command = ["emigm.stages.notebooks", "figure5", "--benchmark", "mnist"]
+    folder, found = copied / "results" / "mnist" / "notebooks" / "figure5", []
+    for _ in range(2):
+        done = in_process(command, copied)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        found.append({p.name: p.read_bytes() for p in folder.iterdir()})
+    assert set(found[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.md"}
+    assert found[0] == found[1]
+    text = (folder / "figure5.ipynb").read_text()
+    assert str(copied) not in text and "start_time" not in text
+
+
+def test_a_notebook_that_fails_leaves_nothing_and_says_why(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    with pytest.raises(ConfigError, match=r"unknown notebook 'figur5'.*figure5"):
+        execute("figur5", "mnist", "mnist")
+    with pytest.raises(RunError, match=r"(?s)table2.ipynb, for results/nothing: .*nothing"):
+        execute("table2", "nothing", "nothing")
+    assert not (copied / "results" / "nothing" / "notebooks" / "table2").exists()
+
+
+def test_executed_notebooks_name_no_folder_of_the_machine_that_ran_them():
+    for path in (REPO / "results").glob("*/notebooks/*/*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        assert "PosixPath" not in text and str(REPO) not in text, path
+        assert isinstance(pd.DataFrame(json.loads(text)["cells"]), pd.DataFrame)

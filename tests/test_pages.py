@@ -1,0 +1,158 @@
+"""The generated pages and blocks, on records and executed notebooks made up here; those of the repository at HEAD."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up import REPO, write_results
+
+from emigm.report.blocks import BLOCK, PAGES, filled, main
+from emigm.report.pages import benchmark_page, front_page, write_front, write_page
+from emigm.report.tables import Reading, Table
+
+NOTEBOOK = {
+    "cells": [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# WHICH: which?\n\nWhat it\nshows."}],
+    "metadata": {},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+
+
+def execute(folder: Path, name: str, picture: bool = False) -> None:
+    """What an executed notebook leaves, with a table of its own."""
+    there = folder / "notebooks" / name
+    there.mkdir(parents=True)
+    text = json.dumps(NOTEBOOK).replace("WHICH", name.capitalize())
+    (there / f"{name}.ipynb").write_text(text)
+    Reading((f"{name} came out so.",), ("A note on it.",)).save(there)
+    if picture:
+        (there / f"{name}.png").write_bytes(b"png")
+    else:
+        Table(name, "Title", pd.DataFrame({"Model": ["XS"], "FID": [f"{name} 4.52"]}), ("A note.",)).save(there)
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = write_results(tmp_path)
+    write_results(tmp_path, "smoke", dry_run=True, sizes={"xs": 30.0}, seeds=(0,))
+    execute(folder, "scores")
+    execute(folder, "figure1", picture=True)
+    execute(folder, "table4")
+    return tmp_path
+
+
+def outside_details(page: str) -> str:
+    return re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+
+
+def test_the_page_says_what_was_run_and_shows_one_table_and_the_pictures_first(root):
+    page = benchmark_page(root, "mnist")
+    shown = outside_details(page)
+    assert shown.startswith("<!-- Generated") and "# Made-up mnist" in shown
+    assert "4,000 training images, 1,000 held-out images, 10 classes" in shown
+    assert "Sampling, N = 16: exp schedule, dpm-solver (12 evaluations a token), guidance 2 for 0.1 < t ≤ 0.4" in shown
+    assert "seeds: training 0, 1, sampling 0, 1" in shown
+    assert shown.count("\n|:") == 1 and "scores 4.52" in shown
+    assert "![Figure1: which?](notebooks/figure1/figure1.png)\n\n*What it shows.*" in shown
+    assert "figure1 came out so." in shown and "A note on it." not in page
+
+
+def test_the_rest_of_the_page_is_folded(root):
+    page = benchmark_page(root, "mnist")
+    assert "<summary>Table4: which?</summary>" in page and "table4 4.52" in page
+    assert "table4 4.52" not in outside_details(page)
+    assert "FAILED by training seeds of xs" in page and "0.70, 0.97" in page
+    assert page.count("<details>") == page.count("</details>") == 3
+
+
+def test_every_link_of_the_pages_leads_somewhere(root):
+    write_page(root, "mnist")
+    write_page(root, "smoke")
+    for path in (root / "results" / "mnist" / "README.md", write_front(root)):
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert (path.parent / target).exists() or target == "../README.md", target
+
+
+def test_the_verdict_is_that_of_verify(root):
+    assert "not run" in benchmark_page(root, "mnist").split("# Made-up mnist")[1].split("\n")[2]
+    verify = root / "results" / "mnist" / "verify.json"
+    verify.write_text(json.dumps({"verdict": "reproduced", "sentence": "All 10 numbers agree."}))
+    assert "**reproduced** All 10 numbers agree." in benchmark_page(root, "mnist")
+
+
+def test_a_dry_run_is_marked_on_its_page_and_shows_no_number_on_that_of_all(root):
+    assert "# DRY RUN: Made-up smoke" in benchmark_page(root, "smoke")
+    page = front_page(root)
+    assert "| [mnist](mnist/README.md)" in page and "| [smoke]" not in page
+    assert "Dry runs, whose numbers measure nothing: [smoke](smoke/README.md)." in page
+
+
+def test_the_page_of_all_has_a_row_each_and_the_reading_of_the_default(root):
+    page = front_page(root)
+    (row,) = [line for line in page.splitlines() if line.startswith("| [mnist]")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:] == ["MNIST-5k", "5", "40", "0.99 to 6.09", "1K", "1.20", "11.20"]
+    assert "**mnist**: scores came out so." in page
+
+
+def test_the_tally_counts_the_ledgers_verdicts(root):
+    folder = root / "results" / "evidence"
+    execute(folder, "claims")
+    verdicts = pd.DataFrame({"ID": list("abc"), "Verdict": ["holds here", "holds here", "not run"]})
+    Table("claims", "Claims", verdicts).save(folder / "notebooks" / "claims")
+    page = front_page(root)
+    assert (
+        "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md): 3 rows: 2 holds here, 1 not run."
+        in page
+    )
+    assert "<summary>Claims: which?</summary>" in page and "(evidence/notebooks/claims/claims.ipynb)" in page
+
+
+def test_without_results_the_page_of_all_says_so(tmp_path):
+    (tmp_path / "results").mkdir()
+    assert "Benchmarks: not run." in front_page(tmp_path)
+
+
+def test_the_same_results_give_the_same_page(root):
+    assert benchmark_page(root, "mnist") == benchmark_page(root, "mnist")
+    assert front_page(root) == front_page(root)
+
+
+def test_filling_blocks_touches_what_stands_between_the_markers_alone(root, monkeypatch):
+    path = "results/mnist/notebooks/scores/scores.md"
+    text = f"above\n<!-- block: {path} -->\nold\n<!-- end of block -->\nbelow\n"
+    (root / "README.md").write_text(text)
+    (root / "benchmarks").mkdir()
+    (root / "benchmarks" / "README.md").write_text("<!-- block: results/x/reading.md -->\n5.0\n<!-- end of block -->\n")
+    monkeypatch.chdir(root)
+    main()
+    new = (root / "README.md").read_text()
+    assert new.startswith(f"above\n<!-- block: {path} -->\n| Model") and new.endswith(
+        "|\n<!-- end of block -->\nbelow\n"
+    )
+    assert "old" not in new and "# Title" not in new and "A note" not in new and "scores 4.52" in new
+    assert "\nnot run\n" in (root / "benchmarks" / "README.md").read_text()
+    assert filled(new, root) == new
+
+
+def committed(name: str) -> str | None:
+    """The file at HEAD: somebody's own run may have changed the working tree's results."""
+    done = subprocess.run(["git", "show", f"HEAD:{name}"], cwd=REPO, capture_output=True, text=True)
+    return None if done.returncode else done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_are_the_committed_results(page, tmp_path):
+    text = committed(page)
+    if text is None:
+        pytest.skip("not a git checkout")
+    for found in BLOCK.finditer(text):
+        if (content := committed(found["path"])) is not None:
+            target = tmp_path / found["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content, encoding="utf-8")
+    assert filled(text, tmp_path) == text, "run `make readme`"
