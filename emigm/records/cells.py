@@ -131,7 +131,9 @@ def cells_of(records: Mapping[str, Record]) -> dict[str, Cell]:
     for stage, record in records.items():
         facts = _settings(record)
         found[f"{stage} settings"] = Cell(f"{stage} settings", "settings", "", fact=facts)
-        for path, value in _cells(record["results"]):
+        fitted = record["settings"].get("autoencoder", {}).get("kind") == "kmeans"  # a codebook of this machine's own
+        results = {k: v for k, v in record["results"].items() if not (fitted and k == "weights_sha256")}
+        for path, value in _cells(results):
             name = " ".join((stage, *path))
             group = " ".join((stage.split("-")[0], *(p for p in path[1:] or path)))
             if isinstance(value, dict):
