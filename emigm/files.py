@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from emigm.config.errors import ConfigError, RunError, UserError
 
 TEMPORARY = ".tmp"
 """Suffix of files under way, which no reader's pattern matches: a killed writer leaves one."""
+HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "-"
+"""This machine, in the names of temporary files."""
 CHECKSUM = "sha256"
 """Key of a JSON file's, and name of an `.npz`'s, checksum of all else in it."""
 
@@ -39,13 +42,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        prefix = f".{path.name}.{os.getpid()}."
+        prefix = f".{path.name}.{HOST}.{os.getpid()}."
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=TEMPORARY, dir=path.parent)
         temporary = Path(name)
         try:
             lock(handle)
             write(temporary)
             temporary.chmod(0o644)
+            with temporary.open("rb") as f:  # on the disk before its name is: a power cut leaves no empty file
+                os.fsync(f.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -73,17 +78,17 @@ def _system_error(error: BaseException | None) -> str | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that are no more, on this machine or another."""
+    """Remove the temporary files of this machine's writers that are no more."""
     for file in folder.glob(f".*{TEMPORARY}"):
-        pid = file.name.split(".")[-3]
-        if pid.isdigit() and _runs(int(pid)):
+        host, pid = file.name.split(".")[-4:-2]
+        if host != HOST or not pid.isdigit() or _runs(int(pid)):
             continue
         try:
-            handle = os.open(file, os.O_RDONLY)
-        except FileNotFoundError:  # its writer has just moved it
+            handle = os.open(file, os.O_RDWR)
+        except OSError:  # its writer has just moved it, or it is another user's
             continue
         try:
-            if lock(handle):
+            if lock(handle):  # no: a writer in a container that shares the machine's name, but not its processes
                 file.unlink(missing_ok=True)
         finally:
             os.close(handle)
@@ -99,19 +104,24 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def lock(handle: int) -> bool:
-    """Lock an open file for this process, without waiting; False: another holds it.
+def lock(handle: int) -> bool | None:
+    """Lock an open file for this process, without waiting.
 
     The system gives the lock back when the file is closed, at the latest when the process ends, however it ends.
+
+    Returns:
+        False: another process holds it. None: the file system has no locks.
     """
     if sys.platform == "win32":
-        return True
-    import fcntl
+        return None
+    import fcntl  # absent there
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

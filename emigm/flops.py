@@ -1,4 +1,4 @@
-"""Floating-point operations of training, in closed form (two for a multiply-add, matrix products only). No torch.
+"""Floating-point operations (two for a multiply-add, matrix products only) and parameters, in closed form. No torch.
 
 Shape letters: B images, L tokens, P buffer positions, R diffusion times of a token.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.model.schedules import draw_mask_count, draw_mask_counts
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
+from emigm.model.schedules import draw_mask_count, draw_mask_counts, guided_steps, step_counts
 
 FREQUENCIES = 256
 DIFFUSION_STEPS = 1000
@@ -65,6 +65,40 @@ def mean_training_step(cfg: ModelConfig, train: TrainConfig, draws: int = 2000) 
     values, numbers = np.unique(masked, return_counts=True)
     total = sum(group_step(cfg, train, images, int(m)) * int(n) for m, n in zip(values, numbers, strict=True))
     return round(total * (train.batch // images) / draws)
+
+
+def sampling(cfg: ModelConfig, sample: SampleConfig, draws: int = 8) -> float:
+    """Generation of one image: the mean over `draws` of the reveal counts. The embedding of the solver's times, once a
+    batch, is left out."""
+    guided = guided_steps(sample.steps, sample.cfg_scale, sample.cfg_interval)
+    rng = np.random.default_rng(0)
+    total = 0.0
+    for _ in range(draws):
+        done = 0
+        counts = step_counts(sample.order, sample.schedule, sample.steps, cfg.tokens, rng)
+        for n, guide in zip(counts.tolist(), guided.tolist(), strict=True):
+            if n == 0:
+                break
+            tried = cfg.tokens - done if sample.order == "confidence" else n
+            total += (1 + guide) * prediction_step(cfg, done, tried, sample.solver_steps)
+            done += n
+    return total / draws
+
+
+def prediction_step(cfg: ModelConfig, visible: int, predicted: int, solver_steps: int | None) -> float:
+    """One pass of the network for one image with `visible` tokens, and the head on the `predicted` ones: a third of
+    what forward and backward take together."""
+    d, w, c = cfg.width, cfg.head_width, cfg.token_channels
+    seen, positions = visible if cfg.mae else cfg.tokens, cfg.buffer + cfg.tokens
+    network = cfg.encoder_blocks * block(1, cfg.buffer + seen, cfg) + linear(cfg.buffer + seen, d, d)
+    network += (cfg.decoder_blocks - 1) * block(1, positions, cfg)
+    network += block(1, positions, cfg, predicted if visible else None)  # at first, all positions of each class
+    if cfg.codebook is not None:
+        head = linear(1, d, w) + 2 * cfg.head_blocks * linear(1, w, w) + linear(1, w, cfg.codebook)
+        return (network + predicted * head) / 3
+    network += linear(seen, c, d)
+    row = cfg.head_blocks * (2 * linear(1, w, w) + linear(1, w, 3 * w)) + linear(1, w, 2 * w) + linear(1, w, 3 * c)
+    return (network + predicted * (linear(1, d, w) + solver_steps * row)) / 3
 
 
 def parameters(cfg: ModelConfig) -> int:

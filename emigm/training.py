@@ -103,7 +103,8 @@ def micro_batches(rows: slice, group: int, most: int | None) -> list[slice]:
 
 
 def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up from 0, then constant or half a cosine to 0."""
+    """Rate of step 0, 1, ...: linear warm-up from 0, then constant or half a cosine to 0 (Loshchilov & Hutter 2016,
+    arXiv 1608.03983, equation 5)."""
     if step < cfg.warmup_steps:
         return cfg.lr * step / cfg.warmup_steps
     if cfg.lr_schedule == "constant":
@@ -121,12 +122,13 @@ def parameter_groups(model: EMIGM, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: EMIGM, cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW as the paper sets it."""
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2) as the paper sets it."""
     return torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr, betas=cfg.betas, fused=True)
 
 
 def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> None:
-    """ema <- decay x ema + (1 - decay) x parameters, in place."""
+    """ema <- decay x ema + (1 - decay) x parameters, in place (as in DDPM, Ho et al. 2020, arXiv 2006.11239, appendix
+    B)."""
     torch._foreach_lerp_(ema, parameters, 1 - decay)
 
 

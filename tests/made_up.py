@@ -30,7 +30,7 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
     """Records and grids as the stages write them; returns results/<name>.
 
     FID of a run is (size's number) × (1 + 2 / N) + 0.1 × training seed + 0.02 × sampling seed, and 1 / share of the
-    training more at a snapshot.
+    training more at a snapshot (of 500 images).
     """
     here = Path.cwd()
     os.chdir(checkout(root))  # records go to the working directory's results/
@@ -80,12 +80,8 @@ def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
              "isc": 7 - fid, "label_accuracy": 0.97}
             for t in seeds for s in samples
         ]  # fmt: skip
-        for share in snapshots if budget == budgets[-1] else ():
-            runs += [
-                run | {"snapshot": share, "fid": run["fid"] + 1 / share} for run in runs[: len(seeds) * len(samples)]
-            ]
         by_images = [{k: r[k] for k in ("train_seed", "sample_seed")} | {"fid": {"1000": r["fid"], "500": r["fid"] + 1}}
-                     for r in runs if "snapshot" not in r]  # fmt: skip
+                     for r in runs]  # fmt: skip
         results[budget] = {"runs": runs, "fid_by_images": by_images, "summary": {}}
         sample = SampleConfig(n, 12, 2.0, (0.1, 0.4))
         seconds = mean_and_spread([0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(seeds) * len(samples))])
@@ -96,3 +92,11 @@ def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
     save_grid(Path("results") / bench.name / "grids" / "real.png", pixels, 10, 12)
     settings = {"extractor": bench.extractor, "extractor_identity": {"kind": "cnn", "sha256": "0" * 64}}
     write_record(bench, f"evaluate-{size}", results, **PROVENANCE, **common, **settings)
+    if snapshots:
+        points = [
+            {"step": round(2500 * share), "runs": [run | {"fid": run["fid"] + 1 / share} for run in runs]}
+            for share in snapshots
+        ]
+        train = TrainConfig(2500, 64, 3e-3, seeds=tuple(seeds))
+        common |= {"budget": budgets[-1], "sample": sample, "train": train, "images": 500}
+        write_record(bench, f"snapshots-{size}", {"points": points}, **PROVENANCE, **common, **settings)

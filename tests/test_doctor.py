@@ -9,9 +9,10 @@ from emigm import cli
 from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig
 from emigm.files import write_json
+from emigm.flops import sampling
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import doctor
-from emigm.tools.estimates import Device, costs, cpu, gpu, sampling_flops, training_bytes
+from emigm.tools.estimates import Device, costs, cpu, gpu, training_bytes
 
 REPO = Path(__file__).parents[1]
 A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)
@@ -191,7 +192,7 @@ def test_an_unknown_benchmark_lists_the_known(checkout, capsys):
 def test_sampling_flops_agree_with_a_counter_on_the_official_networks(key):
     resolution, steps = key
     for size, counted in COUNTED[key].items():
-        ours = sampling_flops(PAPER_MODELS[resolution, size], paper_sampling(resolution, size, steps)) / 1e9
+        ours = sampling(PAPER_MODELS[resolution, size], paper_sampling(resolution, size, steps)) / 1e9
         assert ours == pytest.approx(counted, rel=0.1)
 
 

@@ -112,7 +112,7 @@ def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
     assert claims["ID"].tolist() == [claim.id for claim in CLAIMS.claims for _ in claim.at]
     assert len(comparisons) == len(found["ledger"].outcomes)
     page = (tmp_path / "claims.md").read_text()
-    assert page.index("MNIST-5k (49 tokens): ") < page.index("Amended on 2026-11-23")
+    assert page.index("MNIST-5k (49 tokens), 22 conclusions") < page.index("Amended on 2026-11-23")
     assert "better by" in page and "worse by" in page and "holds at some N only" in page
     assert (tmp_path / "effects.png").stat().st_size > 10_000
     text = reading(tmp_path)

@@ -24,7 +24,17 @@ from safetensors.torch import load_file, save_file
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError, UserError
-from emigm.files import checksums, lock, read_arrays, read_index, sha256, write_arrays, write_atomically, write_index
+from emigm.files import (
+    HOST,
+    checksums,
+    lock,
+    read_arrays,
+    read_index,
+    sha256,
+    write_arrays,
+    write_atomically,
+    write_index,
+)
 from emigm.model.model import read_model_config, save_model
 from emigm.runtime.resume import ResumePoints
 from emigm.stages.encode import encode
@@ -133,6 +143,13 @@ def test_records_name_the_files_that_numbers_depend_on(whole):
     assert weights < named["sample-xs-4"] and images < named["reference"]
     assert samples | images | {"data/tiny/reference.npz"} < named["evaluate-xs"]
     assert "data/tiny/extractor/weights.safetensors" in named["evaluate-xs"] & named["reference"]
+
+
+class Code:
+    """What unpickles as a call."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
 
 
 # Damage
@@ -328,8 +345,8 @@ def test_what_is_no_json_object_is_refused(workspace, file, text):
     refused(READ_BY[file][0], Path(file).name)
 
 
-def test_arrays_of_objects_are_refused(workspace):
-    objects = np.array([{}, []], dtype=object)
+def test_arrays_of_objects_which_could_be_code_are_refused(workspace):
+    objects = np.array([Code(), Code()], dtype=object)
     np.savez("data/tiny/images/train.npz", pixels=objects, labels=objects)
     refused("encode", "train.npz")
     shard = Path("data/tiny/latents/train/latents-00000.npy")
@@ -337,6 +354,18 @@ def test_arrays_of_objects_are_refused(workspace):
     facts = {"bytes": shard.stat().st_size, "sha256": sha256(shard)}
     reseal("data/tiny/latents/train/index.json", lambda t: t["shards"][0].update(facts))
     refused("train-xs", shard.name)
+    np.savez("data/tiny/reference.npz", mu=objects, sigma=objects, facts=objects)
+    refused("evaluate-xs", "reference.npz")
+    assert not Path("ran").exists()
+
+
+def test_a_configuration_that_holds_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = "!!python/object/apply:pathlib.Path [ran]"
+    Path("params.yaml").write_text(f"benchmark: !!python/object/apply:pathlib.Path.touch [{path}]")
+    with pytest.raises(ConfigError, match=r"params\.yaml: not valid YAML"):
+        load_benchmark()
+    assert not Path("ran").exists()
 
 
 # What interrupted stages leave
@@ -405,13 +434,6 @@ def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(workspace, in_one_p
     assert faults.outputs("sample-xs-4", Path()) == expected
 
 
-class Code:
-    """What unpickles as a call."""
-
-    def __reduce__(self):
-        return Path.touch, (Path("ran"),)
-
-
 @pytest.mark.parametrize("content", [[1, 2], {"step": 3}, torch.zeros(2), Code(), {"model": Code()}])
 def test_a_resume_point_that_is_none_is_one_line_without_unsafe_advice(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
@@ -441,8 +463,9 @@ def test_the_newest_resume_point_is_taken_and_only_it_is_kept(tmp_path):
 def test_temporaries_match_no_pattern_and_those_of_dead_writers_are_removed(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    dead, held, mine = (tmp_path / f".a.json.{pid}.x.tmp" for pid in (ended.pid, f"{ended.pid}0000", os.getpid()))
-    for path in (dead, held, mine):
+    names = [f"{HOST}.{pid}.x" for pid in (ended.pid, f"{ended.pid}0000", os.getpid())] + [f"elsewhere.{ended.pid}.x"]
+    dead, held, mine, foreign = (tmp_path / f".a.json.{name}.tmp" for name in names)
+    for path in (dead, held, mine, foreign):
         path.touch()
     seen = []
 
@@ -454,7 +477,7 @@ def test_temporaries_match_no_pattern_and_those_of_dead_writers_are_removed(tmp_
     with held.open() as f:
         assert lock(f.fileno())
         write_atomically(tmp_path / "a.json", write)
-    assert seen == [] and {p.name for p in tmp_path.iterdir()} == {"a.json", held.name, mine.name}
+    assert seen == [] and {p.name for p in tmp_path.iterdir()} == {"a.json", held.name, mine.name, foreign.name}
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
@@ -538,7 +561,8 @@ def long_training(workspace):
 
     yield start
     for process in started:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):  # ended: its number may be another's by now
+            os.waitpid(process, os.WNOHANG)
             os.killpg(process, signal.SIGKILL)
     assert faults.orphans() == []
 

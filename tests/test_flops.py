@@ -5,13 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_model import TINY
+from test_model import TINY, random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from emigm.config.schema import TrainConfig
-from emigm.flops import group_step, mean_training_step
+from emigm.config.schema import SampleConfig, TrainConfig
+from emigm.flops import group_step, mean_training_step, prediction_step, sampling
 from emigm.model.model import EMIGM, draw_training
+from emigm.model.schedules import guided_steps, reveal_counts
+from emigm.sampling import draw_images, reveal
 
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 
@@ -33,6 +35,22 @@ def test_the_mean_lies_between_the_extremes_and_is_repeatable():
     mean = mean_training_step(TINY, TRAIN)
     assert group_step(TINY, TRAIN, 40, 40 * 2) < mean < group_step(TINY, TRAIN, 40, 40 * 16)
     assert mean == mean_training_step(TINY, TRAIN)
+
+
+@pytest.mark.parametrize("mae", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_closed_form_of_sampling_counts_what_torch_counts(mae, scale):
+    cfg, sample = dataclasses.replace(TINY, mae=mae), SampleConfig(4, 6, scale, (0.2, 0.6))
+    model, labels = random_model(cfg), torch.arange(cfg.classes)  # each class once: none is computed for two images
+    counts, draw = reveal_counts("exp", 4, 16, np.random.default_rng(0)), draw_images(model, sample, 0, range(5))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        reveal(model, labels, sample, counts, draw)
+    visible, guided = np.cumsum([0, *counts[:-1]]), guided_steps(4, scale, (0.2, 0.6))
+    passes = zip(visible.tolist(), counts.tolist(), guided.tolist(), strict=True)
+    one = sum((1 + guide) * prediction_step(cfg, v, n, 6) for v, n, guide in passes)
+    times = 2 * 6 * (256 * cfg.head_width + cfg.head_width**2)
+    assert counter.get_total_flops() == 5 * one + times
+    assert sampling(cfg, sample) == pytest.approx(one, rel=0.2)
 
 
 def test_a_step_of_many_groups_takes_as_much_as_many_steps_of_one():

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import LADDER, checkout, write_results
+from made_up import LADDER, REPO, checkout, write_results
 
+from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.records.frame import baselines, benchmarks_with_results, find_root, read_all, runs
 
@@ -39,7 +40,8 @@ def test_every_run_is_one_row_with_its_metrics_and_settings(root):
     assert row["fid_by_images"] == {1000: row["fid"], 500: row["fid"] + 1}
     assert row["seconds_per_image"] == pytest.approx(0.0004 * 16 * 1.5**4 + 3e-6)
     assert row["train_seconds"] == 60 * 16 + 1
-    assert (row["dataset"], row["resolution"], row["weights"], row["scored_images"]) == ("mnist", 14, "trained", 1000)
+    assert (row["dataset"], row["weights"], row["scored_images"]) == ("mnist", "trained", 1000)
+    assert row["resolution"] == load_benchmark(REPO / "params.yaml").data.resolution
 
 
 def test_the_context_gate_is_told_by_training_seed(root):
@@ -53,13 +55,20 @@ def test_sizes_and_budgets_are_in_their_order(root):
     assert list(frame["size"].unique()) == list(LADDER) and list(frame["budget"].unique()) == ["4", "16"]
 
 
-def test_a_snapshot_has_its_share_of_compute_and_no_gate(tmp_path):
-    write_results(tmp_path, snapshots=(0.25, 0.5))
+def test_a_snapshot_has_its_share_of_compute_and_its_own_number_of_images(tmp_path):
+    write_results(tmp_path, snapshots=(0.5, 1.0))
     frame = runs(tmp_path)
-    half, final = frame[frame["snapshot"] == 0.5], frame[frame["snapshot"].isna()]
-    assert len(half) == 5 * 2 * 2 and set(half["budget"]) == {"16"}
+    half, last, final = (
+        frame[frame["snapshot"] == 0.5],
+        frame[frame["snapshot"] == 1],
+        frame[frame["snapshot"].isna()],
+    )
+    assert len(half) == len(last) == 5 * 2 * 2 and len(final) == 5 * 2 * 2 * 2 and set(half["budget"]) == {"16"}
     assert half["flops"].iloc[0] == final["flops"].iloc[0] / 2 and half["train_images"].iloc[0] == 80_000
-    assert half["gate_ratio"].isna().all() and half["fid"].iloc[0] > final["fid"].iloc[0]
+    assert set(half["scored_images"]) == {500} and set(final["scored_images"]) == {1000} and set(half["N"]) == {16}
+    assert half["gate_ratio"].isna().all() and half["seconds_per_image"].isna().all()
+    assert last["flops"].tolist() == final[final["budget"] == "16"]["flops"].tolist()
+    assert half["fid"].iloc[0] == pytest.approx(last["fid"].iloc[0] + 1)
 
 
 def test_what_has_not_run_is_absent_and_never_zero(tmp_path):

@@ -154,12 +154,13 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_without_any_effect_few_ledgers_hold_a_wrong_verdict():
     """Holm's bound is on the chance of one wrong verdict on the whole page, whatever the runs share."""
-    small = dataclasses.replace(CLAIMS, smallest_effect=1e-6)  # so that p alone decides
+    own = [dataclasses.replace(c, at=(home_or_none(c),)) for c in CLAIMS.claims if home_or_none(c)]
+    small = only(*own, smallest_effect=1e-6)  # so that p alone decides
     wrong = []
-    for seed in range(60):
+    for seed in range(40):
         outcomes = ledger(claims=small, seed=seed, seeds=4, samples=1).outcomes
         wrong.append(any(o.adjusted is not None and o.verdict in (HOLDS, FAILS) for o in outcomes))
-    assert np.mean(wrong) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 60)
+    assert np.mean(wrong) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
 
 
 def test_a_large_effect_is_found_in_either_direction():
@@ -172,8 +173,8 @@ def test_the_choice_of_a_scale_on_other_seeds_does_not_favour_it():
     """Choosing the best of five on the seeds that are tested would find an effect in most ledgers."""
     sweep, place = BY_ID["7"], BY_ID["7"].at[:1]
     claims = only(dataclasses.replace(sweep, at=place))
-    p = [ledger(claims=claims, seed=seed, shared=0).outcomes[0].gain.p for seed in range(300)]
-    assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 0.035
+    p = [ledger(claims=claims, seed=seed, shared=0).outcomes[0].gain.p for seed in range(200)]
+    assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 0.045
 
 
 def test_adjusted_ps_are_holms_over_the_comparisons_of_the_page():
@@ -375,6 +376,9 @@ def test_a_gain_can_be_held_against_another_gain():
     (few,) = of(found, "3b-few-steps")
     assert few.verdict == HOLDS and few.gain.effect == pytest.approx(2.5, abs=0.5)
     assert few.against == "gain at exp_4 beyond that at exp_32"
+    assert of(found, "3b-solver")[0].against == "exp_4 against ddpm_4"
+    assert of(found, "1-mar")[0].against == "emigm against mar at 4"
+    assert of(found, "4c")[0].against == "h at 4 against xs at 16"
 
 
 def test_counts_have_neither_interval_nor_p():
@@ -431,9 +435,9 @@ def test_the_tally_counts_each_conclusion_once_and_no_question():
     found = ledger(sized(nomae_cosine=-2))
     first, *others = conclusions.tally(found)
     number = sum(not c.question for c in CLAIMS.claims if home_or_none(c))
-    assert first.startswith(f"{GROUND}-5k (49 tokens): {number} conclusions of the paper: ")
-    assert sum(int(part.split()[0]) for part in first.split(": ")[2].split(", ")) == number
-    assert any("4 not run" in text or "2 not run" in text for text in others)
+    assert first.startswith(f"{GROUND}-5k (49 tokens), {number} conclusions of the paper: ")
+    assert sum(int(part.split()[-1]) for part in first.rstrip(".").split(": ")[1].split(", ")) == number
+    assert others[1] == "ImageNet 512×512, 2 conclusions of the paper: not run 2."  # noqa: RUF001
 
 
 def home_or_none(claim):
@@ -448,7 +452,7 @@ def test_the_paragraph_names_every_conclusion_once():
     holds = text.split(". ")[0]
     assert holds.startswith("Of the paper's conclusions these hold on") and BY_ID["2a-cosine"].claim in holds
     assert BY_ID["1-mar"].claim in text.split("hold on none of the data that they were tested on: ")[1].split(". ")[0]
-    assert "ImageNet 256×256, which was not run, also tests 3a of Figure 3a" in text  # noqa: RUF001
+    assert "ImageNet 256×256, which was not run, also tests Figure 3a, Figure 3b" in text  # noqa: RUF001
     assert BY_ID["2-repa"].claim in text.split("These need ImageNet 256×256, which was not run: ")[1]  # noqa: RUF001
 
 

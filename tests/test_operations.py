@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 from test_model import TINY, random_model
+from test_training import images, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.model.model import draw_training
 from emigm.model.schedules import reveal_counts
-from emigm.sampling import draw_images, reveal
+from emigm.sampling import draw_images, generate, reveal
 
-SYNCHRONISING = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "_to_cpu"}
-"""Operations that make a CPU wait for a GPU's values."""
+SYNCHRONISING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
+"""Operations that make the CPU wait for a GPU."""
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations that are no views."""
+    """Names of the operations that are no views."""
 
     def __init__(self):
         super().__init__()
@@ -30,51 +31,79 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def training(cfg, **changes):
+def training(blocks, mae=True):
     """Operations of drawing a group, and of its loss and gradients."""
-    train = TrainConfig(steps=1, batch=8, lr=1e-3, **changes)
-    model = random_model(cfg).train().requires_grad_(True)
+    cfg = dataclasses.replace(TINY, dropout=0.0, encoder_blocks=blocks, decoder_blocks=blocks, mae=mae)
+    train = TrainConfig(steps=1, batch=8, lr=1e-3)
+    model = random_model(cfg).train()
     latents, labels = torch.randn(8, 3, 4, 4), torch.arange(8) % 5
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    draw_training(cfg, train, 8, rng, generator)
-    with Operations() as counted:
+    with Operations() as drawing:
         draw = draw_training(cfg, train, 8, rng, generator)
-        drawn = len(counted.names)
-        model(latents, labels, draw).backward()
-    return counted.names[:drawn], counted.names[drawn:]
-
-
-def sampling(cfg, sample):
-    """Operations of one run."""
-    model, labels = random_model(cfg).requires_grad_(False), torch.arange(8) % 5
-    counts = reveal_counts(sample.schedule, sample.steps, cfg.tokens, np.random.default_rng(0))
-    draw = draw_images(model, sample, 0, range(8))
-    classes = labels.unique(return_inverse=True)  # what the loop is given lies on the CPU
-    reveal(model, labels, sample, counts, draw)
     with Operations() as counted:
-        reveal(model, labels, sample, counts, draw)
-    return counted.names, len(classes[0])
+        model(latents, labels, draw).backward()
+    return drawing.names, counted.names
 
 
-@pytest.mark.parametrize(("blocks", "most"), [(1, 0), (3, 0)])
-def test_operations(blocks, most):
-    cfg = dataclasses.replace(TINY, dropout=0.0, encoder_blocks=blocks, decoder_blocks=blocks)
-    a, b = training(cfg)
-    c, d = training(dataclasses.replace(cfg, mae=False))
-    print(blocks, "train", len(a), len(b), "nomae", len(c), len(d))
-    for steps in (4, 8):
-        for k in (6, 12):
-            s, _ = sampling(cfg, SampleConfig(steps, k, cfg_scale=2.0, cfg_interval=(0.2, 0.6)))
-            print(
-                "sample",
-                steps,
-                k,
-                len(s),
-                [n for n in s if n in SYNCHRONISING],
-                len([n for n in b if n in SYNCHRONISING]),
-            )
-    from collections import Counter
+def sampling(steps, solver_steps, scale=2.0):
+    """Operations of one batch."""
+    model, labels = random_model().requires_grad_(False), torch.arange(8) % 5
+    cfg = SampleConfig(steps, solver_steps, scale, (0.2, 0.6))
+    counts = reveal_counts(cfg.schedule, steps, TINY.tokens, np.random.default_rng(0))
+    draw = draw_images(model, cfg, 0, range(8))
+    reveal(model, labels, cfg, counts, draw)  # makes what is kept
+    with Operations() as counted:
+        _, passes = reveal(model, labels, cfg, counts, draw)
+    return counted.names, passes
 
-    print(Counter(b).most_common(40))
-    print(Counter(s).most_common(30))
-    print(Counter(a))
+
+@pytest.mark.parametrize("mae", [True, False])
+def test_a_training_step_dispatches_no_more_operations_than_it_did(mae):
+    drawing, few = training(1, mae)
+    _, many = training(3, mae)
+    assert len(drawing) <= 10
+    assert len(few) <= 420
+    assert (len(many) - len(few)) / 4 <= 32  # of one transformer block
+
+
+def test_a_sampling_run_dispatches_no_more_operations_than_it_did():
+    few, passes = sampling(4, 6)
+    many, _ = sampling(4, 12)
+    assert passes == 6
+    assert (len(many) - len(few)) / (4 * 6) <= 38  # of one evaluation of the head, guidance and solver included
+    assert (len(few) - 4 * 6 * 38) / passes <= 60  # of one pass of the network
+
+
+def test_times_of_the_solver_are_embedded_once_in_a_run():
+    model, calls = random_model(), []
+    model.head.time_embed.register_forward_hook(lambda *_: calls.append(1))
+    for solver in ({}, {"solver": "ddpm"}):
+        list(generate(model, torch.arange(8) % 5, SampleConfig(4, 6, 2.0, **solver), seed=0))
+    assert len(calls) == 2
+
+
+def test_nothing_in_the_sampling_loop_or_a_training_step_waits_for_the_device(tmp_path):
+    assert not SYNCHRONISING & set(sampling(4, 6)[0])
+    drawing, step = training(1)
+    assert not SYNCHRONISING & {*drawing, *step}
+    with Operations() as counted:
+        run(tmp_path, data=images())
+    assert not SYNCHRONISING & set(counted.names)  # losses are read with `tolist`, once for all steps since
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_never_waited_for():
+    model, labels = random_model().to("cuda"), torch.arange(8) % 5
+    cfg = SampleConfig(4, 6, 2.0, (0.2, 0.6))
+    counts = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
+    draw = draw_images(model, cfg, 0, range(8))
+    train = TrainConfig(steps=1, batch=8, lr=1e-3)
+    reveal(model, labels, cfg, counts, draw)  # makes what is kept
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        reveal(model, labels, cfg, counts, draw)
+        generator = torch.Generator("cuda").manual_seed(0)
+        drawn = draw_training(TINY, train, 8, np.random.default_rng(0), generator)
+        model(torch.randn(8, 3, 4, 4, device="cuda"), labels.to("cuda", non_blocking=True), drawn)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -188,6 +188,31 @@ def test_training_steps_match_the_official_loop(arrays, float64, monkeypatch, tm
                 assert relative(mine[name.split("/")[-1]], wanted) < 1e-10, name
 
 
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_step_of_several_groups_has_the_mean_of_the_official_gradients(
+    arrays, float64, monkeypatch, tmp_path, micro_batch
+):
+    """Three groups with the images and the draw of one official GPU each: the mean of equal gradients is that one."""
+    model, latents, labels = load(arrays), arrays["latents"].double().repeat(3, 1, 1, 1), arrays["labels"].repeat(3)
+    group = len(arrays["latents"])
+    cfg = TrainConfig(1, 3 * group, 1e-3, mask_group=group)
+    found = {}
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda *_: found.update({n: g.clone() for n, g in gradients(model).items()})
+    )
+    monkeypatch.setattr(training, "EMIGM", lambda _: model)
+    monkeypatch.setattr(training, "draw_training", lambda *_: draw(arrays, "loss"))
+    monkeypatch.setattr(training, "batch_indices", lambda *_: np.arange(3 * group))
+    images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
+    run = {"seed": 0, "state_folder": tmp_path, "data_id": "golden", "micro_batch": micro_batch}
+    result = training.train(CFG, cfg, images, Pixels(1.0), **run)
+    assert relative(torch.tensor(result.curve[0][1]), arrays["loss/one/float64"]) < 1e-6  # kept in float32
+    largest = max(norm for name, norm in arrays.items() if name.startswith("gradient_norm/"))
+    for name, gradient in found.items():
+        norm = arrays[f"gradient_norm/{name}"]
+        assert abs(gradient.norm() - norm) < 1e-10 * max(norm, 1e-3 * largest), name
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_learning_rate_matches_the_official_schedule(arrays, schedule):
     cfg = TrainConfig(40, 1, 8e-4, lr_schedule=schedule, warmup_steps=8)

@@ -103,7 +103,7 @@ def test_nothing_runs_twice_and_changed_training_reruns_what_depends_on_it(check
 def test_an_experiment_leaves_the_results_alone_even_when_killed(checkout):
     before = contents(checkout)
     change = f"{PARAMS}:benchmark.evaluation.kid_subset=40"
-    command = ("dvc", "exp", "run", "--temp", "-S", change, PIPELINE)
+    command = ("dvc", "exp", "run", "--temp", "-S", change, f"{PIPELINE}:evaluate@xs")
     process = subprocess.Popen(command, cwd=checkout, env=environment(checkout), start_new_session=True)
     while process.poll() is None and not list((checkout / ".dvc" / "tmp").rglob("reference.npz")):
         time.sleep(0.2)  # the first stage that the change reaches is under way

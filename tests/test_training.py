@@ -151,9 +151,21 @@ def test_training_seeds_differ_and_repeat(tmp_path):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_loss_that_is_not_finite_ends_the_run(tmp_path):
+def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp_path):
     with pytest.raises(RunError, match="loss is nan at step 0"):
         run(tmp_path, data=images(torch.full_like(LATENTS, float("nan"))))
+    assert not list(tmp_path.iterdir())
+    good = images()
+    steps = []
+
+    def rows(index, view):
+        steps.append(1)
+        return good.rows(index, view) * (float("nan") if len(steps) == 7 else 1)
+
+    with pytest.raises(RunError, match="loss is nan at step 6 of seed 0"):
+        run(tmp_path, SNAPSHOTS, data=good._replace(rows=rows))
+    assert [p.name.split("-")[2] for p in tmp_path.glob("*.pt")] == ["000000005"]
+    assert [p.stem.split("-")[2] for p in tmp_path.glob("*.safetensors")] == ["3", "6"]  # after 8 steps it was seen
 
 
 def test_warm_up_is_linear_and_cosine_ends_near_zero():

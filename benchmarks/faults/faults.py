@@ -92,15 +92,17 @@ def write_params(folder: Path) -> None:
 
 
 def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
-    """Start a stage in `folder`, as the leader of a session of its own, its output in a file; returns its process.
+    """Start a stage in `folder`, as the leader of a process group, its output in a file; returns its process.
 
     What `python -m emigm.stages.<stage>` does, without seconds of imports.
     """
     if process := os.fork():
+        with contextlib.suppress(ProcessLookupError):
+            os.setpgid(process, process)  # here too, so that the group is there for whoever kills it
         return process
     status = 1
     try:
-        os.setsid()
+        os.setpgid(0, 0)
         os.chdir(folder)
         log = os.open(log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
@@ -111,6 +113,8 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else 1
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
     except BaseException:
         import traceback
 

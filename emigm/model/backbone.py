@@ -1,5 +1,7 @@
 """The backbone: visible tokens and a class in, one condition vector z for every token out.
 
+The MAE trick is the asymmetry of encoder and decoder of He et al. 2021 (MAE, arXiv 2111.06377, section 3).
+
 Shape letters: B images, L tokens, V visible tokens, P buffer positions, C token channels, D width.
 """
 
@@ -17,7 +19,8 @@ LN_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; dropout on the weights and on the projection while training."""
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2); dropout on the weights and on the
+    projection while training."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -56,7 +59,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block (ViT: Dosovitskiy et al. 2020, arXiv 2010.11929, equations 2 and 3)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()

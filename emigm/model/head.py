@@ -1,5 +1,7 @@
 """The heads: p(token | z) as a diffusion model (MAR's per-token MLP), or as a categorical distribution.
 
+MAR: Li et al. 2024, arXiv 2406.11838. DiT: Peebles & Xie 2022, arXiv 2212.09748.
+
 Shape letters: M tokens, C token channels, D backbone width, W head width, V codes of the codebook.
 """
 
@@ -19,7 +21,8 @@ LN_EPS = 1e-6
 
 
 def frequencies(device: torch.device) -> Tensor:
-    """Frequencies 10000^(-i / 128) of the time features, (128,) float32.
+    """Frequencies 10000^(-i / 128) of the time features, (128,) float32 (Vaswani et al. 2017, arXiv 1706.03762, section
+    3.5).
 
     In float32 as the official ones, so their last bits depend on the processor.
     """
@@ -34,16 +37,32 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self._kept: Tensor | None = None
 
     def forward(self, time: Tensor) -> Tensor:
         """time (...,) in steps of the 1000-step process, fractions allowed => (..., W)."""
+        return self.mlp(self.features(time))
+
+    def features(self, time: Tensor) -> Tensor:
+        """Cosines and sines of the time (...,) at all frequencies (..., 256)."""
         angle = time[..., None].float() * frequencies(time.device)
-        features = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.mlp[0].weight.dtype)
+
+    def every_step(self, device: torch.device) -> Tensor:
+        """Embeddings of the steps 0 .. T - 1 (T, W); their features are kept from one call to the next."""
+        if self._kept is None or (self._kept.device, self._kept.dtype) != (device, self.mlp[0].weight.dtype):
+            with torch.inference_mode(False):  # training can use them too
+                self._kept = self.features(torch.arange(T, device=device))
+        return self.mlp(self._kept)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, all (M, W)."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 class ResidualBlock(nn.Module):
-    """MLP block with adaLN shift, scale and gate from the condition."""
+    """MLP block with adaLN shift, scale and gate from the condition (DiT, section 3.2, adaLN-Zero)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -55,7 +74,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (M, W), y (M, W) after SiLU => (M, W)."""
         shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
+        return torch.addcmul(x, gate, self.mlp(modulate(self.in_ln(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -70,11 +89,12 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (M, W), y (M, W) after SiLU => (M, 2C)."""
         shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
 class DiffusionHead(nn.Module):
-    """p(token | z) as a diffusion model; its output holds the noise and the variance's interpolation."""
+    """p(token | z) as a diffusion model (MAR, section 3.3); its output holds the noise and the variance's interpolation
+    (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 15)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -104,7 +124,7 @@ class DiffusionHead(nn.Module):
         if time.numel() <= T:
             return self.time_embed(time)
         # In float32, since under autocast on a CPU its gradient is summed in bfloat16 otherwise.
-        return F.embedding(time, self.time_embed(torch.arange(T, device=time.device)).float())
+        return F.embedding(time, self.time_embed.every_step(time.device).float())
 
     def forward(self, x: Tensor, time: Tensor, z: Tensor) -> Tensor:
         """x (M, C), time (M,) or (), z (M, D) => noise and variance (M, 2C)."""
@@ -119,7 +139,7 @@ class DiffusionHead(nn.Module):
 
 
 class CategoricalHead(nn.Module):
-    """p(token | z) as a categorical distribution over a codebook."""
+    """p(token | z) as a categorical distribution over a codebook, as MaskGIT and MDM have (Table 1)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()

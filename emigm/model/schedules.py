@@ -1,6 +1,9 @@
 """Mask schedules, mask draws, reveal counts, guidance windows and NFE (Tables 1 and 4, Figures 5 and 6).
 
 Pure functions on numbers and numpy arrays. Time runs from t = 1 (all tokens masked) to t = 0 (none).
+
+Masked diffusion (MDM): Shi et al. 2024, arXiv 2406.04329; Sahoo et al. 2024, arXiv 2406.07524. MaskGIT: Chang et al.
+2022, arXiv 2202.04200. MAR: Li et al. 2024, arXiv 2406.11838.
 """
 
 from __future__ import annotations
@@ -44,19 +47,20 @@ def gamma(schedule: str, t):
 
 
 def elbo_weight(schedule: str, t):
-    """w(t) = gamma'(t) / gamma(t), the ELBO's weight (Table 4 prints it negated, since t runs from 1 to 0)."""
+    """w(t) = gamma'(t) / gamma(t), the ELBO's weight (Shi et al., section 3; Table 4 prints it negated, since t runs
+    from 1 to 0)."""
     value, slope = SCHEDULES[schedule](np.asarray(t, dtype=np.float64))
     return slope / value
 
 
 def train_time(u, t_min: float):
-    """Training time from u ~ U(0, 1): truncated to t >= t_min, then squeezed away from 0."""
+    """Training time from u ~ U(0, 1): truncated to t >= t_min (Figure 2d), then squeezed away from 0."""
     return (1 - TRAIN_EPS) * np.maximum(u, t_min) + TRAIN_EPS
 
 
 def truncated_normal_ratio(u: float) -> float:
     """MAR's share of masked tokens from u ~ U(0, 1): normal with mean 1 and deviation 0.25, truncated to [0.7, 1], by
-    the inverse of its distribution function (the code of Li et al. 2024, arXiv 2406.11838)."""
+    the inverse of its distribution function (MAR's code)."""
     normal = NormalDist(1.0, 0.25)
     low = normal.cdf(0.7)
     return normal.inv_cdf(low + u * (0.5 - low))
@@ -64,8 +68,7 @@ def truncated_normal_ratio(u: float) -> float:
 
 def mask_counts(schedule: str, t, tokens: int, rng: np.random.Generator, masking: str) -> np.ndarray:
     """Masked tokens of images at times t, int (n,) or () as t: a binomial number with probability gamma(t)
-    ("independent", MDM: Shi et al. 2024, arXiv 2406.04329; Sahoo et al. 2024, arXiv 2406.07524), or ceil(L gamma(t))
-    ("exact_count", MaskGIT: Chang et al. 2022, arXiv 2202.04200, section 3.1)."""
+    ("independent", MDM), or ceil(L gamma(t)) ("exact_count", MaskGIT, section 3.1)."""
     probability = gamma(schedule, t)
     if masking == "exact_count":
         return np.ceil(tokens * probability).astype(int)
@@ -116,7 +119,8 @@ def sampling_times(steps: int) -> np.ndarray:
 
 
 def reveal_probability(schedule: str, steps: int) -> np.ndarray:
-    """Probability that a still-masked token is revealed at each step: 1 - gamma(s)/gamma(t); 1 at the last, (N,)."""
+    """Probability that a still-masked token is revealed at each step: 1 - gamma(s)/gamma(t), the reverse posterior of
+    masked diffusion (Sahoo et al., section 3.2); 1 at the last, (N,)."""
     g = gamma(schedule, sampling_times(steps))
     probability = 1 - g[1:] / g[:-1]
     probability[-1] = 1.0
@@ -139,7 +143,7 @@ def reveal_counts(schedule: str, steps: int, tokens: int, rng: np.random.Generat
 def exact_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:
     """Tokens revealed at each step when floor(L gamma(s)) stay masked after it, int (N,), summing to `tokens`.
 
-    At least one at every step while any is left (the rule of MaskGIT and MAR, with the cosine schedule).
+    At least one at every step while any is left (MaskGIT, section 3.2, and MAR, with the cosine schedule).
     """
     left, counts = tokens, []
     for g in [*gamma(schedule, np.linspace(1, 0, steps + 1)[1:-1]), 0.0]:
@@ -185,7 +189,8 @@ def binomial_probabilities(n: int, p: float) -> np.ndarray:
 
 
 def guided_steps(steps: int, cfg_scale: float, interval: tuple[float, float]) -> np.ndarray:
-    """Which steps use guidance: t_min < s <= t_max at the step's end s, bool (N,)."""
+    """Which steps use guidance: t_min < s <= t_max at the step's end s, bool (N,) (the guidance interval of
+    Kynkäänniemi et al. 2024, arXiv 2404.07724, on masking times; Figure 3c)."""
     s = sampling_times(steps)[1:]
     low, high = interval
     return (s > np.float32(low)) & (s <= np.float32(high)) & (cfg_scale != 1.0)

@@ -109,12 +109,16 @@ class Difference:
 
     @property
     def against(self) -> str:
-        """What `left` is held against, in a few words."""
+        """The comparison in a few words: "emigm against mar at 4"."""
+        left, right = self.left, self.right
         if self.reported:
-            return f"{self.reported.method} as reported"
+            return f"{left.size} at {left.budget} against {self.reported.method} as reported"
         if self.beyond:
-            return f"gain at {self.left.budget} beyond that at {self.beyond[0].budget}"
-        return self.right.budget if self.right.size == self.left.size else self.right.label(self.right.benchmark)
+            return f"gain at {left.budget} beyond that at {self.beyond[0].budget}"
+        if left.size == right.size:
+            return f"{left.budget} against {right.budget}"
+        here = "" if left.budget == right.budget else f" at {left.budget}"
+        return f"{left.size}{here} against {right.label(right.benchmark)}"
 
     def at(self, place: Place, steps: int | None) -> Difference:
         """With the place's names filled in, and N."""

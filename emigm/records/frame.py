@@ -26,6 +26,7 @@ KEYS = ("train_seed", "sample_seed", "snapshot")
 BASELINES = {
     "holdout": "Held-out real images",
     "train_subset": "Training subset",
+    "reconstruction": "Reconstructions",
     "class_shuffle": "Class shuffle",
 }
 """Key in the reference record -> label of what is scored without any model, nearest to the data first."""
@@ -48,7 +49,8 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
 
     Columns:
         benchmark, title, dataset, resolution (pixels), dry_run, weights ("trained", "released"), size, budget,
-        train_seed, sample_seed; snapshot: share of the training done, NaN for the final weights.
+        train_seed, sample_seed; snapshot: share of the training done, NaN for the final weights. Where snapshots were
+        scored, so were the final weights with them (snapshot 1), on as many images; compare those with each other.
         fid, isc, kid, ...: every metric of the evaluation; fid_by_images: {number of images: FID}, of the same images.
         scored_images, extractor, features, reference: what the metrics rest on.
         parameters; train_images: images a model has seen (of released weights unknown), with repeats; flops: of that
@@ -165,6 +167,13 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _as_evaluation(along: Record) -> Record:
+    """A record of snapshots in the form of an evaluation, each run with its share of the training."""
+    steps = along["settings"]["train"]["steps"]
+    scored = [r | {"snapshot": p["step"] / steps} for p in along["results"]["points"] for r in p["runs"]]
+    return along | {"results": {along["settings"]["budget"]: {"runs": scored}}}
+
+
 def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | None, budget: str | None) -> list[Record]:
     """The runs of one size at one budget, each with all that its three records say of it."""
     measured = (evaluate or {}).get("results", {}).get(budget, {"runs": []})
@@ -181,8 +190,9 @@ def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | Non
         shared |= {"scored_images": evaluate["settings"]["images"], "reference": evaluate.get("reference")}
         shared["extractor"] = evaluate["settings"].get("extractor", {}).get("kind")
         shared["extractor_identity"] = json.dumps(evaluate["settings"].get("extractor_identity"), sort_keys=True)
+    if "sample.steps" in shared:
+        shared["N"] = shared.pop("sample.steps")
     if sample:
-        shared |= {"N": shared.pop("sample.steps", None)}
         shared |= {k: sample["results"].get(k) for k in ("nfe", "passes", "images_per_second")}
     curves = {tuple(map(r.get, KEYS)): {int(n): f for n, f in r["fid"].items()}
               for r in measured.get("fid_by_images", ())}  # fmt: skip
@@ -190,7 +200,8 @@ def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | Non
     for run in measured["runs"] or _unscored(train, sample):
         key = tuple(map(run.get, KEYS))
         row = shared | _training(train, run["train_seed"], run.get("snapshot")) | run
-        row |= {"fid_by_images": curves.get(key), "seconds_per_image": _seconds(sample, run), "snapshot": key[2]}
+        row |= {"fid_by_images": curves.get(key), "snapshot": key[2]}
+        row["seconds_per_image"] = _seconds(sample, run) if key[2] is None else None
         found.append(row)
     return found
 
@@ -227,7 +238,7 @@ def _training(train: Record | None, seed: int | None, snapshot: float | None) ->
         return row
     if values := (results.get("seconds") or {}).get("values"):
         row["train_seconds"] = values[at]
-    if snapshot is None and (context := results.get("context")):
+    if snapshot in (None, 1) and (context := results.get("context")):
         ratios, limit = context["ratio"], train["settings"].get("gate", {}).get("max_ratio")
         ratio = ratios["values"][at] if "values" in ratios else ratios["mean"]
         row |= {"gate_ratio": ratio, "gate_passed": context["passed"] if limit is None else ratio <= limit}

@@ -44,8 +44,8 @@ def tally(ledger: Ledger) -> tuple[str, ...]:
         for place in claim.at if not claim.question else ():
             found.setdefault(ledger.claims.ground(place.benchmark), Counter())[ledger.verdict(claim, place)] += 1
     return tuple(
-        f"{data}: {plural(numbers.total(), 'conclusion')} of the paper: "
-        + ", ".join(f"{numbers[verdict]} {verdict}" for verdict in VERDICTS if numbers[verdict])
+        f"{data}, {plural(numbers.total(), 'conclusion')} of the paper: "
+        + ", ".join(f"{verdict} {numbers[verdict]}" for verdict in VERDICTS if numbers[verdict])
         + "."
         for data, numbers in found.items()
     )
@@ -67,7 +67,7 @@ def conclusion(ledger: Ledger) -> str:
         if not run:
             groups.setdefault(f"These need {' and '.join(at)}, which was not run", []).append(text)
         for data in at.keys() - run.keys() if run else ():
-            elsewhere.setdefault(data, []).append(f"{claim.id} of {claim.source}")
+            elsewhere.setdefault(data, []).append(claim.source)
         for data, verdict in run.items():
             detail = f"; {_at_steps(ledger, claim, data)}" if verdict == MIXED else ""
             head = {
@@ -81,7 +81,9 @@ def conclusion(ledger: Ledger) -> str:
             groups.setdefault(head, []).append(f"{text}{detail}")
     order = sorted(groups, key=lambda head: (not head.startswith("Of"), head.startswith("These need")))
     sentences = [f"{head}: {'; '.join(groups[head])}." for head in order]
-    sentences += [f"{data}, which was not run, also tests {', '.join(ids)}." for data, ids in elsewhere.items()]
+    sentences += [
+        f"{data}, which was not run, also tests {', '.join(dict.fromkeys(what))}." for data, what in elsewhere.items()
+    ]
     return " ".join(sentences)
 
 
@@ -122,6 +124,6 @@ def effects(ledger: Ledger, source: str) -> tuple[str, ...]:
 
 
 def plain(o: Outcome) -> str:
-    """ "better by 0.53 [0.41, 0.65] (linear_4)"."""
+    """ "better by 0.53 [0.41, 0.65] (exp_4 against linear_4)"."""
     unit = "" if o.metric == "fid" else f" {METRICS.get(o.metric, o.metric)}"
     return f"{o.plain}{unit} ({o.against})"

@@ -58,7 +58,7 @@ class Outcome:
     place: Place
     comparison: str
     against: str
-    """What is compared with, in a few words."""
+    """The comparison in a few words."""
     metric: str
     verdict: str
     """Empty until Holm's adjustment gives it."""
@@ -164,7 +164,7 @@ class Ledger:
         fids = self._table(cells, "fid")
         for end in (claim.sweep[0], claim.sweep[-1]):
             label = f"best of {', '.join(claim.sweep[1:-1])} − {end} ({place.size})"
-            made = Outcome(claim, place, label, end, "fid", NOT_RUN)
+            made = Outcome(claim, place, label, f"best between against {end}", "fid", NOT_RUN)
             if fids is None:
                 yield made
                 continue
@@ -188,7 +188,15 @@ class Ledger:
         closest = min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
         gain = early[closest] - early[claim.reveals]
         label = f"tokens in the first half of the steps: {claim.reveals} − {closest}, L = {tokens}, N = {n}"
-        made = Outcome(claim, place, label, closest, "tokens", HOLDS if gain > 0 else FAILS, test="computed")
+        made = Outcome(
+            claim,
+            place,
+            label,
+            f"{claim.reveals} against {closest}",
+            "tokens",
+            HOLDS if gain > 0 else FAILS,
+            test="computed",
+        )
         return replace(made, gain=Estimate(gain), scale=early[closest])
 
     def _measured(

@@ -11,12 +11,12 @@ from __future__ import annotations
 import pandas as pd
 
 from emigm.paper.reported import PAPER_IMAGES
+from emigm.report.statistics import summarise
 from emigm.report.tables import NOT_RUN, plural, plus_minus, thousands
 
 DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet {r}×{r}"}
 """Data set -> its name on axes and in headers; {r}: resolution in pixels."""
 EXTRACTORS = {
-    "digits-cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
     "cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
     "inception": ("Inception-v3", "the TensorFlow weights that FID is defined with, through torch-fidelity"),
 }
@@ -24,11 +24,11 @@ EXTRACTORS = {
 MEANINGS = {
     "holdout": "never trained on",
     "train_subset": "training images themselves",
+    "reconstruction": "held-out images through the codes of the autoencoder: what these lose before any model",
     "class_shuffle": "training images, each token exchanged with another image of the class: what a model reaches "
     "that ignores context",
 }
 """Key of a baseline -> what it is."""
-DRY_RUN = "DRY RUN: the numbers only show that the machinery runs; they measure nothing."
 NFE = (
     "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
     "before the last step)."
@@ -66,7 +66,8 @@ def is_dry_run(frame: pd.DataFrame) -> bool:
 
 def dry_run(frame: pd.DataFrame) -> str:
     """The warning of a dry run; it comes first."""
-    return DRY_RUN if is_dry_run(frame) else ""
+    warning = "DRY RUN: the numbers only show that the machinery runs; they measure nothing."
+    return warning if is_dry_run(frame) else ""
 
 
 def heading(frame: pd.DataFrame, text: str) -> str:
@@ -135,9 +136,8 @@ def baselines_at_equal_images(frame: pd.DataFrame, found: pd.DataFrame) -> str:
 
 def spread(frame: pd.DataFrame) -> str:
     """What ± is and over how many seeds."""
-    cells = frame.dropna(subset=["fid"]).groupby(["benchmark", "size", "budget"], sort=False)
-    numbers = {(g["train_seed"].nunique(), g["sample_seed"].nunique() if g["train_seed"].nunique() == 1 else
-                len(g) // g["train_seed"].nunique()) for _, g in cells}  # fmt: skip
+    cells = summarise(frame.dropna(subset=["fid"]), "fid")
+    numbers = set(cells[["train_seeds", "sample_seeds"]].itertuples(index=False, name=None))
     if not numbers:
         return ""
     seeds = " or ".join(f"{plural(t, 'training seed')} × {plural(s, 'sampling seed')}" for t, s in sorted(numbers))

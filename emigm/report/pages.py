@@ -89,10 +89,10 @@ def front_page(root: Path) -> str:
 
 
 def verdict(folder: Path) -> str:
-    """What `emigm verify` found, from verify.json; that it has not run where there is none."""
+    """What `emigm verify` found, from verify.json; what to type where there is none."""
     path = folder / "verify.json"
     if not path.is_file():
-        return "Verification against the tracked numbers: not run on this machine's results."
+        return f"`emigm verify {folder.name}` says whether these results are whole and reproduce the tracked ones."
     found = json.loads(path.read_text())
     return f"**{found['verdict']}**" + (f" {found['sentence']}" if found.get("sentence") else "")
 
@@ -178,7 +178,8 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
         lines.append(f"Sampling, {which}: {'; or '.join(dict.fromkeys(texts))}.")
     devices = " and ".join(sorted(frame["device"].dropna().unique()))
     seconds = sum(r["provenance"].get("cpu_seconds", 0) for r in records.values() if r["benchmark"] == own)
-    lines.append(f"Machine: {devices}" + (f"; {seconds / 3600:.1f} hours of processor time in all." if seconds else "."))
+    took = f"; {seconds / 3600:.1f} hours of processor time in all" if seconds else ""
+    lines.append(f"Machine: {devices}{took}.")
     return lines
 
 

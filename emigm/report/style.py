@@ -76,17 +76,13 @@ STYLE = {
 styled = style.context(["default", STYLE])  # used as a decorator
 
 
-def use() -> None:
-    """Draw in this style from here on; the first line of a notebook's drawing."""
-    style.use(["default", STYLE])
-
-
 def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: float = 2.6, **options) -> tuple:
     """A figure in this style and its axes, as an array (rows, columns); `options` go to `Figure.subplots`.
 
-    The figure belongs to nobody but the caller: a notebook shows it once, as a `Picture`.
+    From here on everything is drawn in this style. The figure belongs to nobody but the caller: a notebook shows it
+    once, as a `Picture`.
     """
-    use()
+    style.use(["default", STYLE])
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -182,14 +178,6 @@ class Picture:
         buffer = io.BytesIO()
         self._write(buffer, "png")
         return buffer.getvalue()
-
-
-def explained(name: str, why: str, dry_run: bool = False) -> Picture:
-    """A picture that says in words why there is nothing in it."""
-    use()
-    figure = Figure(figsize=(FULL, 0.8))
-    figure.text(0.5, 0.5, why, ha="center", va="center", wrap=True)
-    return Picture(name, figure, dry_run)
 
 
 def mark_dry_run(figure: Figure) -> None:

@@ -37,7 +37,8 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
     for name in arguments:
         parser.add_argument(f"--{name}", required=True)
     options = vars(parser.parse_args())
-    module = sys.modules["__main__"].__spec__.name.rsplit(".", 1)[-1]
+    spec = sys.modules[stage.__module__].__spec__  # as the module's own name is "__main__"
+    module = (spec.name if spec else stage.__module__).rsplit(".", 1)[-1]
     if "DVC_STAGE" in os.environ:  # its failed run must not go on behind its back
         die_with_parent(started_by())
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,22 +50,23 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
         with only_one(benchmark.name, "-".join([module, *options.values()])):
             stage(benchmark, **options)
     except UserError as e:
-        _end(f"error: {e}", 1)
+        _fail(str(e))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for anything
-        _end("interrupted; type the same command again, and it goes on where it stopped", 128 + signal.SIGINT)
+        if place()[0] == 0:
+            print("interrupted; type the same command again, and it goes on where it stopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _end(f"error: {e.filename or 'disk'}: {e.strerror}; make room and type the same command again", 1)
+        _fail(f"{e.filename or 'disk'}: {e.strerror}; make room and type the same command again")
 
 
-def _end(message: str, status: int) -> NoReturn:
+def _fail(message: str) -> NoReturn:
     rank = place()[0]
     if rank:  # the main process says what all have to say, and its end ends the others
         time.sleep(ERROR_DELAY)
-    print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
-    sys.exit(status)
+    sys.exit(f"error: {message}" + (f" (process {rank})" if rank else ""))
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
@@ -93,7 +95,7 @@ def only_one(benchmark: str, stage: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         for _ in range(LOCK_TRIES):
-            if lock(file.fileno()):
+            if lock(file.fileno()) is not False:
                 break
             time.sleep(0.1)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def execute(name: str, benchmark: str | None, into: str) -> Path:
 
     Raises:
         ConfigError: there is no such notebook.
-        RunError: a cell failed; the message holds its traceback.
+        RunError: a cell failed; the message is a user's mistake in one line, or else holds the traceback.
     """
     known("notebook", name, sorted(path.stem for path in FOLDER.glob("*.ipynb")))
     out = results_folder(into) / "notebooks" / name
@@ -55,7 +56,9 @@ def execute(name: str, benchmark: str | None, into: str) -> Path:
         NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=None, config=config).execute()
     except CellExecutionError as e:
         shutil.rmtree(out, ignore_errors=True)
-        raise RunError(f"{FOLDER / name}.ipynb, for results/{into}: {e}") from e
+        mistake = e.ename in ("ConfigError", "RunError")  # one message; else where it happened, without colours
+        what = e.evalue if mistake else re.sub(r"\x1b\[[0-9;]*m", "", str(e))
+        raise RunError(f"{FOLDER / name}.ipynb, for results/{into}: {what}") from e
     for part in (notebook, *notebook.cells):
         part.metadata.pop("papermill", None)
     write_text(out / f"{name}.ipynb", nbformat.writes(notebook))

@@ -21,7 +21,7 @@ from emigm.config.schema import ModelConfig
 from emigm.data.images import PARTS, Part
 from emigm.data.latents import INDEX, LatentStore
 from emigm.files import checksums, sha256, write_atomically
-from emigm.flops import mean_training_step
+from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, load_model, save_model
@@ -62,7 +62,7 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
 
     flops, images = mean_training_step(model_cfg, cfg), cfg.steps * cfg.batch
     results = {
-        "parameters": parameters(benchmark, size),
+        "parameters": parameters(model_cfg),
         "seconds": mean_and_spread([r["seconds"] for r in runs]),
         "images_per_second": mean_and_spread([images / r["seconds"] for r in runs]),
         "peak_memory": max(r["peak_memory"] for r in runs) if world.device != "cpu" else None,
@@ -185,7 +185,7 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
         errors = held_out_errors(benchmark, model, load_autoencoder(benchmark.autoencoder), world.device)
     unknown = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
     results = {
-        "parameters": parameters(benchmark, size),
+        "parameters": parameters(model_cfg),
         **dict.fromkeys(unknown),
         "snapshots": [],
         "context": None if errors is None else context_summary(benchmark, [errors]),
@@ -198,13 +198,6 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
     if errors is not None:
         remedy = "Check autoencoder.scale, autoencoder.weights and the held-out images."
         check_context(errors, benchmark.gate, f"{benchmark.name}-{size}, released weights", remedy)
-
-
-def parameters(benchmark: Benchmark, size: str) -> int:
-    """Parameters of the architecture."""
-    with torch.device("meta"):
-        model = EMIGM(benchmark.model_config(size))
-    return sum(p.numel() for p in model.parameters())
 
 
 def curve_file(benchmark: Benchmark, size: str) -> Path:

@@ -18,6 +18,7 @@ from emigm.artefacts import PUBLISHED, fetched
 from emigm.config.benchmark import Benchmark
 from emigm.config.compose import DEFAULT
 from emigm.files import sha256
+from emigm.flops import parameters as count_parameters
 from emigm.records.record import REPORTED_VERSIONS
 from emigm.runtime.pools import cores
 from emigm.tools.estimates import (
@@ -67,7 +68,7 @@ class Check:
 def doctor(benchmark: Benchmark) -> int:
     """Print checks, costs and remedies; 0 where nothing is missing, else 1."""
     device = find_device(benchmark)
-    parameters = {size: count_parameters(benchmark, size) for size in benchmark.sizes}
+    parameters = {size: count_parameters(benchmark.model_config(size)) for size in benchmark.sizes}
     estimated = list(costs(benchmark, device, parameters))
     checks = [
         *check_data(benchmark),
@@ -175,16 +176,6 @@ def processes(benchmark: Benchmark, gpus: int) -> int:
         return 1
     told = re.search(r"(?:--nproc[-_]per[-_]node|--ntasks|-n)[= ](\d+)", benchmark.run.launcher)
     return int(told[1]) if told else max(gpus, 1)
-
-
-def count_parameters(benchmark: Benchmark, size: str) -> int:
-    """Parameters of a size's model, without making it."""
-    import torch
-
-    from emigm.model.model import EMIGM
-
-    with torch.device("meta"):
-        return sum(p.numel() for p in EMIGM(benchmark.model_config(size)).parameters())
 
 
 def check_machine(benchmark: Benchmark, device: Device, parameters: dict[str, int], seconds: float) -> Iterator[Check]:

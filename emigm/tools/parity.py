@@ -6,7 +6,7 @@ code agrees with itself; without them only the order of operations is left to di
 
 Not compared: dropout, which the two draw in another order; mixed precision, in which the official code runs on a
 GPU; and its loss with the ELBO weight but without the MAE trick: it then draws a masking time for every image,
-untruncated, where ours draws one for the batch (a test compares how the two weigh masks).
+untruncated, as ours does whenever the trick is off (tests compare how masks are weighed).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ DDPM_FLOAT64 = 1e-9
 """The official respaced process gets alpha bar back from its betas; at the noisiest step beta is within 1e-6 of 1,
 and 1 - beta keeps ten digits."""
 SIGMAS, KS = 5.0, 2.5
-"""Tolerances of the laws: of a mean in standard errors; of the Kolmogorov-Smirnov distance x sqrt(n m / (n + m)).
-Equal laws pass all of the few hundred comparisons together in more than 99% of runs."""
+"""Tolerances of distributions: of a mean in standard errors; of the Kolmogorov-Smirnov distance x sqrt(n m / (n + m)).
+Equal distributions pass all of the few hundred comparisons together in more than 99% of runs."""
 GRADIENT_FLOOR = 1e-3
 """A gradient's difference is relative to its tensor's largest entry, or to this share of the largest of all."""
 
@@ -124,7 +124,7 @@ def check_architectures(code: SimpleNamespace) -> Rows:
 
 
 def check_initialisation(code: SimpleNamespace) -> Rows:
-    """Initial weights: equal where constant, else of the same spread (the law's own error is below 1 / sqrt(n))."""
+    """Initial weights: equal where constant, else of the same spread (whose own error is below 1 / sqrt(n))."""
     torch.manual_seed(13)
     ours, theirs = to_official(EMIGM(TINY).state_dict(), TINY), oracle.build(code, TINY).state_dict()
     off = [
@@ -255,7 +255,7 @@ def check_sampler(code: SimpleNamespace) -> Rows:
             yield Row(f"whole sampler, {what}, N 6, K 8, cfg 4, {precision}", difference, limit)
 
 
-def check_laws(code: SimpleNamespace, runs: int = 200) -> Rows:
+def check_distributions(code: SimpleNamespace, runs: int = 200) -> Rows:
     """Numbers of masked tokens in training, and of tokens revealed at each step: both codes draw them their own
     way, so their distributions are compared."""
     cfg = replace(TINY, grid=6)
@@ -266,7 +266,7 @@ def check_laws(code: SimpleNamespace, runs: int = 200) -> Rows:
         masks = (model.random_masking(torch.zeros(1, cfg.tokens, 1))[0] for _ in range(10 * runs))
         theirs = np.array([int(mask.sum()) for mask in masks])
         ours = np.array([schedules.draw_mask_count(schedule, t_min, cfg.tokens, rng)[1] for _ in range(30 * runs)])
-        yield Row(f"law of the masked tokens, {schedule}, t_min {t_min:g}: KS", ks_distance(ours, theirs), KS)
+        yield Row(f"distribution of the masked tokens, {schedule}, t_min {t_min:g}: KS", ks_distance(ours, theirs), KS)
 
     for schedule in schedules.SCHEDULES:
         for steps in (12, 36):  # at 36, as many as tokens, the rule of at least one decides most steps
@@ -281,7 +281,7 @@ def check_laws(code: SimpleNamespace, runs: int = 200) -> Rows:
             off = theirs.mean(axis=0) - schedules.expected_reveal_counts(schedule, steps, cfg.tokens)
             # Where a step is all but certain, a single rare event must not count as a deviation of many errors.
             error = np.maximum(ours.std(axis=0, ddof=1), runs**-0.5) / runs**0.5
-            name = f"law of the reveal counts, {schedule}, N {steps}"
+            name = f"distribution of the reveal counts, {schedule}, N {steps}"
             yield Row(f"{name}: mean, in standard errors", float(np.abs(off / error).max()), SIGMAS)
             yield Row(f"{name}: KS", worst(ks_distance(ours[:, i], theirs[:, i]) for i in range(steps)), KS)
 
@@ -377,7 +377,7 @@ def check_checkpoint(code: SimpleNamespace) -> Rows:
 
 CHECKS = (
     check_architectures, check_initialisation, check_conditions, check_real_size, check_loss, check_solvers,
-    check_sampler, check_laws, check_nfe, check_training, check_checkpoint,
+    check_sampler, check_distributions, check_nfe, check_training, check_checkpoint,
 )  # fmt: skip
 
 
