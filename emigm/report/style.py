@@ -51,7 +51,7 @@ BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train
 """Key of a baseline -> dashes of its grey line."""
 GREY = "0.45"
 SEED, FAILS = "one training seed", "fails the context gate"
-"""Labels of the dots beside a mean, and of the × on it."""
+"""Labels of the dots beside a mean, and of the cross on it."""
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 8,
@@ -197,11 +197,7 @@ def common_legend(figure: Figure, columns: int = 5) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
-    last = [
-        label
-        for label, h in found.items()
-        if label in (SEED, FAILS) or (isinstance(h, Line2D) and h.get_color() == GREY)
-    ]
+    last = [k for k, h in found.items() if k in (SEED, FAILS) or (isinstance(h, Line2D) and h.get_color() == GREY)]
     found |= {label: found.pop(label) for label in last}
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
