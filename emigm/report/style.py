@@ -184,6 +184,25 @@ class Picture:
         return buffer.getvalue()
 
 
+@dataclass(frozen=True, repr=False)
+class Drawn:
+    """A PNG file that a stage has drawn, such as an animation; a notebook shows it as it is."""
+
+    path: Path
+
+    def save(self, out: str | Path | None) -> Drawn:
+        """Write out/<its name>; `out` None: nothing."""
+        if out is not None:
+            write_atomically(Path(out) / self.path.name, lambda p: p.write_bytes(self.path.read_bytes()))
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Drawn {self.path.stem}>"
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
 def mark_dry_run(figure: Figure) -> None:
     """Write over the picture that it measures nothing."""
     look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
