@@ -55,7 +55,7 @@ ABSOLUTE = {
 BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "isc": "isc", "kid": "kid"}
 """Metric -> the one whose distance between the baselines it is held against."""
 SPREADS = 4
-COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds")
+COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds", "compiled_graphs")
 """Keys that say how fast a machine is, which no other has to reproduce."""
 EXACT = ("nfe", "passes", "flops", "flops_per_step")
 """Floating-point numbers that are counts."""

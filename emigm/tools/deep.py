@@ -120,8 +120,9 @@ def scores_of(
     benchmark: Benchmark, chunks: Iterable[tuple[np.ndarray, np.ndarray]], device: str
 ) -> dict[str, float | None]:
     """Scores of one run's images (pixels and labels, chunk by chunk) as the evaluate stage takes them."""
-    run = benchmark.run
-    extract = load_extractor(benchmark.extractor, extractor_folder(benchmark), device, run.score_batch, run.workers)
+    run, clean = benchmark.run, benchmark.evaluation.clean_fid
+    folder = extractor_folder(benchmark)
+    extract = load_extractor(benchmark.extractor, folder, device, run.score_batch, run.workers, clean)
     known, parts, labels = known_images(benchmark), [], []
     for pixels, of_chunk in chunks:
         parts.append(measure(extract, known, pixels))

@@ -200,7 +200,7 @@ def check_machine(benchmark: Benchmark, device: Device, parameters: dict[str, in
             yield Check("GPUs for the processes", MISSING, str(torch.cuda.device_count()), remedy)
         if any(benchmark.train_config(s).precision == "bf16" for s in benchmark.sizes):
             able = torch.cuda.is_bf16_supported(including_emulation=False)
-            remedy = "this GPU has no bfloat16; set benchmark.train.precision=float32"
+            remedy = "this GPU has no bfloat16; set benchmark.train.precision=float16"
             yield Check("bfloat16", OK, "supported") if able else Check("bfloat16", MISSING, "not supported", remedy)
 
 
