@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emigm.config.errors import RunError
 from emigm.config.schema import Precision, SampleConfig
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, step_counts
-from emigm.runtime.distributed import autocast
+from emigm.runtime.precision import autocast, overflow
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]
@@ -73,6 +74,7 @@ def generate(
 
     Raises:
         ValueError: no images were asked for, or a class does not exist.
+        RunError: tokens are not finite, as where the network overflows float16.
     """
     n = len(labels)
     if n < 1:
@@ -87,6 +89,10 @@ def generate(
         )
         draw = draw_images(model, cfg, seed, range(start, stop))
         tokens, passes = reveal(model, labels[start - first : stop - first], cfg, counts, draw, on_step)
+        if not tokens.isfinite().all():
+            raise RunError(
+                overflow(f"images {start} to {stop - 1}", cfg.precision, "precision of the sampling settings")
+            )
         yield Batch(start, model.unpatchify(tokens), passes)
         start = stop
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "config.parsing", "files", "model.schedules", "model.diffusion"},
     {"artefacts", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
-    {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"},
+    {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"}
+    | {"runtime.precision"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},

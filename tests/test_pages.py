@@ -10,8 +10,9 @@ import pytest
 from made_up import REPO, write_results
 
 from emigm.report.blocks import BLOCK, PAGES, filled, main
-from emigm.report.pages import benchmark_page, front_page, write_front, write_page
+from emigm.report.pages import benchmark_page, front_page
 from emigm.report.tables import Reading, Table
+from emigm.stages.index import write_page
 
 NOTEBOOK = {
     "cells": [{"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# WHICH: which?\n\nWhat it\nshows."}],
@@ -68,10 +69,9 @@ def test_the_rest_of_the_page_is_folded(root):
     assert page.count("<details>") == page.count("</details>") == 3
 
 
-def test_every_link_of_the_pages_leads_somewhere(root):
-    write_page(root, "mnist")
-    write_page(root, "smoke")
-    for path in (root / "results" / "mnist" / "README.md", write_front(root)):
+def test_every_link_of_the_pages_leads_somewhere(root, monkeypatch):
+    monkeypatch.chdir(root)
+    for path in (write_page("mnist"), write_page("smoke"), write_page(None)):
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)]+)\)", text):
             assert (path.parent / target).exists() or target == "../README.md", target

@@ -27,26 +27,11 @@ from emigm.report.tables import (
     plus_minus,
     saved,
     thousands,
-    write_text,
 )
 
 SHOWN = ("scores", "figure1", "figure4")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
-
-
-def write_page(root: Path, benchmark: str) -> Path:
-    """Write results/<benchmark>/README.md."""
-    path = root / "results" / benchmark / "README.md"
-    write_text(path, benchmark_page(root, benchmark))
-    return path
-
-
-def write_front(root: Path) -> Path:
-    """Write results/README.md, the page of all benchmarks."""
-    path = root / "results" / "README.md"
-    write_text(path, front_page(root))
-    return path
 
 
 def benchmark_page(root: Path, benchmark: str) -> str:
@@ -57,9 +42,9 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = [*notes.all_of(frame, baselines(root, benchmark)), notes.NFE]
     parts.append(_folded("What the numbers rest on", bullets(said)))
-    parts += [f"## {title(folder, n)}\n\n{_content(folder, n)}" for n in SHOWN if n in executed(folder)]
+    parts += [f"## {_first_cell(folder, n)[0]}\n\n{_content(folder, n)}" for n in SHOWN if n in executed(folder)]
     others = [name for name in executed(folder) if name not in SHOWN]
-    parts += [_folded(title(folder, name), _content(folder, name)) for name in others]
+    parts += [_folded(_first_cell(folder, name)[0], _content(folder, name)) for name in others]
     parts.append("[All benchmarks](../README.md)")
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -84,7 +69,7 @@ def front_page(root: Path) -> str:
     folder = root / "results" / "evidence"
     if names := executed(folder):
         parts += ["## Evidence across benchmarks", tally(folder)]
-        parts += [_folded(title(folder, name), _content(folder, name, "evidence/")) for name in names]
+        parts += [_folded(_first_cell(folder, name)[0], _content(folder, name, "evidence/")) for name in names]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -113,11 +98,6 @@ def tally(folder: Path) -> str:
 def executed(folder: Path) -> list[str]:
     """Names of the notebooks that were executed for a benchmark, in the order of their names."""
     return sorted(path.stem for path in folder.glob("notebooks/*/*.ipynb") if path.parent.name == path.stem)
-
-
-def title(folder: Path, name: str) -> str:
-    """The heading of an executed notebook."""
-    return _first_cell(folder, name)[0]
 
 
 def _first_cell(folder: Path, name: str) -> tuple[str, str]:

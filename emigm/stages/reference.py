@@ -53,7 +53,12 @@ def make_reference(benchmark: Benchmark) -> None:
         torch.set_num_threads(1)
     run, folder = benchmark.run, data_folder(benchmark)
     extract = load_extractor(
-        benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
+        benchmark.extractor,
+        extractor_folder(benchmark),
+        world.device,
+        run.score_batch,
+        run.workers,
+        benchmark.evaluation.clean_fid,
     )
     sets = image_sets(benchmark, extract)
     state = STATE / benchmark.name / "reference"
@@ -149,7 +154,7 @@ def chunks_of(identity: str, images: int, read: Callable[[int, int], np.ndarray]
     """Chunks of a set that `identity` names and `read(start, stop)` reads."""
     ranges = [(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]
     return [
-        Chunk(fingerprint(identity, start, stop, extract.identity), stop - start, partial(read, start, stop))
+        Chunk(fingerprint(identity, start, stop, extract.key), stop - start, partial(read, start, stop))
         for start, stop in ranges
     ]
 
