@@ -29,7 +29,7 @@ from emigm.report.tables import (
     thousands,
 )
 
-SHOWN = ("scores", "figure1", "figure4")
+SHOWN = ("scores", "figure1", "reveal", "figure4")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
 
