@@ -12,7 +12,6 @@ from test_model import random_model
 
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import as_dict
 from emigm.model.model import save_model
 
 NOTEBOOK = REPO / "notebooks" / "explore.ipynb"
@@ -24,7 +23,7 @@ def root(tmp_path):
     benchmark = compose_benchmark("smoke", (), REPO)
     cfg = benchmark.model_config("xs")
     folder = checkout(tmp_path) / "models" / "smoke" / "xs" / "seed1"
-    save_model(folder, random_model(cfg).state_dict(), cfg, seed=1, autoencoder=as_dict(benchmark.autoencoder))
+    save_model(folder, random_model(cfg).state_dict(), cfg, seed=1, autoencoder=benchmark.autoencoder.space)
     return tmp_path
 
 

@@ -15,7 +15,6 @@ from test_model import TINY, random_model
 from test_notebooks import reading, run
 
 from emigm.config.compose import compose_benchmark
-from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
 from emigm.model.model import save_model
 from emigm.model.schedules import step_counts
@@ -125,7 +124,7 @@ def tiny(folder, monkeypatch, name="mnist", *overrides):
     if not Path(f"data/{benchmark.images_of}/images").exists():
         prepare(benchmark)
     size, cfg = benchmark.sizes[-1], benchmark.model_config(benchmark.sizes[-1])
-    facts = {"seed": benchmark.train_config(size).seeds[0], "autoencoder": as_dict(benchmark.autoencoder)}
+    facts = {"seed": benchmark.train_config(size).seeds[0], "autoencoder": benchmark.autoencoder.space}
     save_model(Path("models") / name / size / f"seed{facts['seed']}", random_model(cfg).state_dict(), cfg, **facts)
     return benchmark, size
 
@@ -218,6 +217,14 @@ def test_the_notebook_shows_the_pictures_and_reads_the_record(drawn, tmp_path, m
     text = reading(space)
     assert "eMIGM-H at N = 16: after 8 of 16 steps, of 49 tokens these are revealed: exp " in text
     assert "takes 32 forward passes at every step" in text and "nearest of 4,000 training images" in text
+
+
+def test_the_notebook_marks_a_dry_run(made, monkeypatch, tmp_path):
+    root = write_results(tmp_path, sizes={"h": 4.0}, dry_run=True).parents[1]
+    shutil.copytree(made[0] / "results", root / "results", dirs_exist_ok=True)
+    space = run("reveal", root, monkeypatch)
+    assert "DRY RUN" in reading(space)
+    assert "DRY RUN" in [text.get_text() for text in space["_shown"][0].figure.texts]
 
 
 def test_the_notebook_says_that_nothing_has_run(tmp_path, monkeypatch):
