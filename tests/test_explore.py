@@ -10,7 +10,7 @@ import pytest
 from made_up import REPO, checkout
 from test_model import random_model
 
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.model.model import save_model
 

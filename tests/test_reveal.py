@@ -14,7 +14,7 @@ from PIL import Image
 from test_model import TINY, random_model
 from test_notebooks import reading, run
 
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.schema import SampleConfig
 from emigm.model.model import save_model
 from emigm.model.schedules import step_counts

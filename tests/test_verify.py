@@ -16,8 +16,8 @@ from dvc_data.hashfile.tree import Tree
 from test_evaluation import TREE
 
 from emigm.cli import main
+from emigm.compose import write_composed
 from emigm.config.benchmark import load_benchmark
-from emigm.config.compose import write_composed
 from emigm.config.errors import ConfigError
 from emigm.records.pipeline import Pipeline, md5
 from emigm.records.summary import fid_table, metrics_tree, summaries

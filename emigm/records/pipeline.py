@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from emigm.compose import DEFAULT, FOLDER
 from emigm.config.benchmark import read_yaml
-from emigm.config.compose import DEFAULT, FOLDER
 from emigm.config.errors import ConfigError
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
 

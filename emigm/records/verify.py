@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emigm.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
-from emigm.config.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 from emigm.records.cells import DIFFERS, Comparison, compare

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from emigm.compose import params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
-from emigm.config.compose import params_file, sources
 from emigm.config.errors import UserError
 from emigm.config.paths import data_folder, extractor_folder, model_folder, results_folder
 from emigm.metrics.features import load_extractor
