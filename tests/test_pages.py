@@ -77,13 +77,6 @@ def test_every_link_of_the_pages_leads_somewhere(root, monkeypatch):
             assert (path.parent / target).exists() or target == "../README.md", target
 
 
-def test_the_verdict_is_that_of_verify(root):
-    assert "`emigm verify mnist` says whether" in benchmark_page(root, "mnist")
-    verify = root / "results" / "mnist" / "verify.json"
-    verify.write_text(json.dumps({"verdict": "reproduced", "sentence": "All 10 numbers agree."}))
-    assert "**reproduced** All 10 numbers agree." in benchmark_page(root, "mnist")
-
-
 def test_a_dry_run_is_marked_on_its_page_and_shows_no_number_on_that_of_all(root):
     assert "# DRY RUN: Made-up smoke" in benchmark_page(root, "smoke")
     page = front_page(root)

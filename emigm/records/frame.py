@@ -166,13 +166,6 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _as_evaluation(along: Record) -> Record:
-    """A record of snapshots in the form of an evaluation, each run with its share of the training."""
-    steps = along["settings"]["train"]["steps"]
-    scored = [r | {"snapshot": p["step"] / steps} for p in along["results"]["points"] for r in p["runs"]]
-    return along | {"results": {along["settings"]["budget"]: {"runs": scored}}}
-
-
 def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | None, budget: str | None) -> list[Record]:
     """The runs of one size at one budget, each with all that its three records say of it."""
     measured = (evaluate or {}).get("results", {}).get(budget, {"runs": []})

@@ -6,7 +6,6 @@ notebooks saved, says what was run with which settings, and folds what a first r
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import nbformat
@@ -35,10 +34,11 @@ GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/r
 
 
 def benchmark_page(root: Path, benchmark: str) -> str:
-    """The page of one benchmark: what was run, the verdict, its scores, pictures with captions, the rest folded."""
+    """The page of one benchmark: what was run, its scores, pictures with captions, the rest folded."""
     folder, frame = root / "results" / benchmark, runs(root, [benchmark])
     parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
-    parts += [verdict(folder), bullets(_settings(frame, read_all(root, benchmark)))]
+    parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
+    parts.append(bullets(_settings(frame, read_all(root, benchmark))))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = [*notes.all_of(frame, baselines(root, benchmark)), notes.NFE]
     parts.append(_folded("What the numbers rest on", bullets(said)))
@@ -64,22 +64,11 @@ def front_page(root: Path) -> str:
     parts += [
         f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
     ]
-    if dry := sorted(set(found) - set(real)):
-        parts.append(f"Dry runs, whose numbers measure nothing: {', '.join(f'[{n}]({n}/README.md)' for n in dry)}.")
     folder = root / "results" / "evidence"
     if names := executed(folder):
         parts += ["## Evidence across benchmarks", tally(folder)]
         parts += [_folded(_first_cell(folder, name)[0], _content(folder, name, "evidence/")) for name in names]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def verdict(folder: Path) -> str:
-    """What `emigm verify` found, from verify.json; what to type where there is none."""
-    path = folder / "verify.json"
-    if not path.is_file():
-        return f"`emigm verify {folder.name}` says whether these results are whole and reproduce the tracked ones."
-    found = json.loads(path.read_text())
-    return f"**{found['verdict']}**" + (f" {found['sentence']}" if found.get("sentence") else "")
 
 
 def tally(folder: Path) -> str:
