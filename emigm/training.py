@@ -169,7 +169,7 @@ def train(
         ConfigError: the batch does not suit the data or the processes, or the device lacks the precision.
         RunError: the loss is not finite.
     """
-    run = _Run(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch, compiled)
+    run = TrainingRun(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch, compiled)
     run.resume()
     on_start(run.done)
     begun = time.perf_counter() - run.seconds
@@ -194,7 +194,7 @@ STATE_ENTRIES = ("model", "optimizer", "ema", "scaler", "skipped", "step", "curv
 """Of a resume point."""
 
 
-class _Run:
+class TrainingRun:
     """One training run under way."""
 
     def __init__(
@@ -207,8 +207,8 @@ class _Run:
         state_folder: Path,
         data_id: str,
         world: World,
-        micro_batch: int | None,
-        compiled: bool,
+        micro_batch: int | None = None,
+        compiled: bool = False,
     ):
         self.model_cfg, self.cfg, self.images, self.autoencoder = model_cfg, cfg, images, autoencoder
         self.seed, self.world = seed, world

