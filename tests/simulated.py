@@ -20,14 +20,8 @@ def cells_of(claims: Claims, ground: str = GROUND) -> list[Cells]:
     found = []
     for claim in claims.claims:
         for place in claim.at if claims.ground(claim.at[0].benchmark).startswith(ground) else ():
-            if not claims.ground(place.benchmark).startswith(ground):
-                continue
-            for one in (*claim.given, *claim.differences):
-                for n in place.steps if "{N}" in one.text else (None,):
-                    found += [cells for _, cells in one.at(place, n).sides]
-            for trend in claim.trends:
-                found += [Cells(budget=trend.budget, size=s, benchmark=place.benchmark) for s in trend.sizes]
-            found += [Cells(budget=b, size=place.size, benchmark=place.benchmark) for b in claim.sweep]
+            if claims.ground(place.benchmark).startswith(ground):
+                found += claim.cells(place)
     return list(dict.fromkeys(found))
 
 
