@@ -51,7 +51,8 @@ def benchmark_page(root: Path, benchmark: str) -> str:
 
 def front_page(root: Path) -> str:
     """The page of all benchmarks: one row each, then the evidence across them. Dry runs are listed without numbers."""
-    found = {name: runs(root, [name]) for name in benchmarks_with_results(root)}
+    frames = {name: runs(root, [name]) for name in benchmarks_with_results(root)}
+    found = {name: frame for name, frame in frames.items() if len(frame)}  # others have prepared data alone
     real = {name: frame for name, frame in found.items() if not notes.is_dry_run(frame)}
     rows = [_row(root, name, frame) for name, frame in real.items()]
     parts = [GENERATED, "# Results"]
