@@ -1,15 +1,16 @@
-"""For Python users: load a model, generate, get pictures.
+"""For Python users: load a model, generate, get pictures::
 
-from emigm.api import load_generator
-from emigm.config.schema import SampleConfig
+    from emigm.api import load_generator
+    from emigm.config.schema import SampleConfig
 
-generator = load_generator("models/mnist/h/seed0")
-sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
-rows = generator(classes=range(10), seeds=[0, 1, 2], sampling=sampling)
-rows[0][7].save("seven.png")
+    generator = load_generator("models/mnist/h/seed0")
+    sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
+    rows = generator(classes=range(10), seeds=[0, 1, 2], sampling=sampling)
+    rows[0][7].save("seven.png")
 
-For the paper's models the sampling settings can be left out, and released ones come by name:
-load_generator("256-l")(classes=[207, 360], seeds=[0])
+For the paper's models the sampling settings can be left out, and released ones come by name::
+
+    load_generator("256-l")(classes=[207, 360], seeds=[0])
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def export_checkpoint(options: argparse.Namespace) -> int:
 
 
 def compose(options: argparse.Namespace) -> int:
-    from emigm.config.compose import write_composed
+    from emigm.compose import write_composed
 
     for path in write_composed():
         print(f"{path}: written")
@@ -111,28 +111,28 @@ def push(options: argparse.Namespace) -> int:
 
 
 def fetch(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.tools.fetch import fetch as get
 
     return get(compose_benchmark(options.benchmark, options.set))
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
 
     return examine(compose_benchmark(options.benchmark, options.set))
 
 
 def compare(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.tools.compare import compare as against_paper
 
     return against_paper(compose_benchmark(options.benchmark, options.set), options.allow_missing)
 
 
 def export_samples(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.config.paths import results_folder
     from emigm.metrics.adm import export_npz
     from emigm.records.record import read_record

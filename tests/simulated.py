@@ -20,14 +20,8 @@ def cells_of(claims: Claims, ground: str = GROUND) -> list[Cells]:
     found = []
     for claim in claims.claims:
         for place in claim.at if claims.ground(claim.at[0].benchmark).startswith(ground) else ():
-            if not claims.ground(place.benchmark).startswith(ground):
-                continue
-            for one in (*claim.given, *claim.differences):
-                for n in place.steps if "{N}" in one.text else (None,):
-                    found += [cells for _, cells in one.at(place, n).sides]
-            for trend in claim.trends:
-                found += [Cells(budget=trend.budget, size=s, benchmark=place.benchmark) for s in trend.sizes]
-            found += [Cells(budget=b, size=place.size, benchmark=place.benchmark) for b in claim.sweep]
+            if claims.ground(place.benchmark).startswith(ground):
+                found += claim.cells(place)
     return list(dict.fromkeys(found))
 
 
@@ -101,6 +95,7 @@ def write_records(root, frame: pd.DataFrame) -> None:
             scale = float(word[5:]) / (100 if len(word) > 7 else 10) if word.startswith("scale") else 1.5
             sample = {"steps": int(runs["N"].iloc[0]), "cfg_scale": scale if word[:4] in ("scal", "tmin") else 1.0}
             sample |= {"cfg_interval": [0.2, 1.0], "schedule": "exp", "order": "binomial", "x0_clip": None}
+            sample |= {"solver": "dpm-solver", "solver_steps": 12}
             passes = float(runs["N"].iloc[0]) * (1.5 if word.startswith("tmin") else 1)
             results = {"passes": passes, "nfe": passes, "seconds_per_image": {"mean": 1.0}, "images_per_second": 2.0}
             settings = {"size": size, "budget": budget, "sample": sample, "train_seeds": seeds, "seeds": own}
@@ -122,7 +117,8 @@ def write_records(root, frame: pd.DataFrame) -> None:
             real = common | {"reference": "training images"}
             write(folder, real, f"snapshots-{size}", {"points": points}, **settings)
         data = {"data": {"dataset": "mnist"}}
-        write(folder, common, "prepare", {"shape": [1, 14, 14], "train_images": 4000, "holdout_images": 1000}, **data)
+        counts = {"train_images": 4000, "holdout_images": 1000}
+        write(folder, common, "prepare", counts | {"shape": [1, 14, 14], "classes": 10}, **data)
         write(folder, common, "extractor", {"features": 64})
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from emigm import cli
 from emigm.artefacts import PUBLISHED
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import write_json
 from emigm.model.schedules import nfe

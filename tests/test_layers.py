@@ -10,7 +10,7 @@ from test_pipeline import imported_modules
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "config.parsing", "files", "model.schedules", "model.diffusion"},
-    {"artefacts", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
+    {"artefacts", "config.schema", "config.benchmark", "config.paths", "compose", "paper"},
     {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"}
     | {"runtime.precision"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emigm.config.compose import composed_text, params_file, sources
+from emigm.compose import composed_text, params_file, sources
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from typing import Any
 import sklearn.datasets
 import torch._dynamo
 import yaml
+from tqdm import tqdm
 
 from emigm.config.benchmark import KEYS
 from emigm.files import sha256, write_json
@@ -93,8 +95,7 @@ def write_params(folder: Path) -> None:
 def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
     """Start a stage in `folder`, as the leader of a process group, its output in a file; returns its process.
 
-    What `python -m emigm.stages.<stage>` does, without seconds of imports. This process must not use tqdm: its lock is
-    one of all forked processes, and a killed one may have held it.
+    What `python -m emigm.stages.<stage>` does, without seconds of imports.
     """
     if process := os.fork():
         with contextlib.suppress(ProcessLookupError):
@@ -103,6 +104,7 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
     status = 1
     try:
         os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # else one of all forked processes, which a killed one may hold for ever
         os.chdir(folder)
         log = os.open(log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)

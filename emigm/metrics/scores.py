@@ -168,11 +168,18 @@ def scores(
     }
 
 
-def nearest_distances(pixels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance (root mean square over pixels, in grey levels 0..255) of each image to its nearest in `others`."""
+def nearest(pixels: np.ndarray, others: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest of `others` to each image, nearest first: distances (root mean square over pixels, in grey levels
+    0..255), float32 (n, k), and their places in `others`, int64 (n, k)."""
     a, b = (torch.from_numpy(p.reshape(len(p), -1).astype(np.float32)) for p in (pixels, others))
-    nearest = torch.cat([torch.cdist(part, b).min(dim=1).values for part in a.split(PRC_ROWS)])
-    return (nearest / a.shape[1] ** 0.5).numpy()
+    found = [torch.cdist(part, b).topk(k, dim=1, largest=False) for part in a.split(PRC_ROWS)]
+    distances, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return (distances / a.shape[1] ** 0.5).numpy(), places.numpy()
+
+
+def nearest_distances(pixels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distance of each image to its `nearest` in `others`, float32 (n,)."""
+    return nearest(pixels, others)[0][:, 0]
 
 
 def nearest_distance(pixels: np.ndarray, others: np.ndarray) -> float:

@@ -196,6 +196,17 @@ class Claim:
             if any(len(place.steps) != 1 or place.tokens is None for place in self.at):
                 raise ConfigError(f"{FILE}: claim {self.id}: reveals needs one number of steps, and tokens")
 
+    def cells(self, place: Place) -> list[Cells]:
+        """Every cell that its tests read at a place, once each."""
+        found = []
+        for one in (*self.given, *self.differences):
+            for n in place.steps if "{N}" in one.text else (None,):
+                found += [cells for _, cells in one.at(place, n).sides]
+        for trend in self.trends:
+            found += [Cells(budget=trend.budget, size=size, benchmark=place.benchmark) for size in trend.sizes]
+        found += [Cells(budget=budget, size=place.size, benchmark=place.benchmark) for budget in self.sweep]
+        return list(dict.fromkeys(found))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Amendment:

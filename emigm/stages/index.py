@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from emigm.report.pages import write_front, write_page
+from emigm.report.pages import benchmark_page, front_page
+from emigm.report.tables import write_text
 from emigm.runtime.launching import in_one_line
+
+
+def write_page(benchmark: str | None) -> Path:
+    """Write results/<benchmark>/README.md; None: results/README.md, the page of all."""
+    path = Path("results") / (benchmark or "") / "README.md"
+    write_text(path, benchmark_page(Path(), benchmark) if benchmark else front_page(Path()))
+    return path
 
 
 def main() -> None:
@@ -16,7 +24,7 @@ def main() -> None:
     which.add_argument("--all", action="store_true", help="write results/README.md")
     options = parser.parse_args()
     with in_one_line():
-        write_front(Path()) if options.all else write_page(Path(), options.benchmark)
+        write_page(options.benchmark)
 
 
 if __name__ == "__main__":

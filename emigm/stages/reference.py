@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -98,8 +98,9 @@ def inputs(benchmark: Benchmark) -> dict[str, str]:
     stored, files = benchmark.evaluation.reference, [extractor_folder(benchmark)]
     if stored is not None:
         files.append(Path(stored))
-    elif benchmark.autoencoder.kind == "pixels":
-        files.append(data_folder(benchmark) / "latents" / "train" / INDEX)
+    else:  # shuffled tokens are those of pixels; other autoencoders are measured by what they reconstruct
+        part = "train" if benchmark.autoencoder.kind == "pixels" else "holdout"
+        files += [data_folder(benchmark) / "latents" / part / INDEX, *weight_files(benchmark.autoencoder.weights)]
     if why_none(images_folder(benchmark)) is None:
         files += [open_images(images_folder(benchmark), part).path for part in PARTS]
     return checksums(*files)

@@ -158,7 +158,7 @@ def training_images(store: LatentStore, world: World) -> TrainingImages:
 def held_out_errors(benchmark: Benchmark, model: EMIGM, autoencoder: Autoencoder, device: str) -> dict[int, float]:
     """The context gate's errors on held-out images."""
     held_out, gate = open_latents(benchmark, "holdout", model.cfg), benchmark.gate
-    rows = np.arange(min(gate.images, len(held_out)))
+    rows = np.arange(0, len(held_out), -(-len(held_out) // gate.images))  # evenly: images may be sorted by class
     latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows, 0)), torch.Generator().manual_seed(0))
     labels = torch.from_numpy(held_out.labels[rows])
     return context_errors(model, latents.to(device), labels.to(device), gate.visible, seed=0, repeats=gate.repeats)

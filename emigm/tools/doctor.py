@@ -15,8 +15,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from emigm.artefacts import PUBLISHED, fetched
+from emigm.compose import DEFAULT
 from emigm.config.benchmark import Benchmark
-from emigm.config.compose import DEFAULT
 from emigm.files import sha256
 from emigm.flops import parameters as count_parameters
 from emigm.records.record import REPORTED_VERSIONS
