@@ -23,7 +23,7 @@ import nbformat
 import pandas as pd
 from sphinx.cmd.build import main as sphinx
 
-from emigm.config.compose import DEFAULT
+from emigm.compose import DEFAULT
 from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, load_claims
 from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED
