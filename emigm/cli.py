@@ -46,6 +46,32 @@ def parity(options: argparse.Namespace) -> int:
     return compare(options.official)
 
 
+def bench(options: argparse.Namespace) -> int:
+    from emigm.config.schema import RunConfig
+    from emigm.runtime.distributed import join
+    from emigm.tools.bench import FOLDER, write_speed
+    from emigm.tools.bench import bench as measure
+
+    for name, least in (("repeats", 1), ("threads", 1), ("batch", 1), ("steps", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value}: must be at least {least}")
+    if options.embedded:
+        from emigm.config.compose import compose_benchmark
+        from emigm.tools.embedded import bench_embedded
+
+        benchmark = compose_benchmark(None)
+        found = bench_embedded(benchmark, options.steps)
+        settings = {"benchmark": benchmark.name, "steps": options.steps, "device": "cpu", "threads": 1}
+        print(f"{write_speed(FOLDER, 'embedded', found, settings, 'cpu')}: written")
+        return 0
+    given = {"official": options.official, "repeats": options.repeats, "batch": options.batch}
+    device = join(RunConfig(device=options.device)).device.split(":")[0]
+    for path in measure(options.size, device=device, threads=options.threads, **given):
+        print(f"{path}: written")
+    return 0
+
+
 def import_checkpoint(options: argparse.Namespace) -> int:
     from emigm.model.checkpoints import import_official
 
@@ -68,7 +94,7 @@ def export_checkpoint(options: argparse.Namespace) -> int:
 
 
 def compose(options: argparse.Namespace) -> int:
-    from emigm.config.compose import write_composed
+    from emigm.compose import write_composed
 
     for path in write_composed():
         print(f"{path}: written")
@@ -85,28 +111,28 @@ def push(options: argparse.Namespace) -> int:
 
 
 def fetch(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.tools.fetch import fetch as get
 
     return get(compose_benchmark(options.benchmark, options.set))
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
 
     return examine(compose_benchmark(options.benchmark, options.set))
 
 
 def compare(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.tools.compare import compare as against_paper
 
     return against_paper(compose_benchmark(options.benchmark, options.set), options.allow_missing)
 
 
 def export_samples(options: argparse.Namespace) -> int:
-    from emigm.config.compose import compose_benchmark
+    from emigm.compose import compose_benchmark
     from emigm.config.paths import results_folder
     from emigm.metrics.adm import export_npz
     from emigm.records.record import read_record
@@ -221,6 +247,27 @@ def parser() -> argparse.ArgumentParser:
         "emigm parity --official ../eMIGM",
     )
     verb.add_argument("--official", type=Path, required=True, help="folder of a clone of ML-GSAI/eMIGM")
+
+    verb = add(
+        bench,
+        "bench",
+        "measure speed, against the machine's matrix rate and the official code; writes results/speed",
+        "emigm bench --official ../eMIGM --size 256-xs 512-xs",
+        "emigm bench --embedded",
+    )
+    verb.add_argument("--official", type=Path, help="folder of a clone of ML-GSAI/eMIGM (default: no ratios)")
+    models = [f"{r}-{s}" for r, s in PAPER_MODELS]
+    verb.add_argument("--size", nargs="+", default=["256-xs"], choices=models, metavar="MODEL", help="such as 256-xs")
+    verb.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
+    verb.add_argument("--batch", type=int, metavar="B", help="images at once (default: 64 on a GPU, 1 to 4 on a CPU)")
+    verb.add_argument(
+        "--repeats", type=int, default=3, help="of every measurement, after one to warm up (default: %(default)s)"
+    )
+    verb.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    verb.add_argument("--embedded", action="store_true", help="the default benchmark's training and start-up instead")
+    verb.add_argument("--steps", type=int, default=60, help="--embedded: of training, by size (default: %(default)s)")
 
     verb = add(
         import_checkpoint,

@@ -1,11 +1,14 @@
-"""Grids of images as PNG files."""
+"""Grids of images as PNG files, and how an image comes about token by token: grids of its steps, and an animation."""
 
 from __future__ import annotations
 
+import io
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from emigm.files import write_atomically
 
@@ -15,6 +18,14 @@ SHOWN = 120
 """Images that a grid is chosen from, at most."""
 SIDE = 1300
 """Pixels of a grid's sides, at most: grids are tracked by git."""
+WHITE, MASKED = 255, 160
+"""Grey levels of what sets enlarged images apart, and of a token that is not revealed yet."""
+TILE, GAP = 84, 4
+"""Least side that a small image is enlarged to, and what lies between two, in pixels."""
+MOST = 1_000_000
+"""Bytes of an animation, at most."""
+LAST_MS = 2500
+"""How long an animation rests on the finished images, in milliseconds."""
 
 
 def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
@@ -32,14 +43,123 @@ def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
         columns = min(columns, most_columns, len(pixels))
         rows = min(10, most_rows, len(pixels) // columns)
         chosen = [pixels[row * columns : (row + 1) * columns] for row in range(rows)]
-    apart = np.pad(np.array(chosen), [(0, 0), (0, 0), (0, 0), (0, 1), (0, 1)], constant_values=GREY)
-    tiled = apart.transpose(2, 0, 3, 1, 4)  # c, row, h, column, w
-    c, _, h, _, w = tiled.shape
-    image = tiled.reshape(c, rows * h, columns * w)
+    return tiled(np.array(chosen), 1, GREY)
+
+
+def tiled(images: np.ndarray, gap: int, colour: int) -> np.ndarray:
+    """Rows of images, uint8 (rows, columns, c, h, w), as one, uint8 (H, W) or (H, W, 3); `gap` pixels of a grey level
+    at the right and below set each apart."""
+    apart = np.pad(images, [(0, 0), (0, 0), (0, 0), (0, gap), (0, gap)], constant_values=colour)
+    joined = apart.transpose(2, 0, 3, 1, 4)  # c, row, h, column, w
+    c, rows, h, columns, w = joined.shape
+    image = joined.reshape(c, rows * h, columns * w)
     return image[0] if c == 1 else image.transpose(1, 2, 0)
 
 
 def save_grid(path: Path, pixels: np.ndarray, classes: int, columns: int) -> None:
     """Write `grid_of` the images as PNG, at their own size."""
-    image = Image.fromarray(grid_of(pixels, classes, columns))
-    write_atomically(path, lambda p: image.save(p, format="PNG"))
+    save_png(path, grid_of(pixels, classes, columns))
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """Write an image, uint8 (H, W) or (H, W, 3)."""
+    made = Image.fromarray(image)
+    write_atomically(path, lambda p: made.save(p, format="PNG"))
+
+
+def to_look_at(pixels: np.ndarray) -> np.ndarray:
+    """Images (..., c, h, w) of a size at which a person likes to see several: small ones enlarged by an integer, each
+    pixel a square; large ones reduced by an integer, to the mean over squares."""
+    *front, h, w = pixels.shape
+    if (times := math.ceil(TILE / h)) > 1:
+        return pixels.repeat(times, axis=-2).repeat(times, axis=-1)
+    times = next(n for n in range(max(1, h // 128), 0, -1) if h % n == 0)
+    squares = pixels.reshape(*front, h // times, times, w // times, times)
+    return np.round(squares.mean(axis=(-3, -1), dtype=np.float64)).astype(np.uint8)
+
+
+def after_step(pixels: np.ndarray, steps: np.ndarray, step: int) -> np.ndarray:
+    """Finished images as they stood after a step: what later steps revealed is grey.
+
+    An autoencoder's decoder sees the whole image, so that under one a token's part is shown as it came out at last.
+
+    Args:
+        pixels: uint8 (n, c, h, w).
+        steps: the step that revealed each token, int (n, L), of L tokens in rows and columns.
+        step: 0 for nothing revealed yet.
+    """
+    side = math.isqrt(steps.shape[1])
+    later = (steps > step).reshape(-1, 1, side, side)
+    later = later.repeat(pixels.shape[2] // side, axis=2).repeat(pixels.shape[3] // side, axis=3)
+    return np.where(later, np.uint8(MASKED), pixels)
+
+
+def rows_of_images(*rows: np.ndarray) -> np.ndarray:
+    """Rows of images, each uint8 (columns, c, h, w), `to_look_at` and as one picture, uint8 (H, W) or (H, W, 3)."""
+    return tiled(to_look_at(np.stack(rows)), GAP, WHITE)[:-GAP, :-GAP]
+
+
+def columns_of(steps: int, side: int) -> list[int]:
+    """Which of the steps 1 to N a row of images of this side (pixels) has room for: all, or evenly spaced, N last."""
+    room = max(2, 16 * (TILE + GAP) // (side + GAP))
+    return sorted({round(step) for step in np.linspace(1, steps, min(steps, room))})
+
+
+def save_animation(path: Path, pixels: np.ndarray, steps: np.ndarray, last: int, columns: int) -> int:
+    """Write images coming about as an animated PNG that repeats for ever; what cannot animate it shows the end.
+
+    Args:
+        path: of the file.
+        pixels: finished images, uint8 (n, c, h, w), shown in rows; of too many for `MOST` bytes the first rows.
+        steps: as `after_step` takes them.
+        last: N, the number of steps.
+        columns: images in a row.
+
+    Returns:
+        How many images are shown.
+
+    Raises:
+        ValueError: one row alone is too large.
+    """
+    rows = len(pixels) // columns
+    while rows:
+        data = animation(pixels[: rows * columns], steps[: rows * columns], last, columns)
+        if len(data) < MOST:
+            write_atomically(path, lambda p, data=data: p.write_bytes(data))
+            return rows * columns
+        rows //= 2
+    raise ValueError(f"an animation of {columns} images of {pixels.shape[2:]} pixels takes more than {MOST} bytes")
+
+
+def animation(pixels: np.ndarray, steps: np.ndarray, last: int, columns: int) -> bytes:
+    """The file of `save_animation`: a frame holds what its step reveals alone, and lies over those before it."""
+
+    def frame(images: np.ndarray) -> np.ndarray:
+        return rows_of_images(*images.reshape(-1, columns, *images.shape[1:]))
+
+    stages = [frame(after_step(pixels, steps, step)) for step in range(last + 1)]
+    opaque = [np.full(stages[0].shape[:2], 255, np.uint8)]
+    for before, now in itertools.pairwise(stages):
+        changed = (before != now).reshape(*now.shape[:2], -1).any(-1)
+        opaque.append(np.where(changed, 255, 0).astype(np.uint8))
+    frames = [_with_alpha(stage, alpha) for stage, alpha in zip(stages, opaque, strict=True)]
+    buffer = io.BytesIO()
+    step_ms = max(40, min(250, 4000 // last))
+    _with_alpha(stages[-1], opaque[0]).save(
+        buffer,
+        format="PNG",
+        save_all=True,
+        append_images=frames,
+        default_image=True,
+        duration=[2 * step_ms, *[step_ms] * (last - 1), LAST_MS],
+        loop=0,
+        blend=PngImagePlugin.Blend.OP_OVER,
+        disposal=PngImagePlugin.Disposal.OP_NONE,
+    )
+    return buffer.getvalue()
+
+
+def _with_alpha(image: np.ndarray, alpha: np.ndarray) -> Image.Image:
+    """Transparent pixels are black: they compress to nothing."""
+    colours = image.reshape(*alpha.shape, -1)
+    return Image.fromarray(np.concatenate([np.where(alpha[..., None], colours, 0), alpha[..., None]], -1))

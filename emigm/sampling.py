@@ -5,23 +5,27 @@ Shape letters: B images, L tokens, n tokens revealed in a step, C token channels
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from emigm.config.errors import RunError
 from emigm.config.schema import Precision, SampleConfig
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, step_counts
-from emigm.runtime.distributed import autocast
+from emigm.runtime.precision import autocast, overflow
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
+OnStep = Callable[[Tensor, Tensor], None]
+"""Called after every mask-prediction step with the tokens (B, L, C) and which are still masked, bool (B, L). The next
+step changes both in place, so whoever keeps them clones them."""
 
 
 class Batch(NamedTuple):
@@ -42,7 +46,15 @@ class ImageDraw(NamedTuple):
 
 
 def generate(
-    model: EMIGM, labels: Tensor, cfg: SampleConfig, *, seed: int, first: int = 0, chunk: int = 250, batch: int = 250
+    model: EMIGM,
+    labels: Tensor,
+    cfg: SampleConfig,
+    *,
+    seed: int,
+    first: int = 0,
+    chunk: int = 250,
+    batch: int = 250,
+    on_step: OnStep | None = None,
 ) -> Iterator[Batch]:
     """Generate the images with indices first, first + 1, ... and the given classes.
 
@@ -55,12 +67,14 @@ def generate(
         chunk: images whose indices lie in the same multiple of `chunk` share their reveal counts (the network
             needs equal numbers of visible tokens in a batch). Part of what defines an image.
         batch: images made at once; changes speed and memory only.
+        on_step: watches each batch come about.
 
     Yields:
         Batches in order.
 
     Raises:
         ValueError: no images were asked for, or a class does not exist.
+        RunError: tokens are not finite, as where the network overflows float16.
     """
     n = len(labels)
     if n < 1:
@@ -74,9 +88,28 @@ def generate(
             cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, start // chunk)
         )
         draw = draw_images(model, cfg, seed, range(start, stop))
-        tokens, passes = reveal(model, labels[start - first : stop - first], cfg, counts, draw)
+        tokens, passes = reveal(model, labels[start - first : stop - first], cfg, counts, draw, on_step)
+        if not tokens.isfinite().all():
+            raise RunError(
+                overflow(f"images {start} to {stop - 1}", cfg.precision, "precision of the sampling settings")
+            )
         yield Batch(start, model.unpatchify(tokens), passes)
         start = stop
+
+
+def generate_with_steps(model: EMIGM, labels: Tensor, cfg: SampleConfig, **options: Any) -> tuple[Tensor, Tensor]:
+    """The images that `generate` makes of the same arguments, and when each of their tokens appeared.
+
+    Returns:
+        Unit latents (n, channels, grid, grid), and the step that revealed each token, from 1 to N, int64 (n, L).
+    """
+    masked: list[Tensor] = []
+    latents, steps = [], []
+    for part in generate(model, labels, cfg, on_step=lambda _, mask: masked.append(mask.clone()), **options):
+        latents.append(part.latents)
+        steps.append(1 + torch.stack(masked).sum(0))
+        masked.clear()
+    return torch.cat(latents), torch.cat(steps)
 
 
 def random_stream(seed: int, purpose: int, index: int) -> np.random.Generator:
@@ -102,7 +135,14 @@ def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> I
 
 
 @torch.inference_mode()
-def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, draw: ImageDraw) -> tuple[Tensor, int]:
+def reveal(
+    model: EMIGM,
+    labels: Tensor,
+    cfg: SampleConfig,
+    counts: np.ndarray,
+    draw: ImageDraw,
+    on_step: OnStep | None = None,
+) -> tuple[Tensor, int]:
     """Reveal all tokens in N steps; returns tokens (B, L, C) and the forward passes each image took.
 
     Nothing in the loop asks the device for a value, so that a GPU is never waited for.
@@ -142,6 +182,8 @@ def reveal(model: EMIGM, labels: Tensor, cfg: SampleConfig, counts: np.ndarray, 
         mask.scatter_(1, query, False)
         done += n
         passes += len(z)
+        if on_step is not None:
+            on_step(tokens, mask)
     return tokens, passes
 
 

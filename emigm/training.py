@@ -28,8 +28,9 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import fingerprint
-from emigm.model.model import EMIGM, TrainingDraw, draw_training
-from emigm.runtime.distributed import ALONE, World, autocast
+from emigm.model.model import EMIGM, TrainingDraw, compile_networks, draw_training
+from emigm.runtime.distributed import ALONE, World
+from emigm.runtime.precision import autocast, products
 from emigm.runtime.resume import ResumePoints
 
 CURVE_EVERY = 50
@@ -53,6 +54,7 @@ class TrainResult(NamedTuple):
     ema: dict[str, Tensor]  # EMA weights by name
     curve: list[tuple[int, float]]  # (step, mean loss of the steps since the last point)
     seconds: float  # wall time, over all resumptions
+    skipped: int  # steps without an update, since gradients overflowed (float16 only)
     snapshots: dict[int, ResumePoints]  # step -> where the EMA weights after so many steps lie, by name
 
 
@@ -143,6 +145,7 @@ def train(
     data_id: str,
     world: World = ALONE,
     micro_batch: int | None = None,
+    compiled: bool = False,
     on_start: Callable[[int], None] = lambda step: None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> TrainResult:
@@ -158,6 +161,7 @@ def train(
         data_id: identifies the training data (its checksum); a resume point of other data is not used.
         world: the processes; each trains on its share of every batch.
         micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
+        compiled: compile the networks (`compile_networks`).
         on_start: called with the number of steps that an interrupted run left finished.
         on_step: called with the number of finished steps.
 
@@ -165,7 +169,7 @@ def train(
         ConfigError: the batch does not suit the data or the processes, or the device lacks the precision.
         RunError: the loss is not finite.
     """
-    run = _Run(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch)
+    run = TrainingRun(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch, compiled)
     run.resume()
     on_start(run.done)
     begun = time.perf_counter() - run.seconds
@@ -183,14 +187,14 @@ def train(
             run.save()
         on_step(step + 1)
     names = [name for name, _ in run.model.named_parameters()]
-    return TrainResult(dict(zip(names, run.ema, strict=True)), run.curve, run.seconds, run.snapshots)
+    return TrainResult(dict(zip(names, run.ema, strict=True)), run.curve, run.seconds, run.skipped, run.snapshots)
 
 
-STATE_ENTRIES = ("model", "optimizer", "ema", "step", "curve", "recent", "seconds")
+STATE_ENTRIES = ("model", "optimizer", "ema", "scaler", "skipped", "step", "curve", "recent", "seconds")
 """Of a resume point."""
 
 
-class _Run:
+class TrainingRun:
     """One training run under way."""
 
     def __init__(
@@ -203,7 +207,8 @@ class _Run:
         state_folder: Path,
         data_id: str,
         world: World,
-        micro_batch: int | None,
+        micro_batch: int | None = None,
+        compiled: bool = False,
     ):
         self.model_cfg, self.cfg, self.images, self.autoencoder = model_cfg, cfg, images, autoencoder
         self.seed, self.world = seed, world
@@ -212,15 +217,19 @@ class _Run:
         self.parts = micro_batches(self.share, self.group, micro_batch)
         torch.manual_seed(seed)
         self.model = EMIGM(model_cfg).to(world.device).train()
+        if compiled:
+            compile_networks(self.model)
         self.network = self.model if world.size == 1 else _synchronised(self.model, world)
         self.optimizer = make_optimizer(self.model, cfg)
+        self.scaler = torch.amp.GradScaler(torch.device(world.device).type, enabled=cfg.precision == "float16")
         self.parameters = list(self.model.parameters())
         self.ema = [p.detach().clone() for p in self.parameters]
         self.generator = torch.Generator(world.device)
         self.curve: list[tuple[int, float]] = []
         self.recent: list[float] = []  # losses since the curve's last point
         self.unread: list[Tensor] = []  # this process's losses that are still on the device
-        self.done, self.seconds = 0, 0.0
+        self.overflows: list[Tensor] = []  # whether gradients were infinite, on the device; float16 only
+        self.done, self.skipped, self.seconds = 0, 0, 0.0
         key = fingerprint(as_dict(model_cfg), {k: v for k, v in as_dict(cfg).items() if k not in BESIDE}, seed, data_id)
         self.points = ResumePoints(state_folder, f"train-{key}")
         self.snapshots = {n: ResumePoints(state_folder, f"train-{key}-snapshot{n}") for n in cfg.snapshot_steps}
@@ -238,6 +247,8 @@ class _Run:
             self.ema = [t.to(self.world.device) for t in state["ema"]]
             self.done, self.curve = state["step"], state["curve"]
             self.recent, self.seconds = state["recent"], state["seconds"]
+            self.skipped = state["skipped"]
+            self.scaler.load_state_dict(state["scaler"])
         if len(set(self.world.gather(self.done))) > 1:
             folder = self.points.folder
             raise ConfigError(f"{folder}: not seen by every process; put it on a file system that all nodes share")
@@ -278,12 +289,17 @@ class _Run:
                     part_loss = self.network(x, labels[own], draw.images(within, self.model_cfg.tokens))
                 # The mean over the groups of the whole batch, once the processes' gradients are averaged.
                 part_loss = part_loss * (self.group / len(raw))
-                part_loss.backward()
+                with products(cfg.precision, device):
+                    self.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)
+        if self.scaler.is_enabled():
+            self.overflows.append(~norm.isfinite())
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate(cfg, step)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         update_ema(self.ema, [p.detach() for p in self.parameters], cfg.ema)
         self.unread.append(loss)
@@ -294,12 +310,15 @@ class _Run:
         values = self.world.mean(torch.stack(self.unread)).tolist()
         for step, value in enumerate(values, self.done - len(values)):
             if not math.isfinite(value):
-                raise RunError(f"the loss is {value} at step {step} of seed {self.seed}; lower train.lr")
+                half = self.cfg.precision == "float16"
+                hint = ", or set train.precision: bf16, since float16 ends at 65504" if half else ""
+                raise RunError(f"the loss is {value} at step {step} of seed {self.seed}; lower train.lr{hint}")
             self.recent.append(value)
             if (step + 1) % CURVE_EVERY == 0 or step + 1 == self.cfg.steps:
                 self.curve.append((step + 1, math.fsum(self.recent) / len(self.recent)))
                 self.recent = []
-        self.unread = []
+        self.skipped += int(torch.stack(self.overflows).sum()) if self.overflows else 0
+        self.unread, self.overflows = [], []
 
     def save_snapshot(self) -> None:
         """Write the EMA weights as they are."""
@@ -315,6 +334,8 @@ class _Run:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema,
+                "scaler": self.scaler.state_dict(),
+                "skipped": self.skipped,
                 "step": self.done,
                 "curve": self.curve,
                 "recent": self.recent,

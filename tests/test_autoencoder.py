@@ -4,6 +4,7 @@ The networks under test are narrow: the same levels, blocks and tensor names as 
 """
 
 import argparse
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from emigm.autoencoders import autoencoder
 from emigm.autoencoders.autoencoder import KL16, Pixels, kl16_official_name, load_autoencoder
 from emigm.autoencoders.base import encode_with_flips
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import AutoencoderConfig
 from emigm.model.weights import read_tensors
 
@@ -229,6 +230,71 @@ def test_flips_are_encoded_beside_the_images():
     raw, flipped = encode_with_flips(ae, pixels)
     assert torch.equal(ae.decode(raw), pixels)
     assert torch.equal(ae.decode(flipped), pixels[..., torch.arange(7, -1, -1)])
+
+
+@pytest.fixture(params=["kl16", "dcae"])
+def convolutional(request, tmp_path):
+    """A function of a precision, that loads a narrow autoencoder."""
+    if request.param == "kl16":
+        cfg = save_kl16(tmp_path / "kl16.ckpt", request.getfixturevalue("narrow_kl16"))
+    else:
+        save_file(request.getfixturevalue("narrow_dcae").state_dict(), tmp_path / autoencoder.DIFFUSERS_FILE)
+        cfg = AutoencoderConfig("dcae", 0.3189, str(tmp_path))
+    return lambda precision: load_autoencoder(dataclasses.replace(cfg, precision=precision))
+
+
+@pytest.mark.parametrize(("precision", "worst"), [("tf32", 0.0), ("float16", 0.02), ("bf16", 0.15)])
+def test_precision_moves_latents_and_pixels_by_rounding_alone_and_leaves_latents_float32(
+    convolutional, precision, worst
+):
+    exact, rounded = convolutional("float32"), convolutional(precision)
+    pixels = random_pixels(2, 3, 64, 64)
+    raw = exact.encode(pixels)
+    found = rounded.encode(pixels)
+    assert found.dtype == torch.float32 and ((found - raw).abs().mean() / raw.std()).item() <= worst
+    assert found.equal(raw) == (precision == "tf32")  # a CPU has none
+    unit = exact.sample(raw, torch.Generator().manual_seed(0))
+    levels = (rounded.decode(unit).float() - exact.decode(unit).float()).abs().mean().item()
+    assert levels <= 127 * worst
+
+
+def test_convolutions_are_channels_last(convolutional):
+    module = convolutional("float32").module
+    weights = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) > 10 and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+def test_linear_attention_is_computed_in_float32(convolutional, monkeypatch):
+    from diffusers.models.attention_processor import SanaMultiscaleLinearAttention as Attention
+
+    inside, attend = [], Attention.apply_linear_attention
+
+    def spy(self, *tensors):
+        inside.append((torch.is_autocast_enabled("cpu"), {t.dtype for t in tensors}))
+        return attend(self, *tensors)
+
+    monkeypatch.setattr(Attention, "apply_linear_attention", spy)
+    ae = convolutional("float16")
+    ae.encode(random_pixels(1, 3, 512, 512))
+    assert ae.kind == "kl16" or set(map(str, inside)) == {str((False, {torch.float32}))}
+
+
+def test_an_overflow_is_an_error_that_names_the_precision():
+    class Loud(Pixels):
+        def _decode(self, latents):
+            return (latents.to(torch.float16) * 1e6).float()
+
+        _encode = _decode
+
+    ae = Loud(1.0, precision="float16")
+    for work in (lambda: ae.encode(random_pixels(1, 1, 8, 8)), lambda: ae.decode(torch.randn(3, 1, 8, 8), batch=2)):
+        with pytest.raises(RunError, match=r"65504; set autoencoder\.precision: bf16 or float32"):
+            work()
+
+
+def test_precision_has_no_effect_on_what_rounds_nothing():
+    with pytest.raises(ConfigError, match="precision: float16 has no effect for kind: pixels"):
+        AutoencoderConfig("pixels", precision="float16")
 
 
 def test_a_loss_on_sampled_latents_can_be_differentiated():

@@ -12,8 +12,8 @@ from dvc.utils.serialize import parse_yaml as dvc_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from emigm.compose import compose, sources
 from emigm.config.benchmark import load_benchmark, parse_benchmark
-from emigm.config.compose import compose, sources
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse_yaml
 from emigm.config.schema import GateConfig, ModelConfig, SampleConfig

@@ -82,6 +82,25 @@ def test_speed_is_no_cell():
     assert {v.status for v in compare(records(FIDS), other).verdicts} == {IDENTICAL}
 
 
+def test_files_that_each_machine_fits_itself_may_have_other_bytes_and_others_may_not():
+    base = {"benchmark": "b", "dry_run": False, "weights": "trained", "reference": None, "scale": None}
+    for kind, expected in (("kmeans", 0), ("vq", 1)):
+        sides = [
+            {"encode": base | {"settings": {"autoencoder": {"kind": kind}}, "results": {"weights_sha256": {"c": s}}}}
+            for s in ("ab", "cd")
+        ]
+        assert len(compare(*sides).of(DIFFERS)) == expected
+    sides = [
+        {"extractor": base | {"settings": {}, "results": {"sha256": s, "holdout_accuracy": 0.9} | more}}
+        for s, more in (("ab", {}), ("cd", {}))
+    ]
+    assert not compare(*sides).of(DIFFERS)
+    for side in sides:
+        side["extractor"]["results"] |= {"published": True}
+        del side["extractor"]["results"]["holdout_accuracy"]
+    assert len(compare(*sides).of(DIFFERS)) == 1
+
+
 def test_a_metric_that_one_side_did_not_measure_differs():
     other = records(FIDS)
     for run in other["evaluate-xs"]["results"]["4"]["runs"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.files import sha256
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate

@@ -8,7 +8,7 @@ import pytest
 
 from emigm import cli
 from emigm.artefacts import PUBLISHED
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import write_json
 from emigm.model.schedules import nfe
@@ -74,7 +74,15 @@ def _write(benchmark, factor):
             cost = nfe(sample.steps, sample.cfg_scale, sample.cfg_interval)
             sampled = {"nfe": cost, "passes": cost, "seconds_per_image": {"mean": 0.01 * sample.steps, "n": 1}}
             write_record(
-                benchmark, f"sample-{size}-{budget}", sampled, **record, **common, **seeds, budget=budget, sample=sample
+                benchmark,
+                f"sample-{size}-{budget}",
+                sampled,
+                **record,
+                **common,
+                **seeds,
+                budget=budget,
+                sample=sample,
+                autoencoder=benchmark.autoencoder,
             )
             known = budget in ("16", "64", "128")
             means = {"fid": factor * paper_fid(resolution, size, budget) if known else 300.0, "isc": 250.0}
@@ -167,6 +175,7 @@ def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
             "the extractor's weights are not the published ones",
         ),
         ("sample-b-16", ["settings", "sample", "precision"], "bf16", "sampled in bf16, the paper in float16"),
+        ("sample-b-16", ["settings", "autoencoder", "precision"], "bf16", "decoded in bf16, the paper in float16"),
         ("train-b", ["settings", "source", "shared_token", "used"], "ema", "shared fake and mask token: ema"),
         ("train-b", ["settings", "model", "width"], 704, "another architecture"),
         ("train-b", ["results", "parameters"], 175_000_000, "175M parameters"),
@@ -180,6 +189,16 @@ def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, st
     assert verdicts(benchmark)["xs", "16"].verdict == "within"
     assert compare(benchmark, allow_missing=True) == 1
     assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("part", "what"), [("sample", "sampled"), ("autoencoder", "decoded")])
+def test_the_papers_precision_is_float16_and_what_rounds_no_coarser_is_noted(checkout, capsys, part, what):
+    benchmark = write_paper_results(checkout)
+    assert compare(benchmark) == 0 and "note:" not in capsys.readouterr().out
+    change("sample-b-16", "settings", part, "precision", to="tf32")
+    cell = verdicts(benchmark)["b", "16"]
+    assert cell.verdict == "within" and cell.notes[0].startswith(f"{what} in tf32")
+    assert compare(benchmark) == 0 and f"note: {what} in tf32" in capsys.readouterr().out
 
 
 def test_a_file_that_fetch_recorded_is_known_by_its_checksum_and_not_by_its_name(checkout, capsys):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from emigm.compose import compose, compose_benchmark, sources
 from emigm.config.benchmark import load_benchmark, parse_benchmark
-from emigm.config.compose import compose, compose_benchmark, sources
 from emigm.config.errors import ConfigError
 from emigm.config.schema import SampleConfig
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
@@ -41,7 +41,7 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
     assert benchmark.model_config(size) == PAPER_MODELS[resolution, size]
     assert set(benchmark.sizes) == {s for r, s in PAPER_MODELS if r == resolution}
     for budget in benchmark.budgets:
-        paper = dataclasses.replace(paper_sampling(resolution, size, int(budget)), precision="tf32")
+        paper = dataclasses.replace(paper_sampling(resolution, size, int(budget)), precision="float16")
         assert benchmark.sample_config(size, budget) == paper
     train = benchmark.train_config(size)
     assert train.steps * train.batch == PAPER_TRAINING_IMAGES
@@ -57,7 +57,8 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     real = dataclasses.replace(PAPER_MODELS[256, "xs"], classes=64)
     assert benchmark.model_config("xs") == real
     full = parse_benchmark(composed("imagenet256")["benchmark"])
-    assert (benchmark.autoencoder, benchmark.extractor) == (full.autoencoder, full.extractor)
+    assert (benchmark.autoencoder.space, benchmark.extractor) == (full.autoencoder.space, full.extractor)
+    assert (benchmark.autoencoder.precision, full.autoencoder.precision) == ("float32", "float16")
     assert benchmark.evaluation.reference == full.evaluation.reference
 
 

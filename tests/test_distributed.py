@@ -29,9 +29,10 @@ from emigm.data.latents import write_latents
 from emigm.data.samples import SampleSet, chunk_ranges
 from emigm.model.model import save_model
 from emigm.runtime import launching, pools
-from emigm.runtime.distributed import ALONE, World, autocast, join
+from emigm.runtime.distributed import ALONE, World, join
 from emigm.runtime.launching import place, run_stage
 from emigm.runtime.pools import in_turn
+from emigm.runtime.precision import autocast, products
 from emigm.stages.sample import sample
 from emigm.stages.train import train_size
 
@@ -354,7 +355,7 @@ def test_wrong_devices_are_refused(monkeypatch):
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    with pytest.raises(ConfigError, match=r"bf16.*Tesla T4.*float32"):
+    with pytest.raises(ConfigError, match=r"bf16.*Tesla T4.*float16"):
         autocast("bf16", "cuda:0")
 
 
@@ -446,10 +447,17 @@ def test_the_bar_leaves_out_of_its_speed_what_an_earlier_run_did(monkeypatch):
     assert in_turn(job, ["fresh"], 10, "step", "x", show=False) == ["fresh"]
 
 
-def test_tf32_lowers_matrix_products_on_a_gpu_only_and_only_inside():
-    before = torch.get_float32_matmul_precision()
+def flags():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+def test_products_of_float32_are_rounded_under_tf32_alone_convolutions_included():
+    before = flags()
     with autocast("tf32", "cpu"):
-        assert torch.get_float32_matmul_precision() == before
+        assert flags() == before
     with autocast("tf32", "cuda:0"):
-        assert torch.get_float32_matmul_precision() == "high"
-    assert torch.get_float32_matmul_precision() == before
+        assert flags() == ("high", True)
+        with products("float32", "cuda:0"):
+            assert flags() == ("highest", False)
+        assert flags() == ("high", True)
+    assert flags() == before

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from emigm import cli
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.schema import ModelConfig
 from emigm.files import write_json
 from emigm.flops import sampling

@@ -13,8 +13,8 @@ import pytest
 import torch
 from simulated import SIZES, simulate, write_records
 
+from emigm.compose import params_file
 from emigm.config.benchmark import load_benchmark
-from emigm.config.compose import params_file
 from emigm.flops import parameters
 from emigm.model.model import EMIGM
 from emigm.paper.claims import load_claims
@@ -194,7 +194,7 @@ def test_figure_3_draws_every_n_and_the_cost_beside_it(run):
 def test_figure_7_draws_fid_against_the_scales_of_the_sweep(run):
     found = run("figure7")
     assert list(found["drawn"]["sample.cfg_scale"]) == [1, 1.25, 1.5, 2, 3, 4, 6]
-    assert "Chosen on the other seeds: scale15_16 (6 seeds)." in found["sentences"]
+    assert "Tested: scale15_16, chosen on training seed 10, 11." in found["sentences"]
 
 
 # The benchmarks behind the figures

@@ -185,6 +185,12 @@ def test_resized_features_are_those_of_clean_fid_s_own_loader(inception, photos,
     assert abs(mine - found[0].pool[:3].numpy()).max() > 1e-2 * abs(mine).max()  # the resizing does matter
 
 
+def test_the_second_pass_can_be_left_out(inception, photos, found):
+    once = load_extractor(INCEPTION, inception[1], batch=4, workers=2, clean=False)
+    assert once.key != inception[2].key and once(photos[0][:4]).clean is None
+    assert torch.equal(once(photos[0][:4]).pool, found[0].pool[:4])
+
+
 def test_weights_that_are_not_the_published_ones_are_marked(inception):
     assert inception[2].identity["published"] is False and inception[2].width == 2048
 

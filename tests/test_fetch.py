@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emigm import artefacts, cli
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import lock
 from emigm.paper.settings import PAPER_MODELS

@@ -10,7 +10,7 @@ from test_model import TINY, random_model
 
 from emigm import cli
 from emigm.api import load_generator
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.parsing import as_dict
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.model import save_model

@@ -10,14 +10,15 @@ from test_pipeline import imported_modules
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "config.parsing", "files", "model.schedules", "model.diffusion"},
-    {"artefacts", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
-    {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"},
+    {"artefacts", "config.schema", "config.benchmark", "config.paths", "compose", "paper"},
+    {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"}
+    | {"runtime.precision"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
     {"metrics.measuring", "metrics.baselines", "training", "gate", "sampling", "report", "hub"},
-    {"api", "tools.oracle", "tools.estimates", "tools.compare", "tools.doctor", "tools.fetch"},
-    {"tools.parity", "tools.generate"},
+    {"api", "tools.oracle", "tools.timing", "tools.estimates", "tools.compare", "tools.doctor", "tools.fetch"},
+    {"tools.parity", "tools.generate", "tools.bench", "tools.embedded"},
     {"cli", "stages", "tools.deep"},
 ]
 """Lowest first. Modules of one layer may use each other where no circle arises, as Python itself checks."""

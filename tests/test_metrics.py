@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from cleanfid.fid import frechet_distance as cleanfid_distance
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from emigm.config.errors import ConfigError
 from emigm.metrics.features import Features
@@ -20,6 +22,7 @@ from emigm.metrics.scores import (
     same_number,
     save_reference,
     scores,
+    statistics,
 )
 
 
@@ -60,16 +63,27 @@ def test_nearest_distance_is_zero_for_copies_and_rms_otherwise():
     assert nearest_distance(a, a + 10) == pytest.approx(10)
 
 
-def test_fid_agrees_with_clean_fid_and_with_singular_values():
+@pytest.mark.parametrize(("images", "width"), [(300, 8), (300, 200), (50, 64)], ids=["", "wide", "singular"])
+def test_fid_agrees_with_torch_fidelity_clean_fid_and_singular_values(images, width):
     """The trace of the square root of a product of covariances is a sum of singular values of the centred features."""
-    a, b = random_features(300, 0), random_features(400, 1)
+    a, b = random_features(images, 0, width), random_features(400, 1, width)
     centred = [(f.pool - f.pool.mean(0)).double().numpy() / (len(f.pool) - 1) ** 0.5 for f in (a, b)]
     product = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
     means = ((a.pool.double().mean(0) - b.pool.double().mean(0)) ** 2).sum().item()
     expected = means + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * product
     reference = reference_of(b)
     assert fid(a, reference) == pytest.approx(expected, rel=1e-6)
-    assert clean_fid(a, reference) == pytest.approx(expected, rel=1e-6)
+    mine, theirs = statistics(a.pool), statistics(b.pool)
+    keys = ("mu", "sigma")
+    official = fid_statistics_to_metric(dict(zip(keys, mine, strict=True)), dict(zip(keys, theirs, strict=True)), False)
+    assert fid(a, reference) == pytest.approx(official["frechet_inception_distance"], rel=1e-6)
+    if images > width:  # of singular matrices its root may leave the real numbers
+        assert fid(a, reference) == pytest.approx(cleanfid_distance(*mine, *theirs), rel=1e-6)
+
+
+def test_images_have_no_distance_to_themselves():
+    a = random_features(300, 0, 50)
+    assert fid(a, reference_of(a)) == pytest.approx(0, abs=1e-6 * a.pool.var(0).sum().item())
 
 
 def test_fid_of_parts_is_the_mean_over_disjoint_parts_of_more_images_than_features():
@@ -110,7 +124,7 @@ def test_few_images_give_finite_scores_and_one_image_an_error():
     reference = reference_of(random_features(400, 1))
     found = scores(random_features(3, 0), reference, None, 100)
     assert found["precision"] is None and all(np.isfinite(v) for v in found.values() if v is not None)
-    assert clean_fid(random_features(8, 0), reference) is None and clean_fid(random_features(9, 0), reference) > 0
+    assert clean_fid(random_features(9, 0), reference) is None
     with pytest.raises(ConfigError, match=r"evaluation\.images = 1: FID needs at least two"):
         fid(random_features(1, 0), reference)
 

@@ -10,7 +10,7 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import write_index
 from emigm.model.backbone import select_rows
-from emigm.model.model import EMIGM, draw_training, load_model, save_model
+from emigm.model.model import EMIGM, compile_networks, compiled_graphs, draw_training, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
 from emigm.paper.settings import PAPER_MODELS
 
@@ -217,3 +217,46 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     save_model(tmp_path, state, TINY)
     with pytest.raises(ConfigError, match=r"model\.safetensors: tensor head\.input_proj\.weight holds NaN"):
         load_model(tmp_path)
+
+
+def test_compiled_networks_are_those_that_sampling_and_training_call(monkeypatch):
+    from emigm.config.schema import SampleConfig
+    from emigm.sampling import generate
+
+    compiled, calls = [], []
+
+    def compile_(function, **options):
+        compiled.append(function)
+
+        def call(*args, **kwargs):
+            calls.append(compiled.index(function))
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    plain, model = random_model(), random_model()
+    compile_networks(model)
+    assert len(compiled) == 2 and model.state_dict().keys() == plain.state_dict().keys()
+    cfg = SampleConfig(4, 5, 2.0, (0.2, 0.6))
+    (a,), (b,) = (list(generate(m, torch.arange(4), cfg, seed=0)) for m in (plain, model))
+    assert torch.equal(a.latents, b.latents)
+    assert calls.count(0) == a.passes and calls.count(1) == 4 * 5  # each pass of the network, each solver step
+    calls.clear()
+    train = TrainConfig(steps=1, batch=4, lr=1e-3)
+    draw = draw_training(TINY, train, 4, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    model.train()(torch.randn(4, 3, 4, 4), torch.arange(4), draw).backward()
+    assert calls == [0, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a C++ compiler")
+def test_compiled_networks_compute_the_same_and_their_graphs_are_counted():
+    from emigm.config.schema import SampleConfig
+    from emigm.sampling import generate
+
+    plain, model = random_model().to("cuda"), random_model().to("cuda")
+    compile_networks(model)
+    before, cfg = compiled_graphs(), SampleConfig(4, 5, 2.0, (0.2, 0.6))
+    (a,), (b,) = (list(generate(m, torch.arange(4), cfg, seed=0)) for m in (plain, model))
+    assert torch.allclose(a.latents, b.latents, rtol=1e-3, atol=1e-3)
+    assert 2 <= compiled_graphs() - before <= 12

@@ -221,7 +221,7 @@ def test_figure_4_computes_the_training_flops_of_released_weights_and_says_so(re
 
 def test_figure_1_shows_real_images_first_and_both_budgets(root, monkeypatch):
     titles = [axes.get_title() for axes in axes_of(run("figure1", root, monkeypatch))]
-    assert titles[:3] == ["real images", "eMIGM-H, N = 4", "eMIGM-H, N = 16"] and len(titles) == 9
+    assert titles[:3] == ["real images", "eMIGM-H, N = 4", "eMIGM-H, N = 16"] and len(titles) == 8
     assert "eMIGM-XS, N = 16" in titles and "eMIGM-XS, N = 4" not in titles
 
 

@@ -187,6 +187,14 @@ def test_a_curve_shows_mean_error_and_every_training_seed(frame):
     assert style.SEED in axes[0, 0].get_legend_handles_labels()[1]
 
 
+def test_a_model_that_fails_the_context_gate_is_crossed_out_in_every_curve(frame):
+    axes = style.panels()[1][0, 0]
+    style.curve(axes, frame[frame["size"] == "xs"], "N", color="k", label="XS")  # one of its two training seeds fails
+    style.curve(axes, frame[frame["size"] == "h"], "N", color="k", label="H")
+    crosses = [line for line in axes.lines if line.get_label() == "fails the context gate"]
+    assert [len(line.get_xdata()) for line in crosses] == [2]
+
+
 def test_runs_that_lack_a_column_are_left_out_and_an_empty_panel_says_not_run(frame):
     axes = style.panels()[1][0, 0]
     assert style.curve(axes, frame.assign(flops=np.nan), "flops").empty
@@ -210,7 +218,12 @@ def test_the_legend_names_every_mark_once_and_baselines_last(frame, root):
         style.baseline_lines(panel, baselines(root, "mnist"), which=("class_shuffle", "holdout"))
     style.common_legend(figure)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[0] == "XS" and sorted(labels[1:]) == ["class shuffle", "held-out real images", style.SEED]
+    assert labels[0] == "XS" and sorted(labels[1:]) == [
+        "class shuffle",
+        style.FAILS,
+        "held-out real images",
+        style.SEED,
+    ]
 
 
 def test_drawing_and_saving_need_no_torch():

@@ -5,12 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_model import TINY, random_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import Chunks, SampleSet, chunk_name, chunk_ranges, write_samples
+from emigm.model.model import EMIGM
 from emigm.model.schedules import nfe, reveal_counts
+from emigm.paper.settings import PAPER_MODELS
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
@@ -97,16 +101,60 @@ def test_zero_images_and_unknown_classes_are_refused():
         list(generate(model, torch.tensor([9]), DPM, seed=0))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
 @pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
-def test_bf16_gives_nearly_the_same_images_and_keeps_the_solver_in_float32(cfg):
+def test_half_precision_gives_nearly_the_same_images_and_keeps_the_solver_in_float32(cfg, precision, dtype):
     model, inside = random_model(), []
     model.head.input_proj.register_forward_hook(lambda _, args, out: inside.append((args[0].dtype, out.dtype)))
-    bf16 = dataclasses.replace(cfg, precision="bf16")
-    rounded, exact = latents(model, LABELS, bf16, seed=0), latents(model, LABELS, cfg, seed=0)
+    half = dataclasses.replace(cfg, precision=precision)
+    rounded, exact = latents(model, LABELS, half, seed=0), latents(model, LABELS, cfg, seed=0)
     assert rounded.dtype == torch.float32
-    assert set(inside[: len(inside) // 2]) == {(torch.float32, torch.bfloat16)}
+    assert set(inside[: len(inside) // 2]) == {(torch.float32, dtype)}
     assert set(inside[len(inside) // 2 :]) == {(torch.float32, torch.float32)}
-    assert 0 < (rounded - exact).abs().mean() < 0.05 * exact.std()
+    assert 0 < (rounded - exact).abs().mean() < (0.05 if precision == "bf16" else 0.01) * exact.std()
+
+
+@pytest.mark.parametrize(("precision", "message"), [("float16", "65504; set precision"), ("float32", "in float32")])
+def test_images_that_are_not_finite_are_named_with_the_precision(precision, message):
+    model = random_model()
+    with torch.no_grad():
+        model.head.final_layer.linear.weight *= 1e6 if precision == "float16" else float("inf")
+    with pytest.raises(RunError, match=f"images 4 to 7: .*{message}"):
+        list(generate(model, LABELS, dataclasses.replace(DPM, precision=precision), seed=0, first=4, chunk=4))
+
+
+@pytest.mark.parametrize("size", ["xs", "s", "b", "l", "h"])
+def test_attention_is_called_as_flash_attention_takes_it(monkeypatch, size):
+    """In half precision, heads of a multiple of 8 numbers that lie side by side, and no mask."""
+    calls, attend = [], F.scaled_dot_product_attention
+
+    def spy(q, k, v, **options):
+        calls.append(((q, k, v), options))
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    paper = PAPER_MODELS[256, size]
+    cfg = dataclasses.replace(paper, encoder_blocks=1, decoder_blocks=1, head_width=8, head_blocks=1, classes=2)
+    model = EMIGM(cfg).eval()
+    for precision, dtype in (("float16", torch.float16), ("bf16", torch.bfloat16)):
+        list(generate(model, torch.arange(2), SampleConfig(2, 3, precision=precision), seed=0))
+        assert len(calls) == 4
+        for tensors, options in calls:
+            assert options == {"dropout_p": 0.0}
+            for t in tensors:
+                assert t.dtype == dtype and t.ndim == 4 and t.shape[1] == cfg.heads
+                assert t.stride(-1) == 1 and t.shape[-1] == cfg.width // cfg.heads and t.shape[-1] % 8 == 0
+                assert all(stride % 8 == 0 for stride in t.stride()[:-1])  # 16 bytes, as its loads are
+        calls.clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float16", "bf16"])
+def test_a_gpu_attends_by_flash_attention(precision):
+    cfg = dataclasses.replace(PAPER_MODELS[256, "xs"], encoder_blocks=1, decoder_blocks=1)
+    model = EMIGM(cfg).to("cuda").eval()
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # no other: what it does not take is an error
+        list(generate(model, torch.arange(4), SampleConfig(2, 3, precision=precision), seed=0))
 
 
 def test_guidance_is_computed_in_float32_from_what_the_head_gives_in_bf16():

@@ -59,7 +59,8 @@ def test_the_smoke_benchmark_runs_the_whole_chain(checkout):
     results = checkout / "results" / "smoke"
     records = {p.stem for p in (results / "records").glob("*.json")}
     assert records == {
-        "prepare", "extractor", "encode", "reference", "train-xs", "sample-xs-4", "evaluate-xs", "snapshots-xs"
+        "prepare", "extractor", "encode", "reference", "train-xs", "sample-xs-4", "evaluate-xs", "snapshots-xs",
+        "reveal-xs",
     }  # fmt: skip
     for name in ("figure1/figure1.png", "figure4/figure4.svg", "scores/scores.md", "table4/table4.csv"):
         assert (results / "notebooks" / name).stat().st_size > 100

@@ -15,7 +15,8 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import GateConfig, TrainConfig
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM, draw_training
-from emigm.runtime.distributed import World, autocast
+from emigm.runtime.distributed import World
+from emigm.runtime.precision import autocast
 from emigm.training import (
     TrainingImages,
     ahead,
@@ -340,6 +341,45 @@ def test_bf16_keeps_weights_and_loss_in_float32_and_trains_alike(tmp_path):
     with autocast("bf16", "cpu"):
         loss, mse = random_model(MODEL).token_losses(LATENTS[:8], torch.from_numpy(LABELS[:8]), draw)
     assert loss.dtype == mse.dtype == torch.float32
+
+
+FLOAT16 = dataclasses.replace(RECIPE, precision="float16")
+
+
+def test_float16_scales_the_loss_and_trains_alike(tmp_path):
+    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", recipe=FLOAT16)
+    assert all(t.dtype == torch.float32 for t in rounded.ema.values())
+    assert rounded.curve != exact.curve
+    assert exact.skipped == 0 and rounded.skipped <= 2  # until the scale has come down
+    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.005)
+    with pytest.raises(Killed):
+        run(tmp_path / "c", recipe=FLOAT16, kill_at=8)
+    resumed = run(tmp_path / "c", recipe=FLOAT16)
+    assert resumed.curve == rounded.curve and all(resumed.ema[k].equal(rounded.ema[k]) for k in resumed.ema)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(tmp_path, monkeypatch):
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: norms.append(clip(*args)) or norms[-1])
+    run(tmp_path / "a"), run(tmp_path / "b", recipe=FLOAT16)
+    exact, rounded = (torch.stack(part) for part in (norms[: RECIPE.steps], norms[RECIPE.steps :]))
+    kept = rounded.isfinite()  # the others are those of steps that are skipped
+    assert kept.sum() >= RECIPE.steps - 2 and torch.allclose(exact[kept], rounded[kept], rtol=0.05)
+
+
+def test_a_step_whose_gradients_overflow_is_skipped_and_counted(tmp_path, monkeypatch):
+    scaler = torch.amp.GradScaler
+    # The loss times 2^40 does not fit into float16; halved so often that it does, training goes on.
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda kind, enabled: scaler(kind, init_scale=2.0**40, enabled=enabled)
+    )
+    recipe = dataclasses.replace(FLOAT16, steps=40, label_dropout=0.0)
+    started, result = start(MODEL, 0), run(tmp_path / "a", recipe=recipe)
+    assert 5 <= result.skipped < 40
+    assert any(not torch.equal(p, result.ema[name]) for name, p in started.named_parameters())
+    with pytest.raises(Killed):
+        run(tmp_path / "b", recipe=recipe, kill_at=23)
+    assert run(tmp_path / "b", recipe=recipe).skipped == result.skipped  # those before the kill are counted too
 
 
 def test_another_precision_does_not_pick_up_a_resume_point(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ from dvc_data.hashfile.tree import Tree
 from test_evaluation import TREE
 
 from emigm.cli import main
+from emigm.compose import write_composed
 from emigm.config.benchmark import load_benchmark
-from emigm.config.compose import write_composed
 from emigm.config.errors import ConfigError
 from emigm.records.pipeline import Pipeline, md5
 from emigm.records.summary import fid_table, metrics_tree, summaries
@@ -333,6 +334,58 @@ def test_what_contradicts_only_the_lock_file_is_refused_by_name(workspace, name)
         assert re.search(what, found), found
 
 
+def leaves(tree, path=()):
+    """Paths of everything in a JSON tree but the root."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("part", ["results", "settings", "inputs", "outputs", "stage"])
+def test_any_part_of_any_record_dropped_or_replaced_is_refused_and_never_a_traceback(workspace, part):
+    rng = random.Random(part)
+    untouched = {path: path.read_text() for path in sorted(Path(RECORDS).glob("*.json"))}
+    for path, text in untouched.items():
+        places = [p for p in leaves(json.loads(text)) if p[0] == part]
+        for place in rng.sample(places, min(3, len(places))):
+            record = json.loads(text)
+            *above, last = place
+            node = record
+            for key in above:
+                node = node[key]
+            new = rng.choice([None, "x", [], {}, -1.5, [[1]], {"mean": []}, {"values": [], "mean": 1}, "drop"])
+            if new == node[last]:
+                continue
+            if new == "drop":
+                del node[last]
+            else:
+                node[last] = new
+            path.write_text(json.dumps(record, indent=2) + "\n")
+            found = verify(against="HEAD")
+            assert not holds(found) and path.name in "\n".join(found[0].findings.problems), (path, place, new)
+            as_json(found), report(found)
+        path.write_text(text)
+
+
+def test_a_flipped_bit_in_any_tracked_file_is_refused(workspace):
+    for path in sorted(p for p in Path("results").rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        flip(path)
+        assert not holds(verify()), path
+        path.write_bytes(whole)
+    assert holds(verify())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "stages: []", "stages: {encode: {outs: [x]}}", "stages: {encode: 5}", "\x00"]
+)
+def test_a_damaged_lock_file_is_one_line(workspace, text, capsys):
+    Path("benchmarks/tiny/dvc.lock").write_text(text)
+    assert main(["verify"]) == 1
+    out, err = capsys.readouterr()
+    assert "dvc.lock" in out.splitlines()[-1] if out else len(err.splitlines()) <= 3 and "dvc.lock" in err
+
+
 def test_an_edited_lock_entry_does_not_hide_what_later_stages_read(workspace):
     edit("sample-xs-4", lambda r: r["provenance"].update(date="2020-01-01"))
     path = Path("benchmarks/tiny/dvc.lock")
@@ -469,9 +522,11 @@ def test_a_pipeline_without_a_benchmark_is_verified_by_its_lock_file(workspace):
     folder.mkdir()
     table.parent.mkdir(parents=True)
     table.write_text("ID,Verdict\n2a,holds\n")
-    stage = {"wdir": "../..", "matrix": {"notebook": ["claims"]}, "cmd": "x"}
+    stage = {"wdir": "../..", "matrix": {"notebook": "${notebooks}"}, "cmd": "x"}
     stage["outs"] = [{"results/evidence/notebooks/${item.notebook}": {"cache": False}}]
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"notebook": stage}}))
+    (folder / "dvc.yaml").write_text(
+        yaml.safe_dump({"vars": [{"notebooks": ["claims"]}], "stages": {"notebook": stage}})
+    )
     entry = {"outs": [dvc_entry(workspace, table.parent.as_posix())], "deps": [dvc_entry(workspace, RECORDS)]}
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"notebook@claims": entry}}))
     found = verify()

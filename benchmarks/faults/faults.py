@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ STAGES: dict[str, tuple[list[str], list[str]]] = {
 """By the name of its record: a stage's command, and what it makes beside the record."""
 MOST_KILLS = 3
 """Of one trial."""
+LONGEST = 300.0
+"""Seconds after which a stage of the tiny benchmark hangs."""
 
 
 def write_params(folder: Path) -> None:
@@ -103,6 +106,7 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
     status = 1
     try:
         os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # else one of all forked processes, which a killed one may hold for ever
         os.chdir(folder)
         log = os.open(log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
@@ -125,8 +129,13 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
 
 
 def run(stage: str, folder: Path, log_name: str = "log.txt") -> int:
-    """Run a stage to its end; returns its exit status."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(stage, folder, log_name), 0)[1])
+    """Run a stage to its end; returns its exit status, or that of a killed process where it hangs."""
+    process, until = start(stage, folder, log_name), time.monotonic() + LONGEST
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def run_and_kill(stage: str, folder: Path, after: float) -> bool:
@@ -203,7 +212,7 @@ def trial(stage: str, folder: Path, expected: dict[str, Any], seconds: float, rn
     if left := orphans():
         lost = f"{len(left)} processes went on"
     elif run(stage, folder):
-        lost = (folder / "log.txt").read_text()[-1000:]
+        lost = (folder / "log.txt").read_text()[-1000:] or "no message"
     elif (found := outputs(stage, folder)) != expected:
         lost = f"other: {[k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]}"
     elif left := leftovers(folder):
@@ -238,10 +247,12 @@ def main() -> None:
         seconds = run_whole(folder)
         expected = {stage: outputs(stage, folder) for stage in STAGES}
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what was done by then is recorded
-            for _ in tqdm(range(options.trials), unit="trial", mininterval=10):
+            for n in range(1, options.trials + 1):
                 stage = rng.choice(list(STAGES))
                 found = trial(stage, folder, expected[stage], seconds[stage], rng)
                 counts[stage] += Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
+                if n % 25 == 0:
+                    print(f"{n} trials, {len(losses)} lost", flush=True)
                 if found["lost"]:
                     losses.append({"stage": stage, "why": found["lost"]})
                     print(f"{stage}: {found['lost']}", file=sys.stderr)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emigm.autoencoders.base import Autoencoder, Pixels
+from emigm.autoencoders.base import Autoencoder, Pixels, channels_last
 from emigm.autoencoders.codebook import load_codes
 from emigm.config.errors import ConfigError
-from emigm.config.schema import AutoencoderConfig
+from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
 
 KL16_CONFIG: dict[str, Any] = {
@@ -70,9 +70,16 @@ class KL16(Autoencoder):
     latent_channels = 16
     stride = 16
 
-    def __init__(self, module: nn.Module, scale: float, device: str | torch.device = "cpu", ignored: int = 0):
-        super().__init__(scale, device)
-        self.module = module
+    def __init__(
+        self,
+        module: nn.Module,
+        scale: float,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        ignored: int = 0,
+    ):
+        super().__init__(scale, device, precision)
+        self.module = channels_last(module)
         self.ignored = ignored
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -100,9 +107,15 @@ class DCAE(Autoencoder):
     latent_channels = 32
     stride = 32
 
-    def __init__(self, module: nn.Module, scale: float, device: str | torch.device = "cpu"):
-        super().__init__(scale, device)
-        self.module = module
+    def __init__(
+        self, module: nn.Module, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"
+    ):
+        super().__init__(scale, device, precision)
+        self.module = channels_last(module)
+        for part in module.modules():
+            # Linear attention sums over all positions, which autocast would do in float16; the official one is float32.
+            if hasattr(part, "apply_linear_attention"):
+                part.apply_linear_attention = _in_float32(part.apply_linear_attention, self.device)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent
@@ -130,9 +143,19 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
         "dcae": (_load_dcae, ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"),
     }[cfg.kind]
     try:
-        return load(_find(Path(cfg.weights), names), cfg.scale, device)
+        return load(_find(Path(cfg.weights), names), cfg, device)
     except ConfigError as e:
         raise ConfigError(f"{e} (autoencoder.weights of kind: {cfg.kind} must name {remedy})") from e
+
+
+def _in_float32(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The function of tensors outside autocast."""
+
+    def call(*tensors: Tensor) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return function(*(t.float() for t in tensors))
+
+    return call
 
 
 def weight_files(weights: str | None) -> list[Path]:
@@ -166,7 +189,7 @@ def kl16_official_name(name: str) -> str:
     return name
 
 
-def _load_kl16(path: Path, scale: float, device: str | torch.device) -> KL16:
+def _load_kl16(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -> KL16:
     from diffusers import AutoencoderKL  # importing diffusers takes seconds
 
     with torch.device("meta"):
@@ -186,10 +209,10 @@ def _load_kl16(path: Path, scale: float, device: str | torch.device) -> KL16:
         }
         check_tensors(kept, wanted, path)
         state = {name: kept[kl16_official_name(name)].reshape(shape) for name, shape in shapes.items()}
-    return KL16(_fill(module, state, path, device), scale, device, ignored)
+    return KL16(_fill(module, state, path, device), cfg.scale, device, cfg.precision, ignored)
 
 
-def _load_dcae(path: Path, scale: float, device: str | torch.device) -> DCAE:
+def _load_dcae(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -> DCAE:
     from diffusers import AutoencoderDC
 
     with torch.device("meta"):
@@ -204,7 +227,7 @@ def _load_dcae(path: Path, scale: float, device: str | torch.device) -> DCAE:
                 "dc-ae-f32c32-in-1.0-diffusers, or install diffusers 0.42"
             ) from e
         state = convert(state)
-    return DCAE(_fill(module, state, path, device), scale, device)
+    return DCAE(_fill(module, state, path, device), cfg.scale, device, cfg.precision)
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], path: Path, device: str | torch.device) -> nn.Module:

@@ -14,21 +14,24 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, RunError
+from emigm.config.schema import Precision
+from emigm.runtime.precision import autocast, overflow
 
 BATCH = 16
 """Images encoded or decoded at once; bounds the memory."""
 
 
 class Autoencoder(ABC):
-    """Maps between the three spaces. Works in evaluation mode and float32, without gradients.
+    """Maps between the three spaces. Works in evaluation mode, without gradients.
 
     Args:
         scale: unit latents are raw ones times this.
         device: where images and latents are worked on, a batch at a time; results go back to where the
             arguments lie.
+        precision: of convolutions and matrix products. Latents, and what is rounded to 8 bits, are float32.
     """
 
     kind: ClassVar[str]
@@ -39,15 +42,20 @@ class Autoencoder(ABC):
     ignored: int = 0
     """Tensors of the weights file that belong to no part of the autoencoder, such as a training loss's."""
 
-    def __init__(self, scale: float, device: str | torch.device = "cpu"):
+    def __init__(self, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"):
         self.scale = scale
         self.device = torch.device(device)
+        self.precision = precision
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, batch: int = BATCH) -> Tensor:
-        """Pixels, uint8 (B, 3 or 1, H, W) => raw latents, float32 (B, ...)."""
+        """Pixels, uint8 (B, 3 or 1, H, W) => raw latents, float32 (B, ...).
+
+        Raises:
+            RunError: they are not finite, as where the encoder overflows float16.
+        """
         self._check_pixels(pixels)
-        return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1), pixels, batch)
+        return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1).float(), pixels, batch)
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         """Raw latents => unit latents (B, latent_channels, H / stride, W / stride).
@@ -71,18 +79,25 @@ class Autoencoder(ABC):
 
     @torch.inference_mode()
     def decode(self, unit: Tensor, batch: int = BATCH) -> Tensor:
-        """Unit latents => pixels, uint8 (B, 3 or 1, H, W), rounded as numpy rounds (halves to even)."""
+        """Unit latents => pixels, uint8 (B, 3 or 1, H, W), rounded as numpy rounds (halves to even).
+
+        They are rounded from float32, whatever the decoder's precision. The official evaluation scales the decoder's
+        float16 output by 255 in float16, in steps of 1/8 grey level, which moves one pixel in 25 by a level
+        (`emigm bench` measures it).
+
+        Raises:
+            RunError: images are not finite, as where the decoder overflows float16.
+        """
         if self.latent_channels not in (None, unit.shape[1]):
             raise ConfigError(
                 f"autoencoder kind: {self.kind} decodes latents of {self.latent_channels} channels, not of "
                 f"{unit.shape[1]}; set model.channels: {self.latent_channels}"
             )
 
-        def pixels(z: Tensor) -> Tensor:
-            images = (self._decode(z.float() / self.scale) + 1) / 2
-            return (images * 255).clamp(0, 255).round().to(torch.uint8)
+        def eight_bits(images: Tensor) -> Tensor:
+            return ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
 
-        return self._in_batches(pixels, unit, batch)
+        return self._in_batches(lambda z: self._decode(z.float() / self.scale).float(), unit, batch, eight_bits)
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor:
@@ -96,8 +111,23 @@ class Autoencoder(ABC):
         """A sample of raw latents; themselves, unless they are a distribution."""
         return raw
 
-    def _in_batches(self, fn: Callable[[Tensor], Tensor], x: Tensor, batch: int) -> Tensor:
-        return torch.cat([fn(part.to(self.device)).to(x.device) for part in x.split(batch)])
+    def _in_batches(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        x: Tensor,
+        batch: int,
+        finish: Callable[[Tensor], Tensor] = lambda found: found,
+    ) -> Tensor:
+        """finish(fn(x)) a batch at a time; what `fn`, under autocast, gives must be finite."""
+        parts, finite = [], []
+        for part in x.split(batch):
+            with autocast(self.precision, self.device):
+                found = fn(part.to(self.device))
+            finite.append(found.isfinite().all())
+            parts.append(finish(found).to(x.device))
+        if not torch.stack(finite).all():
+            raise RunError(overflow(f"autoencoder kind: {self.kind}", self.precision, "autoencoder.precision"))
+        return torch.cat(parts)
 
     def _check_pixels(self, pixels: Tensor) -> None:
         if pixels.dtype != torch.uint8:
@@ -121,6 +151,12 @@ class Pixels(Autoencoder):
 
     def _decode(self, latents: Tensor) -> Tensor:
         return latents
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module with its convolutions' weights in the layout in which GPUs, and CPUs, convolve fastest; what they take
+    and give follows."""
+    return module.to(memory_format=torch.channels_last)
 
 
 def encode_with_flips(ae: Autoencoder, pixels: Tensor, batch: int = BATCH) -> tuple[Tensor, Tensor]:

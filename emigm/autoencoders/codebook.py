@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emigm.autoencoders.base import Autoencoder
+from emigm.autoencoders.base import Autoencoder, channels_last
 from emigm.config.errors import ConfigError
-from emigm.config.schema import AutoencoderConfig
+from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.files import read_arrays, write_arrays
 from emigm.model.weights import check_state, read_tensors
 
@@ -148,9 +148,9 @@ class VQ(Codes):
 
     kind = "vq"
 
-    def __init__(self, module: nn.Module, device: str | torch.device = "cpu"):
-        super().__init__(1.0, device)
-        self.module = module
+    def __init__(self, module: nn.Module, device: str | torch.device = "cpu", precision: Precision = "float32"):
+        super().__init__(1.0, device, precision)
+        self.module = channels_last(module)
         self.stride = 2 ** (len(module.config.block_out_channels) - 1)
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -203,4 +203,4 @@ def load_codes(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Co
     state = read_tensors(weights)
     check_state(state, module, weights)
     module.load_state_dict(state, assign=True)
-    return VQ(module.to(device).eval().requires_grad_(False), device)
+    return VQ(module.to(device).eval().requires_grad_(False), device, cfg.precision)

@@ -218,10 +218,10 @@ def parse_benchmark(tree: Any) -> Benchmark:
     return benchmark
 
 
-KEYS = ("root", "params", "makes", "snapshots", "notebooks", "benchmark")
+KEYS = ("root", "params", "makes", "snapshots", "reveal", "notebooks", "benchmark")
 """Of a composed file: the repository's root as seen from it; the file as seen from there; the data sets that its
-pipeline makes; the sizes scored along training; the notebooks that it runs; the benchmark itself. All but the last are
-for dvc.yaml."""
+pipeline makes; the sizes scored along training; those whose generation is pictured; the notebooks that it runs; the
+benchmark itself. All but the last are for dvc.yaml."""
 
 
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:

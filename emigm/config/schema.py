@@ -10,10 +10,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import Checked, Rule, matching, within
+from emigm.config.parsing import Checked, Rule, as_dict, matching, within
 
 Name = Annotated[
     str, matching("[A-Za-z0-9][A-Za-z0-9_-]{0,63}", "be letters, digits, _ and -, and begin with a letter or a digit")
@@ -117,9 +117,9 @@ class ModelConfig(Checked):
         return self.channels * self.patch**2
 
 
-Precision = Literal["float32", "tf32", "bf16"]
-"""Of the network's matrix products: float32; on a GPU rounded to TensorFloat-32 (the mantissa of float16, the range of
-float32; float32 on a CPU); bfloat16 under autocast."""
+Precision = Literal["float32", "tf32", "float16", "bf16"]
+"""Of matrix products and convolutions: float32; on a GPU rounded to TensorFloat-32 (the mantissa of float16, the range
+of float32; float32 on a CPU); float16 or bfloat16 under autocast, which leaves weights, norms and sums float32."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ class TrainConfig(Checked):
     snapshots: tuple[Annotated[float, within("(0, 1)")], ...] = ()
     """Shares of the steps after which the EMA weights are kept; the final weights always are."""
     precision: Precision = "float32"
-    """Of forward and backward; weights, EMA and optimizer stay float32."""
+    """Of forward and backward; weights, EMA and optimizer stay float32. Under float16 the loss is scaled, and a step
+    whose gradients overflow is skipped and counted."""
 
     def check(self) -> None:
         if self.batch % min(self.mask_group, self.batch):
@@ -217,7 +218,7 @@ class SampleConfig(Checked):
     x0_clip: Annotated[float, within("(0, 1000]")] | None = None
     """Clip of the predicted x0 in unit latents (DDPM only; the official code does not clip)."""
     precision: Precision = "float32"
-    """Of the network; the solver stays float32."""
+    """Of the network; the solver and guidance stay float32. The paper's: float16."""
 
     def check(self) -> None:
         for name, applies in (
@@ -318,8 +319,13 @@ class AutoencoderConfig(Checked):
     """levels, kmeans and vq: number of codes."""
     patch: Side | None = None
     """kmeans: side of the patch of pixels that makes one token."""
+    precision: Precision = "float32"
+    """kl16, dcae and vq: of encoding and decoding; what is stored, and the rounding to 8 bits, are float32's. It is a
+    matter of rounding: latents and models of one precision are those of another."""
 
     def check(self) -> None:
+        if self.precision != "float32" and self.kind not in ("kl16", "dcae", "vq"):
+            raise ConfigError(f"precision: {self.precision} has no effect for kind: {self.kind}, which rounds nothing")
         for name, applies in (
             ("weights", self.kind not in ("pixels", "levels")),
             ("codebook", self.kind in ("levels", "kmeans", "vq")),
@@ -332,6 +338,11 @@ class AutoencoderConfig(Checked):
             raise ConfigError(f"scale = {self.scale} has no effect on the codes of kind: {self.kind}")
         if self.kind == "levels" and self.codebook > 256:
             raise ConfigError(f"codebook = {self.codebook} is more than the 256 grey levels of kind: levels")
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """What defines raw and unit latents: all but the precision."""
+        return {name: value for name, value in as_dict(self).items() if name != "precision"}
 
     def latents(self, images: Images) -> tuple[int, int] | None:
         """Channels and side of the latents of such images; None: they depend on the weights (vq).
@@ -406,6 +417,9 @@ class EvalConfig(Checked):
     """Consecutive image indices that share their reveal counts; the last may be smaller."""
     kid_subset: Annotated[int, within("[2, 1000000]")] = 200
     """Images of each of KID's subsets."""
+    clean_fid: bool = True
+    """inception: a second FID, of features behind clean-fid's resizing, which takes a second pass over all images. The
+    classifier of small images resizes nothing, and has none."""
     reference: Text | None = None
     """Stored statistics of the real images (an ADM-style .npz with mu and sigma); None: those of the training
     images."""
@@ -469,8 +483,12 @@ class RunConfig(Checked):
     it is followed by `-m emigm.stages...`. None: one process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU."""
+    compile: bool = False
+    """Compile backbone and head by torch.compile, anew in every process. Of use on a GPU, and where there is a C++
+    compiler; on a CPU it gains nothing. Records say how many graphs were compiled."""
     train_batch: Count | None = None
-    """Images one process takes in one forward pass of training; a larger share is accumulated. None: all."""
+    """Images one process takes in one forward pass of training, at most; a larger share is accumulated. None: as many
+    as share a masking time (train.mask_group)."""
     sample_batch: Count = 256
     """Images one process generates at once, at most a chunk."""
     encode_batch: Count = 64

@@ -28,7 +28,7 @@ TRACE = 100.0
 
 
 class Classifier(nn.Module):
-    """Two convolutions of stride 2 and two linear layers for small grey images; its 64 hidden units are the features.
+    """Three convolutions and two linear layers for small grey images; its 64 hidden units are the features.
 
     SiLU keeps the features from collapsing onto the classes, as ReLU lets them: FID then hardly tells images with
     shuffled tokens from held-out ones.
@@ -38,6 +38,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1, stride=2)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1, stride=2)
+        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
         self.hidden = nn.Linear(64 * math.ceil(side / 4) ** 2, FEATURES)
         self.logits = nn.Linear(FEATURES, classes)
         self.register_buffer("feature_scale", torch.ones(()))
@@ -45,7 +46,9 @@ class Classifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels in 0..255 (B, 1, side, side) => features scaled to TRACE (B, 64), logits (B, classes)."""
-        x = F.silu(self.conv2(F.silu(self.conv1(pixels.float() / 127.5 - 1))))
+        x = pixels.float() / 127.5 - 1
+        for convolution in (self.conv1, self.conv2, self.conv3):
+            x = F.silu(convolution(x))
         x = F.silu(self.hidden(x.flatten(1)))
         return x * self.feature_scale, self.logits(x)
 

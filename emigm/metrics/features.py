@@ -75,16 +75,31 @@ class Extractor:
         device: where it works.
         batch: images at once.
         workers: threads that resize images.
+        clean: Inception: pass the images behind clean-fid's resizing, too.
     """
 
-    def __init__(self, network: FeatureExtractorBase, identity: dict[str, Any], device: str, batch: int, workers: int):
+    def __init__(
+        self,
+        network: FeatureExtractorBase,
+        identity: dict[str, Any],
+        device: str,
+        batch: int,
+        workers: int,
+        clean: bool,
+    ):
         self.network, self.identity = network, identity
         self.device, self.batch, self.workers = torch.device(device), batch, workers
         self.inception = identity["kind"] == "inception"
+        self.clean = self.inception and clean
         self.width = int(network.features_list[0])
         # cuDNN rounds the inputs of convolutions to TF32 unless told not to, which moves FID.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+
+    @property
+    def key(self) -> list[Any]:
+        """What decides on the features of an image."""
+        return [self.identity, self.clean]
 
     @property
     def classifies(self) -> bool:
@@ -106,7 +121,7 @@ class Extractor:
             for start in range(0, len(pixels), self.batch):
                 images = pixels[start : start + self.batch]
                 found = self.network(torch.from_numpy(images).to(self.device))
-                found += (self.trunk(self._resized(images)),) if self.inception else ()
+                found += (self.trunk(self._resized(images)),) if self.clean else ()
                 parts.append([f.float().cpu() for f in found])
         return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
 
@@ -125,7 +140,7 @@ class Extractor:
 
 
 def load_extractor(
-    cfg: ExtractorConfig, folder: Path, device: str = "cpu", batch: int = 64, workers: int = 1
+    cfg: ExtractorConfig, folder: Path, device: str = "cpu", batch: int = 64, workers: int = 1, clean: bool = True
 ) -> Extractor:
     """The extractor that the extractor stage left in `folder`.
 
@@ -147,7 +162,7 @@ def load_extractor(
     identity: dict[str, Any] = {"kind": cfg.kind, "sha256": sha256(path)}
     if inception:
         identity["published"] = identity["sha256"].startswith(INCEPTION_SHA256)
-    return Extractor(network, identity, device, batch, workers)
+    return Extractor(network, identity, device, batch, workers, clean)
 
 
 def check_inception(path: Path) -> None:

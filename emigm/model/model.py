@@ -157,6 +157,23 @@ class EMIGM(nn.Module):
         return self.backbone(tokens, mask, condition, n_visible, query)
 
 
+def compile_networks(model: EMIGM) -> None:
+    """Have the backbone, and one evaluation of the diffusion head, compiled when they are first called.
+
+    Shapes change with the number of visible tokens; after the second one, torch compiles for any.
+    """
+    model.backbone.compile()
+    if model.cfg.codebook is None:
+        model.head.denoise = torch.compile(model.head.denoise)
+
+
+def compiled_graphs() -> int:
+    """Graphs that this process has compiled, recompilations included."""
+    import torch._dynamo.utils  # seconds to import, and only who compiles needs it
+
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
 def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, **facts: Any) -> None:
     """Write `model.safetensors` and `config.json` into `folder`; `facts` (origin, latent scale, ...) go beside
     the architecture, and so does the weights' checksum. The configuration comes last, so a folder whose two files

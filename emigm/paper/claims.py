@@ -171,7 +171,7 @@ class Claim:
     differences: tuple[Difference, ...] = ()
     trends: tuple[Trend, ...] = ()
     sweep: tuple[str, ...] = ()
-    """Budgets: the best of the inner ones, chosen for each seed on all others, has a lower FID than both ends."""
+    """Budgets: the best of the inner ones, chosen on some seeds, has a lower FID than both ends on the others."""
     reveals: str | None = None
     """A schedule that reveals fewer tokens in the first half of the steps than the others; computed, not measured."""
     question: bool = False

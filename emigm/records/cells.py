@@ -55,10 +55,12 @@ ABSOLUTE = {
 BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "isc": "isc", "kid": "kid"}
 """Metric -> the one whose distance between the baselines it is held against."""
 SPREADS = 4
-COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds")
+COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds", "compiled_graphs")
 """Keys that say how fast a machine is, which no other has to reproduce."""
 EXACT = ("nfe", "passes", "flops", "flops_per_step")
 """Floating-point numbers that are counts."""
+ROUNDED = ("codes_used",)
+"""Counts that depend on rounding."""
 Unit = tuple[Any, Any]
 """What pairs the runs of two sides: training seed and sampling seed, or position and 0."""
 Record = Mapping[str, Any]
@@ -129,7 +131,9 @@ def cells_of(records: Mapping[str, Record]) -> dict[str, Cell]:
     for stage, record in records.items():
         facts = _settings(record)
         found[f"{stage} settings"] = Cell(f"{stage} settings", "settings", "", fact=facts)
-        for path, value in _cells(record["results"]):
+        fitted = record["settings"].get("autoencoder", {}).get("kind") == "kmeans"  # a codebook of this machine's own
+        results = {k: v for k, v in record["results"].items() if not (fitted and k == "weights_sha256")}
+        for path, value in _cells(results):
             name = " ".join((stage, *path))
             group = " ".join((stage.split("-")[0], *(p for p in path[1:] or path)))
             if isinstance(value, dict):
@@ -163,8 +167,11 @@ def _cells(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
                 trained = key == "sha256" and "holdout_accuracy" in tree
                 if key not in COSTS and not own_bytes and not trained:
                     yield from _cells(value, (*path, key))
-    elif isinstance(tree, float) and path[-1] not in EXACT:
-        yield path, {(0, 0): tree}
+    elif isinstance(tree, list) and tree and all(isinstance(item, Mapping) and "step" in item for item in tree):
+        for item in tree:
+            yield from _cells({k: v for k, v in item.items() if k != "step"}, (*path, f"step {item['step']}"))
+    elif path[-1] in ROUNDED or (isinstance(tree, float) and path[-1] not in EXACT):
+        yield path, {(0, 0): float(tree)}
     else:
         yield path, tree
 
@@ -173,14 +180,18 @@ def _runs(scored: Record, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
     tables = [(run, {k: v for k, v in run.items() if k not in KEYS}) for run in scored["runs"]]
     for curve in scored.get("fid_by_images", ()):
         tables.append((curve, {f"fid of {n} images": v for n, v in curve["fid"].items()}))
-    found: dict[tuple[str, ...], dict[Unit, Any]] = {}
+    found: dict[str, dict[Unit, Any]] = {}
     for run, metrics in tables:
-        snapshot = () if run.get("snapshot") is None else (f"snapshot {run['snapshot']}",)
         for metric, value in metrics.items():
-            found.setdefault((*path, *snapshot, metric), {})[run["train_seed"], run["sample_seed"]] = value
+            found.setdefault(metric, {})[run["train_seed"], run["sample_seed"]] = value
     for name, values in found.items():
-        none = [v is None for v in values.values()]
-        yield (name, "not measured" if all(none) else sorted(map(str, values.items()))) if any(none) else (name, values)
+        if all(v is None for v in values.values()):
+            yield (*path, name), "not measured"
+        elif not all(isinstance(v, (int, float)) for v in values.values()):
+            yield (*path, name), sorted(map(str, values.items()))
+        else:
+            yield (*path, name), values
+    yield from (((*path, k), v) for k, v in scored.items() if k not in ("runs", "summary", "fid_by_images"))
 
 
 def _metric(path: tuple[str, ...]) -> str:
@@ -193,11 +204,10 @@ def compare(ours: Mapping[str, Record], theirs: Mapping[str, Record]) -> Compari
     found = Comparison([], [n for n in reference if n not in mine], [n for n in mine if n not in reference])
     pairs = [(mine[name], reference[name]) for name in reference if name in mine]
     scatter = _scatter(pairs)
-    distances = {m: _least(_distance(side, base) for side in (ours, theirs)) for m, base in BY_DISTANCE.items()}
+    distances = {m: _least(_distance(side, base) for side in (mine, reference)) for m, base in BY_DISTANCE.items()}
     for a, b in pairs:
         if a.values is None or b.values is None or set(a.values) != set(b.values):
-            alike = a.values is None and b.values is None and a.fact == b.fact
-            found.verdicts.append(_fact(a, b, alike))
+            found.verdicts.append(_fact(a, b))
         elif a.values == b.values:
             found.verdicts.append(Verdict(a.name, IDENTICAL, a.mean, b.mean))
         else:
@@ -205,13 +215,15 @@ def compare(ours: Mapping[str, Record], theirs: Mapping[str, Record]) -> Compari
     return found
 
 
-def _fact(a: Cell, b: Cell, alike: bool) -> Verdict:
-    if isinstance(a.fact, dict) and isinstance(b.fact, dict) and not alike:
-        ours, theirs = _flat(a.fact), _flat(b.fact)
-        key = next(k for k in {**theirs, **ours} if ours.get(k) != theirs.get(k))
-        return Verdict(f"{a.name} {key}", DIFFERS, ours.get(key), theirs.get(key))
-    sides = [c.fact if c.values is None else dict(c.values) for c in (a, b)]
-    return Verdict(a.name, IDENTICAL if alike else DIFFERS, *sides)
+def _fact(a: Cell, b: Cell) -> Verdict:
+    """Of two facts, or of values of different seeds; a setting that is absent is one that is None."""
+    ours, theirs = (_flat(c.fact) if c.values is None else dict(c.values) for c in (a, b))
+    differing = [k for k in dict.fromkeys((*theirs, *ours)) if ours.get(k) != theirs.get(k)]
+    if not differing:
+        return Verdict(a.name, IDENTICAL, a.fact, b.fact)
+    if a.values is None and b.values is None:
+        return Verdict(f"{a.name} {differing[0]}".strip(), DIFFERS, ours.get(differing[0]), theirs.get(differing[0]))
+    return Verdict(a.name, DIFFERS, ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -283,10 +295,9 @@ def matters(metric: str, value: float, distance: float | None) -> float:
     return max(OF_VALUE * value, OF_DISTANCE * (distance or 0.0))
 
 
-def _distance(records: Mapping[str, Record], metric: str) -> float | None:
-    baselines = records.get("reference", {}).get("results", {}).get("baselines", {})
-    ends = [baselines.get(name, {}).get(metric) for name in ("holdout", "class_shuffle")]
-    return None if None in ends else abs(ends[0]["mean"] - ends[1]["mean"])
+def _distance(cells: Mapping[str, Cell], metric: str) -> float | None:
+    ends = [cells.get(f"reference baselines {name} {metric}") for name in ("holdout", "class_shuffle")]
+    return None if any(c is None or c.values is None for c in ends) else abs(ends[0].mean - ends[1].mean)
 
 
 def _difference(a: Cell, b: Cell) -> dict[Unit, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from emigm.config.compose import DEFAULT
+from emigm.compose import DEFAULT
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 
@@ -164,13 +164,6 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
             for run in _runs_of(train, samples.get(budget), scored, budget):
                 rows.append(common | {"size": size, "budget": budget} | run)
     return rows
-
-
-def _as_evaluation(along: Record) -> Record:
-    """A record of snapshots in the form of an evaluation, each run with its share of the training."""
-    steps = along["settings"]["train"]["steps"]
-    scored = [r | {"snapshot": p["step"] / steps} for p in along["results"]["points"] for r in p["runs"]]
-    return along | {"results": {along["settings"]["budget"]: {"runs": scored}}}
 
 
 def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | None, budget: str | None) -> list[Record]:

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from emigm.compose import DEFAULT, FOLDER
 from emigm.config.benchmark import read_yaml
-from emigm.config.compose import DEFAULT, FOLDER
 from emigm.config.errors import ConfigError
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
 
@@ -62,11 +62,20 @@ class Pipeline:
     @cached_property
     def stages(self) -> list[Stage]:
         """All stages, those of a matrix one by one."""
+        try:
+            return self._stages()
+        except (AttributeError, KeyError, TypeError) as e:
+            raise ConfigError(f"{self.lock} or dvc.yaml beside it: damaged ({type(e).__name__}: {e})") from e
+
+    def _stages(self) -> list[Stage]:
         params = self.folder / "params.yaml"
+        chain = read_yaml(self.folder / "dvc.yaml")
         values = read_yaml(params) if params.is_file() else {}
+        for more in chain.get("vars", ()):
+            values |= more if isinstance(more, dict) else read_yaml(self.folder / more)
         lock = read_yaml(self.lock).get("stages", {}) if self.lock.is_file() else {}
         found = []
-        for name, stage in read_yaml(self.folder / "dvc.yaml").get("stages", {}).items():
+        for name, stage in chain.get("stages", {}).items():
             for item, variables in _items(name, stage, values):
                 wdir = Path(os.path.normpath(self.folder / _filled(stage.get("wdir", "."), variables)))
                 entry = lock.get(item)

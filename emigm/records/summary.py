@@ -12,7 +12,7 @@ import numpy as np
 
 SHOWN = ("fid", "isc")
 """Scores in metrics.json, a column each for `dvc metrics show`; the table of scores has them all."""
-KEYS = ("train_seed", "sample_seed", "snapshot")
+KEYS = ("train_seed", "sample_seed")
 """What tells runs of one size and budget apart; all else in a run is a metric."""
 Record = Mapping[str, Any]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from emigm.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
-from emigm.config.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 from emigm.records.cells import DIFFERS, Comparison, compare
@@ -128,7 +128,7 @@ def _verify(root: Path, name: str, theirs: Path | None, against: str | None, dee
         records = read_all(folder, findings)
         findings.problems[:] = [p.replace(f"{root}/", "") for p in findings.problems]
         shared = _shared(root / RESULTS, benchmark)
-        check_records(benchmark, records, shared, label, findings)
+        sound = check_records(benchmark, records, shared, label, findings)
         check_derived(benchmark, records, root, findings)
         check_artefacts(records, root, findings)
         found.records = len(records)
@@ -136,10 +136,10 @@ def _verify(root: Path, name: str, theirs: Path | None, against: str | None, dee
             other = Findings()
             reference = read_all(theirs / name / "records", other)
             where = f"{against or 'HEAD'}: {label}"
-            check_records(benchmark, reference, _shared(theirs, benchmark), where, other)
+            sound_there = check_records(benchmark, reference, _shared(theirs, benchmark), where, other)
             for problem in other.problems:
                 findings.refuse(problem.replace(f"{theirs}/", f"{against or 'HEAD'}: {RESULTS}/"))
-            found.comparison = compare(records, reference)
+            found.comparison = compare(sound, sound_there)
             found.devices = _devices(records), _devices(reference)
             found.unchanged = sum(
                 (folder / f"{s}.json").read_bytes() == (theirs / name / "records" / f"{s}.json").read_bytes()
@@ -217,10 +217,17 @@ def _compare_claims(ours: Path, theirs: Path, found: Verification) -> None:
 
 def _claims(path: Path) -> dict[tuple[str, ...], str]:
     """Verdict of every claim, by its ID and what else tells its rows apart."""
-    with path.open(encoding="utf-8", newline="") as f:
-        rows = list(csv.DictReader(f))
-    names = {name.lower(): name for name in (rows[0] if rows else {})}
-    if rows and not {"id", "verdict"} <= set(names):
-        raise ConfigError(f"{path}: has no columns ID and Verdict; run dvc repro")
-    keys = [names[k] for k in ("id", "benchmark", "n") if k in names]
-    return {tuple(str(row[k]) for k in keys): str(row[names["verdict"]]) for row in rows}
+    try:
+        with path.open(encoding="utf-8", newline="") as f:
+            rows = [{str(k).lower(): str(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ConfigError(f"{path}: no CSV ({e}); run dvc repro") from e
+    found: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        if not {"id", "verdict"} <= set(row):
+            raise ConfigError(f"{path}: has no columns ID and Verdict; run dvc repro")
+        key = tuple(row[k] for k in ("id", "data", "benchmark", "n") if k in row)
+        if key in found:
+            raise ConfigError(f"{path}: has claim {' '.join(key)} twice; run dvc repro")
+        found[key] = row["verdict"]
+    return found

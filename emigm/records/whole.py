@@ -15,6 +15,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import sha256
 from emigm.model.schedules import nfe
+from emigm.records.cells import cells_of
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, same, short
 from emigm.records.record import SCORED, mean_and_spread, read_record, reference_name, scale
 from emigm.records.summary import curves_table, fid_table, metrics_tree, summaries
@@ -34,17 +35,22 @@ def read_all(folder: Path, findings: Findings) -> dict[str, Record]:
         except ConfigError as e:
             findings.refuse(str(e))
             continue
-        missing = [k for k in ("benchmark", "stage", "settings", "results", "inputs", "outputs") if k not in record]
-        if missing:
+        parts = ("settings", "results", "inputs", "outputs", "provenance")
+        if missing := [k for k in parts if not isinstance(record.get(k), dict)]:
             findings.refuse(f"{path}: has no {missing[0]!r}")
-        elif record["stage"] != path.stem or record["benchmark"] != folder.parent.name:
-            findings.refuse(f"{path}: is the record of {record['benchmark']} {record['stage']}, under another's name")
+        elif odd := [k for part in ("inputs", "outputs") for k, v in record[part].items() if not isinstance(v, str)]:
+            findings.refuse(f"{path}: has no checksum of {odd[0]}")
+        elif (record.get("stage"), record.get("benchmark")) != (path.stem, folder.parent.name):
+            name = f"{record.get('benchmark')} {record.get('stage')}"
+            findings.refuse(f"{path}: is the record of {name}, under another's name")
         else:
             found[path.stem] = record
     return found
 
 
-def check_records(benchmark: Benchmark, records: Records, shared: Records, where: str, findings: Findings) -> None:
+def check_records(
+    benchmark: Benchmark, records: Records, shared: Records, where: str, findings: Findings
+) -> dict[str, Record]:
     """Refuse what does not follow: settings that are not the benchmark's, summaries that are not of their runs, inputs
     that are not what the stage before wrote.
 
@@ -54,8 +60,11 @@ def check_records(benchmark: Benchmark, records: Records, shared: Records, where
         shared: records of the benchmark that makes the images and the extractor, where that is another.
         where: the folder they were read from, for messages.
         findings: what is found goes there.
+
+    Returns:
+        The records that hold all their stage writes, right or wrong.
     """
-    expected = expected_settings(benchmark)
+    expected, broken = expected_settings(benchmark), set()
     for stage, settings in expected.items():
         path = f"{where}/{stage}.json"
         if stage not in records:
@@ -67,11 +76,14 @@ def check_records(benchmark: Benchmark, records: Records, shared: Records, where
             for name, ours, theirs in differing(value, at(record, key), key):
                 findings.refuse(f"{path}: made with {name} = {short(theirs)}, but the benchmark says {short(ours)}")
         try:
+            cells_of({stage: record})
             for what in not_following(record):
                 findings.refuse(f"{path}: {what}")
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, ZeroDivisionError) as e:
             findings.refuse(f"{path}: lacks what its stage writes ({type(e).__name__}: {e})")
+            broken.add(stage)
     check_chain(benchmark, {**shared, **records}, records, where, findings)
+    return {stage: record for stage, record in records.items() if stage in expected and stage not in broken}
 
 
 def expected_settings(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
@@ -91,6 +103,10 @@ def expected_settings(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
         seeds = {"settings.train_seeds": train.seeds, "settings.seeds": evaluation.seeds}
         scored = {"settings.size": size, "settings.images": evaluation.images, **seeds}
         found[f"evaluate-{size}"] = scored | extractor
+        if evaluation.snapshots is not None and train.snapshots:
+            few, budget = {"settings.images": evaluation.snapshots.images}, evaluation.snapshots.budget
+            sample = {"settings.budget": budget, "settings.sample": benchmark.sample_config(size, budget)}
+            found[f"snapshots-{size}"] = scored | few | sample | recipe | extractor
         for budget in benchmark.budgets:
             sample = {"settings.sample": benchmark.sample_config(size, budget), "settings.chunk": evaluation.chunk}
             found[f"sample-{size}-{budget}"] = scored | sample | {"settings.budget": budget}
@@ -106,6 +122,8 @@ def not_following(record: Record) -> Iterator[str]:
     """What in a record's results is not what its own values and settings give."""
     results, settings = record["results"], record["settings"]
     for name, tree in _trees(results):
+        if "mean" in tree and not isinstance(tree["mean"], (int, float)):
+            raise TypeError(f"{name}.mean is {short(tree['mean'])}")
         if isinstance(tree.get("values"), list) and "mean" in tree:
             for key, value in mean_and_spread(tree["values"]).items():
                 if not same(tree.get(key), value):
@@ -120,6 +138,9 @@ def not_following(record: Record) -> Iterator[str]:
     if kind == "evaluate":
         for budget, scored in results.items():
             yield from _scores(budget, scored, settings)
+    if kind == "snapshots":
+        for point in results["points"]:
+            yield from _scores(f"step {point['step']}", point, settings)
 
 
 def _gate(context: Record, gate: Record) -> Iterator[str]:
@@ -133,23 +154,22 @@ def _gate(context: Record, gate: Record) -> Iterator[str]:
         yield f"context.passed is {context['passed']}, but the ratios are {short(ratios)}"
 
 
-def _scores(budget: str, scored: Record, settings: Record) -> Iterator[str]:
+def _scores(name: str, scored: Record, settings: Record) -> Iterator[str]:
     runs = scored["runs"]
-    pairs = [(r["train_seed"], r["sample_seed"]) for r in runs if r.get("snapshot") is None]
+    pairs = [(r["train_seed"], r["sample_seed"]) for r in runs]
     wanted = [(t, s) for t in settings["train_seeds"] for s in settings["seeds"]]
     if sorted(pairs) != sorted(wanted):
-        yield f"{budget}: has runs of the seeds {pairs}, but its settings name {wanted}"
+        yield f"{name}: has runs of the seeds {pairs}, but its settings name {wanted}"
         return
-    summary = summaries([r for r in runs if r.get("snapshot") is None])
+    summary = summaries(runs)
     for metric in sorted({*summary, *scored["summary"]}):
-        for name, ours, theirs in differing(summary.get(metric), scored["summary"].get(metric), metric):
-            yield f"{budget}: {name} is {short(theirs)} in the summary, but the runs give {short(ours)}"
-    fid = {tuple(r[k] for k in ("train_seed", "sample_seed")): r["fid"] for r in runs}
+        for leaf, ours, theirs in differing(summary.get(metric), scored["summary"].get(metric), metric):
+            yield f"{name}: {leaf} is {short(theirs)} in the summary, but the runs give {short(ours)}"
+    fid = dict(zip(pairs, (r["fid"] for r in runs), strict=True))
     for curve in scored.get("fid_by_images", ()):
-        pair = (curve["train_seed"], curve["sample_seed"])
-        whole = curve["fid"].get(str(settings["images"]))
-        if curve.get("snapshot") is None and not same(whole, fid.get(pair)):
-            yield f"{budget}: fid_by_images has {short(whole)} of all images, but the run has {short(fid.get(pair))}"
+        whole, of_run = curve["fid"].get(str(settings["images"])), fid[curve["train_seed"], curve["sample_seed"]]
+        if not same(whole, of_run):
+            yield f"{name}: fid_by_images has {short(whole)} of all images, but the run has {short(of_run)}"
 
 
 def check_chain(benchmark: Benchmark, every: Records, own: Records, where: str, findings: Findings) -> None:
@@ -182,6 +202,7 @@ def _before(benchmark: Benchmark, stage: str) -> list[str]:
         "train": ["encode"] if benchmark.weights == "trained" else [],
         "sample": [f"train-{size}"],
         "evaluate": ["reference", "extractor", *(f"sample-{size}-{b}" for b in benchmark.budgets)],
+        "snapshots": ["reference", "extractor", f"train-{size}"],
     }.get(kind, [])
 
 
@@ -212,8 +233,10 @@ def check_derived(benchmark: Benchmark, records: Records, root: Path, findings: 
             "fid.csv": fid_table(sizes, budgets, records),
             "curves.csv": curves_table(curves),
         }
-    except (KeyError, OSError, UnicodeDecodeError, TypeError):
-        return  # what is missing or damaged has been named already
+    except (KeyError, OSError, UnicodeDecodeError, TypeError, AttributeError) as e:
+        if not findings.problems:  # what is missing or damaged has not been named already
+            findings.refuse(f"{folder.relative_to(root)}: holds no such records as its summary needs ({e!r})")
+        return
     for name, text in expected.items():
         file = folder / name
         if file.is_file() and file.read_bytes() != text.encode():

@@ -6,7 +6,6 @@ notebooks saved, says what was run with which settings, and folds what a first r
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import nbformat
@@ -27,39 +26,25 @@ from emigm.report.tables import (
     plus_minus,
     saved,
     thousands,
-    write_text,
 )
 
-SHOWN = ("scores", "figure1", "figure4")
+SHOWN = ("scores", "figure1", "reveal", "figure4")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
 
 
-def write_page(root: Path, benchmark: str) -> Path:
-    """Write results/<benchmark>/README.md."""
-    path = root / "results" / benchmark / "README.md"
-    write_text(path, benchmark_page(root, benchmark))
-    return path
-
-
-def write_front(root: Path) -> Path:
-    """Write results/README.md, the page of all benchmarks."""
-    path = root / "results" / "README.md"
-    write_text(path, front_page(root))
-    return path
-
-
 def benchmark_page(root: Path, benchmark: str) -> str:
-    """The page of one benchmark: what was run, the verdict, its scores, pictures with captions, the rest folded."""
+    """The page of one benchmark: what was run, its scores, pictures with captions, the rest folded."""
     folder, frame = root / "results" / benchmark, runs(root, [benchmark])
     parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
-    parts += [verdict(folder), bullets(_settings(frame, read_all(root, benchmark)))]
+    parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
+    parts.append(bullets(_settings(frame, read_all(root, benchmark))))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = [*notes.all_of(frame, baselines(root, benchmark)), notes.NFE]
     parts.append(_folded("What the numbers rest on", bullets(said)))
-    parts += [f"## {title(folder, n)}\n\n{_content(folder, n)}" for n in SHOWN if n in executed(folder)]
+    parts += [f"## {_first_cell(folder, n)[0]}\n\n{_content(folder, n)}" for n in SHOWN if n in executed(folder)]
     others = [name for name in executed(folder) if name not in SHOWN]
-    parts += [_folded(title(folder, name), _content(folder, name)) for name in others]
+    parts += [_folded(_first_cell(folder, name)[0], _content(folder, name)) for name in others]
     parts.append("[All benchmarks](../README.md)")
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -80,22 +65,11 @@ def front_page(root: Path) -> str:
     parts += [
         f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
     ]
-    if dry := sorted(set(found) - set(real)):
-        parts.append(f"Dry runs, whose numbers measure nothing: {', '.join(f'[{n}]({n}/README.md)' for n in dry)}.")
     folder = root / "results" / "evidence"
     if names := executed(folder):
         parts += ["## Evidence across benchmarks", tally(folder)]
-        parts += [_folded(title(folder, name), _content(folder, name, "evidence/")) for name in names]
+        parts += [_folded(_first_cell(folder, name)[0], _content(folder, name, "evidence/")) for name in names]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def verdict(folder: Path) -> str:
-    """What `emigm verify` found, from verify.json; what to type where there is none."""
-    path = folder / "verify.json"
-    if not path.is_file():
-        return f"`emigm verify {folder.name}` says whether these results are whole and reproduce the tracked ones."
-    found = json.loads(path.read_text())
-    return f"**{found['verdict']}**" + (f" {found['sentence']}" if found.get("sentence") else "")
 
 
 def tally(folder: Path) -> str:
@@ -114,11 +88,6 @@ def tally(folder: Path) -> str:
 def executed(folder: Path) -> list[str]:
     """Names of the notebooks that were executed for a benchmark, in the order of their names."""
     return sorted(path.stem for path in folder.glob("notebooks/*/*.ipynb") if path.parent.name == path.stem)
-
-
-def title(folder: Path, name: str) -> str:
-    """The heading of an executed notebook."""
-    return _first_cell(folder, name)[0]
 
 
 def _first_cell(folder: Path, name: str) -> tuple[str, str]:

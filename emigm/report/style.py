@@ -46,12 +46,12 @@ CHOICES: tuple[dict[str, Any], ...] = (
 SCHEDULES = {"exp": 0, "cosine": 1, "linear": 2}
 """Mask schedule -> its place in CHOICES: exp is the paper's."""
 MARKERS = ("o", "s", "^", "D", "v")
-FAILED = {"marker": "x", "color": "#000000"}
+FAILED = {"marker": "x", "color": "#000000", "linestyle": "none", "zorder": 5}
 BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train_subset": (0, (6, 2, 1, 2))}
 """Key of a baseline -> dashes of its grey line."""
 GREY = "0.45"
-SEED = "one training seed"
-"""Label of the dots beside a mean."""
+SEED, FAILS = "one training seed", "fails the context gate"
+"""Labels of the dots beside a mean, and of the cross on it."""
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 8,
@@ -120,7 +120,8 @@ def baseline_lines(
 def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -> pd.DataFrame:
     """Draw the mean of a metric over a column, with combined standard errors, and a dot for each training seed.
 
-    The dots show two training seeds as two. Runs without the metric or the column are left out.
+    The dots show two training seeds as two. Runs without the metric or the column are left out; a mean with a
+    run that fails the context gate is marked with a ×.
 
     Args:
         axes: where.
@@ -143,6 +144,9 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
         beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
         axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
         axes.plot([], [], ".", markersize=2, color="black", label=SEED)
+    failed = drawn.merge(runs.loc[runs["gate_passed"].eq(False), [*CELL]].drop_duplicates(), on=[*CELL])
+    if len(failed):
+        axes.plot(failed[x], failed["mean"], label=FAILS, **FAILED)
     return drawn
 
 
@@ -180,6 +184,25 @@ class Picture:
         return buffer.getvalue()
 
 
+@dataclass(frozen=True, repr=False)
+class Drawn:
+    """A PNG file that a stage has drawn, such as an animation; a notebook shows it as it is."""
+
+    path: Path
+
+    def save(self, out: str | Path | None) -> Drawn:
+        """Write out/<its name>; `out` None: nothing."""
+        if out is not None:
+            write_atomically(Path(out) / self.path.name, lambda p: p.write_bytes(self.path.read_bytes()))
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Drawn {self.path.stem}>"
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
 def mark_dry_run(figure: Figure) -> None:
     """Write over the picture that it measures nothing."""
     look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
@@ -193,7 +216,7 @@ def common_legend(figure: Figure, columns: int = 5) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
-    last = [label for label, h in found.items() if label == SEED or (isinstance(h, Line2D) and h.get_color() == GREY)]
+    last = [k for k, h in found.items() if k in (SEED, FAILS) or (isinstance(h, Line2D) and h.get_color() == GREY)]
     found |= {label: found.pop(label) for label in last}
     if found:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)

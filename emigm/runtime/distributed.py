@@ -7,10 +7,8 @@ and MASTER_PORT. A process that fails must end the others: torchrun sees to it; 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import datetime
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from emigm.config.errors import ConfigError
-from emigm.config.schema import Precision, RunConfig
+from emigm.config.schema import RunConfig
 from emigm.runtime.launching import place
 from emigm.runtime.pools import die_with_parent
 
@@ -143,32 +141,3 @@ def _device(wanted: str, local: int) -> str:
         )
     torch.cuda.set_device(local)
     return f"cuda:{local}"
-
-
-def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager:
-    """Context in which the network runs: what its matrix products, not its weights, are computed in.
-
-    Raises:
-        ConfigError: the GPU has no bfloat16.
-    """
-    kind = torch.device(device).type
-    if precision == "float32" or (precision == "tf32" and kind == "cpu"):
-        return contextlib.nullcontext()
-    if precision == "tf32":
-        return _tensor_float()
-    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError(
-            f"precision: bf16, but {torch.cuda.get_device_name(device)} has no bfloat16; set precision: float32"
-        )
-    return torch.autocast(kind, torch.bfloat16)
-
-
-@contextlib.contextmanager
-def _tensor_float() -> Iterator[None]:
-    """Matrix products of float32 tensors in TensorFloat-32, where the GPU has it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -39,16 +39,23 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
     options = vars(parser.parse_args())
     spec = sys.modules[stage.__module__].__spec__  # as the module's own name is "__main__"
     module = (spec.name if spec else stage.__module__).rsplit(".", 1)[-1]
-    if "DVC_STAGE" in os.environ:  # its failed run must not go on behind its back
-        die_with_parent(started_by())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with in_one_line():
         benchmark = load_benchmark(options.pop("params"))
         if not one_process:
             launch(benchmark.run.launcher)
         with only_one(benchmark.name, "-".join([module, *options.values()])):
             stage(benchmark, **options)
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """End the command in one line on a user's mistake, Ctrl-C or a full disk; and with DVC, where that started it."""
+    if "DVC_STAGE" in os.environ:  # its failed run must not go on behind its back
+        die_with_parent(started_by())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
     except UserError as e:
         _fail(str(e))
     except KeyboardInterrupt:

@@ -72,7 +72,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
         return
     results = {}
     for part, source in sources.items():
-        facts = {"part": part, "autoencoder": as_dict(benchmark.autoencoder), "images": sha256(source.path)}
+        facts = {"part": part, "autoencoder": benchmark.autoencoder.space, "images": sha256(source.path)}
         results[part] = finish(shards[part], source.labels, facts, autoencoder)
         if cfg.kind == "kmeans":
             results[part]["reconstruction_rmse"] = reconstruction_error(shards[part], source, autoencoder)

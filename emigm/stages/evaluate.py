@@ -45,7 +45,12 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     path = data_folder(benchmark) / "reference.npz"
     reference = load_reference(path)  # before any work, in case it fails
     extract = load_extractor(
-        benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
+        benchmark.extractor,
+        extractor_folder(benchmark),
+        world.device,
+        run.score_batch,
+        run.workers,
+        benchmark.evaluation.clean_fid,
     )
     runs = [(b, t, s) for b in benchmark.budgets for t in train_seeds for s in benchmark.evaluation.seeds]
     images = {r: open_samples(benchmark, size, r) for r in runs}
@@ -53,7 +58,7 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     pixels = checksums(*(images_folder(benchmark) / f"{part}.npz" for part in (PARTS if known else ())))
     inputs = checksums(*(s.folder / INDEX for s in images.values()), extractor_folder(benchmark), path) | pixels
     check_made_from(path, reference, inputs)
-    identity = [extract.identity, *pixels.values()]
+    identity = [*extract.key, *pixels.values()]
     chunks = {r: chunks_of(samples, identity) for r, samples in images.items()}
     state = STATE / benchmark.name / f"evaluate-{size}"
     label = f"{benchmark.name}-{size}"

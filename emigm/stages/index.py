@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from emigm.config.errors import UserError
-from emigm.report.pages import write_front, write_page
+from emigm.report.pages import benchmark_page, front_page
+from emigm.report.tables import write_text
+from emigm.runtime.launching import in_one_line
+
+
+def write_page(benchmark: str | None) -> Path:
+    """Write results/<benchmark>/README.md; None: results/README.md, the page of all."""
+    path = Path("results") / (benchmark or "") / "README.md"
+    write_text(path, benchmark_page(Path(), benchmark) if benchmark else front_page(Path()))
+    return path
 
 
 def main() -> None:
@@ -16,10 +23,8 @@ def main() -> None:
     which.add_argument("--benchmark", help="write results/<benchmark>/README.md")
     which.add_argument("--all", action="store_true", help="write results/README.md")
     options = parser.parse_args()
-    try:
-        write_front(Path()) if options.all else write_page(Path(), options.benchmark)
-    except UserError as e:
-        sys.exit(f"error: {e}")
+    with in_one_line():
+        write_page(options.benchmark)
 
 
 if __name__ == "__main__":

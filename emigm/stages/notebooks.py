@@ -15,10 +15,11 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
-from emigm.config.errors import RunError, UserError
+from emigm.config.errors import RunError
 from emigm.config.parsing import known
 from emigm.config.paths import results_folder
 from emigm.report.tables import write_text
+from emigm.runtime.launching import in_one_line
 
 FOLDER = Path("notebooks")
 
@@ -73,10 +74,8 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.into or options.benchmark):
         parser.error("give --benchmark, --into or both")
-    try:
+    with in_one_line():
         execute(options.name, options.benchmark, options.into or options.benchmark)
-    except UserError as e:
-        sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

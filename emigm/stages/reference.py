@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -53,7 +53,12 @@ def make_reference(benchmark: Benchmark) -> None:
         torch.set_num_threads(1)
     run, folder = benchmark.run, data_folder(benchmark)
     extract = load_extractor(
-        benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
+        benchmark.extractor,
+        extractor_folder(benchmark),
+        world.device,
+        run.score_batch,
+        run.workers,
+        benchmark.evaluation.clean_fid,
     )
     sets = image_sets(benchmark, extract)
     state = STATE / benchmark.name / "reference"
@@ -93,8 +98,9 @@ def inputs(benchmark: Benchmark) -> dict[str, str]:
     stored, files = benchmark.evaluation.reference, [extractor_folder(benchmark)]
     if stored is not None:
         files.append(Path(stored))
-    elif benchmark.autoencoder.kind == "pixels":
-        files.append(data_folder(benchmark) / "latents" / "train" / INDEX)
+    else:  # shuffled tokens are those of pixels; other autoencoders are measured by what they reconstruct
+        part = "train" if benchmark.autoencoder.kind == "pixels" else "holdout"
+        files += [data_folder(benchmark) / "latents" / part / INDEX, *weight_files(benchmark.autoencoder.weights)]
     if why_none(images_folder(benchmark)) is None:
         files += [open_images(images_folder(benchmark), part).path for part in PARTS]
     return checksums(*files)
@@ -149,7 +155,7 @@ def chunks_of(identity: str, images: int, read: Callable[[int, int], np.ndarray]
     """Chunks of a set that `identity` names and `read(start, stop)` reads."""
     ranges = [(start, min(start + CHUNK, images)) for start in range(0, images, CHUNK)]
     return [
-        Chunk(fingerprint(identity, start, stop, extract.identity), stop - start, partial(read, start, stop))
+        Chunk(fingerprint(identity, start, stop, extract.key), stop - start, partial(read, start, stop))
         for start, stop in ranges
     ]
 

@@ -13,12 +13,18 @@ import torch
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import INDEX, Chunks, SampleSet
 from emigm.files import checksums, fingerprint, sha256
-from emigm.model.model import REMEDY, WEIGHTS_FILE, load_model, read_model_config
+from emigm.model.model import (
+    REMEDY,
+    WEIGHTS_FILE,
+    compile_networks,
+    compiled_graphs,
+    load_model,
+    read_model_config,
+)
 from emigm.model.schedules import nfe
 from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
@@ -63,11 +69,19 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
         "seconds_per_image": seconds,  # of one worker
         "images_per_second": workers / seconds["mean"],  # of all together
         "peak_memory": memory,
+        "compiled_graphs": compiled_graphs() if benchmark.run.compile and not world.is_plain else None,
     }
     grid = results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png"
     first = SampleSet(written[0].store, evaluation.images).first(SHOWN)
     save_grid(grid, first, benchmark.model_config(size).classes, GRID_COLUMNS)
-    settings = {"size": size, "budget": budget, "sample": cfg, "images": evaluation.images, "chunk": evaluation.chunk}
+    settings = {
+        "size": size,
+        "budget": budget,
+        "sample": cfg,
+        "autoencoder": benchmark.autoencoder,
+        "images": evaluation.images,
+        "chunk": evaluation.chunk,
+    }
     seeds = {"train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
     folders = [samples_folder(benchmark, size, budget) / samples_name(*item) for item in items]
     indexes = {(f / INDEX).as_posix(): sha256(c.store / INDEX) for f, c in zip(folders, written, strict=True)}
@@ -137,8 +151,10 @@ class Maker:
     """
 
     def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
-        check_facts(weights, seed=train_seed, autoencoder=as_dict(benchmark.autoencoder))
+        check_facts(weights, seed=train_seed, autoencoder=benchmark.autoencoder.space)
         self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
+        if benchmark.run.compile:
+            compile_networks(self.model)
         self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
         self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run
         self.chunk = benchmark.evaluation.chunk

@@ -58,10 +58,15 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
     if benchmark.extractor.kind == "cnn":
         torch.set_num_threads(1)
     extract = load_extractor(
-        benchmark.extractor, extractor_folder(benchmark), world.device, run.score_batch, run.workers
+        benchmark.extractor,
+        extractor_folder(benchmark),
+        world.device,
+        run.score_batch,
+        run.workers,
+        benchmark.evaluation.clean_fid,
     )
     samples = {point: SampleSet(c.store, settings.images) for point, c in zip(points, written, strict=True)}
-    chunks = {point: chunks_of(images, [extract.identity]) for point, images in samples.items()}
+    chunks = {point: chunks_of(images, extract.key) for point, images in samples.items()}
     every = [c for of_point in chunks.values() for c in of_point]
     models = [weights_folder(benchmark, size, n, t) for n in steps for t in train.seeds]
     files = [f / name for f in models for name in (CONFIG_FILE, WEIGHTS_FILE)]

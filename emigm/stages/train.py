@@ -15,7 +15,6 @@ import torch
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
-from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, model_folder, results_folder, snapshot_folder
 from emigm.config.schema import ModelConfig
 from emigm.data.images import PARTS, Part
@@ -24,7 +23,7 @@ from emigm.files import checksums, sha256, write_atomically
 from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.checkpoints import fetch_official, import_official
-from emigm.model.model import EMIGM, load_model, save_model
+from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
@@ -71,6 +70,8 @@ def train_seeds(benchmark: Benchmark, size: str, world: World) -> None:
         "images": images,
         "snapshots": [{"step": n, "images": n * cfg.batch, "flops": n * flops} for n in cfg.snapshot_steps],
         "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
+        "skipped_steps": [r["skipped"] for r in runs],
+        "compiled_graphs": runs[-1]["graphs"],  # by the process that trained the last seed
         "context": context_summary(benchmark, [r["errors"] for r in runs]),
     }
     others = sum(world.gather(cpu_seconds())[1:])
@@ -112,12 +113,13 @@ def train_seed(
         data_id=sha256(store.folder / INDEX),
         world=world,
         micro_batch=benchmark.run.train_batch,
+        compiled=benchmark.run.compile,
         on_start=progress,
         on_step=progress,
     )
     memory = world.peak_memory()
     if world.is_main:
-        facts = {"origin": "trained", "seed": seed, "autoencoder": as_dict(benchmark.autoencoder)}
+        facts = {"origin": "trained", "seed": seed, "autoencoder": benchmark.autoencoder.space}
         for steps, point in result.snapshots.items():
             save_model(snapshot_folder(benchmark, size, seed, steps), point.load(), model_cfg, steps=steps, **facts)
         save_model(model_folder(benchmark, size, seed), result.ema, model_cfg, steps=cfg.steps, **facts)
@@ -125,13 +127,20 @@ def train_seed(
     model = EMIGM(model_cfg).to(world.device).eval().requires_grad_(False)
     model.load_state_dict(result.ema)
     errors = world.gather(held_out_errors(benchmark, model, autoencoder, world.device))[0]
-    return {"curve": result.curve, "seconds": result.seconds, "errors": errors, "peak_memory": memory}
+    return {
+        "curve": result.curve,
+        "seconds": result.seconds,
+        "skipped": result.skipped,
+        "graphs": compiled_graphs() if benchmark.run.compile else None,
+        "errors": errors,
+        "peak_memory": memory,
+    }
 
 
 def open_latents(benchmark: Benchmark, part: Part, cfg: ModelConfig) -> LatentStore:
     """Latents of a part; raises ConfigError where they are damaged, or not what the benchmark is about."""
     store = LatentStore(data_folder(benchmark) / "latents" / part)
-    store.check(cfg.classes, part=part, autoencoder=as_dict(benchmark.autoencoder))
+    store.check(cfg.classes, part=part, autoencoder=benchmark.autoencoder.space)
     return store
 
 
@@ -149,7 +158,7 @@ def training_images(store: LatentStore, world: World) -> TrainingImages:
 def held_out_errors(benchmark: Benchmark, model: EMIGM, autoencoder: Autoencoder, device: str) -> dict[int, float]:
     """The context gate's errors on held-out images."""
     held_out, gate = open_latents(benchmark, "holdout", model.cfg), benchmark.gate
-    rows = np.arange(min(gate.images, len(held_out)))
+    rows = np.arange(0, len(held_out), -(-len(held_out) // gate.images))  # evenly: images may be sorted by class
     latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows, 0)), torch.Generator().manual_seed(0))
     labels = torch.from_numpy(held_out.labels[rows])
     return context_errors(model, latents.to(device), labels.to(device), gate.visible, seed=0, repeats=gate.repeats)
@@ -177,13 +186,23 @@ def import_released(benchmark: Benchmark, size: str, world: World) -> None:
         model_cfg,
         token=released.token,
         checksum=released.sha256.get(size),
-        autoencoder=as_dict(benchmark.autoencoder),
+        autoencoder=benchmark.autoencoder.space,
     )
     errors = None
     if latents.is_dir():
         model = load_model(folder, expect=model_cfg, device=world.device)
         errors = held_out_errors(benchmark, model, load_autoencoder(benchmark.autoencoder), world.device)
-    unknown = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
+    unknown = (
+        "seconds",
+        "images_per_second",
+        "peak_memory",
+        "flops_per_step",
+        "flops",
+        "images",
+        "final_loss",
+        "skipped_steps",
+        "compiled_graphs",
+    )
     results = {
         "parameters": parameters(model_cfg),
         **dict.fromkeys(unknown),

@@ -36,8 +36,10 @@ SAMPLING = (
     "x0_clip",
 )
 """What of the sampling settings must be the paper's."""
-PRECISIONS = ("float32", "tf32")
-"""The official evaluation samples under float16 autocast. These round no coarser; bfloat16 does, eight times."""
+PRECISION = "float16"
+"""Of the official evaluation, in which it samples and decodes."""
+STAND_FOR_IT = ("tf32", "float32")
+"""These round no coarser, so a cell is judged and a note says so; bfloat16 does, eight times."""
 TRAINING = (
     "masking",
     "mask_group",
@@ -70,6 +72,8 @@ class Cell:
     """Greatest |difference| that counts as reproduced."""
     reasons: tuple[str, ...] = ()
     """Why the cell is not comparable."""
+    notes: tuple[str, ...] = ()
+    """What of a comparable cell is not the paper's, and rounds no coarser."""
 
     @property
     def difference(self) -> float | None:
@@ -140,7 +144,12 @@ def compare_cell(results: Records, cfg: CompareConfig, line: dict[str, str]) -> 
     if reasons:
         return Cell(size, budget, line, fid, INCOMPARABLE, tolerance, reasons)
     within = abs(fid / float(line["fid"]) - 1) <= tolerance
-    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE, tolerance)
+    notes = tuple(
+        f"{what} in {precision}, which rounds no coarser than the paper's {PRECISION}"
+        for what, precision in precisions_of(results, size, budget)
+        if precision in STAND_FOR_IT
+    )
+    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE, tolerance, notes=notes)
 
 
 def incomparable(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
@@ -196,14 +205,22 @@ def sampling_differs(results: Records, resolution: int, size: str, budget: str, 
     stage = f"sample-{size}-{budget}"
     paper = as_dict(paper_sampling(resolution, size, int(budget)))
     found = _unlike("sampled", results.at(stage, "settings", "sample"), paper, SAMPLING)
-    precision = results.at(stage, "settings", "sample", "precision")
-    if precision not in PRECISIONS:
-        found.append(f"sampled in {precision}, the paper in float16, which {' and '.join(PRECISIONS)} stand for")
+    found += [
+        f"{what} in {precision}, the paper in {PRECISION}, which {' and '.join(STAND_FOR_IT)} stand for"
+        for what, precision in precisions_of(results, size, budget)
+        if precision not in (PRECISION, *STAND_FOR_IT)
+    ]
     nfe, share = results.at(stage, "results", "nfe"), line["nfe"].split("x")[1]
     digits = len(share.split(".")[1])
     if nfe is None or abs(nfe / int(budget) - float(share)) > 0.5 * 10**-digits:
         found.append(f"NFE {nfe}")
     return found
+
+
+def precisions_of(results: Records, size: str, budget: str) -> list[tuple[str, str | None]]:
+    """In which precision the network sampled and the autoencoder decoded."""
+    stage, parts = f"sample-{size}-{budget}", {"sampled": "sample", "decoded": "autoencoder"}
+    return [(what, results.at(stage, "settings", part, "precision")) for what, part in parts.items()]
 
 
 def evaluation_differs(results: Records, resolution: int, stage: str) -> list[str]:
@@ -268,6 +285,7 @@ def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) ->
         if c.reasons:
             reasons.setdefault(c.reasons, []).append(f"{c.reported['method']} N={c.budget}")
     lines = [f"not comparable: {', '.join(names)}: {'; '.join(why)}" for why, names in reasons.items()]
+    lines += sorted({f"note: {note}" for c in cells for note in c.notes})
     notes = [
         f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
         f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from emigm.compose import params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
-from emigm.config.compose import params_file, sources
 from emigm.config.errors import UserError
 from emigm.config.paths import data_folder, extractor_folder, model_folder, results_folder
 from emigm.metrics.features import load_extractor
@@ -84,12 +84,10 @@ def again(benchmark: Benchmark, seed: int, device: str, size: str, progress: Pro
         evaluated = read_record(records / f"evaluate-{size}.json")
         if problem := differing_pixels(pixels, stored, same_machine(sampled, device)):
             return "", f"{where}: {problem}"
-        every = [pixels if j == i else samples.chunk(j)[0] for j in range(len(samples.ranges))]
-        scored = scores_of(benchmark, every, samples.all()[1], device)
+        every = ((pixels, made) if j == i else samples.chunk(j) for j in range(len(samples.ranges)))
+        scored = scores_of(benchmark, every, device)
         stored_run = next(
-            r
-            for r in evaluated["results"][budget]["runs"]
-            if (r["train_seed"], r["sample_seed"]) == run[1:] and r.get("snapshot") is None
+            r for r in evaluated["results"][budget]["runs"] if (r["train_seed"], r["sample_seed"]) == run[1:]
         )
         tolerance = SUMMATION if same_machine(sampled, device) and same_machine(evaluated, device) else ROUNDING
         for metric, value in scored.items():
@@ -119,16 +117,20 @@ def differing_pixels(pixels: np.ndarray, stored: np.ndarray, same: bool) -> str:
 
 
 def scores_of(
-    benchmark: Benchmark, chunks: Sequence[np.ndarray], labels: np.ndarray, device: str
+    benchmark: Benchmark, chunks: Iterable[tuple[np.ndarray, np.ndarray]], device: str
 ) -> dict[str, float | None]:
-    """Scores of one run's images, chunk by chunk as the evaluate stage takes them."""
-    run = benchmark.run
-    extract = load_extractor(benchmark.extractor, extractor_folder(benchmark), device, run.score_batch, run.workers)
-    known = known_images(benchmark)
-    parts = [measure(extract, known, pixels) for pixels in chunks]
+    """Scores of one run's images (pixels and labels, chunk by chunk) as the evaluate stage takes them."""
+    run, clean = benchmark.run, benchmark.evaluation.clean_fid
+    folder = extractor_folder(benchmark)
+    extract = load_extractor(benchmark.extractor, folder, device, run.score_batch, run.workers, clean)
+    known, parts, labels = known_images(benchmark), [], []
+    for pixels, of_chunk in chunks:
+        parts.append(measure(extract, known, pixels))
+        labels.append(of_chunk)
     found = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     reference = load_reference(data_folder(benchmark) / "reference.npz")
-    return score(found, reference, labels if extract.classifies else None, benchmark.evaluation.kid_subset)
+    classes = np.concatenate(labels) if extract.classifies else None
+    return score(found, reference, classes, benchmark.evaluation.kid_subset)
 
 
 def same_machine(record: dict[str, Any], device: str) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from emigm.artefacts import PUBLISHED, fetched
+from emigm.compose import DEFAULT
 from emigm.config.benchmark import Benchmark
-from emigm.config.compose import DEFAULT
 from emigm.files import sha256
 from emigm.flops import parameters as count_parameters
 from emigm.records.record import REPORTED_VERSIONS
@@ -200,7 +200,7 @@ def check_machine(benchmark: Benchmark, device: Device, parameters: dict[str, in
             yield Check("GPUs for the processes", MISSING, str(torch.cuda.device_count()), remedy)
         if any(benchmark.train_config(s).precision == "bf16" for s in benchmark.sizes):
             able = torch.cuda.is_bf16_supported(including_emulation=False)
-            remedy = "this GPU has no bfloat16; set benchmark.train.precision=float32"
+            remedy = "this GPU has no bfloat16; set benchmark.train.precision=float16"
             yield Check("bfloat16", OK, "supported") if able else Check("bfloat16", MISSING, "not supported", remedy)
 
 
@@ -220,7 +220,7 @@ def check_memory(benchmark: Benchmark, size: str, device: Device, parameters: in
     sampling = sampling_bytes(benchmark, size, parameters)
     needs, remedy = {"sampling": sampling}, "lower run.sample_batch or run.encode_batch"
     if benchmark.weights == "trained":
-        share = -(-train.batch // device.count)
+        share = min(-(-train.batch // device.count), train.mask_group)
         batch = min(run.train_batch or share, share)
         needs["training"] = training_bytes(benchmark.model_config(size), train, parameters, batch)
         if needs["training"] > sampling:

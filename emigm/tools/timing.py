@@ -1,0 +1,99 @@
+"""Times and memory of things that do the same, measured in turn; the rate of matrix products that a device reaches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from emigm.config.schema import Precision
+from emigm.runtime.precision import HALVES, products
+
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Of the square matrices whose product gives a device's rate."""
+
+
+class Variant(NamedTuple):
+    """One way to do something."""
+
+    code: str
+    """ "ours" or "official"."""
+    precision: Precision
+    run: Callable[[], object]
+
+
+def clock(device: str) -> float:
+    """Seconds: of this process's processor time on a CPU, which other processes hardly change; of the wall on a GPU,
+    once it has done what it was told."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(variants: Sequence[Variant], device: str, repeats: int) -> list[dict[str, Any]]:
+    """Run every variant once to warm up, then all of them in turn, `repeats` times.
+
+    Returns:
+        For each its seconds, their median, their spread (largest minus smallest, relative to the median), and the most
+        memory (bytes) it took beyond what was taken before, None where the system does not say.
+    """
+    seconds: list[list[float]] = [[] for _ in variants]
+    peaks = [peak_bytes(variant.run, device) for variant in variants]
+    for _ in range(repeats):
+        for variant, taken in zip(variants, seconds, strict=True):
+            begun = clock(device)
+            variant.run()
+            taken.append(clock(device) - begun)
+    return [
+        {
+            "code": variant.code,
+            "precision": variant.precision,
+            "seconds": taken,
+            "median": statistics.median(taken),
+            "spread": (max(taken) - min(taken)) / statistics.median(taken),
+            "peak_bytes": peak,
+        }
+        for variant, taken, peak in zip(variants, seconds, peaks, strict=True)
+    ]
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int | None:
+    """The most memory that a call takes beyond what is taken before it."""
+    if device != "cpu":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    reset = Path("/proc/self/clear_refs")
+    try:
+        reset.write_text("5")  # Linux then counts the peak anew
+    except OSError:
+        run()
+        return None
+    before = _status("VmRSS")
+    run()
+    return max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    """A number of bytes in Linux's account of this process."""
+    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
+def matrix_rate(device: str, precision: Precision, repeats: int = 5) -> float:
+    """FLOP/s of the product of two square matrices in a precision: the best of a few."""
+    side = SIDE[torch.device(device).type]
+    a = torch.randn(side, side, device=device, dtype=HALVES.get(precision, torch.float32))
+    best = float("inf")
+    with products(precision, device):
+        for _ in range(repeats):
+            begun = clock(device)
+            a @ a
+            best = min(best, clock(device) - begun)
+    return 2 * side**3 / best

@@ -1,0 +1,183 @@
+"""`emigm bench` on a tiny model, its record, and the notebook that reads it."""
+
+import dataclasses
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from test_notebooks import reading, run
+from torch import nn
+
+from emigm import cli
+from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
+from emigm.config.compose import compose_benchmark
+from emigm.config.schema import ModelConfig, SampleConfig
+from emigm.records.record import read_record
+from emigm.tools import bench, embedded, oracle, timing
+from emigm.tools.timing import Variant, matrix_rate, measure
+
+MODEL = ModelConfig(
+    grid=2, channels=16, classes=5, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=16, head_blocks=1
+)
+SAMPLE = SampleConfig(2, 3, 2.0, (0.2, 0.6))
+
+
+def subject(code=None):
+    torch.manual_seed(0)
+    narrow = AutoencoderKL(**KL16_CONFIG | {"block_out_channels": (32,) * 5, "layers_per_block": 1}).eval()
+    found = bench.Subject("256-xs", "cpu", code, 2, MODEL, SAMPLE, lambda p: KL16(narrow, 0.2325, "cpu", p))
+    found.resolution = 32  # 16 pixels a latent
+    return found
+
+
+@pytest.fixture(scope="module")
+def results():
+    return bench.bench_model(subject(), repeats=2)
+
+
+def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision(results):
+    assert list(results["items"]) == list(bench.ITEMS)
+    rates = results["matrix_rates"]
+    for name, item in results["items"].items():
+        assert all(len(row["seconds"]) == 2 and row["median"] > 0 for row in item["variants"])
+        best = min(item["variants"], key=lambda row: row["median"])
+        assert item["best"] == {"ours": best["precision"]} and item["speedup"] is None
+        if name == "reading latents":
+            assert item["share_of_matrix_rate"] is None
+        else:
+            share = item["flops"] / best["median"] / rates[best["precision"]]
+            assert item["share_of_matrix_rate"] == pytest.approx(share)
+
+
+def test_differences_of_precisions_are_rounding(results):
+    rows = {row["precision"]: row for row in results["differences"]}
+    assert set(rows) == {"float16", "bf16", "8 bits from float16"}
+    assert 0 < rows["float16"]["latents"] < rows["bf16"]["latents"] < 0.2
+    assert 0 < rows["float16"]["moved"] < rows["bf16"]["moved"] < 1
+    assert rows["8 bits from float16"]["moved"] == pytest.approx(0.04, abs=0.005)
+
+
+def test_the_ratio_is_that_of_the_fastest_precisions():
+    def row(code, precision, median):
+        return {"code": code, "precision": precision, "median": median}
+
+    rows = [row("ours", "float32", 4.0), row("ours", "bf16", 2.0), row("official", "float32", 6.0)]
+    found = bench.summary(rows, 8e9, {"float32": 8e9, "bf16": 16e9})
+    assert found["best"] == {"ours": "bf16", "official": "float32"}
+    assert (found["speedup"], found["share_of_matrix_rate"]) == (3.0, 0.25)
+
+
+def test_variants_run_in_turn_after_one_call_each(monkeypatch):
+    ran = []
+    variants = [
+        Variant("ours", "float32", lambda: ran.append("a")),
+        Variant("official", "float32", lambda: ran.append("b")),
+    ]
+    ticks = iter([0, 1, 10, 13, 20, 21, 30, 37])
+    monkeypatch.setattr(timing, "clock", lambda device: next(ticks))
+    found = measure(variants, "cpu", 2)
+    assert "".join(ran) == "ab" + "ab" * 2
+    assert [row["seconds"] for row in found] == [[1, 1], [3, 7]]
+    assert [(row["median"], row["spread"]) for row in found] == [(1, 0), (5, 0.8)]
+
+
+def test_memory_is_that_of_the_call_alone():
+    found = timing.peak_bytes(lambda: torch.ones(2**25).sum(), "cpu")  # 128 MiB
+    assert found is None or 0.9 * 2**27 < found < 1.5 * 2**27
+
+
+def test_a_rate_is_positive_and_time_passes():
+    assert matrix_rate("cpu", "float32", 1) > 1e8
+    begun = timing.clock("cpu")
+    while time.process_time() - begun < 0.001:
+        pass
+    assert timing.clock("cpu") > begun
+
+
+class Theirs(nn.Module):
+    """Stands in for the official model: counts what it is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def random_masking(self, tokens):
+        return torch.zeros(tokens.shape[:2]), "t", "exp"
+
+
+def test_the_official_step_masks_as_many_tokens_as_ours():
+    theirs = Theirs()
+    mask, *rest = oracle.fixed_masking(theirs, 3)(torch.zeros(4, 9, 2))
+    assert mask.sum(1).tolist() == [3.0] * 4 and rest == ["t", "exp"] and mask.dtype == torch.float32
+
+
+def test_official_variants_run_in_their_precisions_and_print_nothing(capsys):
+    seen = []
+
+    def official():
+        print("official")
+        seen.append(torch.is_autocast_enabled("cpu"))
+
+    measured = subject(SimpleNamespace())._official(official, ["float32", "bf16"])
+    assert [(v.code, v.precision) for v in measured] == [("official", "float32"), ("official", "bf16")]
+    for variant in measured:
+        variant.run()
+    assert seen == [False, True] and capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, results, monkeypatch):
+    assert "Speed: not run." in reading(run("speed", checkout, monkeypatch))
+    settings = {"model": "256-xs", "device": "cpu", "repeats": 2, "threads": 1, "clock": "CPU seconds"}
+    compared = json.loads(json.dumps(results))
+    for item in compared["items"].values():
+        row = dict(item["variants"][0], code="official", precision="float32", median=1e6)
+        item |= {"variants": [*item["variants"], row], "best": item["best"] | {"official": "float32"}, "speedup": 2.5}
+    path = bench.write_speed(bench.FOLDER, "256-xs", compared, settings, "cpu")
+    assert path.as_posix() == "results/speed/cpu-256-xs.json" and read_record(path)["provenance"]["commit"] is None
+    speeds = {"steps_per_cpu_second": 20.0, "flops": 1e9, "share_of_matrix_rate": 0.4}
+    small = {"training": {"xs": speeds}, "start_up_cpu_seconds": {"train": 2.0, "index": 0.5}}
+    bench.write_speed(bench.FOLDER, "embedded", small, {"benchmark": "mnist", "steps": 5, "threads": 1}, "cpu")
+    space = run("speed", checkout, monkeypatch, out=str(checkout / "out"))
+    text = reading(space)
+    assert "sampling 2.50 times" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text
+    assert "On a GPU: not run." in text and "nan" not in text
+    assert {"speed.md", "speed.csv", "rounding.md", "speed.png", "reading.md"} <= {
+        p.name for p in (checkout / "out").iterdir()
+    }
+    assert len(space["_shown"][0].frame) == len(bench.ITEMS)
+
+
+def test_the_default_benchmark_is_trained_for_a_few_steps(monkeypatch):
+    benchmark = compose_benchmark("smoke")
+    benchmark = dataclasses.replace(benchmark, sizes=benchmark.sizes[:1])
+    monkeypatch.setattr(embedded, "start_up", lambda stages: [(stage, 1.0) for stage in stages])
+    threads = torch.get_num_threads()
+    try:
+        found = embedded.bench_embedded(benchmark, steps=3)
+    finally:
+        torch.set_num_threads(threads)
+    (speed,) = found["training"].values()
+    assert speed["steps_per_cpu_second"] > 0 and 0 < speed["share_of_matrix_rate"] < 2
+    assert set(found["start_up_cpu_seconds"]) == set(embedded.STAGES)
+
+
+def test_what_a_stage_takes_to_start_is_measured_in_a_process_of_its_own():
+    ((stage, seconds),) = embedded.start_up(("summary",))
+    assert stage == "summary" and 0 < seconds < 60
+
+
+@pytest.mark.parametrize("option", ["--repeats", "--threads", "--batch", "--steps"])
+def test_numbers_below_one_are_refused(capsys, option):
+    assert cli.main(["bench", option, "0"]) == 1
+    assert f"error: {option} 0: must be at least 1" in capsys.readouterr().err

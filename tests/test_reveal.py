@@ -1,0 +1,233 @@
+"""How images come about: the sampler watched step by step, the pictures drawn of it, their stage and their notebook."""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up import REPO, checkout, write_results
+from PIL import Image
+from test_model import TINY, random_model
+from test_notebooks import reading, run
+
+from emigm.compose import compose_benchmark
+from emigm.config.schema import SampleConfig
+from emigm.model.model import save_model
+from emigm.model.schedules import step_counts
+from emigm.pictures import MASKED, MOST, after_step, columns_of, save_animation, to_look_at
+from emigm.sampling import COUNTS, generate, generate_with_steps, random_stream
+from emigm.stages.prepare import prepare
+from emigm.stages.reveal import ANIMATED, FOLDER, FOLLOWED, IN_A_ROW, make_pictures
+from emigm.stages.sample import Maker
+
+DPM = SampleConfig(steps=5, solver_steps=4, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
+MDM = SampleConfig(steps=5, solver="categorical", schedule="linear")
+MASKGIT = dataclasses.replace(MDM, order="confidence", choice_temperature=4.0, schedule="cosine")
+CODES = dataclasses.replace(TINY, conditional="categorical", codebook=7, channels=1, mae=False)
+LABELS = torch.arange(7) % TINY.classes
+
+
+@pytest.mark.parametrize(("model", "cfg"), [(TINY, DPM), (CODES, MDM), (CODES, MASKGIT)], ids=["dpm", "mdm", "maskgit"])
+def test_watching_changes_no_image_and_a_token_appears_once_and_stays(model, cfg):
+    made, seen = random_model(model), []
+    options = {"seed": 3, "chunk": 4}
+    (first, second) = generate(made, LABELS, cfg, **options, on_step=lambda *now: seen.append([t.clone() for t in now]))
+    assert torch.equal(first.latents, next(generate(made, LABELS, cfg, **options)).latents)
+    counts = [
+        step_counts(cfg.order, cfg.schedule, cfg.steps, model.tokens, random_stream(3, COUNTS, i)) for i in (0, 1)
+    ]
+    assert len(seen) == sum((c > 0).sum() for c in counts)
+    of_first = seen[: (counts[0] > 0).sum()]
+    assert [int((~mask[0]).sum()) for _, mask in of_first] == np.cumsum(counts[0][counts[0] > 0]).tolist()
+    end = of_first[-1][0]
+    assert torch.equal(made.unpatchify(end), first.latents) and not of_first[-1][1].any()
+    for (_, before), (tokens, mask) in itertools.pairwise(of_first):
+        assert not (mask & ~before).any() and torch.equal(tokens[~mask], end[~mask])
+    latents, steps = generate_with_steps(made, LABELS, cfg, **options)
+    assert torch.equal(latents, torch.cat([first.latents, second.latents]))
+    for step in range(1, len(of_first) + 1):
+        assert torch.equal(steps[:4] > step, of_first[step - 1][1])
+
+
+def made_up(n=20, side=6, channels=1, tokens=9, last=4):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n, channels, side, side), dtype=np.uint8), rng.integers(1, last + 1, (n, tokens))
+
+
+def test_what_later_steps_reveal_is_grey_and_the_last_step_leaves_the_image():
+    pixels, steps = made_up()
+    assert (after_step(pixels, steps, 0) == MASKED).all()
+    assert np.array_equal(after_step(pixels, steps, 4), pixels)
+    half, token = after_step(pixels, steps, 2), np.arange(9).reshape(3, 3)[1, 2]
+    cell = (slice(None), slice(2, 4), slice(4, 6))  # of the token in row 1, column 2
+    for i in range(len(pixels)):
+        assert np.array_equal(half[i][cell], pixels[i][cell]) == (steps[i, token] <= 2)
+
+
+@pytest.mark.parametrize(("side", "shown"), [(8, 88), (21, 84), (32, 96), (100, 100), (256, 128), (400, 200)])
+def test_images_are_enlarged_and_reduced_by_integers(side, shown):
+    pixels = np.arange(side * side).reshape(1, 1, side, side).astype(np.uint8)
+    seen = to_look_at(pixels)
+    assert seen.shape == (1, 1, shown, shown) and seen.dtype == np.uint8
+    if shown >= side:
+        assert np.array_equal(seen[..., :: shown // side, :: shown // side], pixels)
+
+
+def test_a_row_has_every_step_or_evenly_spaced_ones_to_the_last():
+    assert columns_of(16, 84) == list(range(1, 17)) and columns_of(4, 84) == [1, 2, 3, 4]
+    many = columns_of(128, 128)
+    assert many[0] == 1 and many[-1] == 128 and len(many) < 17
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_shows_each_step_and_stands_for_the_end_where_nothing_moves(tmp_path, channels):
+    pixels, steps = made_up(channels=channels)
+    assert save_animation(tmp_path / "a.png", pixels, steps, last=4, columns=5) == 20
+    with Image.open(tmp_path / "a.png") as shown:
+        assert shown.n_frames == 6 and shown.info["default_image"] and shown.info["loop"] == 0
+        for frame, step in enumerate([4, 0, 1, 2, 3, 4]):
+            shown.seek(frame)
+            seen = np.asarray(shown.convert("RGBA"))
+            assert (seen[..., 3] == 255).all()
+            tile = to_look_at(after_step(pixels[[7]], steps[[7]], step))[0]  # second row, third column
+            side = tile.shape[-1]
+            found = seen[side + 4 : 2 * side + 4, 2 * (side + 4) : 2 * (side + 4) + side, :3]
+            assert np.array_equal(found, np.broadcast_to(tile.transpose(1, 2, 0), found.shape))
+
+
+def test_of_large_photos_an_animation_shows_as_many_rows_as_stay_small(tmp_path):
+    pixels, steps = made_up(n=20, side=256, channels=3, tokens=64)  # noise, which does not compress
+    shown = save_animation(tmp_path / "a.png", pixels, steps, last=4, columns=5)
+    assert 5 <= shown < 20 and (tmp_path / "a.png").stat().st_size < MOST
+    with pytest.raises(ValueError, match="an animation of 20 images"):
+        save_animation(tmp_path / "b.png", pixels, steps, last=4, columns=20)
+    assert not (tmp_path / "b.png").exists()
+
+
+OF_CODES = (
+    "benchmark.images_of=codes",
+    "benchmark.data.resolution=8",
+    "benchmark.autoencoder={kind: levels, codebook: 17}",
+    "benchmark.model.codebook=17",
+    "benchmark.model.grid=8",
+)
+
+
+def tiny(folder, monkeypatch, name="mnist", *overrides):
+    """A benchmark with its images and a model of random weights."""
+    monkeypatch.chdir(folder)
+    benchmark = compose_benchmark(name, overrides, REPO)
+    if not Path(f"data/{benchmark.images_of}/images").exists():
+        prepare(benchmark)
+    size, cfg = benchmark.sizes[-1], benchmark.model_config(benchmark.sizes[-1])
+    facts = {"seed": benchmark.train_config(size).seeds[0], "autoencoder": benchmark.autoencoder.space}
+    save_model(Path("models") / name / size / f"seed{facts['seed']}", random_model(cfg).state_dict(), cfg, **facts)
+    return benchmark, size
+
+
+def written():
+    return {str(path): path.read_bytes() for path in sorted(Path("results").glob(f"*/{FOLDER}/*"))}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkout where the stage has run, the benchmark, and its size."""
+    root = checkout(tmp_path_factory.mktemp("reveal"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        benchmark, size = tiny(root, monkeypatch)
+        make_pictures(benchmark, size)
+    return root, benchmark, size
+
+
+@pytest.fixture
+def drawn(made, monkeypatch):
+    """The stage's folder, the benchmark, the size and the record."""
+    monkeypatch.chdir(made[0])
+    record = json.loads(Path(f"results/mnist/records/reveal-{made[2]}.json").read_text())
+    return Path("results/mnist") / FOLDER, *made[1:], record
+
+
+def tile(path, row, column, side=84):
+    return np.asarray(Image.open(path))[row * (side + 4) :, column * (side + 4) :][:side, :side].astype(int)
+
+
+def test_the_stage_draws_the_images_of_the_sample_stage_and_the_same_bytes_again(drawn):
+    folder, benchmark, size, record = drawn
+
+    def sampled(**changes):
+        cfg = dataclasses.replace(benchmark.sample_config(size, "16"), **changes)
+        make = Maker(benchmark, size, Path("models/mnist/h/seed0"), cfg, train_seed=0, device="cpu")
+        return to_look_at(make(0, 0, benchmark.evaluation.chunk)[0])[:, 0].astype(int)
+
+    wanted = sampled()
+    with Image.open(folder / "animation.png") as animation:
+        end = np.asarray(animation.convert("L")).astype(int)
+    assert abs(end[88 : 88 + 84, 3 * 88 : 3 * 88 + 84] - wanted[13]).max() <= 1
+    for place, schedule in enumerate(("exp", "cosine", "linear")):
+        ends = sampled(schedule=schedule)
+        for block, i in enumerate(FOLLOWED):
+            assert abs(tile(folder / "schedules.png", 3 * block + place, 15) - ends[i]).max() <= 1
+    for i in range(IN_A_ROW):
+        assert abs(tile(folder / "guidance.png", 2, i) - wanted[i]).max() <= 1
+        assert abs(tile(folder / "neighbours.png", 0, i) - wanted[i]).max() <= 1
+    assert record["outputs"].keys() == written().keys() and len(written()) == 4
+    before = written()
+    make_pictures(benchmark, size)
+    assert written() == before
+
+
+def test_the_record_says_what_is_shown(drawn):
+    _, _, _, record = drawn
+    results, settings = record["results"], record["settings"]
+    assert (settings["size"], settings["budget"], settings["tokens"]) == ("h", "16", 49)
+    assert results["animated"] == {"images": ANIMATED, "columns": 10} and results["steps_shown"][-1] == 16
+    assert list(results["schedules"]) == ["exp", "cosine", "linear"]
+    for revealed in results["schedules"].values():
+        assert len(revealed) == 16 and revealed == sorted(revealed) and revealed[-1] == 49
+    middle = [revealed[7] for revealed in results["schedules"].values()]
+    assert middle == sorted(middle)  # exp is the latest
+    assert {name: way["nfe"] for name, way in results["guidance"].items()}.items() >= {
+        "off": 16,
+        "every step": 32,
+    }.items()
+    assert results["guidance"]["off"]["from_off"] == 0 < results["guidance"]["every step"]["from_off"]
+    assert all(row == sorted(row) for row in results["nearest"]["samples"]) and results["nearest"]["holdout"] > 0
+
+
+def test_the_pictures_of_codes_have_no_guidance_where_none_is_used(tmp_path, monkeypatch):
+    benchmark, size = tiny(tmp_path, monkeypatch, "codes", *OF_CODES)
+    make_pictures(benchmark, size)
+    assert {Path(path).stem for path in written()} == {"animation", "schedules", "neighbours"}
+    assert tile("results/codes/grids/reveal/schedules.png", 0, 0, side=88).size == 88 * 88
+    assert "guidance" not in json.loads(Path(f"results/codes/records/reveal-{size}.json").read_text())["results"]
+
+
+def test_the_notebook_shows_the_pictures_and_reads_the_record(drawn, tmp_path, monkeypatch):
+    space = run("reveal", Path.cwd(), monkeypatch, out=str(tmp_path))
+    figure = space["_shown"][0].figure
+    panels = {axes.get_title()[:3]: axes for axes in figure.axes}
+    assert set(panels) == {"(a)", "(b)", "(c)"}
+    assert [t.get_text() for t in panels["(a)"].get_yticklabels()] == ["exp", "cosine", "linear"] * 2
+    assert {p.name for p in tmp_path.iterdir()} == {"animation.png", "reading.md", "reveal.png", "reveal.svg"}
+    assert (tmp_path / "animation.png").read_bytes() == (drawn[0] / "animation.png").read_bytes()
+    text = reading(space)
+    assert "eMIGM-H at N = 16: after 8 of 16 steps, of 49 tokens these are revealed: exp " in text
+    assert "takes 32 forward passes at every step" in text and "nearest of 4,000 training images" in text
+
+
+def test_the_notebook_marks_a_dry_run(made, monkeypatch, tmp_path):
+    root = write_results(tmp_path, sizes={"h": 4.0}, dry_run=True).parents[1]
+    shutil.copytree(made[0] / "results", root / "results", dirs_exist_ok=True)
+    space = run("reveal", root, monkeypatch)
+    assert "DRY RUN" in reading(space)
+    assert "DRY RUN" in [text.get_text() for text in space["_shown"][0].figure.texts]
+
+
+def test_the_notebook_says_that_nothing_has_run(tmp_path, monkeypatch):
+    shutil.rmtree(write_results(tmp_path, sizes={"xs": 4.0}) / "grids")
+    space = run("reveal", tmp_path, monkeypatch)
+    assert "not run" in reading(space) and "not run" in space["_shown"][0].figure.axes[0].texts[0].get_text()
