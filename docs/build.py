@@ -75,7 +75,7 @@ class Pages:
         protocol = filled(self.read("benchmarks/README.md"), self.root)
         self.add("benchmarks/README.md", protocol + menu(["ImageNet and CIFAR-10 <imagenet>"]))
         self.add("benchmarks/imagenet.md", self.read("benchmarks/imagenet.md"))
-        across = [f"/{p.with_suffix('')}" for p in self.executed if p.parts[1] not in self.benchmarks]
+        across = [named(p) for p in self.executed if p.parts[1] not in self.benchmarks]
         own = menu([f"{name} <{name}/README>" for name in self.benchmarks], "Benchmarks")
         self.add("results/README.md", pages.front_page(self.root) + own + menu(across, "Across benchmarks"))
         for name in self.benchmarks:
@@ -168,8 +168,7 @@ class Pages:
         parts += [f"## How images come about\n\n{moving}"] if moving else []
         parts += [f"## Training curves\n\n{gallery(self.curves(folder), 'drawn')}"]
         parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{self.records(name)}"]
-        own = [f"/{p.with_suffix('')}" for p in self.executed if p.is_relative_to(folder)]
-        return "\n\n".join(parts) + menu(own)
+        return "\n\n".join(parts) + menu(named(p) for p in self.executed if p.is_relative_to(folder))
 
     def pictures(self, folder: Path) -> Iterator[tuple[Path, str]]:
         """Pictures of a folder with captions made of their names: real images first, then size by size."""
@@ -314,11 +313,16 @@ def folded(effects: str, most: int = 2) -> str:
 
 
 def menu(entries: Iterable[str], caption: str = "") -> str:
-    """Entries of the site's menu that stand on no page, as "Name <page>" or as the path of a notebook, which names itself
-    ("Figure 4"); empty where there are none."""
-    named = [f"{re.sub(r'([0-9]+)$', r' \1', Path(e).name).capitalize()} <{e}>" if e[0] == "/" else e for e in entries]
+    """Entries of the site's menu that stand on no page; empty where there are none."""
     options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
-    return "\n".join(["\n\n```{toctree}", *options, "", *named, "```\n"]) if named else ""
+    listed = list(entries)
+    return "\n".join(["\n\n```{toctree}", *options, "", *listed, "```\n"]) if listed else ""
+
+
+def named(notebook: Path) -> str:
+    """A notebook's entry in the menu: "Figure 4 </results/mnist/notebooks/figure4/figure4>"."""
+    name = re.sub(r"(?<=[a-z])(?=\d)", " ", notebook.stem).capitalize()
+    return f"{name} </{notebook.with_suffix('').as_posix()}>"
 
 
 def gallery(pictures: Iterable[tuple[Path, str]], look: str = "pixels") -> str:
