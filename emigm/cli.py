@@ -251,7 +251,7 @@ def parser() -> argparse.ArgumentParser:
     verb = add(
         bench,
         "bench",
-        "measure speed, against the machine's matrix rate and the official code; writes results/speed",
+        "measure speed, against the machine's matrix rate and the official code; writes results/speed/measured",
         "emigm bench --official ../eMIGM --size 256-xs 512-xs",
         "emigm bench --embedded",
     )

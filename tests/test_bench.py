@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from emigm.config.compose import compose_benchmark
 from test_notebooks import reading, run
 from torch import nn
 
 from emigm import cli
 from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
-from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.records.record import read_record
 from emigm.tools import bench, embedded, oracle, timing
@@ -144,7 +144,10 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, resu
         row = dict(item["variants"][0], code="official", precision="float32", median=1e6)
         item |= {"variants": [*item["variants"], row], "best": item["best"] | {"official": "float32"}, "speedup": 2.5}
     path = bench.write_speed(bench.FOLDER, "256-xs", compared, settings, "cpu")
-    assert path.as_posix() == "results/speed/cpu-256-xs.json" and read_record(path)["provenance"]["commit"] is None
+    assert (
+        path.as_posix() == "results/speed/measured/cpu-256-xs.json"
+        and read_record(path)["provenance"]["commit"] is None
+    )
     speeds = {"steps_per_cpu_second": 20.0, "flops": 1e9, "share_of_matrix_rate": 0.4}
     small = {"training": {"xs": speeds}, "start_up_cpu_seconds": {"train": 2.0, "index": 0.5}}
     bench.write_speed(bench.FOLDER, "embedded", small, {"benchmark": "mnist", "steps": 5, "threads": 1}, "cpu")

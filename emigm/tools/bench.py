@@ -37,7 +37,7 @@ from emigm.tools import oracle
 from emigm.tools.timing import Variant, matrix_rate, measure
 from emigm.training import TrainingImages, TrainingRun
 
-FOLDER = Path("results/speed")
+FOLDER = Path("results/speed/measured")
 ITEMS = ("sampling", "training step", "decoding", "encoding", "reading latents")
 OURS: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("tf32", "float16", "bf16")}
 OFFICIAL: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("float16",)}
@@ -334,7 +334,7 @@ def bench(
     threads: int,
     out: Path = FOLDER,
 ) -> Iterator[Path]:
-    """Measure the paper's models `names`; yields the record of each, results/speed/<device>-<name>.json.
+    """Measure the paper's models `names`; yields the record of each, results/speed/measured/<device>-<name>.json.
 
     Raises:
         ConfigError: the clone is none, or a package that it needs is missing.
