@@ -1,5 +1,6 @@
-"""README.md and CONTRIBUTING.md: their commands exist and their links lead somewhere (tests/test_pages.py holds numbers);
-CITATION.cff names this version."""
+"""README.md and CONTRIBUTING.md: their commands exist and their links lead somewhere; CITATION.cff names this version.
+
+tests/test_pages.py holds the numbers."""
 
 import re
 import tomllib
