@@ -164,7 +164,7 @@ class Pages:
         """The benchmark's page, then its pictures and records."""
         folder = Path("results", name)
         parts = [pages.benchmark_page(self.root, name)]
-        moving = gallery(self.pictures(folder / "grids/reveal"))
+        moving = gallery(self.pictures(folder / "grids/reveal"), "drawn")
         parts += [f"## How images come about\n\n{moving}"] if moving else []
         parts += [f"## Training curves\n\n{gallery(self.curves(folder), 'drawn')}"]
         parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{self.records(name)}"]
@@ -300,8 +300,8 @@ def badge(verdict: str) -> str:
 
 
 def whole_numbers(text: str) -> str:
-    """Text whose "mean ± error" no line breaks apart."""
-    return text.replace(" ± ", "\u00a0±\u00a0")
+    """Text whose "mean ± error %" no line breaks apart."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
 
 
 def folded(effects: str, most: int = 2) -> str:
