@@ -57,7 +57,7 @@ def bench(options: argparse.Namespace) -> int:
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: must be at least {least}")
     if options.embedded:
-        from emigm.config.compose import compose_benchmark
+        from emigm.compose import compose_benchmark
         from emigm.tools.embedded import bench_embedded
 
         benchmark = compose_benchmark(None)

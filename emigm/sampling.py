@@ -204,13 +204,14 @@ def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:
 
 def embed_times(head: DiffusionHead, cfg: SampleConfig) -> Tensor:
     """Embedded times of all evaluations of the head in one run of the solver (K, W)."""
-    like = head.input_proj.weight
+    weight = head.input_proj.weight
+    dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device  # no time fits into half precision
     if cfg.solver == "ddpm":
         times = respaced_times(cfg.solver_steps).tolist()
     else:
         times = [step.time for step in dpm_solver_plan(cfg.solver_steps)]
-    with torch.no_grad(), autocast(cfg.precision, like.device.type):
-        return head.time_embed(torch.tensor(times, dtype=like.dtype, device=like.device))
+    with torch.no_grad(), autocast(cfg.precision, device.type):
+        return head.time_embed(torch.tensor(times, dtype=dtype, device=device))
 
 
 def sample_tokens(

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from emigm.config.compose import compose_benchmark
 from test_notebooks import reading, run
 from torch import nn
 
 from emigm import cli
 from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
+from emigm.compose import compose_benchmark
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.records.record import read_record
 from emigm.tools import bench, embedded, oracle, timing

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import Chunks, SampleSet, chunk_name, chunk_ranges, write_samples
-from emigm.model.model import EMIGM
+from emigm.model.model import EMIGM, cast_linear
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
@@ -112,6 +112,17 @@ def test_half_precision_gives_nearly_the_same_images_and_keeps_the_solver_in_flo
     assert set(inside[: len(inside) // 2]) == {(torch.float32, dtype)}
     assert set(inside[len(inside) // 2 :]) == {(torch.float32, torch.float32)}
     assert 0 < (rounded - exact).abs().mean() < (0.05 if precision == "bf16" else 0.01) * exact.std()
+
+
+@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "float16"])
+def test_weights_that_are_cast_once_give_the_same_bits(cfg, precision):
+    cfg = dataclasses.replace(cfg, precision=precision)
+    model, cast = random_model().requires_grad_(False), random_model().requires_grad_(False)
+    cast_linear(cast, precision)
+    types = {p.dtype for p in cast.parameters()}
+    assert len(types) == (1 if precision == "float32" else 2) and cast.backbone.fake_latent.dtype == torch.float32
+    assert torch.equal(latents(model, LABELS, cfg, seed=0), latents(cast, LABELS, cfg, seed=0))
 
 
 @pytest.mark.parametrize(("precision", "message"), [("float16", "65504; set precision"), ("float32", "in float32")])

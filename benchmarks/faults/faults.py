@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 # What stages import, some of it late: once, and not in every trial, so that a kill finds them at work.
-import cleanfid.fid
 import sklearn.datasets
 import torch._dynamo
 import yaml
@@ -40,7 +39,6 @@ from emigm.records.record import SCHEMA, provenance
 from emigm.stages import encode, evaluate, extractor, prepare, reference, sample, train
 
 IMPORTED = (
-    cleanfid.fid,
     sklearn.datasets,
     torch._dynamo,
     encode,

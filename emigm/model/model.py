@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, parse
-from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.config.schema import ModelConfig, Precision, TrainConfig
 from emigm.files import read_index, sha256, write_atomically, write_index
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
 from emigm.model.weights import check_state, read_tensors
+from emigm.runtime.precision import HALVES
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 REMEDY = "train or import the model again"
@@ -165,6 +166,17 @@ def compile_networks(model: EMIGM) -> None:
     model.backbone.compile()
     if model.cfg.codebook is None:
         model.head.denoise = torch.compile(model.head.denoise)
+
+
+def cast_linear(model: EMIGM, precision: Precision) -> None:
+    """Cast the weights of linear layers, once, to what autocast casts them to at every call: the same results, fewer
+    operations, and less memory. Nothing happens for float32 and tf32.
+
+    A model whose weights need no gradient has no use of autocast's own cache.
+    """
+    for module in model.modules() if precision in HALVES else ():
+        if isinstance(module, nn.Linear):
+            module.to(HALVES[precision])
 
 
 def compiled_graphs() -> int:

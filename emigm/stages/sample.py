@@ -20,6 +20,7 @@ from emigm.files import checksums, fingerprint, sha256
 from emigm.model.model import (
     REMEDY,
     WEIGHTS_FILE,
+    cast_linear,
     compile_networks,
     compiled_graphs,
     load_model,
@@ -153,6 +154,7 @@ class Maker:
     def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
         check_facts(weights, seed=train_seed, autoencoder=benchmark.autoencoder.space)
         self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
+        cast_linear(self.model, cfg.precision)
         if benchmark.run.compile:
             compile_networks(self.model)
         self.autoencoder = load_autoencoder(benchmark.autoencoder, device)

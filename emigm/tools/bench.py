@@ -7,6 +7,7 @@ given, as a ratio to it: both run in turn in one process, each in several precis
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import io
@@ -27,7 +28,7 @@ from emigm.data.latents import LatentStore, Shards
 from emigm.files import write_json
 from emigm.flops import AUTOENCODERS, group_step, sampling
 from emigm.model.checkpoints import to_official
-from emigm.model.model import EMIGM
+from emigm.model.model import EMIGM, cast_linear
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.runtime.distributed import World
@@ -99,10 +100,12 @@ class Subject:
         batch = self.batches["sampling"]
         labels = torch.arange(batch) % self.cfg.classes
 
-        def ours(precision: Precision) -> None:
-            list(generate(self.model, labels, dataclasses.replace(self.sample, precision=precision), seed=0))
+        def ours(precision: Precision) -> Callable[[], object]:
+            model, cfg = copy.deepcopy(self.model), dataclasses.replace(self.sample, precision=precision)
+            cast_linear(model, precision)
+            return lambda: list(generate(model, labels, cfg, seed=0))
 
-        variants = [Variant("ours", p, lambda p=p: ours(p)) for p in precisions]
+        variants = [Variant("ours", p, ours(p)) for p in precisions]
         if self.code is not None:
             theirs, s = self.official_model().eval(), self.sample
 

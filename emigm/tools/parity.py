@@ -4,9 +4,10 @@ A difference is max|ours - theirs| / max|theirs|, unless its row says otherwise.
 float64 with both codes' casts to float32 lifted (`oracle.in_float64`): those casts bound how far the official
 code agrees with itself; without them only the order of operations is left to differ.
 
-Not compared: dropout, which the two draw in another order; mixed precision, in which the official code runs on a
-GPU; and its loss with the ELBO weight but without the MAE trick: it then draws a masking time for every image,
-untruncated, as ours does whenever the trick is off (tests compare how masks are weighed).
+Not compared: dropout, which the two draw in another order; float16, in which the official code runs on a GPU
+(`emigm bench` measures how far it is from float32); and its loss with the ELBO weight but without the MAE trick: then
+it draws a masking time for every image, untruncated, as ours does whenever the trick is off (tests compare how masks
+are weighed).
 """
 
 from __future__ import annotations
