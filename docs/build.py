@@ -143,11 +143,9 @@ class Pages:
 
     def verified(self, path: Path | None) -> str:
         """The verdict of `emigm verify` with what it rests on."""
-        paths = [path, *(self.root / "results" / name / "verify.json" for name in self.benchmarks)]
-        there = next((p for p in paths if p is not None and p.is_file()), None)
-        if there is None:
+        if path is None or not path.is_file():
             return f"{badge('not verified here')} `emigm verify` says whether the results are whole and reproduced."
-        found = json.loads(there.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         rows = []
         for name, one in found.get("benchmarks", {}).items():
             status = Counter(cell["status"] for cell in one["cells"])

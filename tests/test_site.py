@@ -22,6 +22,10 @@ from simulated import SIZES, simulate, write_records
 
 from emigm.paper.claims import load_claims
 from emigm.pictures import save_grid
+from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
+from emigm.records.findings import Findings
+from emigm.records.verdict import as_json
+from emigm.records.verify import Verification
 from emigm.report.ledger import FAILS, HOLDS, NOT_RUN
 from emigm.report.tables import Table
 from emigm.stages.notebooks import execute
@@ -34,18 +38,12 @@ WIDTHS = (400, 1280)
 CLAIMS = load_claims(REPO)
 LEDGER, ELSEWHERE = "ledger.html", CLAIMS.ground("imagenet512")
 CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
-VERIFIED = {
-    "holds": True,
-    "verdict": "reproduced: 3 cells, 2 identical, 1 within tolerance",
-    "against": "HEAD",
-    "benchmarks": {
-        "mnist": {
-            "whole": True,
-            "devices": ["a CPU", "another CPU"],
-            "cells": [{"status": status} for status in ("identical", "identical", "reproduced")],
-        }
-    },
-}
+
+
+def verified(*statuses):
+    """What `emigm verify --json` writes of one benchmark whose cells came to these."""
+    cells = [Verdict("a cell", status, 1.0, 1.0) for status in statuses]
+    return as_json([Verification("mnist", Findings(), Comparison(cells), records=1, devices=("a CPU", "another CPU"))])
 
 
 def load_builder():
@@ -99,9 +97,9 @@ def root(tmp_path_factory):
 def site(root, tmp_path_factory):
     """The built site; Sphinx had nothing to say."""
     out = tmp_path_factory.mktemp("site")
-    verified = out.with_name("verify.json")
-    verified.write_text(json.dumps(VERIFIED))
-    command = [sys.executable, REPO / "docs" / "build.py", "--root", root, "--out", out, "--verified", verified]
+    found = out.with_name("verify.json")
+    found.write_text(json.dumps(verified(IDENTICAL, IDENTICAL, REPRODUCED)))
+    command = [sys.executable, REPO / "docs" / "build.py", "--root", root, "--out", out, "--verified", found]
     done = subprocess.run(command, cwd=REPO, env={**builder.os.environ, "PYTHONPATH": str(REPO)}, capture_output=True,
                           text=True)  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
@@ -207,8 +205,8 @@ def test_what_has_not_run_is_said(tmp_path):
 
 def test_a_failed_verification_is_shown_as_such(tmp_path):
     path = tmp_path / "verify.json"
-    path.write_text(json.dumps({"holds": False, "verdict": "differs: 1 of 3 cells", "against": "HEAD"}))
-    assert "[differs]{.verdict .bad} 1 of 3 cells" in builder.Pages(checkout(tmp_path), tmp_path).verified(path)
+    path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
+    assert "[differs]{.verdict .bad} 1 of 2 cells" in builder.Pages(checkout(tmp_path), tmp_path).verified(path)
 
 
 def test_a_link_to_what_is_not_there_becomes_text(tmp_path):
