@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 UV := 0.13.9
 
-.PHONY: reproduce evidence test lint readme lock clean-env
+.PHONY: reproduce evidence test test-site site lint readme lock clean-env
 
 reproduce: $(READY)
 	$(RUN) dvc repro
@@ -18,6 +18,16 @@ evidence: $(READY)
 
 test: $(READY)
 	$(RUN) pytest $(PYTEST)
+
+# The results as a site, site/index.html, which needs no server.
+site: $(VENV)/.site
+	@mkdir -p build && rm -f build/verify.json
+	-$(RUN) emigm verify --json build/verify.json
+	$(RUN) python docs/build.py --verified build/verify.json
+
+# The same on made-up results, opened in a headless Chromium where one is installed.
+test-site: $(VENV)/.site
+	$(RUN) pytest -n 0 tests/test_site.py
 
 lint: $(READY)
 	$(RUN) ruff check . && $(RUN) ruff format --check .
@@ -37,10 +47,17 @@ $(READY): requirements.lock pyproject.toml
 	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(VENV)/.site: docs/requirements.lock $(READY)
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes \
+	    --requirement docs/requirements.lock
+	touch $@
+
 # One resolution for Python 3.11 to 3.13 and all platforms, with checksums and no index's name.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-header \
 	    --no-annotate --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --group site --constraint requirements.lock \
+	    --generate-hashes --no-header --no-annotate --output-file docs/requirements.lock
 
 clean-env:
 	rm -rf $(VENV)

@@ -1,8 +1,8 @@
 """The site of the results: `python docs/build.py` (`make site`) => site/index.html, which needs no server.
 
-Nothing is written here that another place says: README.md, the protocol, the pages of `emigm.report.pages`, the executed
-notebooks, the records, the ledger and the docstrings become pages of Sphinx in the repository's own layout, so that
-their links lead to one another. A link to a file that is no page leads to a copy of it.
+Nothing is written here that another place says: README.md, the protocol, the pages of `emigm.report.pages`, the
+executed notebooks, the records, the ledger and the docstrings become pages of Sphinx in the repository's own layout, so
+that their links lead to one another. A link to a file that is no page leads to a copy of it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import nbformat
 import pandas as pd
 from sphinx.cmd.build import main as sphinx
 
-from emigm.compose import DEFAULT
 from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, load_claims
 from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
-from emigm.report import notes, pages, style
+from emigm.report import pages, style
 from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, model_name, plural, saved, write_text
 
@@ -73,9 +72,10 @@ class Pages:
         front, _, rest = filled(self.read("README.md"), self.root).partition("\n## ")
         self.add("index.md", self.front(front, verified))
         self.add("README.md", f"# {rest}")
-        self.add("benchmarks/README.md", filled(self.read("benchmarks/README.md"), self.root) + menu(["ImageNet and CIFAR-10 <imagenet>"]))
+        protocol = filled(self.read("benchmarks/README.md"), self.root)
+        self.add("benchmarks/README.md", protocol + menu(["ImageNet and CIFAR-10 <imagenet>"]))
         self.add("benchmarks/imagenet.md", self.read("benchmarks/imagenet.md"))
-        across = [f"/{p.with_suffix('')}" for p in self.executed if p.is_relative_to(EVIDENCE)]
+        across = [named(p) for p in self.executed if p.parts[1] not in self.benchmarks]
         own = menu([f"{name} <{name}/README>" for name in self.benchmarks], "Benchmarks")
         self.add("results/README.md", pages.front_page(self.root) + own + menu(across, "Across benchmarks"))
         for name in self.benchmarks:
@@ -84,14 +84,17 @@ class Pages:
         self.api()
         for path in self.executed:
             self.notebook(path)
-        for path in iter_growing(self.texts):
+        done = 0
+        while done < len(self.texts):  # a link adds a page
+            path = list(self.texts)[done]
             write_text(self.source / path, self.linked(self.texts[path], path.parent))
+            done += 1
 
     def read(self, name: str | Path) -> str:
         return (self.root / name).read_text(encoding="utf-8")
 
     def add(self, name: str | Path, text: str) -> None:
-        self.texts[Path(name)] = text.replace(pages.GENERATED, "").lstrip()
+        self.texts[Path(name)] = whole_numbers(text.replace(pages.GENERATED, "").lstrip())
 
     # Links
 
@@ -135,19 +138,14 @@ class Pages:
             counts = Counter(verdicts["Verdict"])
             listed = " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.most_common())
             tally = f"**[The ledger](ledger.md) of the paper's claims**, {plural(len(verdicts), 'row')}: {listed}"
-        start = menu(
-            ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "Using it <README>"]
-            + ["Python API <api>"]
-        )
-        return "\n\n".join([title, first, self.verified(verified), tally, *others, start])
+        start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "Using it <README>"]
+        return "\n\n".join([title, first, self.verified(verified), tally, *others, menu([*start, "Python API <api>"])])
 
     def verified(self, path: Path | None) -> str:
         """The verdict of `emigm verify` with what it rests on."""
-        paths = [path, *(self.root / "results" / name / "verify.json" for name in self.benchmarks)]
-        there = next((p for p in paths if p is not None and p.is_file()), None)
-        if there is None:
+        if path is None or not path.is_file():
             return f"{badge('not verified here')} `emigm verify` says whether the results are whole and reproduced."
-        found = json.loads(there.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         rows = []
         for name, one in found.get("benchmarks", {}).items():
             status = Counter(cell["status"] for cell in one["cells"])
@@ -158,18 +156,17 @@ class Pages:
             rows.append({key: str(value) for key, value in row.items()})
         table = Table("", "", pd.DataFrame(rows)).markdown(0) if rows else ""
         verdict, _, detail = found["verdict"].partition(":")
-        return f"{badge(verdict)} {detail.strip()}\n\n{table}"
+        return f":::{{container}} verified\n{badge(verdict)} {detail.strip()}\n:::\n\n{table}"
 
     def benchmark(self, name: str) -> str:
         """The benchmark's page, then its pictures and records."""
         folder = Path("results", name)
         parts = [pages.benchmark_page(self.root, name)]
-        moving = gallery(self.pictures(folder / "grids/reveal"))
+        moving = gallery(self.pictures(folder / "grids/reveal"), "drawn")
         parts += [f"## How images come about\n\n{moving}"] if moving else []
         parts += [f"## Training curves\n\n{gallery(self.curves(folder), 'drawn')}"]
         parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{self.records(name)}"]
-        own = [f"/{p.with_suffix('')}" for p in self.executed if p.is_relative_to(folder)]
-        return "\n\n".join(parts) + menu(own)
+        return "\n\n".join(parts) + menu(named(p) for p in self.executed if p.is_relative_to(folder))
 
     def pictures(self, folder: Path) -> Iterator[tuple[Path, str]]:
         """Pictures of a folder with captions made of their names: real images first, then size by size."""
@@ -205,21 +202,25 @@ class Pages:
         for stage, record in sorted(read_all(self.root, name).items()):
             made, commit = record["provenance"], record["provenance"].get("commit") or NONE
             path = Path("results", record.get("benchmark", name), "records", f"{stage}.json")
-            row = {"Record": f"[{stage}](/{path.as_posix()})", "Made": (made.get("date") or NONE)[:16].replace("T", " ")}
+            row = {"Record": f"[{stage}](/{path.as_posix()})", "Made": (made.get("date") or NONE)[:10]}
             rows.append(row | {"Device": made.get("device") or NONE, "Commit": f"`{commit[:12]}`"})
         return Table("", "", pd.DataFrame(rows)).markdown(0)
 
     def notebook(self, path: Path) -> None:
         """An executed notebook, with its code folded and its files below."""
         found = nbformat.reads(self.read(path), as_version=4)
-        found.cells = [c for c in found.cells if not {"parameters", "injected-parameters"} & set(c.metadata.get("tags", ()))]
+        settings = {"parameters", "injected-parameters"}
+        found.cells = [c for c in found.cells if not settings & set(c.metadata.get("tags", ()))]
         for cell in found.cells:
             if cell.cell_type == "markdown":
                 cell.source = self.linked(cell.source, Path("notebooks"))  # where it was written
-            else:
-                cell.metadata["tags"] = ["hide-input"]
+                continue
+            cell.metadata["tags"] = ["hide-input"]
+            for output in cell.outputs:
+                if "text/markdown" in output.get("data", {}):
+                    output.data["text/markdown"] = whole_numbers(output.data["text/markdown"])
         others = sorted(p for p in (self.root / path.parent).iterdir() if p.suffix in (".svg", ".csv", ".png"))
-        links = [f"[{p.name}](/{path.parent / p.name})" for p in [*others, self.root / path.parent / path.name]]
+        links = [f"[{p.name}](/{path.parent / p.name})" for p in others]
         home = path.parts[1]
         links += [f"[the page of {home}](/results/{home}/README.md)"] if home in self.benchmarks else []
         text = self.linked(f"**Files:** {', '.join(links)}", path.parent)
@@ -285,22 +286,20 @@ class Pages:
             said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             rows.append(f"[`{name}`](/api/{name}.md): {said.splitlines()[0]}")
             names.append(f"{name} <api/{name}>")
-            self.add(f"api/{name}.md", f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :special-members: __call__\n```\n")
+            members = f".. automodule:: {name}\n   :members:\n   :special-members: __call__"
+            self.add(f"api/{name}.md", f"# `{name}`\n\n```{{eval-rst}}\n{members}\n```\n")
         listed = "\n".join(f"- {row}" for row in rows)
         self.add("api.md", f"# Python API\n\n{listed}\n{menu(names)}")
-
-
-def iter_growing(texts: dict[Path, str]) -> Iterator[Path]:
-    """Keys of a mapping that grows on the way."""
-    done: set[Path] = set()
-    while left := [path for path in texts if path not in done]:
-        done.update(left)
-        yield from left
 
 
 def badge(verdict: str) -> str:
     """A verdict in its colour."""
     return f"[{verdict}]{{.verdict .{COLOURS.get(verdict, 'open')}}}"
+
+
+def whole_numbers(text: str) -> str:
+    """Text whose "mean ± error %" no line breaks apart."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
 
 
 def folded(effects: str, most: int = 2) -> str:
@@ -313,19 +312,23 @@ def folded(effects: str, most: int = 2) -> str:
 
 def menu(entries: Iterable[str], caption: str = "") -> str:
     """Entries of the site's menu that stand on no page; empty where there are none."""
-    named = [f"{entry_title(e)} <{e}>" if e.startswith("/") else e for e in entries]
     options = [":hidden:", *([f":caption: {caption}"] if caption else [])]
-    return "\n".join(["\n\n```{toctree}", *options, "", *named, "```\n"]) if named else ""
+    listed = list(entries)
+    return "\n".join(["\n\n```{toctree}", *options, "", *listed, "```\n"]) if listed else ""
 
 
-def entry_title(entry: str) -> str:
-    """ "/results/mnist/notebooks/figure4/figure4" => "Figure 4"."""
-    return re.sub(r"(\d+)$", r" \1", entry.rpartition("/")[2]).capitalize()
+def named(notebook: Path) -> str:
+    """A notebook's entry in the menu: "Figure 4 </results/mnist/notebooks/figure4/figure4>"."""
+    name = re.sub(r"(?<=[a-z])(?=\d)", " ", notebook.stem).capitalize()
+    return f"{name} </{notebook.with_suffix('').as_posix()}>"
 
 
 def gallery(pictures: Iterable[tuple[Path, str]], look: str = "pixels") -> str:
     """Pictures with captions side by side."""
-    figures = [f":::{{figure}} /{path.as_posix()}\n:alt: {caption}\n:class: {look}\n\n{caption}\n:::" for path, caption in pictures]
+    figures = [
+        f":::{{figure}} /{path.as_posix()}\n:alt: {caption}\n:class: {look}\n\n{caption}\n:::"
+        for path, caption in pictures
+    ]
     return "\n".join([f"::::{{container}} gallery {look}", *figures, "::::"]) if figures else ""
 
 

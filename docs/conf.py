@@ -48,8 +48,9 @@ html_theme_options = {
 def plain(app, what, name, item, options, lines):
     """Docstrings are no reStructuredText: |x| outside code is an absolute value, and a colon in an attribute's first
     line does not set its type apart."""
-    lines[:] = ["".join(part if part[:1] == "`" else part.replace("|", r"\|") for part in re.split(r"(`+[^`]*`+)", line))
-                for line in lines]  # fmt: skip
+    for i, line in enumerate(lines):
+        parts = re.split(r"(`+[^`]*`+)", line)
+        lines[i] = "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in parts)
     if what in ("attribute", "data"):
         lines.insert(0, "")
 

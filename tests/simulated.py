@@ -69,6 +69,7 @@ def write_records(root, frame: pd.DataFrame) -> None:
         }  # fmt: skip
         schedule = next((s for s in ("linear", "cosine") if s in size), "exp")
         train = {"steps": 3000, "batch": 64, "lr": 0.004, "seeds": seeds, "schedule": schedule, "t_min": 0.0}
+        train["lr_schedule"] = "constant"
         train |= {"weight": "elbo" if "elbo" in size or size == "mdm" else "one", "masking": "independent"}
         ratio = model["gate_ratio"].iloc[0]
         results = {"parameters": 30_000, "flops": float(model["flops"].iloc[0]), "images": 192_000}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emigm.compose import compose, sources
-from emigm.config.benchmark import load_benchmark, parse_benchmark
+from emigm.config.benchmark import KEYS, load_benchmark, parse_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse_yaml
 from emigm.config.schema import GateConfig, ModelConfig, SampleConfig
@@ -169,22 +169,22 @@ def test_two_runs_whose_files_would_have_one_name_are_refused(tmp_path):
         ("train.t_min", 1, r"train\.t_min = 1\.0"),
         ("train.seeds", [0, 1, 0], r"train\.seeds = \(0, 1, 0\): must name at least one, and none twice"),
         ("train.seeds", [-1], r"train\.seeds\[0\] = -1"),
-        ("train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 3000"),
+        ("train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 2600"),
         ("model.patch", 0, r"model\.patch = 0"),
-        ("model.patch", 14, r"ladder\.xs\.model\.patch = 14 leaves one token"),
+        ("model.patch", 21, r"ladder\.xs\.model\.patch = 21 leaves one token"),
         ("model.heads", 0, r"model\.heads = 0"),
         ("model.dropout", 1, r"model\.dropout = 1\.0"),
         ("model.encoder_blocks", -1, r"model\.encoder_blocks = -1"),
         ("model.width", 10**400, r"model\.width = 1000.*: must lie in \[1, 65536\]"),
         ("model.classes", 11, r"model\.classes = 11, but there are 10"),
-        ("model.channels", 3, r"model\.channels = 3, grid = 14, but the latents .* have 1 channels and sides of 14"),
+        ("model.channels", 3, r"model\.channels = 3, grid = 21, but the latents .* have 1 channels and sides of 21"),
         ("autoencoder.scale", 0, r"autoencoder\.scale = 0\.0"),
         ("autoencoder.scale", -1.3, r"autoencoder\.scale = -1\.3"),
         ("autoencoder.scale", float("inf"), r"autoencoder\.scale = inf: must be a finite number"),
         ("extractor.training.steps", 0, r"extractor\.training\.steps = 0"),
         ("sampling.4.settings.cfg_scale", -1, r"sampling\.4\.settings\.cfg_scale = -1\.0"),
         ("sampling.16.settings.steps", 50, r"steps = 50, but every step reveals a token, and there are 49"),
-        ("train.label_dropout", 0, r"cfg_scale = 1\.5, but with train\.label_dropout = 0"),
+        ("train.label_dropout", 0, r"cfg_scale = 2\.0, but with train\.label_dropout = 0"),
         ("gate.images", 0, r"gate\.images = 0"),
         ("gate.visible", [0, 0, 8], r"gate\.visible = \(0, 0, 8\): must name at least one, and none twice"),
         ("evaluation.kid_subset", 0, r"evaluation\.kid_subset = 0"),
@@ -263,7 +263,7 @@ ALIASES = "a: &a [x, x]\n" + ALIASES
 def test_a_file_that_is_no_plain_yaml_is_refused_in_one_line_and_runs_nothing(tmp_path, monkeypatch, text, message):
     monkeypatch.chdir(tmp_path)
     if isinstance(text, str):
-        others = "root: .\nparams: params.yaml\nmakes: []\nnotebooks: []\n" if text.startswith("benchmark:") else ""
+        others = "".join(f"{key}: []\n" for key in KEYS[:-1]) if text.startswith("benchmark:") else ""
         text = (others + text).encode()
     Path("params.yaml").write_bytes(text)
     with pytest.raises(ConfigError, match=message) as caught:

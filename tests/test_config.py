@@ -146,9 +146,9 @@ def test_too_few_solver_steps_are_refused():
         SampleConfig(steps=4, solver_steps=2)
 
 
-def lock_pins() -> dict[str, set[str]]:
+def lock_pins(lock: str = "requirements.lock") -> dict[str, set[str]]:
     pins: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", (ROOT / "requirements.lock").read_text(), re.M):
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", (ROOT / lock).read_text(), re.M):
         pins.setdefault(name, set()).add(version)
     return pins
 
@@ -161,10 +161,21 @@ def test_environment_yml_holds_the_pins_of_the_lock_file():
     assert {re.split(r"[<>=]", d)[0] for d in wanted} <= {name for name, _ in pins}
 
 
-def test_the_lock_file_names_no_host_and_has_checksums():
-    text = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "docs/requirements.lock")
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_file_names_no_host_and_has_checksums(lock):
+    text = (ROOT / lock).read_text()
     assert "://" not in text
-    assert text.count("--hash=sha256:") > len(lock_pins())
+    assert text.count("--hash=sha256:") > len(lock_pins(lock))
+
+
+def test_the_sites_dependencies_change_no_version_of_the_others():
+    site, others = map(lock_pins, LOCKS[::-1])
+    assert all(versions <= others[name] for name, versions in site.items() if name in others)
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["site"]
+    assert set(wanted) <= set(site)
 
 
 @pytest.mark.parametrize("run", [True, False])

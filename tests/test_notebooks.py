@@ -22,6 +22,7 @@ ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.
 MINE = ("figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4")
 ALLOWED = {"math", "numpy", "pandas", "matplotlib", "scipy"}
 ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.model.schedules", "emigm.flops")
+ROOMS += ("emigm.compose",)
 
 
 def code_of(name):

@@ -1,18 +1,26 @@
-"""README.md: its commands exist and its links lead somewhere; tests/test_pages.py holds its numbers."""
+"""README.md and CONTRIBUTING.md: their commands exist and their links lead somewhere; CITATION.cff names this version.
+
+tests/test_pages.py holds the numbers."""
 
 import re
+import tomllib
 from pathlib import Path
+
+import pytest
+import yaml
 
 from emigm.cli import parser
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md")
 
 
-def test_make_targets_and_verbs_named_in_the_readme_exist():
-    text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"(?:^|`)make (\w+)", text, re.M))
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_and_verbs_named_in_a_page_exist(page):
+    text = (ROOT / page).read_text()
+    targets = set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.M))
     makefile = (ROOT / "Makefile").read_text()
-    assert {"reproduce", "test"} <= targets
+    assert "test" in targets
     assert all(re.search(rf"^{t}:", makefile, re.M) for t in targets)
     verbs = parser()._subparsers._group_actions[0].choices
     assert set(re.findall(r"`emigm (\w+)", text)) <= set(verbs)
@@ -24,7 +32,22 @@ def test_the_python_example_in_the_readme_is_at_most_eight_lines():
     compile(example, "README.md", "exec")
 
 
-def test_links_in_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+@pytest.mark.parametrize("page", PAGES)
+def test_links_in_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_files_that_the_guide_names_exist():
+    named = re.findall(r"`((?:benchmarks|emigm|notebooks|tests)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 3 and all((ROOT / name).exists() for name in named), named
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    (paper,) = cited["references"]
+    assert paper["title"].startswith("Effective and Efficient Masked") and len(paper["authors"]) == 6

@@ -1,0 +1,295 @@
+"""The site of the results, built from made-up results and opened in a real headless Chromium.
+
+Skipped where the site's dependencies (`make test-site` installs them) or a Chromium (`apt-get install chromium`) are
+missing. No number in this file was measured.
+"""
+
+import functools
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import REPO, write_results
+from simulated import SIZES, simulate, write_records
+
+from emigm.paper.claims import load_claims
+from emigm.pictures import save_grid
+from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
+from emigm.records.findings import Findings
+from emigm.records.verdict import as_json
+from emigm.records.verify import Verification
+from emigm.report.ledger import FAILS, HOLDS, NOT_RUN
+from emigm.report.tables import Table
+from emigm.stages.notebooks import execute
+
+for needed in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
+    pytest.importorskip(needed, reason=f"the site needs {needed}: make test-site")
+bs4 = pytest.importorskip("bs4")  # the theme needs it
+
+WIDTHS = (400, 1280)
+CLAIMS = load_claims(REPO)
+LEDGER, ELSEWHERE = "ledger.html", CLAIMS.ground("imagenet512")
+CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
+
+
+def verified(*statuses):
+    """What `emigm verify --json` writes of one benchmark whose cells came to these."""
+    cells = [Verdict("a cell", status, 1.0, 1.0) for status in statuses]
+    return as_json([Verification("mnist", Findings(), Comparison(cells), records=1, devices=("a CPU", "another CPU"))])
+
+
+def load_builder():
+    spec = importlib.util.spec_from_file_location("docs_build", REPO / "docs" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+builder = load_builder()
+
+
+def checkout(root):
+    """What of a checkout the site is made of, but results."""
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "params.yaml", "LICENSE"):
+        shutil.copy(REPO / name, root)
+    for name in ("benchmarks", "notebooks"):
+        shutil.copytree(REPO / name, root / name, symlinks=True)
+    (root / "dvc.yaml").touch()
+    (root / "results").mkdir()
+    return root
+
+
+def effect(cell):
+    """Each size of the ladder is better than the one below it, and one training choice is worse than it should be."""
+    return -0.3 * (SIZES.index(cell.size) if cell.size in SIZES else 0) + 2 * (cell.size == "nomae_cosine")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A checkout with made-up results, and with notebooks that were really executed on them."""
+    root = checkout(tmp_path_factory.mktemp("checkout"))
+    folder = write_results(root, sizes={"xs": 4.0, "h": 1.0})
+    rows = [f"{size},{step},{1 / step},{0.9 / step},{1.1 / step}" for size in ("xs", "h") for step in (100, 200, 300)]
+    (folder / "curves.csv").write_text("\n".join(["size,step,loss,least,greatest", *rows]))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 14, 14), dtype=np.uint8)
+    save_grid(folder / "grids" / "reveal" / "schedules.png", pixels, 10, 12)
+    write_records(root, simulate(CLAIMS, effect, noise=0.05))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("PYTHONPATH", str(REPO))
+        execute("claims", None, "evidence")
+        execute("figure4", "ladder", "ladder")
+    Table("scores", "Scores", pd.DataFrame({"Model": ["eMIGM-XS"], "FID": ["4.5 ± 0.1"]})).save(
+        folder / "notebooks/scores"
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def site(root, tmp_path_factory):
+    """The built site; Sphinx had nothing to say."""
+    out = tmp_path_factory.mktemp("site")
+    found = out.with_name("verify.json")
+    found.write_text(json.dumps(verified(IDENTICAL, IDENTICAL, REPRODUCED)))
+    command = [sys.executable, REPO / "docs" / "build.py", "--root", root, "--out", out, "--verified", found]
+    done = subprocess.run(command, cwd=REPO, env={**builder.os.environ, "PYTHONPATH": str(REPO)}, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright: make test-site")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium here; the distribution has it: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    yield page
+    page.close()
+
+
+@functools.cache
+def soup(path):
+    return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def pages_of(site):
+    found = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    return [name for name in found if not name.startswith("_static")]  # templates of the theme
+
+
+def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(site):
+    anchors = {}
+    for name in pages_of(site):
+        path = site / name
+        for tag, key in (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href")):
+            for found in soup(path).find_all(tag, **{key: True}):
+                url = urlsplit(found[key])
+                if url.scheme or url.netloc:
+                    assert tag == "a", f"{name} loads {found[key]}"
+                    continue
+                target = (path.parent / unquote(url.path)).resolve() if url.path else path
+                assert target.is_file(), f"{name}: {found[key]}"
+                if tag == "a" and url.fragment and target.suffix == ".html":
+                    ids = anchors.setdefault(target, {e["id"] for e in soup(target).find_all(id=True)})
+                    assert url.fragment in ids, f"{name}: {found[key]}"
+
+
+def test_the_front_page_has_verdict_tally_table_and_picture(site):
+    front = soup(site / "index.html")
+    text = " ".join(front.get_text().split())
+    assert front.find(class_="verified").find(class_="good").text == "reproduced"
+    assert "3 cells, 2 identical, 1 within tolerance" in text and "another CPU" in text
+    assert "eMIGM-XS" in front.find("article").find_all("table")[1].get_text()
+    assert len(front.find_all(class_="verdict")) > 2
+
+
+def test_a_notebook_has_a_page_with_its_picture_and_reading_but_folded_code(site, root):
+    article = soup(site / "results/ladder/notebooks/figure4/figure4.html").find("article")
+    said = (root / "results/ladder/notebooks/figure4/reading.md").read_text().split("\n\n")[0]
+    assert said.replace(" ± ", "\u00a0±\u00a0") in article.get_text() and article.find("img")
+    assert all(code.find_parent("details") for code in article.select(".cell_input"))
+    assert "benchmark = " not in article.get_text()
+
+
+def test_a_benchmarks_page_has_curves_samples_reveals_and_records(site):
+    article = soup(site / "results/mnist/README.html").find("article")
+    captions = [caption.get_text(strip=True).rstrip("#") for caption in article.find_all("figcaption")]
+    assert captions[:3] == [
+        "Schedules",
+        "Training loss; bands: lowest and highest of the training seeds.",
+        "Real images",
+    ]
+    assert {"eMIGM-XS at 4", "eMIGM-H at 16"} <= set(captions)
+    assert any(a.get("href", "").endswith("evaluate-xs.json") for a in article.find_all("a"))
+
+
+def test_rows_of_the_ledger_lead_to_figures_and_records(site, root):
+    rows = soup(site / LEDGER).find("table", class_="ledger").find("tbody").find_all("tr")
+    listed = pd.read_csv(root / CLAIMS_CSV)
+    assert len(rows) == len(listed)
+    (row,) = [r for r in rows if r.find("td").get_text(strip=True) == "4a-trend"]
+    links = [a["href"] for a in row.find_all("a")]
+    assert "results/ladder/notebooks/figure4/figure4.html" in links
+    assert {Path(link).name for link in links} >= {f"evaluate-{size}.json" for size in SIZES}
+
+
+def test_the_python_api_comes_from_the_docstrings(site):
+    text = " ".join(soup(site / "api/emigm.api.html").get_text().split())
+    assert "an image is a function of (weights, seed, index, class)" in text
+    assert "SampleConfig" in text and "__call__" in text
+
+
+def test_what_has_not_run_is_said(tmp_path):
+    pages = builder.Pages(checkout(tmp_path), tmp_path / "source")
+    assert "The ledger: not run yet" in pages.ledger()
+    assert "not verified here" in pages.verified(tmp_path / "none.json")
+
+
+def test_a_failed_verification_is_shown_as_such(tmp_path):
+    path = tmp_path / "verify.json"
+    path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
+    assert "[differs]{.verdict .bad} 1 of 2 cells" in builder.Pages(checkout(tmp_path), tmp_path).verified(path)
+
+
+def test_a_link_to_what_is_not_there_becomes_text(tmp_path):
+    pages = builder.Pages(checkout(tmp_path), tmp_path / "source")
+    text = "[a](emigm/none.py) ![b](none.png) [c](https://example.org) [d](../params.yaml#x)"
+    assert pages.linked(text, Path("benchmarks")) == "a *b: not run* [c](https://example.org) [d](/params.yaml#x)"
+    assert (tmp_path / "source" / "params.yaml").is_file()
+
+
+# In the browser
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_load_without_errors_and_do_not_scroll_sideways(site, page, width):
+    errors = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("requestfailed", lambda request: errors.append(request.url))
+    page.on("request", lambda request: errors.append(request.url) if request.url.startswith("http") else None)
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in pages_of(site):
+        page.goto(f"file://{site / name}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert not errors, f"{name}: {errors}"
+
+
+def column(page, place):
+    cells = page.locator(f"table.ledger tbody tr:visible td:nth-child({place})").all()
+    return [cell.inner_text() for cell in cells]
+
+
+def test_the_ledger_sorts_in_both_directions(site, page):
+    page.goto(f"file://{site / LEDGER}")
+    before = column(page, 1)
+    header = page.locator("table.ledger th").first
+    seen = {}
+    for direction in ("ascending", "descending"):
+        header.locator("button").click()
+        assert header.get_attribute("aria-sort") == direction
+        seen[direction] = column(page, 1)
+        assert sorted(seen[direction]) == sorted(before)
+    numbers = [int(re.match(r"\d+", name)[0]) for name in seen["ascending"] if name[0].isdigit()]
+    assert len(set(numbers)) > 3 and numbers == sorted(numbers)
+    assert seen["descending"] == sorted(seen["ascending"], key=seen["ascending"].index, reverse=True)
+
+
+def test_the_ledger_filters_by_verdict_data_and_text(site, page, root):
+    listed = pd.read_csv(root / CLAIMS_CSV)
+    page.goto(f"file://{site / LEDGER}")
+    page.get_by_label("Verdict").select_option(HOLDS)
+    holding = column(page, 1)
+    assert 0 < len(holding) == (listed["Verdict"] == HOLDS).sum() < len(listed)
+    page.get_by_label("Verdict").select_option("")
+    page.get_by_label("Data").select_option(ELSEWHERE)
+    assert len(column(page, 1)) == (listed["Data"] == ELSEWHERE).sum() > 0
+    page.get_by_label("Data").select_option("")
+    page.get_by_label("Search the rows").fill("mae TRICK")
+    assert "2c" in column(page, 1) and len(column(page, 1)) < len(listed)
+
+
+def test_verdicts_are_told_apart_by_colour(site, page):
+    page.goto(f"file://{site / LEDGER}")
+    look = "e => getComputedStyle(e).backgroundColor"
+    seen = {v: page.locator(f".verdict:text-is('{v}')").first.evaluate(look) for v in (HOLDS, FAILS, NOT_RUN)}
+    assert len(set(seen.values())) == 3
+
+
+def test_on_a_phone_a_row_of_the_ledger_is_a_card_with_its_labels(site, page):
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.goto(f"file://{site / LEDGER}")
+    cells = page.locator("table.ledger tbody tr").first.locator("td")
+    tops = [cell.bounding_box()["y"] for cell in cells.all()]
+    assert tops == sorted(tops) and len(set(tops)) == len(tops)
+    assert cells.nth(1).evaluate("e => getComputedStyle(e, '::before').content") == '"Claim: "'
+
+
+def test_a_picture_enlarges_on_click_and_goes_back(site, page):
+    page.goto(f"file://{site / 'results/mnist/README.html'}")
+    picture = page.locator(".gallery img.pixels").first
+    small = picture.bounding_box()["width"]
+    picture.click()
+    large = page.locator("dialog.enlarged img")
+    assert large.bounding_box()["width"] > small
+    assert large.get_attribute("src") == picture.evaluate("e => e.src")
+    large.click()
+    assert not page.locator("dialog.enlarged").is_visible()
