@@ -169,7 +169,7 @@ def test_two_runs_whose_files_would_have_one_name_are_refused(tmp_path):
         ("train.t_min", 1, r"train\.t_min = 1\.0"),
         ("train.seeds", [0, 1, 0], r"train\.seeds = \(0, 1, 0\): must name at least one, and none twice"),
         ("train.seeds", [-1], r"train\.seeds\[0\] = -1"),
-        ("train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 2600"),
+        ("train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 2400"),
         ("model.patch", 0, r"model\.patch = 0"),
         ("model.patch", 21, r"ladder\.xs\.model\.patch = 21 leaves one token"),
         ("model.heads", 0, r"model\.heads = 0"),
