@@ -124,7 +124,15 @@ def test_a_notebook_run_by_hand_writes_its_own_copy_alone(checkout):
     (checkout / "out.ipynb").unlink()
 
 
+def test_a_model_just_trained_generates(checkout):
+    options = ("--classes", "0-9", "--seeds", "0,1", "--out", "grid.png")
+    run(checkout, "emigm", "generate", "models/smoke/xs/seed0", *options)
+    assert (checkout / "grid.png").stat().st_size > 100
+    (checkout / "grid.png").unlink()
+
+
 def test_metrics_and_plots_are_shown_by_dvc(checkout):
+    assert run(checkout, "dvc", "metrics", "diff", "HEAD").returncode == 0
     assert "results/smoke/metrics.json" in run(checkout, "dvc", "metrics", "show", "--json").stdout
     assert "results/smoke/curves.csv" in run(checkout, "dvc", "plots", "show", "--json").stdout
 
