@@ -54,7 +54,7 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
 
 
 RUN = {
-    "emigm compose": ("test_cli.py", '"compose"'),
+    "emigm compose": ("test_pipeline.py", "composed_text"),
     "dvc repro": ("test_smoke.py", '"dvc", "repro", PIPELINE'),
     "make evidence": "hours; its pipeline is the chain that test_smoke.py runs, and test_pipeline.py checks",
     "emigm verify": ("test_smoke.py", '"emigm", "verify"'),
