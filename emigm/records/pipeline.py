@@ -22,6 +22,8 @@ from emigm.config.benchmark import read_yaml
 from emigm.config.errors import ConfigError
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
 
+MEASURED = f"{RESULTS}/speed/measured"
+"""Records of `emigm bench`."""
 LARGEST = 2**30
 """Bytes above which a file or folder outside results/ is not read, unless asked for."""
 SKIPPED = (".git", ".hg", ".dvc", "__pycache__", ".venv", ".state")
@@ -191,7 +193,9 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
             findings.refuse(f"{lock}: stage {stage.name} ran with {what}, but params.yaml says {ours}; {REMEDY}")
     for path, stages in others.items():
         findings.refuse(f"{path}: has changed since {_named(stages, 'stage')} ran; {REMEDY}")
-    outs = [path for stage in pipeline.stages for path in stage.outs]
+    # What `emigm bench` measured is read by a stage and made by none: times are nothing to reproduce.
+    measured = [MEASURED] if any(MEASURED in stage.read for stage in pipeline.stages) else []
+    outs = [path for stage in pipeline.stages for path in stage.outs] + measured
     folder = root / RESULTS / pipeline.name
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(root).as_posix()
