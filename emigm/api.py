@@ -4,7 +4,7 @@
     from emigm.config.schema import SampleConfig
 
     generator = load_generator("models/mnist/h/seed0")
-    sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=1.5, cfg_interval=(0.2, 0.6))
+    sampling = SampleConfig(steps=16, solver_steps=12, cfg_scale=2.0, cfg_interval=(0.1, 0.4))
     rows = generator(classes=range(10), seeds=[0, 1, 2], sampling=sampling)
     rows[0][7].save("seven.png")
 

@@ -235,9 +235,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--autoencoder", type=Path, metavar="PATH", help="weights of KL-16 or DC-AE (default: the model's own)"
     )
-    verb.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    add_device(verb)
     verb.add_argument("--batch", type=int, default=16, metavar="B", help="images made at once (default: %(default)s)")
 
     verb = add(
@@ -258,9 +256,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--official", type=Path, help="folder of a clone of ML-GSAI/eMIGM (default: no ratios)")
     models = [f"{r}-{s}" for r, s in PAPER_MODELS]
     verb.add_argument("--size", nargs="+", default=["256-xs"], choices=models, metavar="MODEL", help="such as 256-xs")
-    verb.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    add_device(verb)
     verb.add_argument("--batch", type=int, metavar="B", help="images at once (default: 64 on a GPU, 1 to 4 on a CPU)")
     verb.add_argument(
         "--repeats", type=int, default=3, help="of every measurement, after one to warm up (default: %(default)s)"
@@ -360,6 +356,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--train-seed", type=int, help="default: the first")
     verb.add_argument("--seed", type=int, help="sampling seed (default: the first)")
     return root
+
+
+def add_device(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+    )
 
 
 def add_benchmark(verb: argparse.ArgumentParser) -> None:
