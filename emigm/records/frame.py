@@ -17,9 +17,8 @@ import pandas as pd
 from emigm.compose import DEFAULT
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
+from emigm.records.record import read_record
 
-READABLE = (1, 2)
-"""Record schemas that are understood: the second adds checksums of what a stage read and wrote."""
 SIZES = ("xs", "s", "b", "l", "h")
 KEYS = ("train_seed", "sample_seed", "snapshot")
 """What tells the runs of one size and budget apart."""
@@ -117,22 +116,13 @@ def benchmarks_with_results(root: Path) -> list[str]:
 def read_all(root: Path, benchmark: str) -> Records:
     """Records of a benchmark by stage; those of its images and extractor may lie with another (`images_of`)."""
     own = _read_folder(root / "results" / benchmark / "records")
-    home = next((r["images_of"] for r in own.values() if "images_of" in r), benchmark)  # the first schema has none
+    home = next((r["images_of"] for r in own.values()), benchmark)
     shared = _read_folder(root / "results" / home / "records") if home != benchmark else {}
     return Records({stage: shared[stage] for stage in ("prepare", "extractor") if stage in shared} | own)
 
 
 def _read_folder(folder: Path) -> dict[str, Record]:
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(path.read_text())
-        except json.JSONDecodeError as e:
-            raise ConfigError(f"{path}: not valid JSON ({e}); delete it and run its stage again (dvc repro)") from e
-        if record.get("schema") not in READABLE:
-            raise ConfigError(f"{path}: record schema {record.get('schema')}; run its stage again (dvc repro)")
-        found[record["stage"]] = record
-    return found
+    return {record["stage"]: record for record in map(read_record, sorted(folder.glob("*.json")))}
 
 
 def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
