@@ -63,6 +63,7 @@ def write_records(root, frame: pd.DataFrame) -> None:
         seeds = sorted(map(int, model["train_seed"].unique()))
         common = {"schema": 2, "title": f"Made up {name}", "dry_run": False, "weights": "trained", "benchmark": name}
         common |= {"provenance": {"device": "CPU", "commit": "0" * 40, "date": "2026-01-01T00:00:00+00:00"}}
+        common |= {"images_of": name}
         model_settings = {
             "grid": 14, "channels": 1, "classes": 10, "patch": 2, "width": 64, "heads": 4, "buffer": 4,
             "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 64, "head_blocks": 1, "mae": "nomae" not in size,
