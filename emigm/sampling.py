@@ -5,7 +5,7 @@ Shape letters: B images, L tokens, n tokens revealed in a step, C token channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_so
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, step_counts
+from emigm.runtime.pools import ahead
 from emigm.runtime.precision import autocast, overflow
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
@@ -54,9 +55,12 @@ def generate(
     first: int = 0,
     chunk: int = 250,
     batch: int = 250,
+    ranges: Sequence[tuple[int, int]] | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Batch]:
     """Generate the images with indices first, first + 1, ... and the given classes.
+
+    On a GPU, a thread draws the random numbers of a batch while the one before is computed.
 
     Args:
         model: in eval mode.
@@ -67,6 +71,7 @@ def generate(
         chunk: images whose indices lie in the same multiple of `chunk` share their reveal counts (the network
             needs equal numbers of visible tokens in a batch). Part of what defines an image.
         batch: images made at once; changes speed and memory only.
+        ranges: (start, stop) of the indices to make, if not all.
         on_step: watches each batch come about.
 
     Yields:
@@ -81,20 +86,28 @@ def generate(
         raise ValueError("zero images asked for; ask for at least one")
     if int(labels.min()) < 0 or int(labels.max()) >= model.cfg.classes:
         raise ValueError(f"classes must lie in 0..{model.cfg.classes - 1}, got {labels.unique().tolist()}")
-    start = first
-    while start < first + n:
-        stop = min(start + batch, (start // chunk + 1) * chunk, first + n)
+    parts = [part for r in ranges or [(first, first + n)] for part in batch_ranges(*r, chunk, batch)]
+    draws = ahead(partial(draw_images, model, cfg, seed), parts, threaded=model.backbone.fake_latent.is_cuda)
+    for part, draw in zip(parts, draws, strict=True):
         counts = step_counts(
-            cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, start // chunk)
+            cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, part.start // chunk)
         )
-        draw = draw_images(model, cfg, seed, range(start, stop))
-        tokens, passes = reveal(model, labels[start - first : stop - first], cfg, counts, draw, on_step)
+        tokens, passes = reveal(model, labels[part.start - first : part.stop - first], cfg, counts, draw, on_step)
         if not tokens.isfinite().all():
             raise RunError(
-                overflow(f"images {start} to {stop - 1}", cfg.precision, "precision of the sampling settings")
+                overflow(f"images {part.start} to {part.stop - 1}", cfg.precision, "precision of the sampling settings")
             )
-        yield Batch(start, model.unpatchify(tokens), passes)
-        start = stop
+        yield Batch(part.start, model.unpatchify(tokens), passes)
+
+
+def batch_ranges(start: int, stop: int, chunk: int, batch: int) -> list[range]:
+    """The images start .. stop - 1 in batches that lie in one chunk each."""
+    parts = []
+    while start < stop:
+        end = min(start + batch, (start // chunk + 1) * chunk, stop)
+        parts.append(range(start, end))
+        start = end
+    return parts
 
 
 def generate_with_steps(model: EMIGM, labels: Tensor, cfg: SampleConfig, **options: Any) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.files import fingerprint
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks, draw_training
 from emigm.runtime.distributed import ALONE, World
+from emigm.runtime.pools import ahead
 from emigm.runtime.precision import autocast, products
 from emigm.runtime.resume import ResumePoints
 
@@ -348,17 +348,3 @@ def _synchronised(model: EMIGM, world: World) -> DistributedDataParallel:
     """The model with its gradients averaged over the processes."""
     devices = None if world.device == "cpu" else [torch.device(world.device)]
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-
-
-def ahead(read: Callable[[int], Any], steps: range, *, threaded: bool) -> Iterator[Any]:
-    """read(step) for every step; `threaded`: a thread reads each while the caller works with the one before."""
-    if not threaded:
-        yield from map(read, steps)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(read, steps[0]) if steps else None
-        for step in steps:
-            batch = following.result()
-            if step + 1 in steps:
-                following = thread.submit(read, step + 1)
-            yield batch

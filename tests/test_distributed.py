@@ -19,6 +19,7 @@ from test_model import random_model
 from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
 from torch import nn
 
+from emigm import sampling
 from emigm.autoencoders.autoencoder import KL16
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError
@@ -224,14 +225,14 @@ def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypat
     monkeypatch.chdir(model_in("a", tiny))
     firsts = []
 
-    def generate(*args, first, **options):
-        firsts.append(first)
+    def draw(*args):
+        firsts.append(args[-1].start)
         if len(firsts) == 4:
             raise Killed
-        return real(*args, first=first, **options)
+        return real(*args)
 
-    real = stage.generate
-    monkeypatch.setattr(stage, "generate", generate)
+    real = sampling.draw_images
+    monkeypatch.setattr(sampling, "draw_images", draw)
     work = (tiny, "xs", "4", Path(".state"), ALONE, (0, 0))
     with pytest.raises(Killed):
         stage.sample_seed(*work, lambda done: None)

@@ -416,7 +416,7 @@ def test_damaged_features_of_an_interrupted_evaluation_are_refused(workspace, mo
 
 def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(workspace, in_one_process, monkeypatch):
     expected = faults.outputs("sample-xs-4", Path())
-    stopped(monkeypatch, "sample-xs-4", "emigm.stages.sample.generate", 3)
+    stopped(monkeypatch, "sample-xs-4", "emigm.sampling.reveal", 3)
     files = sorted(p for p in Path(".state/tiny/sample-xs-4").rglob("*") if p.is_file())
     assert len(files) == 6
     for file in files[::2]:

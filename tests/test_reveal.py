@@ -14,8 +14,10 @@ from PIL import Image
 from test_model import TINY, random_model
 from test_notebooks import reading, run
 
+from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.compose import compose_benchmark
 from emigm.config.schema import SampleConfig
+from emigm.data.images import load_images
 from emigm.model.model import save_model
 from emigm.model.schedules import step_counts
 from emigm.pictures import MASKED, MOST, after_step, columns_of, save_animation, to_look_at
@@ -110,10 +112,8 @@ def test_of_large_photos_an_animation_shows_as_many_rows_as_stay_small(tmp_path)
 
 OF_CODES = (
     "benchmark.images_of=codes",
-    "benchmark.data.resolution=8",
-    "benchmark.autoencoder={kind: levels, codebook: 17}",
+    "benchmark.autoencoder.codebook=17",
     "benchmark.model.codebook=17",
-    "benchmark.model.grid=8",
 )
 
 
@@ -123,6 +123,10 @@ def tiny(folder, monkeypatch, name="mnist", *overrides):
     benchmark = compose_benchmark(name, overrides, REPO)
     if not Path(f"data/{benchmark.images_of}/images").exists():
         prepare(benchmark)
+    if benchmark.autoencoder.kind == "kmeans":
+        pixels, _ = load_images(Path(f"data/{benchmark.images_of}/images/holdout.npz"))
+        centres = fit_codebook(pixels, benchmark.autoencoder.codebook, benchmark.autoencoder.patch)
+        save_codebook(Path(benchmark.autoencoder.weights), centres)
     size, cfg = benchmark.sizes[-1], benchmark.model_config(benchmark.sizes[-1])
     facts = {"seed": benchmark.train_config(size).seeds[0], "autoencoder": benchmark.autoencoder.space}
     save_model(Path("models") / name / size / f"seed{facts['seed']}", random_model(cfg).state_dict(), cfg, **facts)

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from test_model import TINY, random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from emigm import sampling
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import Chunks, SampleSet, chunk_name, chunk_ranges, write_samples
 from emigm.model.model import EMIGM, cast_linear
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
+from emigm.runtime.pools import ahead
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
@@ -39,6 +41,15 @@ def test_any_part_of_a_run_can_be_made_alone():
     whole = latents(model, LABELS, DPM, seed=3)
     part = latents(model, LABELS[5:9], DPM, seed=3, first=5)
     assert torch.allclose(part, whole[5:9], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_ranges_are_the_same_images_whether_or_not_their_noise_is_drawn_ahead(monkeypatch, threaded):
+    model = random_model()
+    whole = latents(model, LABELS, DPM, seed=3)
+    monkeypatch.setattr(sampling, "ahead", lambda read, items, **_: ahead(read, items, threaded=threaded))
+    some = latents(model, LABELS, DPM, seed=3, ranges=[(8, 11), (0, 2)])
+    assert torch.allclose(some, torch.cat([whole[8:11], whole[:2]]), rtol=1e-4, atol=1e-4)
 
 
 def test_seed_index_and_class_each_change_the_image():

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_training import Killed
 
+from emigm import sampling
 from emigm.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.flops import mean_training_step
 from emigm.model.model import load_model, read_model_config
-from emigm.stages import sample as sampling
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -82,21 +82,21 @@ def test_a_killed_stage_goes_on_where_it_stopped(trained, monkeypatch):
     monkeypatch.chdir(folder)
     one = {"ladder": {"xs": dataclasses.replace(benchmark.ladder["xs"], train={"seeds": [0]})}}
     benchmark = dataclasses.replace(benchmark, **one, evaluation=dataclasses.replace(benchmark.evaluation, seeds=(0,)))
-    made, real = [], sampling.generate
+    made, real = [], sampling.draw_images
 
-    def generate(model, *args, first, **options):
+    def draw(model, cfg, seed, images):
         if len(made) == 4:
             raise Killed
-        made.append(first)
-        return real(model, *args, first=first, **options)
+        made.append(images.start)
+        return real(model, cfg, seed, images)
 
     monkeypatch.setattr("emigm.stages.snapshots.parallel", in_this_process)
     with monkeypatch.context() as killing:
-        killing.setattr(sampling, "generate", generate)
+        killing.setattr(sampling, "draw_images", draw)
         with pytest.raises(Killed):
             score_snapshots(benchmark, "xs")
     again = []
-    monkeypatch.setattr(sampling, "generate", lambda *a, first, **o: again.append(first) or real(*a, first=first, **o))
+    monkeypatch.setattr(sampling, "draw_images", lambda *a: again.append(a[-1].start) or real(*a))
     score_snapshots(benchmark, "xs")
     assert made == [0, 20, 40, 0] and again == [20, 40, 0, 20, 40]
 

@@ -107,14 +107,6 @@ def test_the_closed_form_of_flops_counts_the_categorical_head():
     assert group_step(CODES, TRAIN, 8, len(d.rows)) == counter.get_total_flops()
 
 
-def test_every_grey_level_survives_its_code():
-    levels = load_autoencoder(AutoencoderConfig("levels", codebook=17))
-    pixels = torch.from_numpy(np.round(np.arange(17) * 255 / 16).astype(np.uint8)).view(17, 1, 1, 1).expand(-1, 1, 2, 2)
-    raw = levels.encode(pixels)
-    assert raw[:, 0, 0, 0].tolist() == list(range(17))
-    assert torch.equal(levels.decode(levels.sample(raw)), pixels)
-
-
 def kmeans_of(pixels, folder, codes=6, patch=2):
     save_codebook(folder / "codebook.npz", fit_codebook(pixels, codes, patch))
     weights = str(folder / "codebook.npz")
@@ -212,11 +204,11 @@ def test_vq_codes_decode_to_what_diffusers_gives(vq_folder):
         ),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "t_min has no effect"),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", weight="elbo"), "needs a masking time"),
-        (lambda: AutoencoderConfig("levels"), "codebook is missing for kind: levels"),
+        (lambda: AutoencoderConfig("vq", weights="x"), "codebook is missing for kind: vq"),
         (lambda: AutoencoderConfig("kmeans", codebook=4, weights="x"), "patch is missing for kind: kmeans"),
-        (lambda: AutoencoderConfig("levels", codebook=4, patch=2), "patch has no effect for kind: levels"),
+        (lambda: AutoencoderConfig("vq", codebook=4, weights="x", patch=2), "patch has no effect for kind: vq"),
         (lambda: AutoencoderConfig("pixels", codebook=4), "codebook has no effect for kind: pixels"),
-        (lambda: AutoencoderConfig("levels", codebook=4, scale=2.0), "scale = 2.0 has no effect"),
+        (lambda: AutoencoderConfig("vq", codebook=4, weights="x", scale=2.0), "scale = 2.0 has no effect"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused_by_name(make, message):

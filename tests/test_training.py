@@ -16,10 +16,10 @@ from emigm.config.schema import GateConfig, TrainConfig
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM, draw_training
 from emigm.runtime.distributed import World
+from emigm.runtime.pools import ahead
 from emigm.runtime.precision import autocast
 from emigm.training import (
     TrainingImages,
-    ahead,
     batch_indices,
     batch_share,
     batch_views,

@@ -1,4 +1,4 @@
-"""Autoencoders whose latents are codes: grey levels, the centres of a k-means of patches, and a VQ autoencoder.
+"""Autoencoders whose latents are codes: the centres of a k-means of patches, and a VQ autoencoder.
 
 Raw latents are the codes as float32 (so that the store holds one type), unit latents the codes as int64, both
 (B, 1, H / stride, W / stride).
@@ -27,26 +27,6 @@ class Codes(Autoencoder):
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         return raw.long()
-
-
-class Levels(Codes):
-    """Every grey pixel is its level: evenly spaced, `codebook` of them."""
-
-    kind = "levels"
-
-    def __init__(self, codebook: int, device: str | torch.device = "cpu"):
-        super().__init__(1.0, device)
-        self.top = codebook - 1
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return ((images + 1) / 2 * self.top).round()
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return latents / self.top * 2 - 1
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.shape[1] != 1:
-            raise ConfigError(f"autoencoder kind: levels takes grey images, not {pixels.shape[1]} channels")
 
 
 class KMeans(Codes):
@@ -179,8 +159,6 @@ def load_codes(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Co
     Raises:
         ConfigError: the weights are missing, damaged or of another codebook.
     """
-    if cfg.kind == "levels":
-        return Levels(cfg.codebook, device)
     if cfg.kind == "kmeans":
         return _load_kmeans(cfg, device)
     from diffusers import VQModel  # importing diffusers takes seconds

@@ -307,16 +307,16 @@ class DataConfig(Checked):
 class AutoencoderConfig(Checked):
     """How pixels become latents."""
 
-    kind: Literal["pixels", "kl16", "dcae", "levels", "kmeans", "vq"]
-    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: levels (of grey pixels), kmeans (the nearest of
-    learned patches of pixels), vq."""
+    kind: Literal["pixels", "kl16", "dcae", "kmeans", "vq"]
+    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: kmeans (the nearest of learned patches of pixels),
+    vq."""
     scale: Annotated[float, within("(0, 1000]")] = 1.0
     """Raw latents times this have about unit standard deviation; codes have none."""
     weights: Text | None = None
-    """Path of the autoencoder's weights; `pixels` and `levels` have none. That of `kmeans` lies in the benchmark's
+    """Path of the autoencoder's weights; `pixels` has none. That of `kmeans` lies in the benchmark's
     folder of latents: the encode stage fits and writes it."""
     codebook: Codes | None = None
-    """levels, kmeans and vq: number of codes."""
+    """kmeans and vq: number of codes."""
     patch: Side | None = None
     """kmeans: side of the patch of pixels that makes one token."""
     precision: Precision = "float32"
@@ -327,8 +327,8 @@ class AutoencoderConfig(Checked):
         if self.precision != "float32" and self.kind not in ("kl16", "dcae", "vq"):
             raise ConfigError(f"precision: {self.precision} has no effect for kind: {self.kind}, which rounds nothing")
         for name, applies in (
-            ("weights", self.kind not in ("pixels", "levels")),
-            ("codebook", self.kind in ("levels", "kmeans", "vq")),
+            ("weights", self.kind != "pixels"),
+            ("codebook", self.kind in ("kmeans", "vq")),
             ("patch", self.kind == "kmeans"),
         ):
             if (getattr(self, name) is not None) != applies:
@@ -336,8 +336,6 @@ class AutoencoderConfig(Checked):
                 raise ConfigError(f"{name} {verb} for kind: {self.kind}")
         if self.codebook is not None and self.scale != 1:
             raise ConfigError(f"scale = {self.scale} has no effect on the codes of kind: {self.kind}")
-        if self.kind == "levels" and self.codebook > 256:
-            raise ConfigError(f"codebook = {self.codebook} is more than the 256 grey levels of kind: levels")
 
     @property
     def space(self) -> dict[str, Any]:
@@ -354,7 +352,6 @@ class AutoencoderConfig(Checked):
             return None
         taken, stride, channels = {
             "pixels": (images.channels, 1, images.channels),
-            "levels": (1, 1, 1),
             "kmeans": (images.channels, self.patch, 1),
             "kl16": (3, 16, 16),
             "dcae": (3, 32, 32),

@@ -17,7 +17,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
+from emigm.config.paths import extractor_folder
 from emigm.config.schema import ExtractorConfig
 from emigm.files import sha256
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
@@ -163,6 +165,16 @@ def load_extractor(
     if inception:
         identity["published"] = identity["sha256"].startswith(INCEPTION_SHA256)
     return Extractor(network, identity, device, batch, workers, clean)
+
+
+def extractor_of(benchmark: Benchmark, device: str) -> Extractor:
+    """The extractor as a benchmark's stages use it: that of small images on one thread, so that its results do not
+    depend on the number of cores."""
+    if benchmark.extractor.kind == "cnn":
+        torch.set_num_threads(1)
+    run, folder = benchmark.run, extractor_folder(benchmark)
+    clean = benchmark.evaluation.clean_fid
+    return load_extractor(benchmark.extractor, folder, device, run.score_batch, run.workers, clean)
 
 
 def check_inception(path: Path) -> None:

@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -32,6 +32,21 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 PR_SET_PDEATHSIG = 1
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next tensor, in place of giving it back to the system.
+
+    Tensors of some megabytes otherwise cost a page fault for every 4 KiB each time that they are made: 6% of a training
+    step of the small models on a CPU. The results are the same.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):  # glibc's, and other C libraries' that take it
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # bytes; the most that glibc takes
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def cores() -> int:
@@ -126,6 +141,7 @@ def _start_worker(counters: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent(parent)
+    keep_freed_memory()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
@@ -135,6 +151,22 @@ def _run_job(job: Callable[[Any, Progress], Any], index: int, item: Any) -> Any:
         _counters[index] = done
 
     return job(item, progress)
+
+
+def ahead(read: Callable[[Any], Any], items: Iterable[Any], *, threaded: bool) -> Iterator[Any]:
+    """read(item) for every item, in order; `threaded`: a thread reads each while the caller works with the last."""
+    if not threaded:
+        yield from map(read, items)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for item in items:
+            following = thread.submit(read, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 class Stopwatch:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark
@@ -17,7 +16,7 @@ from emigm.config.paths import STATE, data_folder, extractor_folder, images_fold
 from emigm.data.images import PARTS, open_images
 from emigm.data.samples import INDEX, SampleSet
 from emigm.files import checksums, fingerprint
-from emigm.metrics.features import Extractor, load_extractor
+from emigm.metrics.features import Extractor, extractor_of
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
     Reference,
@@ -39,19 +38,10 @@ Run = tuple[str, int, int]
 
 def evaluate(benchmark: Benchmark, size: str) -> None:
     world = join(benchmark.run)
-    if benchmark.extractor.kind == "cnn":
-        torch.set_num_threads(1)
-    run, train_seeds = benchmark.run, benchmark.train_config(size).seeds
+    train_seeds = benchmark.train_config(size).seeds
     path = data_folder(benchmark) / "reference.npz"
     reference = load_reference(path)  # before any work, in case it fails
-    extract = load_extractor(
-        benchmark.extractor,
-        extractor_folder(benchmark),
-        world.device,
-        run.score_batch,
-        run.workers,
-        benchmark.evaluation.clean_fid,
-    )
+    extract = extractor_of(benchmark, world.device)
     runs = [(b, t, s) for b in benchmark.budgets for t in train_seeds for s in benchmark.evaluation.seeds]
     images = {r: open_samples(benchmark, size, r) for r in runs}
     known = known_images(benchmark)

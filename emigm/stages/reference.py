@@ -21,7 +21,7 @@ from emigm.data.latents import INDEX, LatentStore
 from emigm.files import checksums, fingerprint, sha256
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
-from emigm.metrics.features import Extractor, Features, load_extractor
+from emigm.metrics.features import Extractor, Features, extractor_of
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
     Reference,
@@ -49,17 +49,8 @@ MOST_PHOTOS = 100_000
 
 def make_reference(benchmark: Benchmark) -> None:
     world = join(benchmark.run)
-    if benchmark.extractor.kind == "cnn":
-        torch.set_num_threads(1)
-    run, folder = benchmark.run, data_folder(benchmark)
-    extract = load_extractor(
-        benchmark.extractor,
-        extractor_folder(benchmark),
-        world.device,
-        run.score_batch,
-        run.workers,
-        benchmark.evaluation.clean_fid,
-    )
+    folder = data_folder(benchmark)
+    extract = extractor_of(benchmark, world.device)
     sets = image_sets(benchmark, extract)
     state = STATE / benchmark.name / "reference"
     chunks = [c for part in sets.values() for c in part]

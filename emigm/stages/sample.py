@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from emigm.records.record import cpu_seconds, mean_and_spread, write_record
 from emigm.runtime.distributed import World, join
 from emigm.runtime.launching import run_stage
 from emigm.runtime.pools import Progress, Stopwatch, cores, in_turn, parallel
-from emigm.sampling import generate
+from emigm.sampling import batch_ranges, generate
 
 
 def sample(benchmark: Benchmark, size: str, budget: str) -> None:
@@ -135,12 +138,18 @@ def sample_model(
     missing = chunks.missing(mine)
     done = images * (len(mine) - len(missing)) // max(1, len(mine))
     progress(done)
-    for n, i in enumerate(missing, 1):
-        start, stop = chunks.ranges[i]
-        watch = Stopwatch()
-        pixels, labels, passes = make(index, start, stop)
-        chunks.write(i, pixels, labels, seconds=watch.seconds(), passes=passes)
-        progress(done + (images - done) * n // len(missing))
+    made, written = make.chunks(index, [chunks.ranges[i] for i in missing]), None
+    with ThreadPoolExecutor(1) as thread:  # writes a chunk while the next one is made
+        for n, i in enumerate(missing, 1):
+            watch = Stopwatch()
+            pixels, labels, passes = next(made)
+            seconds = watch.seconds()
+            if written is not None:
+                written.result()
+            written = thread.submit(chunks.write, i, pixels, labels, seconds=seconds, passes=passes)
+            progress(done + (images - done) * n // len(missing))
+        if written is not None:
+            written.result()
     return chunks
 
 
@@ -162,21 +171,23 @@ class Maker:
         self.chunk = benchmark.evaluation.chunk
 
     def __call__(self, index: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Images start .. stop - 1, a chunk, of the `index` of evaluation.seeds.
+        """Images start .. stop - 1, a chunk, of the `index` of evaluation.seeds, as `chunks` gives them."""
+        return next(self.chunks(index, [(start, stop)]))
 
-        Returns:
+    def chunks(self, index: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """The chunks (start, stop) of the images of the `index` of evaluation.seeds, one after another.
+
+        Yields:
             Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image.
         """
-        labels = balanced_labels(stop, self.model.cfg.classes)[start:]
-        seed = sampling_seed(self.train_seed, index)
-        made = list(
-            generate(
-                self.model, labels, self.cfg, seed=seed, first=start, chunk=self.chunk, batch=self.run.sample_batch
-            )
-        )
-        latents = torch.cat([part.latents for part in made])
-        pixels = self.autoencoder.decode(latents, self.run.encode_batch).cpu().numpy()
-        return pixels, labels.numpy(), made[0].passes
+        labels = balanced_labels(max(stop for _, stop in ranges), self.model.cfg.classes)
+        seed, split = sampling_seed(self.train_seed, index), {"chunk": self.chunk, "batch": self.run.sample_batch}
+        made = generate(self.model, labels, self.cfg, seed=seed, ranges=ranges, **split)
+        for start, stop in ranges:
+            parts = list(islice(made, len(batch_ranges(start, stop, **split))))
+            latents = torch.cat([part.latents for part in parts])
+            pixels = self.autoencoder.decode(latents, self.run.encode_batch).cpu().numpy()
+            yield pixels, labels[start:stop].numpy(), parts[0].passes
 
 
 def check_facts(folder: Path, **expected: Any) -> None:

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
@@ -16,7 +14,7 @@ from emigm.config.paths import STATE, data_folder, extractor_folder, model_folde
 from emigm.data.samples import Chunks, SampleSet
 from emigm.files import checksums
 from emigm.flops import mean_training_step
-from emigm.metrics.features import load_extractor
+from emigm.metrics.features import extractor_of
 from emigm.metrics.measuring import measure_chunks, measured
 from emigm.metrics.scores import load_reference
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
@@ -33,7 +31,7 @@ Point = tuple[int, int, int]
 
 def score_snapshots(benchmark: Benchmark, size: str) -> None:
     world = join(benchmark.run)
-    evaluation, train, run = benchmark.evaluation, benchmark.train_config(size), benchmark.run
+    evaluation, train = benchmark.evaluation, benchmark.train_config(size)
     settings = evaluation.snapshots
     if settings is None:
         raise ConfigError("benchmark.evaluation.snapshots is missing; give its budget and number of images")
@@ -55,16 +53,7 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
             chunks.finish(benchmark=benchmark.name, size=size, step=step, train_seed=train_seed, seed=seed)
     world.barrier()
 
-    if benchmark.extractor.kind == "cnn":
-        torch.set_num_threads(1)
-    extract = load_extractor(
-        benchmark.extractor,
-        extractor_folder(benchmark),
-        world.device,
-        run.score_batch,
-        run.workers,
-        benchmark.evaluation.clean_fid,
-    )
+    extract = extractor_of(benchmark, world.device)
     samples = {point: SampleSet(c.store, settings.images) for point, c in zip(points, written, strict=True)}
     chunks = {point: chunks_of(images, extract.key) for point, images in samples.items()}
     every = [c for of_point in chunks.values() for c in of_point]

@@ -20,8 +20,8 @@ import numpy as np
 from emigm.compose import params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.errors import UserError
-from emigm.config.paths import data_folder, extractor_folder, model_folder, results_folder
-from emigm.metrics.features import load_extractor
+from emigm.config.paths import data_folder, model_folder, results_folder
+from emigm.metrics.features import extractor_of
 from emigm.metrics.scores import load_reference
 from emigm.records.record import provenance, read_record
 from emigm.records.verify import Verification
@@ -120,9 +120,7 @@ def scores_of(
     benchmark: Benchmark, chunks: Iterable[tuple[np.ndarray, np.ndarray]], device: str
 ) -> dict[str, float | None]:
     """Scores of one run's images (pixels and labels, chunk by chunk) as the evaluate stage takes them."""
-    run, clean = benchmark.run, benchmark.evaluation.clean_fid
-    folder = extractor_folder(benchmark)
-    extract = load_extractor(benchmark.extractor, folder, device, run.score_batch, run.workers, clean)
+    extract = extractor_of(benchmark, device)
     known, parts, labels = known_images(benchmark), [], []
     for pixels, of_chunk in chunks:
         parts.append(measure(extract, known, pixels))
