@@ -439,6 +439,16 @@ def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage):
     assert found["lost"] is None
 
 
+@linux
+@pytest.mark.parametrize("stage", ["train-xs", "sample-xs-4"])
+def test_a_stage_of_two_processes_goes_on_when_one_of_them_is_killed(workspace, stage):
+    faults.adopt_orphans()
+    faults.remove_outputs(stage, workspace)
+    expected, seconds = faults.timed(stage, workspace, 2)
+    found = faults.trial(stage, workspace, expected, seconds, random.Random(stage), processes=2)
+    assert found["lost"] is None
+
+
 @pytest.fixture
 def long_training(workspace):
     """Starts a training that takes hours, returns its process when it has got somewhere, and ends it in the end."""

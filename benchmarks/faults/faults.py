@@ -3,8 +3,9 @@
 python benchmarks/faults/faults.py --trials 1000        writes results/faults/kills.json
 
 In a temporary folder a tiny benchmark runs once without a kill. Then, again and again, one stage's outputs are removed,
-as DVC does; the stage is started, killed after a random time, once or several times, and started a last time. Counted
-as lost is a trial whose outputs differ from the first run's, whose last run fails, or that leaves a process, a
+as DVC does; the stage is started, killed after a random time, once or several times, and started a last time. Every
+fifth trial is of a stage of two processes, of which one, or what started them, is killed. Counted as lost is a trial
+whose outputs differ from those of the same processes without a kill, whose last run fails, or that leaves a process, a
 temporary file or a resume point behind. Linux only.
 """
 
@@ -18,6 +19,7 @@ import random
 import runpy
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -30,6 +32,7 @@ from typing import Any
 # What stages import, some of it late: once, and not in every trial, so that a kill finds them at work.
 import sklearn.datasets
 import torch._dynamo
+import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
@@ -81,6 +84,10 @@ STAGES: dict[str, tuple[list[str], list[str]]] = {
     "evaluate-xs": (["evaluate", "--size", "xs"], []),
 }
 """By the name of its record: a stage's command, and what it makes beside the record."""
+IN_SEVERAL = ("encode", "reference", "train-xs", "sample-xs-4", "evaluate-xs")
+"""Stages that share their work among processes."""
+EVERY = 5
+"""Trials to one of two processes."""
 MOST_KILLS = 3
 """Of one trial."""
 LONGEST = 300.0
@@ -92,10 +99,11 @@ def write_params(folder: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
 
 
-def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
-    """Start a stage in `folder`, as the leader of a process group, its output in a file; returns its process.
+def start(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 1) -> int:
+    """Start a stage in `folder`, as the leader of a process group, its output in a file; returns its process, or what
+    started its processes.
 
-    What `python -m emigm.stages.<stage>` does, without seconds of imports.
+    What `python -m emigm.stages.<stage>` does, or torchrun of several, without seconds of imports.
     """
     if process := os.fork():
         with contextlib.suppress(ProcessLookupError):
@@ -104,14 +112,17 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
     status = 1
     try:
         os.setpgid(0, 0)
-        tqdm.set_lock(threading.RLock())  # else one of all forked processes, which a killed one may hold for ever
         os.chdir(folder)
         log = os.open(log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
+        if processes > 1:
+            _launch(processes)
+        tqdm.set_lock(threading.RLock())  # else one of all forked processes, which a killed one may hold for ever
         sys.argv = ["", *STAGES[stage][0][1:]]
         runpy.run_module(f"emigm.stages.{STAGES[stage][0][0]}", run_name="__main__", alter_sys=True)
+        dist.destroy_process_group() if dist.is_initialized() else None  # no handler at exit runs here
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else 1
@@ -126,9 +137,33 @@ def start(stage: str, folder: Path, log_name: str = "log.txt") -> int:
         os._exit(status)
 
 
-def run(stage: str, folder: Path, log_name: str = "log.txt") -> int:
+def _launch(processes: int) -> None:
+    """Return in each of so many new processes of one stage; this one waits for them and, as torchrun does, ends the
+    others when one has failed."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    places = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    started = []
+    for rank in range(processes):
+        if (process := os.fork()) == 0:
+            os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank))
+            return
+        started.append(process)
+    status = 0
+    for _ in started:
+        _, ended = os.wait()
+        if ended and not status:
+            status = 1
+            for process in started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+    os._exit(status)
+
+
+def run(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 1) -> int:
     """Run a stage to its end; returns its exit status, or that of a killed process where it hangs."""
-    process, until = start(stage, folder, log_name), time.monotonic() + LONGEST
+    process, until = start(stage, folder, log_name, processes), time.monotonic() + LONGEST
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
         if time.monotonic() > until:
             os.kill(process, signal.SIGKILL)
@@ -136,12 +171,15 @@ def run(stage: str, folder: Path, log_name: str = "log.txt") -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
-def run_and_kill(stage: str, folder: Path, after: float) -> bool:
-    """Start a stage and kill it after so many seconds; False: it had ended."""
-    process = start(stage, folder)
+def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: random.Random) -> bool:
+    """Start a stage and, after so many seconds, kill it, of several processes one or what started them; False: it had
+    ended."""
+    process = start(stage, folder, processes=processes)
     time.sleep(after)
-    os.kill(process, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    one_of = [process, *_children_of(process)] if processes > 1 else [process]
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(rng.choice(one_of), signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
 
 
 def orphans(wait: float = 5.0) -> list[int]:
@@ -155,7 +193,7 @@ def orphans(wait: float = 5.0) -> list[int]:
         except ChildProcessError:
             return []
         if time.monotonic() > until:
-            return list(_children())
+            return list(_children_of(os.getpid()))
         time.sleep(0.01)
 
 
@@ -166,13 +204,13 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
-def _children() -> Iterator[int]:
+def _children_of(parent: int) -> Iterator[int]:
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rsplit(")", 1)[1].split()
         except OSError:  # it has ended
             continue
-        if int(fields[1]) == os.getpid():
+        if int(fields[1]) == parent:
             yield int(status.parent.name)
 
 
@@ -197,19 +235,22 @@ def leftovers(folder: Path) -> list[str]:
     return [str(p.relative_to(folder)) for p in [*folder.rglob(".*.tmp"), *state]]
 
 
-def trial(stage: str, folder: Path, expected: dict[str, Any], seconds: float, rng: random.Random) -> dict[str, Any]:
+def trial(
+    stage: str, folder: Path, expected: dict[str, Any], seconds: float, rng: random.Random, processes: int = 1
+) -> dict[str, Any]:
     """Kill a stage at random moments, run it to its end, and compare.
 
     Returns:
         kills: how many hit it; lost: why the trial counts as lost, or None.
     """
-    for path in STAGES[stage][1]:  # as DVC does
-        shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
-    kills = sum(run_and_kill(stage, folder, rng.uniform(0, seconds)) for _ in range(rng.randint(1, MOST_KILLS)))
+    remove_outputs(stage, folder)
+    kills = sum(
+        run_and_kill(stage, folder, rng.uniform(0, seconds), processes, rng) for _ in range(rng.randint(1, MOST_KILLS))
+    )
     lost = None
     if left := orphans():
         lost = f"{len(left)} processes went on"
-    elif run(stage, folder):
+    elif run(stage, folder, processes=processes):
         lost = (folder / "log.txt").read_text()[-1000:] or "no message"
     elif (found := outputs(stage, folder)) != expected:
         lost = f"other: {[k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]}"
@@ -218,15 +259,41 @@ def trial(stage: str, folder: Path, expected: dict[str, Any], seconds: float, rn
     return {"kills": kills, "lost": lost}
 
 
-def run_whole(folder: Path) -> dict[str, float]:
-    """Run every stage without a kill; returns what each took."""
-    seconds = {}
+def remove_outputs(stage: str, folder: Path) -> None:
+    """As DVC does before it runs a stage."""
+    for path in STAGES[stage][1]:
+        shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
+
+
+Expected = dict[tuple[str, int], tuple[dict[str, Any], float]]
+"""By stage and number of processes: its outputs without a kill, and the seconds that it took."""
+
+
+def run_whole(folder: Path) -> Expected:
+    """Make `folder` anew and run every stage without a kill, of several processes first where it knows them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    write_params(folder)
+    found: Expected = {}
     for stage in STAGES:
-        begun = time.perf_counter()
-        if run(stage, folder):
-            raise SystemExit(f"{stage} failed:\n{(folder / 'log.txt').read_text()}")
-        seconds[stage] = time.perf_counter() - begun
-    return seconds
+        if stage in IN_SEVERAL:
+            found[stage, 2] = timed(stage, folder, 2)
+            remove_outputs(stage, folder)
+        found[stage, 1] = timed(stage, folder, 1)
+    return found
+
+
+def timed(stage: str, folder: Path, processes: int) -> tuple[dict[str, Any], float]:
+    """A stage's outputs without a kill, and the seconds that it takes."""
+    begun = time.perf_counter()
+    run_or_stop(stage, folder, processes)
+    return outputs(stage, folder), time.perf_counter() - begun
+
+
+def run_or_stop(stage: str, folder: Path, processes: int) -> None:
+    """Run a stage to its end, and stop these trials where it fails."""
+    if run(stage, folder, processes=processes):
+        raise SystemExit(f"{stage} failed without a kill:\n{(folder / 'log.txt').read_text()}")
 
 
 def main() -> None:
@@ -237,27 +304,28 @@ def main() -> None:
     adopt_orphans()
     rng = random.Random(options.seed)
     made_by = provenance("cpu")  # of the code that is loaded now
-    counts = {stage: Counter({"trials": 0, "kills": 0, "lost": 0}) for stage in STAGES}
+    names = {(stage, n): stage + (f", {n} processes" if n > 1 else "") for stage in STAGES for n in (1, 2)}
+    counts = {name: Counter({"trials": 0, "kills": 0, "lost": 0}) for name in names.values()}
     losses = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_params(folder)
-        seconds = run_whole(folder)
-        expected = {stage: outputs(stage, folder) for stage in STAGES}
+        folder = Path(name) / "workspace"
+        expected = run_whole(folder)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what was done by then is recorded
             for n in range(1, options.trials + 1):
-                stage = rng.choice(list(STAGES))
-                found = trial(stage, folder, expected[stage], seconds[stage], rng)
-                counts[stage] += Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
+                processes = 2 if n % EVERY == 0 else 1
+                stage = rng.choice(IN_SEVERAL if processes > 1 else list(STAGES))
+                found = trial(stage, folder, *expected[stage, processes], rng, processes)
+                tally = Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
+                counts[names[stage, processes]] += tally
                 if n % 25 == 0:
                     print(f"{n} trials, {len(losses)} lost", flush=True)
                 if found["lost"]:
-                    losses.append({"stage": stage, "why": found["lost"]})
-                    print(f"{stage}: {found['lost']}", file=sys.stderr)
-                    shutil.rmtree(folder)
-                    folder.mkdir()
-                    write_params(folder)
-                    run_whole(folder)
+                    losses.append({"stage": names[stage, processes], "why": found["lost"]})
+                    print(f"{names[stage, processes]}: {found['lost']}", file=sys.stderr)
+                    expected = run_whole(folder)
+                elif processes > 1:  # the other stages know the outputs of one
+                    remove_outputs(stage, folder)
+                    run_or_stop(stage, folder, 1)
     record = {
         "schema": SCHEMA,
         "what": __doc__.split("\n")[0],
@@ -266,7 +334,7 @@ def main() -> None:
         "kills": sum(c["kills"] for c in counts.values()),
         "lost": len(losses),
         "losses": losses,
-        "stages": {stage: {k: c[k] for k in ("trials", "kills", "lost")} for stage, c in counts.items()},
+        "stages": {name: {k: c[k] for k in ("trials", "kills", "lost")} for name, c in counts.items() if c["trials"]},
         "provenance": made_by,
     }
     write_json(Path("results") / "faults" / "kills.json", record)
