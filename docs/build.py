@@ -36,6 +36,7 @@ CODE = HERE.parent / "emigm"
 DOCUMENTED = ("api.py", "sampling.py", "training.py", "config/schema.py", "model/*.py", "paper/settings.py")
 """Modules of the Python API."""
 EVIDENCE = Path("results/evidence/notebooks")
+REPRODUCTIONS = Path("docs/reproductions.jsonl")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 COLOURS = {
     **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
@@ -139,7 +140,27 @@ class Pages:
             listed = " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.most_common())
             tally = f"**[The ledger](ledger.md) of the paper's claims**, {plural(len(verdicts), 'row')}: {listed}"
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "Using it <README>"]
-        return "\n\n".join([title, first, self.verified(verified), tally, *others, menu([*start, "Python API <api>"])])
+        said = [self.verified(verified), self.reproductions(), tally]
+        return "\n\n".join([title, first, *filter(None, said), *others, menu([*start, "Python API <api>"])])
+
+    def reproductions(self) -> str:
+        """Verdicts by machine: what runs of the whole pipeline came to, from the lines of `emigm verify --log`."""
+        path = self.root / REPRODUCTIONS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = []
+        for line in map(json.loads, lines):
+            for name, one in line["benchmarks"].items():
+                row = {
+                    "Run": line["date"],
+                    "Benchmark": name,
+                    "On": one["devices"][0],
+                    "Held against": one["devices"][1],
+                }
+                row |= {"Identical": one[IDENTICAL], "Within tolerance": one[REPRODUCED], "Different": one[DIFFERS]}
+                verdict = line["verdict"].partition(":")[0]
+                row |= {"Commit": f"`{(line['commit'] or NONE)[:12]}`", "Verdict": badge(verdict)}
+                rows.append({key: str(value) for key, value in row.items()})
+        return f"**Run again, by machine**\n\n{Table('', '', pd.DataFrame(rows)).markdown(0)}" if rows else ""
 
     def verified(self, path: Path | None) -> str:
         """The verdict of `emigm verify` with what it rests on."""

@@ -152,7 +152,7 @@ def export_samples(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     from emigm.files import write_json
-    from emigm.records.verdict import as_json, holds, report
+    from emigm.records.verdict import as_json, holds, log, report
     from emigm.records.verify import verify as examine
 
     found = examine(options.benchmark, options.against, deep=options.deep)
@@ -162,6 +162,8 @@ def verify(options: argparse.Namespace) -> int:
         generate_again(found, options.seed)
     if options.json:
         write_json(options.json, as_json(found, options.against))
+    if options.log:
+        log(options.log, found, options.against)
     print(report(found, options.against))
     return 0 if holds(found) else 1
 
@@ -342,6 +344,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--deep", action="store_true", help="generate and score a random chunk of every size again")
     verb.add_argument("--seed", type=int, help="of the choice of chunks (default: a new one, which is printed)")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write all that was found there")
+    verb.add_argument(
+        "--log", type=Path, metavar="FILE", help="append the verdict in one line of JSON, with the machine"
+    )
 
     verb = add(
         export_samples,

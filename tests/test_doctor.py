@@ -77,7 +77,7 @@ def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a10
         (line,) = [x for x in out.splitlines() if x.startswith(f"MISSING: {what}: ")]
         assert "`emigm fetch imagenet256` gets it" in line and f"put it at {place}" in line and source in line
     assert "MISSING: checkpoint h: `emigm fetch imagenet256` gets it, or put it at weights/emigm/256_model" in out
-    assert out.endswith("8 missing\n")
+    assert out.endswith("8 missing; then: emigm fetch imagenet256 && dvc repro benchmarks/imagenet256/dvc.yaml\n")
 
 
 def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, monkeypatch, capsys):

@@ -301,7 +301,7 @@ def test_what_cannot_be_fetched_is_explained_and_embedded_data_need_nothing(caps
     out = capsys.readouterr().out
     assert "image-net.org" in out and "imagenet/train" in out and "1000 classes" in out
     assert cli.main(["fetch", "smoke"]) == 0
-    assert capsys.readouterr().out == "smoke: nothing to fetch\n"
+    assert capsys.readouterr().out == "smoke: nothing to fetch; `emigm doctor smoke` says what it takes to run\n"
 
 
 def test_one_failure_does_not_keep_the_other_files_away(monkeypatch, capsys):

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from test_model import random_model
 
 from emigm.cli import parser
+from emigm.config.benchmark import load_benchmark
+from emigm.model.model import save_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md")
@@ -26,10 +30,16 @@ def test_make_targets_and_verbs_named_in_a_page_exist(page):
     assert set(re.findall(r"`emigm (\w+)", text)) <= set(verbs)
 
 
-def test_the_python_example_in_the_readme_is_at_most_eight_lines():
+def test_the_python_example_in_the_readme_is_at_most_eight_lines_and_writes_its_image(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert len([line for line in example.splitlines() if line.strip()]) <= 8
-    compile(example, "README.md", "exec")
+    monkeypatch.chdir(tmp_path)
+    benchmark = load_benchmark(ROOT / "params.yaml")
+    cfg, space = benchmark.model_config("h"), benchmark.autoencoder.space
+    save_model("models/mnist/h/seed0", random_model(cfg).state_dict(), cfg, autoencoder=space)
+    exec(compile(example, "README.md", "exec"), {})
+    with Image.open("seven.png") as image:
+        assert image.size == (21, 21)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -69,8 +79,8 @@ RUN = {
     "emigm generate models": ("test_smoke.py", '"emigm", "generate"'),
     "emigm parity": "a clone of the official code; test_parity_golden.py has its numbers",
     "emigm bench": ("test_bench.py", "bench"),
-    "emigm import": ("test_cli.py", '"import"'),
-    "emigm export": ("test_checkpoints.py", "export_official"),
+    "emigm import": ("test_api.py", '"import"'),
+    "emigm export": ("test_api.py", '"export"'),
     "emigm fetch": ("test_fetch.py", '"fetch"'),
     "dvc repro benchmarks/imagenet": "a GPU",
     "emigm doctor": ("test_doctor.py", '"doctor"'),

@@ -21,7 +21,7 @@ from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.records.pipeline import Pipeline, md5
 from emigm.records.summary import fid_table, metrics_tree, summaries
-from emigm.records.verdict import as_json, holds, report, verdict
+from emigm.records.verdict import as_json, holds, log, report, verdict
 from emigm.records.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -365,6 +365,18 @@ def test_any_part_of_any_record_dropped_or_replaced_is_refused_and_never_a_trace
             assert not holds(found) and path.name in "\n".join(found[0].findings.problems), (path, place, new)
             as_json(found), report(found)
         path.write_text(text)
+
+
+def test_a_verdict_is_logged_in_one_line_after_those_that_are_there(workspace):
+    for number, verdict_is in ((1, "unchanged"), (2, "not whole")):
+        log(Path("log.jsonl"), verify(), None)
+        *_, line = map(json.loads, Path("log.jsonl").read_text().splitlines())
+        assert line["verdict"].startswith(verdict_is) and line["holds"] == (number == 1)
+        assert len(Path("log.jsonl").read_text().splitlines()) == number
+        assert line["commit"] == line["against"] and len(line["commit"]) == 40
+        (one,) = line["benchmarks"].values()
+        assert one["differs"] == 0 < one["identical"] and len(one["devices"]) == 2
+        flip(next(Path("results").rglob("*.png")))
 
 
 def test_a_flipped_bit_in_any_tracked_file_is_refused(workspace):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from emigm.files import write_atomically
 from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison
-from emigm.records.verify import Verification
+from emigm.records.verify import Verification, commit
 
 SHOWN = 5
 """Largest differences, and missing cells, that are printed."""
@@ -127,6 +130,29 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
         }
     tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
     return json.loads(json.dumps({**tree, "benchmarks": benchmarks}))
+
+
+def log(path: Path, found: Sequence[Verification], against: str | None = None) -> None:
+    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine, and the cells' counts.
+
+    docs/reproductions.jsonl holds such lines, and the site shows them.
+    """
+    compared = {
+        one.name: {"devices": list(one.devices)}
+        | {status: len(one.comparison.of(status)) for status in (IDENTICAL, REPRODUCED, DIFFERS)}
+        for one in found
+        if one.comparison is not None
+    }
+    line = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit("HEAD"),
+        "against": commit(against or "HEAD") or str(against),
+        "holds": holds(found),
+        "verdict": verdict(found, against),
+        "benchmarks": compared,
+    }
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_atomically(path, lambda p: p.write_text(before + json.dumps(line) + "\n", encoding="utf-8"))
 
 
 def holds(found: Sequence[Verification]) -> bool:

@@ -178,7 +178,7 @@ def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
         yield (inner if inner.is_dir() else Path(against)).resolve()
         return
     revision = "HEAD" if against is None else against
-    if _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+    if commit(revision, root) is None:
         if against is not None:
             raise ConfigError(f"{against}: neither a folder nor a revision of this repository")
         yield None
@@ -191,6 +191,12 @@ def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(folder, filter="data")
         yield Path(folder) / RESULTS
+
+
+def commit(revision: str, root: Path = Path()) -> str | None:
+    """Hash of a revision of the checkout; None where there is none."""
+    found = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    return found.decode().strip() if found else None
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:

@@ -4,7 +4,6 @@
 # × is meant: it is the paper's notation.
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,8 +107,8 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
     counts = {v: sum(c.verdict == v for c in cells) for v in (WITHIN, OUTSIDE, INCOMPARABLE, NOT_RUN)}
     print("\n" + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     problem = failure(counts, allow_missing)
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
+    within = f"{plural(counts[WITHIN], 'FID')} within the tolerance of the paper's"
+    print(f"not reproduced: {problem}" if problem else f"reproduced: {within}")
     return 1 if problem else 0
 
 

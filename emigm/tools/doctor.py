@@ -84,7 +84,10 @@ def doctor(benchmark: Benchmark) -> int:
     for c in open_points:
         print(f"{c.state}: {c.what}: {c.remedy}.")
     missing = sum(c.state == MISSING for c in checks)
-    print(f"{missing} missing" if missing else f"nothing missing: {how_to_run(benchmark.name)}")
+    then = how_to_run(benchmark.name)
+    if any(f"emigm fetch {benchmark.name}" in c.remedy for c in open_points):
+        then = f"emigm fetch {benchmark.name} && {then}"
+    print(f"{missing} missing; then: {then}" if missing else f"nothing missing: {then}")
     return 1 if missing else 0
 
 

@@ -74,7 +74,8 @@ def fetch(benchmark: Benchmark) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        print(f"{benchmark.name}: all {len(items)} files are there" if items else f"{benchmark.name}: nothing to fetch")
+        there = f"all {len(items)} files are there" if items else "nothing to fetch"
+        print(f"{benchmark.name}: {there}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
 
 
