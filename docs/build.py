@@ -27,7 +27,7 @@ from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, load_claims
 from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
-from emigm.report import pages, style
+from emigm.report import pages
 from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, model_name, plural, saved, write_text
 
@@ -185,7 +185,6 @@ class Pages:
         parts = [pages.benchmark_page(self.root, name)]
         moving = gallery(self.pictures(folder / "grids/reveal"), "drawn")
         parts += [f"## How images come about\n\n{moving}"] if moving else []
-        parts += [f"## Training curves\n\n{gallery(self.curves(folder), 'drawn')}"]
         parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{self.records(name)}"]
         return "\n\n".join(parts) + menu(named(p) for p in self.executed if p.is_relative_to(folder))
 
@@ -199,23 +198,6 @@ class Pages:
             caption = f"{model_name(size)} at {budget}" if budget else size.replace("_", " ").capitalize()
             self.copied(path)
             yield path, "Real images" if size == "real" else caption
-
-    def curves(self, folder: Path) -> Iterator[tuple[Path, str]]:
-        """Training loss of all sizes, drawn for the site."""
-        if not (self.root / folder / "curves.csv").is_file():
-            return
-        table = pd.read_csv(self.root / folder / "curves.csv")
-        figure, axes = style.panels(width=style.FULL, height=3)
-        for i, (size, rows) in enumerate(table.groupby("size", sort=False)):
-            look = {"color": style.size_colour(size) if size in SIZES else f"C{i}", "linewidth": 1}
-            axes[0, 0].plot(rows["step"], rows["loss"], label=model_name(size), **look)
-            axes[0, 0].fill_between(rows["step"], rows["least"], rows["greatest"], alpha=0.2, lw=0, color=look["color"])
-        axes[0, 0].set(xlabel="step", ylabel="training loss")
-        style.common_legend(figure)
-        path = folder / "curves.svg"
-        (self.source / path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.source / path, metadata={"Date": None})
-        yield path, "Training loss; bands: lowest and highest of the training seeds."
 
     def records(self, name: str) -> str:
         """One row a record, with a link to it."""

@@ -41,7 +41,7 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     Mappings are merged; lists and plain values replace what they stand for.
 
     Raises:
-        ConfigError: no such benchmark, or its sources extend each other in a circle.
+        ConfigError: no such benchmark, its sources extend each other in a circle, or it names no notebooks.
     """
     known("benchmark", name, sources(root))
     tree: dict[str, Any] = {}
@@ -51,7 +51,10 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     up = [".."] * (len(file.parts) - 1)
     images_of = tree.setdefault("images_of", name)
     along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
-    notebooks, sizes = tree.pop("notebooks", []), tree.get("sizes", [])
+    notebooks, sizes = tree.pop("notebooks", None), tree.get("sizes", [])
+    if not (isinstance(notebooks, list) and notebooks):
+        source = FOLDER / name / SOURCE
+        raise ConfigError(f"{source}: notebooks names none; its page shows at least one, such as [scores]")
     return {
         "root": str(PurePosixPath(*up)) if up else ".",
         "params": file.as_posix(),

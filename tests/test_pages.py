@@ -10,7 +10,7 @@ import pytest
 from made_up import REPO, write_results
 
 from emigm.report.blocks import BLOCK, PAGES, filled, main
-from emigm.report.pages import benchmark_page, front_page
+from emigm.report.pages import anchor, benchmark_page, front_page
 from emigm.report.tables import Reading, Table
 from emigm.stages.index import write_page
 
@@ -74,7 +74,16 @@ def test_every_link_of_the_pages_leads_somewhere(root, monkeypatch):
     for path in (write_page("mnist"), write_page("smoke"), write_page(None)):
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)]+)\)", text):
-            assert (path.parent / target).exists() or target == "../README.md", target
+            heading = target.startswith("#") and target[1:] in map(anchor, re.findall("^## (.*)$", text, re.M))
+            assert heading or (path.parent / target).exists() or target == "../README.md", target
+
+
+@pytest.mark.parametrize(
+    ("heading", "named"),
+    [("Figure 1: what do images look like?", "figure-1-what-do-images-look-like"), ("N = 4 (a)", "n--4-a")],
+)
+def test_headings_are_named_as_a_git_host_names_them(heading, named):
+    assert anchor(heading) == named
 
 
 def test_a_dry_run_is_marked_on_its_page_and_shows_no_number_on_that_of_all(root):

@@ -6,6 +6,7 @@ notebooks saved, says what was run with which settings, and folds what a first r
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -28,7 +29,7 @@ from emigm.report.tables import (
     thousands,
 )
 
-SHOWN = ("scores", "figure1", "reveal", "figure4")
+SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
 
@@ -42,8 +43,12 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = [*notes.all_of(frame, baselines(root, benchmark)), notes.NFE]
     parts.append(_folded("What the numbers rest on", bullets(said)))
-    parts += [f"## {_first_cell(folder, n)[0]}\n\n{_content(folder, n)}" for n in SHOWN if n in executed(folder)]
+    shown = [name for name in SHOWN if name in executed(folder)]
     others = [name for name in executed(folder) if name not in SHOWN]
+    headings = {name: _first_cell(folder, name)[0] for name in shown}
+    contents = [f"[{_title(name)}](#{anchor(heading)})" for name, heading in headings.items()]
+    parts.append(" · ".join([*contents, *([f"folded below: {', '.join(map(_title, others))}"] if others else [])]))
+    parts += [f"## {heading}\n\n{_content(folder, name)}" for name, heading in headings.items()]
     parts += [_folded(_first_cell(folder, name)[0], _content(folder, name)) for name in others]
     parts.append("[All benchmarks](../README.md)")
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -85,6 +90,16 @@ def tally(folder: Path) -> str:
     return f"[The ledger of the paper's claims]({link}): {plural(len(table), 'row')}: {listed}."
 
 
+def anchor(heading: str) -> str:
+    """What a git host calls a heading in a link."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _title(name: str) -> str:
+    """ "figure4" => "Figure 4"."""
+    return re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize()
+
+
 def executed(folder: Path) -> list[str]:
     """Names of the notebooks that were executed for a benchmark, in the order of their names."""
     return sorted(path.stem for path in folder.glob("notebooks/*/*.ipynb") if path.parent.name == path.stem)
@@ -102,7 +117,8 @@ def _content(folder: Path, name: str, prefix: str = "") -> str:
     there, link = folder / "notebooks" / name, f"{prefix}notebooks/{name}"
     heading, caption = _first_cell(folder, name)
     parts = [saved(there / "reading.md")]
-    parts += [f"![{heading}]({link}/{p.name})\n\n*{caption}*" for p in sorted(there.glob("*.png"))]
+    for p in sorted(there.glob("*.png")):
+        parts.append(f"![{heading}]({link}/{p.name})\n\n*{caption if p.stem == name else p.stem.capitalize()}*")
     for path in sorted(there.glob("*.md"), key=lambda p: (p.stem != name, p.stem)):
         if path.stem == name:
             parts.append(saved(path))
