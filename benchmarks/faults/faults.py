@@ -36,6 +36,7 @@ import torch.distributed as dist
 import yaml
 from tqdm import tqdm
 
+from emigm import stages
 from emigm.config.benchmark import KEYS
 from emigm.files import sha256, write_json
 from emigm.records.record import SCHEMA, provenance
@@ -90,6 +91,8 @@ EVERY = 5
 """Trials to one of two processes."""
 MOST_KILLS = 3
 """Of one trial."""
+KILLED = 128 + signal.SIGKILL
+"""Exit status of what started several processes, of which one was killed."""
 LONGEST = 300.0
 """Seconds after which a stage of the tiny benchmark hangs."""
 
@@ -144,20 +147,26 @@ def _launch(processes: int) -> None:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     places = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    started = []
+    started, launcher = [], os.getpid()
     for rank in range(processes):
         if (process := os.fork()) == 0:
-            os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank))
+            os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank), DVC_STAGE="one")
+            stages.STARTED_BY = launcher  # as the stage's own module notes it
             return
         started.append(process)
-    status = 0
+    failed: list[int] = []  # before this process ended the others
     for _ in started:
         _, ended = os.wait()
-        if ended and not status:
-            status = 1
+        if ended and not failed:
+            failed.append(ended)
+            time.sleep(0.2)  # a process that was killed can end after the one that lost it
             for process in started:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ChildProcessError, ProcessLookupError):
+                    found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    if found is not None and found.si_code == os.CLD_KILLED:
+                        failed.append(signal.SIGKILL)
                     os.kill(process, signal.SIGKILL)
+    status = 0 if not failed else KILLED if any(map(os.WIFSIGNALED, failed)) else 1
     os._exit(status)
 
 
@@ -171,29 +180,36 @@ def run(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 1)
     return os.waitstatus_to_exitcode(ended[1])
 
 
-def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: random.Random) -> bool:
+def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: random.Random) -> bool | None:
     """Start a stage and, after so many seconds, kill it, of several processes one or what started them; False: it had
-    ended."""
+    ended, None: it had failed by itself."""
     process = start(stage, folder, processes=processes)
     time.sleep(after)
     one_of = [process, *_children_of(process)] if processes > 1 else [process]
     with contextlib.suppress(ProcessLookupError):
         os.kill(rng.choice(one_of), signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) != 0
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return {0: False, -signal.SIGKILL: True, KILLED: True}.get(status)
 
 
 def orphans(wait: float = 5.0) -> list[int]:
-    """Processes of stages that go on although the stage was killed: children that came to this process, which is
-    their reaper. Those that the system is about to end get `wait` seconds."""
-    until = time.monotonic() + wait
+    """Processes of stages that went on although the stage was killed: children that came to this process, which is
+    their reaper. Those that the system is about to end get `wait` seconds, and none may end by itself in them; those
+    that are left are killed."""
+    until, gone_on, at_once = time.monotonic() + wait, [], True
     while True:
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                gone_on += [ended[0]] if not at_once and ended[1] != signal.SIGKILL else []
         except ChildProcessError:
-            return []
+            return gone_on
+        at_once = False  # who had ended before the stage was killed is there from the start
         if time.monotonic() > until:
-            return list(_children_of(os.getpid()))
+            left = list(_children_of(os.getpid()))
+            for process in left:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            return gone_on + left
         time.sleep(0.01)
 
 
@@ -244,12 +260,16 @@ def trial(
         kills: how many hit it; lost: why the trial counts as lost, or None.
     """
     remove_outputs(stage, folder)
-    kills = sum(
-        run_and_kill(stage, folder, rng.uniform(0, seconds), processes, rng) for _ in range(rng.randint(1, MOST_KILLS))
-    )
-    lost = None
+    kills, lost = 0, None
+    for _ in range(rng.randint(1, MOST_KILLS)):
+        hit = run_and_kill(stage, folder, rng.uniform(0, seconds), processes, rng)
+        kills += hit is True
+        if hit is None:
+            lost = f"failed when started again: {(folder / 'log.txt').read_text()[-1000:]}"
     if left := orphans():
         lost = f"{len(left)} processes went on"
+    elif lost:
+        pass
     elif run(stage, folder, processes=processes):
         lost = (folder / "log.txt").read_text()[-1000:] or "no message"
     elif (found := outputs(stage, folder)) != expected:
@@ -261,8 +281,8 @@ def trial(
 
 def remove_outputs(stage: str, folder: Path) -> None:
     """As DVC does before it runs a stage."""
-    for path in STAGES[stage][1]:
-        shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
+    for path in [*STAGES[stage][1], f"results/tiny/records/{stage}.json"]:
+        shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink(missing_ok=True)
 
 
 Expected = dict[tuple[str, int], tuple[dict[str, Any], float]]
@@ -326,6 +346,7 @@ def main() -> None:
                 elif processes > 1:  # the other stages know the outputs of one
                     remove_outputs(stage, folder)
                     run_or_stop(stage, folder, 1)
+        orphans(0)  # after Ctrl-C, the stage that ran
     record = {
         "schema": SCHEMA,
         "what": __doc__.split("\n")[0],
