@@ -15,6 +15,7 @@ import pytest
 from made_up import REPO, checkout, write_results
 from test_compare import write_paper_results
 
+from emigm.compose import compose
 from emigm.config.errors import ConfigError, RunError
 from emigm.stages.notebooks import execute
 
@@ -165,6 +166,19 @@ def test_tables_2_and_3_of_other_data_show_the_papers_rows_alone_and_say_so(root
         space = run(name, root, monkeypatch)
         assert len(table(space)) == rows and not any("ours" in column for column in table(space))
         assert "mnist is MNIST-5k, not this data set; its own scores are in the notebook `scores`" in reading(space)
+
+
+@pytest.mark.parametrize("name", compose("imagenet256", REPO)["notebooks"])
+def test_each_notebook_of_a_gpu_run_reads_results_of_released_weights(name, released, monkeypatch, tmp_path):
+    if name == "reveal":
+        pytest.skip("needs pictures that a stage draws; test_reveal.py has it")
+    run(name, released, monkeypatch, "imagenet256", out=str(tmp_path))
+    assert (tmp_path / "reading.md").read_text().strip()
+
+
+@pytest.mark.parametrize(("benchmark", "table"), [("imagenet256", "table2"), ("imagenet512", "table3")])
+def test_a_benchmark_of_the_papers_data_makes_the_papers_table(benchmark, table):
+    assert table in compose(benchmark, REPO)["notebooks"]
 
 
 def test_on_the_papers_data_our_numbers_stand_beside_its_rows(released, monkeypatch):

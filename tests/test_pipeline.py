@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emigm.compose import composed_text, params_file, sources
+from emigm.compose import compose, composed_text, params_file, sources
+from emigm.config.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"
@@ -109,6 +110,14 @@ def test_every_notebook_is_run_by_a_stage():
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_composed_file_is_what_its_source_says(name):
     assert (ROOT / params_file(name)).read_text(encoding="utf-8") == composed_text(name, ROOT), "run `emigm compose`"
+
+
+@pytest.mark.parametrize("notebooks", ["", "notebooks: []", "notebooks: scores"])
+def test_a_benchmark_without_notebooks_is_refused_when_it_is_composed(tmp_path, notebooks):
+    (tmp_path / "benchmarks" / "mine").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "mine" / "benchmark.yaml").write_text(f"title: Mine\n{notebooks}\n")
+    with pytest.raises(ConfigError, match=r"mine/benchmark.yaml: notebooks names none; its page shows at least one"):
+        compose("mine", tmp_path)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
