@@ -236,3 +236,12 @@ def test_saving_does_not_change_the_style_of_others():
     before = dict(matplotlib.rcParams)
     assert style.styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([1, 9], "linear"), ([1, 11], "log"), ([0, 50], "linear"), ([], "linear")]
+)
+def test_an_axis_is_logarithmic_where_values_span_more_than_ten_times(values, scale):
+    _, axes = style.panels()
+    style.log_y_where_wide(axes[0, 0], pd.Series(values, dtype=float))
+    assert axes[0, 0].get_yscale() == scale

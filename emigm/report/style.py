@@ -234,6 +234,15 @@ def panel_legends(figure: Figure, rows: dict[Axes, Iterable[str]], columns: int 
     figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
+def log_y_where_wide(axes: Axes, values: pd.Series, factor: float = 10) -> None:
+    """A logarithmic y axis with labelled ticks (1, 2, 5, 10) where positive values span more than `factor`."""
+    if len(values) and values.max() > factor * values.min() > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
 def log_x(axes: Axes, ticks: Sequence[float] | None = None, unit: str = "") -> None:
     """A logarithmic x axis with labelled ticks (100k, 2T, 5 ms), at `ticks` where given; a panel without points says
     "not run"."""

@@ -18,6 +18,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.flops import mean_training_step
 from emigm.records.record import cpu_seconds
 from emigm.runtime.distributed import ALONE
+from emigm.runtime.pools import keep_freed_memory
 from emigm.tools.timing import matrix_rate
 from emigm.training import TrainingImages, TrainingRun
 
@@ -28,6 +29,7 @@ WARM_UP = 3
 def bench_embedded(benchmark: Benchmark, steps: int) -> dict[str, Any]:
     """What the record holds as `results`: training by size, start-up by stage; on one thread, as the stages work."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     rate = matrix_rate("cpu", "float32")
     training = {}
     for size in benchmark.sizes:
