@@ -102,11 +102,8 @@ def test_images_and_extractor_may_lie_with_another_benchmark(tmp_path):
     for path in (folder / "records").glob("*.json"):
         edit(folder, path.stem, lambda r: r.update(images_of="mnist"))
     frame = runs(tmp_path, ["ladder"])
-    assert (
-        (frame["dataset"] == "mnist").all()
-        and (frame["features"] == 64).all()
-        and set(frame["benchmark"]) == {"ladder"}
-    )
+    assert (frame["dataset"] == "mnist").all() and (frame["features"] == 64).all()
+    assert set(frame["benchmark"]) == {"ladder"} and set(frame["title"]) == {"Made-up ladder"}
 
 
 def test_records_of_another_schema_and_damaged_ones_are_named(tmp_path):

@@ -108,6 +108,7 @@ def start(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 
 
     What `python -m emigm.stages.<stage>` does, or torchrun of several, without seconds of imports.
     """
+    starter = os.getpid()
     if process := os.fork():
         with contextlib.suppress(ProcessLookupError):
             os.setpgid(process, process)  # here too, so that the group is there for whoever kills it
@@ -115,6 +116,7 @@ def start(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 
     status = 1
     try:
         os.setpgid(0, 0)
+        stages.STARTED_BY = starter  # as the stage's own module notes it; under DVC a stage ends with who started it
         os.chdir(folder)
         log = os.open(log_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
@@ -151,7 +153,7 @@ def _launch(processes: int) -> None:
     for rank in range(processes):
         if (process := os.fork()) == 0:
             os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank), DVC_STAGE="one")
-            stages.STARTED_BY = launcher  # as the stage's own module notes it
+            stages.STARTED_BY = launcher
             return
         started.append(process)
     failed: list[int] = []  # before this process ended the others

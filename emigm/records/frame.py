@@ -133,7 +133,7 @@ def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
     sizes = {r["settings"]["size"] for kind in of.values() for r in kind}
     common = {
         "benchmark": name,
-        "title": next((r["title"] for r in records.values()), name),
+        "title": next((r["title"] for r in records.values() if r["benchmark"] == name), name),
         "dataset": records.at("prepare", "settings", "data", "dataset"),
         "resolution": records.at("prepare", "settings", "data", "resolution")
         or (records.at("prepare", "results", "shape") or [None])[-1],
