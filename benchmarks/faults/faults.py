@@ -198,14 +198,14 @@ def orphans(wait: float = 5.0) -> list[int]:
     """Processes of stages that went on although the stage was killed: children that came to this process, which is
     their reaper. Those that the system is about to end get `wait` seconds, and none may end by itself in them; those
     that are left are killed."""
-    until, gone_on, at_once = time.monotonic() + wait, [], True
+    until, gone_on = time.monotonic() + wait, []
+    at_work = set(filter(_has_memory, _children_of(os.getpid())))  # others had ended, or were about to, before the kill
     while True:
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                gone_on += [ended[0]] if not at_once and ended[1] != signal.SIGKILL else []
+                gone_on += [ended[0]] if ended[0] in at_work and ended[1] != signal.SIGKILL else []
         except ChildProcessError:
             return gone_on
-        at_once = False  # who had ended before the stage was killed is there from the start
         if time.monotonic() > until:
             left = list(_children_of(os.getpid()))
             for process in left:
@@ -213,6 +213,14 @@ def orphans(wait: float = 5.0) -> list[int]:
                 os.waitpid(process, 0)
             return gone_on + left
         time.sleep(0.01)
+
+
+def _has_memory(process: int) -> bool:
+    """Whether the system has not taken its memory away yet, which is early in its end and can take a while."""
+    try:
+        return bool(Path(f"/proc/{process}/exe").readlink())
+    except OSError:
+        return False
 
 
 def adopt_orphans() -> None:
