@@ -153,7 +153,7 @@ class Pages:
                 row = {
                     "Run": line["date"],
                     "Benchmark": name,
-                    "On": one["devices"][0],
+                    "On": ", ".join(filter(None, (one["devices"][0], line.get("instructions")))),
                     "Held against": one["devices"][1],
                 }
                 row |= {"Identical": one[IDENTICAL], "Within tolerance": one[REPRODUCED], "Different": one[DIFFERS]}

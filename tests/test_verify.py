@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
@@ -374,6 +375,7 @@ def test_a_verdict_is_logged_in_one_line_after_those_that_are_there(workspace):
         assert line["verdict"].startswith(verdict_is) and line["holds"] == (number == 1)
         assert len(Path("log.jsonl").read_text().splitlines()) == number
         assert line["commit"] == line["against"] and len(line["commit"]) == 40
+        assert line["instructions"] == torch.backends.cpu.get_cpu_capability()
         (one,) = line["benchmarks"].values()
         assert one["differs"] == 0 < one["identical"] and len(one["devices"]) == 2
         flip(next(Path("results").rglob("*.png")))

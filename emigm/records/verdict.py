@@ -133,10 +133,13 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
 
 
 def log(path: Path, found: Sequence[Verification], against: str | None = None) -> None:
-    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine, and the cells' counts.
+    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine and with which of its
+    vector instructions (which ATEN_CPU_CAPABILITY can narrow), and the cells' counts.
 
     docs/reproductions.jsonl holds such lines, and the site shows them.
     """
+    from torch.backends.cpu import get_cpu_capability  # takes seconds to import
+
     compared = {
         one.name: {"devices": list(one.devices)}
         | {status: len(one.comparison.of(status)) for status in (IDENTICAL, REPRODUCED, DIFFERS)}
@@ -147,6 +150,7 @@ def log(path: Path, found: Sequence[Verification], against: str | None = None) -
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit("HEAD"),
         "against": commit(against or "HEAD") or str(against),
+        "instructions": get_cpu_capability(),
         "holds": holds(found),
         "verdict": verdict(found, against),
         "benchmarks": compared,
