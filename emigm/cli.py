@@ -155,6 +155,9 @@ def verify(options: argparse.Namespace) -> int:
     from emigm.records.verdict import as_json, holds, log, report
     from emigm.records.verify import verify as examine
 
+    for name, needs in (("seed", "deep"), ("note", "log")):
+        if getattr(options, name) is not None and not getattr(options, needs):
+            raise ConfigError(f"--{name} has no effect without --{needs}")
     found = examine(options.benchmark, options.against, deep=options.deep)
     if options.deep:
         from emigm.tools.deep import generate_again
@@ -163,7 +166,7 @@ def verify(options: argparse.Namespace) -> int:
     if options.json:
         write_json(options.json, as_json(found, options.against))
     if options.log:
-        log(options.log, found, options.against)
+        log(options.log, found, options.against, options.note)
     print(report(found, options.against))
     return 0 if holds(found) else 1
 
@@ -347,6 +350,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--log", type=Path, metavar="FILE", help="append the verdict in one line of JSON, with the machine"
     )
+    verb.add_argument("--note", metavar="TEXT", help="what that line has to say beside (with --log)")
 
     verb = add(
         export_samples,

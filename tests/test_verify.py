@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
@@ -20,6 +19,7 @@ from emigm.cli import main
 from emigm.compose import write_composed
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
+from emigm.records.findings import at
 from emigm.records.pipeline import Pipeline, md5
 from emigm.records.summary import fid_table, metrics_tree, summaries
 from emigm.records.verdict import as_json, holds, log, report, verdict
@@ -83,13 +83,13 @@ def git(*arguments: str) -> None:
 
 def write_lock(root: Path) -> None:
     """What `dvc repro` would write after all stages."""
-    params = yaml.safe_load((root / "benchmarks/tiny/params.yaml").read_text())["benchmark"]
+    params = yaml.safe_load((root / "benchmarks/tiny/params.yaml").read_text())
     stages = {}
     for stage in Pipeline(root, "tiny").stages:
-        deps = {"summary": [RECORDS, "results/tiny/curves"], "page": [RECORDS]}.get(stage.name, [])
-        entry = {"outs": [dvc_entry(root, p) for p in stage.outs], "deps": [dvc_entry(root, p) for p in deps]}
-        if stage.name == "train@xs":
-            entry["params"] = {"benchmarks/tiny/params.yaml": {"benchmark.train": params["train"]}}
+        entry = {"cmd": stage.cmd, "outs": [dvc_entry(root, p) for p in stage.outs]}
+        entry["deps"] = [dvc_entry(root, p) if (root / p).exists() else {"path": p} for p in stage.deps]
+        for file, key in stage.keys:
+            entry.setdefault("params", {}).setdefault(file, {})[key] = at(params, key)
         stages[stage.name] = entry
     (root / "benchmarks/tiny/dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
@@ -111,6 +111,14 @@ def edit(stage: str, change) -> None:
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def relock(change) -> None:
+    """Change what dvc.lock says of the training."""
+    path = Path("benchmarks/tiny/dvc.lock")
+    lock = yaml.safe_load(path.read_text())
+    change(lock["stages"]["train@xs"])
+    path.write_text(yaml.safe_dump(lock))
 
 
 def problems() -> str:
@@ -308,6 +316,18 @@ IN_LOCK = {
         ["data/tiny/latents: is not what stage encode wrote"],
     ),
     "a figure deleted": (lambda: Path("results/tiny/grids/xs-16.png").unlink(), ["grids/xs-16.png: missing"]),
+    "another command": (
+        lambda: relock(lambda entry: entry.update(cmd=entry["cmd"] + " --fast")),
+        ["stage train@xs ran without the command python -m emigm.stages.train --params .*params.yaml --size xs, which"],
+    ),
+    "a dependency that was not there": (
+        lambda: relock(lambda entry: entry["deps"].pop()),
+        ["stage train@xs ran without the dependency .*, which dvc.yaml gives it; run dvc repro"],
+    ),
+    "a parameter that was not there": (
+        lambda: relock(lambda entry: entry["params"]["benchmarks/tiny/params.yaml"].pop("benchmark.train")),
+        ["stage train@xs ran without the parameter benchmark.train, which dvc.yaml gives it; run dvc repro"],
+    ),
 }
 """What contradicts nothing but dvc.lock."""
 
@@ -369,13 +389,17 @@ def test_any_part_of_any_record_dropped_or_replaced_is_refused_and_never_a_trace
 
 
 def test_a_verdict_is_logged_in_one_line_after_those_that_are_there(workspace):
-    for number, verdict_is in ((1, "unchanged"), (2, "not whole")):
+    with pytest.raises(ConfigError, match=r"log\.jsonl: nothing to log, since no stage has run again here"):
         log(Path("log.jsonl"), verify(), None)
+    edit("encode", lambda r: r["provenance"].update(commit="c0de"))  # as if it had run again
+    write_lock(workspace)
+    for number, verdict_is in ((1, "reproduced"), (2, "not whole")):
+        log(Path("log.jsonl"), verify(), None, "in a hurry")
         *_, line = map(json.loads, Path("log.jsonl").read_text().splitlines())
         assert line["verdict"].startswith(verdict_is) and line["holds"] == (number == 1)
         assert len(Path("log.jsonl").read_text().splitlines()) == number
-        assert line["commit"] == line["against"] and len(line["commit"]) == 40
-        assert line["instructions"] == torch.backends.cpu.get_cpu_capability()
+        assert len(line["against"]) == 40 and line["note"] == "in a hurry"
+        assert line["commit"] == "c0de"
         (one,) = line["benchmarks"].values()
         assert one["differs"] == 0 < one["identical"] and len(one["devices"]) == 2
         flip(next(Path("results").rglob("*.png")))
@@ -407,7 +431,7 @@ def test_an_edited_lock_entry_does_not_hide_what_later_stages_read(workspace):
     for out in lock["stages"]["sample@xs-4"]["outs"]:
         out["md5"] = md5(Path(out["path"]))
     path.write_text(yaml.safe_dump(lock))
-    assert f"{RECORDS}: has changed since 2 stages (summary, page, ...) ran" in problems()
+    assert f"{RECORDS}: has changed since 3 stages (summary, notebook@table2, page, ...) ran" in problems()
 
 
 def test_a_stage_that_has_not_run_is_named(workspace):
@@ -508,12 +532,30 @@ def test_claims_whose_verdict_changed_are_named_and_the_contrary_counts(workspac
     assert as_json(found)["benchmarks"]["tiny"]["contrary_claims"]
 
 
+def test_other_settings_are_a_difference_and_make_neither_side_less_whole(workspace, theirs):
+    """Settings edited here, and all stages run again with them."""
+    source = Path("benchmarks/tiny/benchmark.yaml")
+    source.write_text(source.read_text().replace("repeats: 1", "repeats: 2"))
+    write_composed()
+    edit("train-xs", lambda r: r["settings"]["gate"].update(repeats=2))
+    write_lock(workspace)
+    found = verify(against="HEAD")
+    assert found[0].whole and not holds(found)
+    assert verdict(found, "HEAD").startswith(
+        "differs: the settings are not those of HEAD, the first tiny train-xs.json: settings.gate.repeats is 2 here, 1"
+    )
+    assert "other settings: train-xs.json" in report(found)
+    assert as_json(found)["benchmarks"]["tiny"]["unlike_settings"] == found[0].unlike
+
+
 # The command line
 
 
 def test_a_user_s_mistake_is_one_line(workspace, capsys):
     for arguments, message in (
         (["tyni"], "unknown benchmark 'tyni'"),
+        (["--seed", "3"], "--seed has no effect without --deep"),
+        (["--note", "fast"], "--note has no effect without --log"),
         (["--against", "nowhere"], "nowhere: neither a folder nor a revision"),
     ):
         assert main(["verify", *arguments]) == 1
@@ -536,12 +578,16 @@ def test_a_pipeline_without_a_benchmark_is_verified_by_its_lock_file(workspace):
     folder.mkdir()
     table.parent.mkdir(parents=True)
     table.write_text("ID,Verdict\n2a,holds\n")
-    stage = {"wdir": "../..", "matrix": {"notebook": "${notebooks}"}, "cmd": "x"}
+    stage = {"wdir": "../..", "matrix": {"notebook": "${notebooks}"}, "cmd": "x", "deps": [RECORDS]}
     stage["outs"] = [{"results/evidence/notebooks/${item.notebook}": {"cache": False}}]
     (folder / "dvc.yaml").write_text(
         yaml.safe_dump({"vars": [{"notebooks": ["claims"]}], "stages": {"notebook": stage}})
     )
-    entry = {"outs": [dvc_entry(workspace, table.parent.as_posix())], "deps": [dvc_entry(workspace, RECORDS)]}
+    entry = {
+        "cmd": "x",
+        "outs": [dvc_entry(workspace, table.parent.as_posix())],
+        "deps": [dvc_entry(workspace, RECORDS)],
+    }
     (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"notebook@claims": entry}}))
     found = verify()
     assert [one.name for one in found] == ["evidence", "tiny"] and holds(found)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +35,26 @@ class Stage:
     """A stage as dvc.yaml gives it, and what dvc.lock says of its last run; paths as from the root."""
 
     name: str
+    cmd: str
+    deps: tuple[str, ...]
+    keys: tuple[tuple[str, str], ...]
+    """(file, key) of its parameters."""
     outs: tuple[str, ...]
+    ran: str | None = None
+    """Its command in dvc.lock; None: it has not run."""
     made: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Path of an output -> its md5 and size in dvc.lock."""
     read: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Path of a dependency -> its md5 and size in dvc.lock."""
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """File of parameters -> key -> value in dvc.lock."""
-    has_run: bool = False
+
+    def lacking(self) -> Iterator[str]:
+        """What dvc.yaml gives it and its last run did not have."""
+        if self.ran != self.cmd:
+            yield f"the command {self.cmd}"
+        yield from (f"the dependency {path}" for path in self.deps if path not in self.read)
+        yield from (f"the parameter {key}" for file, key in self.keys if key not in self.params.get(file, {}))
 
 
 class Pipeline:
@@ -80,21 +92,38 @@ class Pipeline:
         for name, stage in chain.get("stages", {}).items():
             for item, variables in _items(name, stage, values):
                 wdir = Path(os.path.normpath(self.folder / _filled(stage.get("wdir", "."), variables)))
-                entry = lock.get(item)
+                entry = lock.get(item) or {}
+                paths = {
+                    kind: tuple(self._path(wdir, _filled(_key(one), variables)) for one in stage.get(kind, ()))
+                    for kind in ("deps", "outs")
+                }
+                keys = [[_filled(text, variables) for text in pair] for pair in _keys(stage.get("params", ()))]
                 found.append(
                     Stage(
                         item,
-                        tuple(self._path(wdir, _filled(_key(out), variables)) for out in stage.get("outs", ())),
-                        {self._path(wdir, o["path"]): o for o in (entry or {}).get("outs", ())},
-                        {self._path(wdir, d["path"]): d for d in (entry or {}).get("deps", ())},
-                        {self._path(wdir, file): keys for file, keys in (entry or {}).get("params", {}).items()},
-                        entry is not None,
+                        _filled(stage.get("cmd"), variables),
+                        paths["deps"],
+                        tuple((self._path(wdir, file), key) for file, key in keys),
+                        paths["outs"],
+                        entry.get("cmd"),
+                        {self._path(wdir, o["path"]): o for o in entry.get("outs", ())},
+                        {self._path(wdir, d["path"]): d for d in entry.get("deps", ())},
+                        {self._path(wdir, file): keys for file, keys in entry.get("params", {}).items()},
                     )
                 )
         return found
 
     def _path(self, wdir: Path, path: str) -> str:
         return Path(os.path.relpath(os.path.normpath(wdir / path), self.root)).as_posix()
+
+
+def _keys(params: Iterable[str | Mapping[str, Sequence[str]]]) -> Iterator[tuple[str, str]]:
+    """(file, key) of the parameters that a stage declares."""
+    for one in params:
+        if isinstance(one, str):
+            yield "params.yaml", one
+        else:
+            yield from ((file, key) for file, keys in one.items() for key in keys)
 
 
 def _key(out: str | Mapping[str, Any]) -> str:
@@ -162,9 +191,11 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
     lock = pipeline.lock.relative_to(root)
     wrong: set[str] = set()
     for stage in pipeline.stages:
-        if not stage.has_run:
+        if stage.ran is None:
             findings.refuse(f"{lock}: has no stage {stage.name}: it has not run; {REMEDY}")
             continue
+        for what in stage.lacking():
+            findings.refuse(f"{lock}: stage {stage.name} ran without {what}, which dvc.yaml gives it; {REMEDY}")
         for path in stage.outs:
             entry, tracked = stage.made.get(path), path.split("/")[0] == RESULTS
             if entry is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from emigm.config.errors import ConfigError
 from emigm.files import write_atomically
 from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison
 from emigm.records.verify import Verification, commit
@@ -52,6 +53,7 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
     ours, theirs = one.devices
     if one.unchanged < one.records:
         yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
+    yield from (f"    other settings: {text}" for text in one.unlike)
     differing = comparison.of(DIFFERS)
     largest = sorted(differing or comparison.of(REPRODUCED), key=lambda v: -v.share)
     for v in largest if differing else largest[:SHOWN]:
@@ -73,7 +75,10 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     differing = sorted((v for v in cells if v.status == DIFFERS), key=lambda v: -v.share)
     missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
     contrary = [c for one in found for c in one.contrary]
+    unlike = [f"{one.name} {text}" for one in found for text in one.unlike]
     what = []
+    if unlike:
+        what.append(f"the settings are not those of {other}, the first {unlike[0]}")
     if differing:
         what.append(f"{len(differing)} of {_count(len(cells), 'cell')}, the first {differing[0]}")
     if missing:
@@ -126,20 +131,23 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "same_claims": one.same_claims,
             "claims": one.claims,
             "contrary_claims": one.contrary,
+            "unlike_settings": one.unlike,
             "deep": one.deep,
         }
     tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
     return json.loads(json.dumps({**tree, "benchmarks": benchmarks}))
 
 
-def log(path: Path, found: Sequence[Verification], against: str | None = None) -> None:
-    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine and with which of its
-    vector instructions (which ATEN_CPU_CAPABILITY can narrow), and the cells' counts.
+def log(path: Path, found: Sequence[Verification], against: str | None = None, note: str | None = None) -> None:
+    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine, and the cells' counts.
 
     docs/reproductions.jsonl holds such lines, and the site shows them.
-    """
-    from torch.backends.cpu import get_cpu_capability  # takes seconds to import
 
+    Raises:
+        ConfigError: no stage has run again, so that there is nothing to log.
+    """
+    if not any(one.unchanged < one.records for one in found if one.comparison is not None):
+        raise ConfigError(f"{path}: nothing to log, since no stage has run again here; make reproduce in a fresh clone")
     compared = {
         one.name: {"devices": list(one.devices)}
         | {status: len(one.comparison.of(status)) for status in (IDENTICAL, REPRODUCED, DIFFERS)}
@@ -148,9 +156,9 @@ def log(path: Path, found: Sequence[Verification], against: str | None = None) -
     }
     line = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit("HEAD"),
+        "commit": ", ".join(sorted({c for one in found for c in one.commits})) or None,
         "against": commit(against or "HEAD") or str(against),
-        "instructions": get_cpu_capability(),
+        **({"note": note} if note else {}),
         "holds": holds(found),
         "verdict": verdict(found, against),
         "benchmarks": compared,

@@ -24,9 +24,9 @@ from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 from emigm.records.cells import DIFFERS, Comparison, compare
-from emigm.records.findings import RESULTS, Findings
+from emigm.records.findings import RESULTS, Findings, differing, short
 from emigm.records.pipeline import Pipeline, check_pipeline
-from emigm.records.whole import check_artefacts, check_derived, check_records, read_all
+from emigm.records.whole import check_artefacts, check_derived, check_records, expected_settings, read_all
 
 CLAIMS = "claims.csv"
 CONTRARY = {"holds", "does not hold"}
@@ -46,6 +46,10 @@ class Verification:
     records: int = 0
     devices: tuple[str, str] = ("", "")
     """On which ours and theirs were made."""
+    commits: tuple[str, ...] = ()
+    """Whose code made ours."""
+    unlike: list[str] = field(default_factory=list)
+    """Settings in which the other side's benchmark differs from ours."""
     same_claims: int = 0
     """Claims whose verdict is the same."""
     claims: list[str] = field(default_factory=list)
@@ -62,7 +66,7 @@ class Verification:
     @property
     def same(self) -> bool:
         found = self.comparison
-        return not self.contrary and (found is None or not (found.missing or found.of(DIFFERS)))
+        return not self.contrary and not self.unlike and (found is None or not (found.missing or found.of(DIFFERS)))
 
 
 def verify(
@@ -133,14 +137,16 @@ def _verify(root: Path, name: str, theirs: Path | None, against: str | None, dee
         check_artefacts(records, root, findings)
         found.records = len(records)
         if theirs is not None and (theirs / name / "records").is_dir():
-            other = Findings()
+            other, their_benchmark = Findings(), _benchmark_of(theirs, name) or benchmark
+            found.unlike = _unlike(benchmark, their_benchmark)
             reference = read_all(theirs / name / "records", other)
             where = f"{against or 'HEAD'}: {label}"
-            sound_there = check_records(benchmark, reference, _shared(theirs, benchmark), where, other)
+            sound_there = check_records(their_benchmark, reference, _shared(theirs, their_benchmark), where, other)
             for problem in other.problems:
                 findings.refuse(problem.replace(f"{theirs}/", f"{against or 'HEAD'}: {RESULTS}/"))
             found.comparison = compare(sound, sound_there)
-            found.devices = _devices(records), _devices(reference)
+            found.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
+            found.commits = _made(records, "commit")
             found.unchanged = sum(
                 (folder / f"{s}.json").read_bytes() == (theirs / name / "records" / f"{s}.json").read_bytes()
                 for s in records
@@ -163,13 +169,35 @@ def _shared(results: Path, benchmark: Benchmark) -> dict[str, Any]:
     return {stage: found[stage] for stage in ("prepare", "extractor") if stage in found}
 
 
-def _devices(records: dict[str, Any]) -> str:
-    return ", ".join(sorted({str(r.get("provenance", {}).get("device")) for r in records.values()}))
+def _benchmark_of(results: Path, name: str) -> Benchmark | None:
+    """The benchmark as it is beside another's results; None where it is not there, or not as it is written here."""
+    try:
+        return load_benchmark(results.parent / params_file(name))
+    except ConfigError:
+        return None
+
+
+def _unlike(ours: Benchmark, theirs: Benchmark) -> list[str]:
+    """What of the settings that records hold differs, each once."""
+    mine, other = expected_settings(ours), expected_settings(theirs)
+    found = {}
+    for stage in mine.keys() & other.keys():
+        for key, value in mine[stage].items():
+            for name, now, then in differing(value, other[stage].get(key), key):
+                found[f"{stage}.json: {name} is {short(now)} here, {short(then)} there"] = None
+    return sorted(found)
+
+
+def _made(records: dict[str, Any], key: str) -> tuple[str, ...]:
+    """What the records' provenance says under a key, each once."""
+    said = {r.get("provenance", {}).get(key) for r in records.values()}
+    return tuple(sorted(map(str, said - {None})))
 
 
 @contextmanager
 def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
-    """The results/ to compare with, as a folder: a given one, or a revision's records and claims.
+    """The results/ to compare with, as a folder: a given one, or a revision's records and claims; the composed settings
+    lie beside it, as in a checkout, where they are there.
 
     None where there is no revision to compare with and none was asked for: outside of git.
     """
@@ -185,6 +213,9 @@ def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
         return
     listed = _git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", f"{RESULTS}/")
     wanted = [p for p in listed.decode().split("\0") if p.endswith(f"/{CLAIMS}") or "/records/" in p]
+    composed = [params_file(name).as_posix() for name in sources(root)]
+    listed = _git(root, "ls-tree", "-z", "--name-only", revision, "--", *composed)
+    wanted += [p for p in listed.decode().split("\0") if p]
     with tempfile.TemporaryDirectory() as folder:
         if wanted:
             archive = _git(root, "archive", "--format=tar", revision, "--", *wanted)
