@@ -16,7 +16,7 @@ from emigm.paper.reported import reported
 from emigm.pictures import save_grid
 from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
-from emigm.tools.compare import compare, compare_cells
+from emigm.tools.compare import chance_outside, compare, compare_cells
 
 REPO = Path(__file__).parents[1]
 PARAMETERS = {  # counted on the official modules
@@ -190,6 +190,30 @@ def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, st
     assert verdicts(benchmark)["xs", "16"].verdict == "within"
     assert compare(benchmark, allow_missing=True) == 1
     assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "after"), [("train-b", "sample-b-16"), ("sample-b-16", "evaluate-b")])
+def test_a_score_of_what_has_been_made_anew_since_is_not_comparable(checkout, before, after):
+    benchmark = write_paper_results(checkout)
+    change(before, "outputs", to={"samples/x/index.json": "d" * 64})
+    change(after, "inputs", to={"samples/x/index.json": "d" * 64, "weights/y": "e" * 64})
+    assert verdicts(benchmark)["b", "16"].verdict == "within"
+    change(before, "outputs", to={"samples/x/index.json": "f" * 64})
+    cell = verdicts(benchmark)["b", "16"]
+    assert cell.verdict == "not comparable"
+    assert cell.reasons == (f"{after} read other files than {before} has written since; run dvc repro to its end",)
+
+
+def test_how_often_an_exact_reproduction_is_outside_is_said(checkout, capsys):
+    benchmark = write_paper_results(checkout)
+    cells = list(verdicts(benchmark).values())
+    rng = np.random.default_rng(0)
+    paper, ours = 1 + 0.02 / 3.2 * rng.standard_normal((2, 100_000, len(cells)))
+    measured = (np.abs(ours - paper) > 0.018).any(axis=1).mean()
+    assert chance_outside(cells) == pytest.approx(measured, abs=0.01)
+    compare(benchmark)
+    said = f"Of exact reproductions {chance_outside(cells):.0%} would have one or more of 10 cells outside"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("part", "what"), [("sample", "sampled"), ("autoencoder", "decoded")])

@@ -4,9 +4,12 @@
 # × is meant: it is the paper's notation.
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from scipy.stats import norm
 from tabulate import tabulate
 
 from emigm.artefacts import PUBLISHED, REFERENCES, fetched, recorded
@@ -35,6 +38,9 @@ SAMPLING = (
     "x0_clip",
 )
 """What of the sampling settings must be the paper's."""
+SPREAD = {"trained": 0.02, "released": 0.02 / 3.2}
+"""Coefficient of variation of FID on ImageNet 256×256 over training runs, and over samples of one network (arXiv
+2606.20536, of SiT networks: 1 to 2%, and 3.2 times smaller)."""
 PRECISION = "float16"
 """Of the official evaluation, in which it samples and decodes."""
 STAND_FOR_IT = ("tf32", "float32")
@@ -69,6 +75,8 @@ class Cell:
     verdict: str
     tolerance: float
     """Greatest |difference| that counts as reproduced."""
+    weights: str = "trained"
+    """Or released."""
     reasons: tuple[str, ...] = ()
     """Why the cell is not comparable."""
     notes: tuple[str, ...] = ()
@@ -125,6 +133,12 @@ def failure(counts: dict[str, int], allow_missing: bool) -> str | None:
     return None
 
 
+def chance_outside(cells: list[Cell]) -> float:
+    """How often an exact reproduction has a judged cell outside its tolerance: both sides spread, independently."""
+    deviations = [c.tolerance / (math.sqrt(2) * SPREAD[c.weights]) for c in cells if c.verdict in (WITHIN, OUTSIDE)]
+    return 1 - math.prod(1 - 2 * norm.sf(z) for z in deviations)
+
+
 def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
     """A cell for every row of the paper's own models at the resolution."""
     lines = reported(cfg.resolution).query("family == 'Ours'")
@@ -135,20 +149,20 @@ def compare_cell(results: Records, cfg: CompareConfig, line: dict[str, str]) -> 
     """Find the cell's records and judge them."""
     size, budget = line["size"], line["budget"]
     fid = results.at(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
-    released = results.at(f"train-{size}", "weights") == "released"
-    tolerance = cfg.fid_tolerance_released if released else cfg.fid_tolerance
+    weights = "released" if results.at(f"train-{size}", "weights") == "released" else "trained"
+    tolerance = cfg.fid_tolerance_released if weights == "released" else cfg.fid_tolerance
     if fid is None:
-        return Cell(size, budget, line, None, NOT_RUN, tolerance)
+        return Cell(size, budget, line, None, NOT_RUN, tolerance, weights)
     reasons = tuple(incomparable(results, cfg.resolution, size, budget, line))
     if reasons:
-        return Cell(size, budget, line, fid, INCOMPARABLE, tolerance, reasons)
+        return Cell(size, budget, line, fid, INCOMPARABLE, tolerance, weights, reasons)
     within = abs(fid / float(line["fid"]) - 1) <= tolerance
     notes = tuple(
         f"{what} in {precision}, which rounds no coarser than the paper's {PRECISION}"
         for what, precision in precisions_of(results, size, budget)
         if precision in STAND_FOR_IT
     )
-    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE, tolerance, notes=notes)
+    return Cell(size, budget, line, fid, WITHIN if within else OUTSIDE, tolerance, weights, notes=notes)
 
 
 def incomparable(results: Records, resolution: int, size: str, budget: str, line: dict[str, str]) -> list[str]:
@@ -162,11 +176,22 @@ def incomparable(results: Records, resolution: int, size: str, budget: str, line
         found.append("dry run")
     if len({results.at(stage, "weights") for stage in stages.values()}) > 1:
         found.append("records of trained and of released weights")
+    found += other_files(results, (stages["train"], stages["sample"], stages["evaluate"]))
     found += training_differs(results, stages["train"])
     found += network_differs(results, resolution, size, line)
     found += sampling_differs(results, resolution, size, budget, line)
     found += evaluation_differs(results, resolution, stages["evaluate"])
     return found + files_differ(results, (*stages.values(), "extractor", "reference"))
+
+
+def other_files(results: Records, stages: tuple[str, ...]) -> list[str]:
+    """What a stage read that is not what the stage before wrote, by checksum: one of them has run again since."""
+    found = []
+    for before, after in pairwise(stages):
+        wrote, read = (results.at(stage, part) or {} for stage, part in ((before, "outputs"), (after, "inputs")))
+        if any(read.get(file, checksum) != checksum for file, checksum in wrote.items()):
+            found.append(f"{after} read other files than {before} has written since; run dvc repro to its end")
+    return found
 
 
 def training_differs(results: Records, stage: str) -> list[str]:
@@ -289,6 +314,11 @@ def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) ->
         f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
         f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."
     ]
+    if judged := sum(c.verdict in (WITHIN, OUTSIDE) for c in cells):
+        notes.append(
+            f"Of exact reproductions {chance_outside(cells):.0%} would have one or more of {plural(judged, 'cell')} "
+            "outside, by the spread that the tolerance was taken from."
+        )
     if recorded(REFERENCES[cfg.resolution]) is None:
         notes.append(f"Reference statistics: known by their name alone; `emigm fetch {name}` records their checksum.")
     mark = "DRY RUN: " if any(record["dry_run"] for record in results.values()) else ""
