@@ -101,3 +101,11 @@ def test_every_command_of_the_tables_is_run_by_a_test_or_says_what_it_needs():
         if isinstance(found[0], tuple):
             file, said = found[0]
             assert said in (ROOT / "tests" / file).read_text(), (command, file)
+
+
+@pytest.mark.parametrize("page", ["benchmarks/imagenet.md", ".github/workflows/gpu.yml"])
+def test_whoever_runs_some_sizes_alone_names_one_of_them_for_the_pictures(page):
+    """The stage of the pictures needs the model of its size, which no stage would make."""
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if "dvc exp run" in line and re.search(r"sizes=|\$SIZES", line)]
+    assert commands and all(re.search(r"reveal=|\$REVEAL", line) for line in commands)
