@@ -27,9 +27,9 @@ from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, load_claims
 from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
-from emigm.report import pages
+from emigm.report import conclusions, pages
 from emigm.report.blocks import filled
-from emigm.report.tables import NONE, NOT_RUN, Table, model_name, plural, saved, write_text
+from emigm.report.tables import NONE, NOT_RUN, Table, model_name, saved, write_text
 
 HERE = Path(__file__).resolve().parent
 CODE = HERE.parent / "emigm"
@@ -136,9 +136,11 @@ class Pages:
         title, first, *others = intro.split("\n\n")
         tally, verdicts = "", self.verdicts()
         if verdicts is not None:
-            counts = Counter(verdicts["Verdict"])
-            listed = " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.most_common())
-            tally = f"**[The ledger](ledger.md) of the paper's claims**, {plural(len(verdicts), 'row')}: {listed}"
+            listed = [
+                f"{data}: " + " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.items())
+                for data, counts in conclusions.tally(verdicts).items()
+            ]
+            tally = f"**[The ledger](ledger.md) of the paper's claims**. {'. '.join(listed)}"
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "Using it <README>"]
         said = [self.verified(verified), self.reproductions(), tally]
         return "\n\n".join([title, first, *filter(None, said), *others, menu([*start, "Python API <api>"])])
@@ -153,7 +155,7 @@ class Pages:
                 row = {
                     "Run": line["date"],
                     "Benchmark": name,
-                    "On": ", ".join(filter(None, (one["devices"][0], line.get("instructions")))),
+                    "On": "; ".join(filter(None, (one["devices"][0], line.get("note")))),
                     "Held against": one["devices"][1],
                 }
                 row |= {"Identical": one[IDENTICAL], "Within tolerance": one[REPRODUCED], "Different": one[DIFFERS]}

@@ -153,7 +153,7 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, resu
     bench.write_speed(bench.FOLDER, "embedded", small, {"benchmark": "mnist", "steps": 5, "threads": 1}, "cpu")
     space = run("speed", checkout, monkeypatch, out=str(checkout / "out"))
     text = reading(space)
-    assert "sampling 2.50 times" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text
+    assert "sampling 2.5×" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text  # noqa: RUF001
     assert "On a GPU: not run." in text and "nan" not in text
     assert {"speed.md", "speed.csv", "rounding.md", "speed.png", "reading.md"} <= {
         p.name for p in (checkout / "out").iterdir()

@@ -3,6 +3,7 @@ cell on simulated records (no number in this file was measured), and the benchma
 
 import dataclasses
 import functools
+import re
 import shutil
 from pathlib import Path
 
@@ -141,8 +142,8 @@ SPLITS = list(1 + 0.01 * np.random.default_rng(0).standard_normal(20))
 @pytest.mark.parametrize(
     ("train", "splits", "said"),
     [
-        (39.9, SPLITS, "0% of the runs lie below that: the models' images are as near as chance explains"),
-        (36.0, SPLITS, "100% of the runs lie below that: the models' images are nearer to their training images than"),
+        (39.9, SPLITS, "inside. Generated images are no nearer to training images than chance explains"),
+        (36.0, SPLITS, "outside. Generated images are nearer to training images than chance explains"),
         (36.0, [], "was not measured, so this says nothing of copying"),
     ],
 )
@@ -156,13 +157,16 @@ def test_memorisation_is_judged_by_what_real_images_do(run, tmp_path, monkeypatc
 
     def read_all(root, name):
         found = records(root, name)
-        found["reference"]["results"]["nearest"] = {"real_ratio": {"values": splits}}
+        found["reference"]["results"]["nearest"] = {"real_ratio": {"values": splits}, "holdout_to_train": 38.0}
         return found
 
     monkeypatch.setattr(frame, "read_all", read_all)
     run("memorisation", benchmark="ladder", out=tmp_path)
     assert said in reading(tmp_path)
     assert "nearer to training images than to as many held-out ones in" in reading(tmp_path)
+    nearer = r"real images that nobody trained on 38.0: (\d+) of (\d+) runs lie nearer than those"
+    found, runs = re.search(nearer, reading(tmp_path)).groups()
+    assert found == (runs if train < 38 else "0")
 
 
 def lines_of(panel):
@@ -333,3 +337,15 @@ def test_the_papers_recipe_is_the_benchmarks():
     ours = composed("imagenet256").train_config("xs")
     machine = {"precision": PAPER_TRAIN.precision, "checkpoint_every": PAPER_TRAIN.checkpoint_every}
     assert dataclasses.replace(ours, **machine) == PAPER_TRAIN
+
+
+def test_scores_of_settings_with_names_of_their_own_stand_in_the_order_of_their_settings(run, tmp_path):
+    found = run("scores", benchmark="sampling", out=tmp_path)
+    frame = pd.read_csv(tmp_path / "scores.csv", dtype=str)
+    assert "Guidance" in frame and "Budget" not in frame
+    settings = frame["Guidance"][frame["N"] != "–"]  # noqa: RUF001
+    assert 1 < settings.nunique() == 1 + (settings != settings.shift()).iloc[1:].sum()
+    assert found["more"].frame["Budget"].iloc[0] in composed("sampling").budgets
+    text = reading(tmp_path)
+    assert re.search(r"over \d+ models and settings: from [\d.]+ ± [\d.]+ \(eMIGM-B, \w+\) to ", text)
+    assert "From N =" not in text

@@ -433,7 +433,11 @@ def test_gains_are_positive_for_the_paper_whatever_is_expected():
 
 def test_the_tally_counts_each_conclusion_once_and_no_question():
     found = ledger(sized(nomae_cosine=-2))
-    first, *others = conclusions.tally(found)
+    places = [(one, place) for one in CLAIMS.claims for place in one.at]
+    of = [conclusions.QUESTION if one.question else conclusions.PAPER for one, _ in places]
+    told = {"Data": [CLAIMS.ground(p.benchmark) for _, p in places], "Of": of}
+    told |= {"Verdict": [found.verdict(one, place) for one, place in places]}
+    first, *others = conclusions.told(conclusions.tally(pd.DataFrame(told)))
     number = sum(not c.question for c in CLAIMS.claims if home_or_none(c))
     assert first.startswith(f"{GROUND}-5k (49 tokens), {number} conclusions of the paper: ")
     assert sum(int(part.split()[-1]) for part in first.rstrip(".").split(": ")[1].split(", ")) == number
@@ -448,12 +452,24 @@ def test_the_paragraph_names_every_conclusion_once():
     found = ledger(sized(nomae_cosine=-2, mar=-2))
     text = conclusions.conclusion(found)
     for one in CLAIMS.claims:
-        assert text.count(f"{one.claim} (") == (not one.question), one.id
+        verdicts = {found.verdict(one, place) for place in one.at} - {"not run"}
+        assert text.count(f"{one.claim} (") == (0 if one.question else max(1, len(verdicts))), one.id
     holds = text.split(". ")[0]
     assert holds.startswith("Of the paper's conclusions these hold on") and BY_ID["2a-cosine"].claim in holds
     assert BY_ID["1-mar"].claim in text.split("hold on none of the data that they were tested on: ")[1].split(". ")[0]
     assert "ImageNet 256×256, which was not run, also tests Figure 3a, Figure 3b" in text  # noqa: RUF001
     assert BY_ID["2-repa"].claim in text.split("These need ImageNet 256×256, which was not run: ")[1]  # noqa: RUF001
+
+
+def test_a_conclusion_that_holds_on_some_data_and_fails_on_others_is_said_of_both():
+    one = dataclasses.replace(
+        claim(difference()), at=(Place(benchmark="ablations"), Place(benchmark="imagenet256-sampling"))
+    )
+    found = ledger(sized(a=-1), only(one))
+    found.verdict = lambda _, place: "holds" if place.benchmark == "ablations" else "does not hold"
+    text = conclusions.conclusion(found)
+    assert f"these hold on {GROUND}-5k (49 tokens): a beats b (Figure 0)." in text
+    assert "These fail on ImageNet 256×256: a beats b (Figure 0)." in text  # noqa: RUF001
 
 
 def with_kid(frame, kid, recall=0.6):

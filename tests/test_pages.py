@@ -54,18 +54,19 @@ def test_the_page_says_what_was_run_and_shows_one_table_and_the_pictures_first(r
     shown = outside_details(page)
     assert shown.startswith("<!-- Generated") and "# Made-up mnist" in shown
     assert "4,000 training images, 1,000 held-out images, 10 classes" in shown
-    assert "Sampling, N = 16: exp schedule, dpm-solver (12 evaluations a token), guidance 2 for 0.1 < t ≤ 0.4" in shown
+    assert "Sampling, N = 16: exp schedule, dpm-solver, K = 12, guidance: 2 for 0.1 < s ≤ 0.4." in shown
     assert "seeds: training 0, 1, sampling 0, 1" in shown
     assert shown.count("\n|:") == 1 and "scores 4.52" in shown
     assert "![Figure1: which?](notebooks/figure1/figure1.png)\n\n*What it shows.*" in shown
-    assert "figure1 came out so." in shown and "A note on it." not in page
+    assert "figure1 came out so." in shown and "A note on it." not in shown
+    assert page.count("A note on it.") == 1
 
 
 def test_the_rest_of_the_page_is_folded(root):
     page = benchmark_page(root, "mnist")
     assert "<summary>Table4: which?</summary>" in page and "table4 4.52" in page
     assert "table4 4.52" not in outside_details(page)
-    assert "FAILED by training seeds of xs" in page and "0.70, 0.97" in page
+    assert "FAILED by training seeds of XS" in page and "0.70, 0.97" in page
     assert page.count("<details>") == page.count("</details>") == 3
 
 
@@ -103,13 +104,12 @@ def test_the_page_of_all_has_a_row_each_and_the_reading_of_the_default(root):
 def test_the_tally_counts_the_ledgers_verdicts(root):
     folder = root / "results" / "evidence"
     execute(folder, "claims")
-    verdicts = pd.DataFrame({"ID": list("abc"), "Verdict": ["holds here", "holds here", "not run"]})
-    Table("claims", "Claims", verdicts).save(folder / "notebooks" / "claims")
+    verdicts = {"ID": list("abcd"), "Verdict": ["holds", "holds", "not run", "does not hold"]}
+    verdicts |= {"Of": ["the paper", "the paper", "the paper", "this project"], "Data": "MNIST-5k"}
+    Table("claims", "Claims", pd.DataFrame(verdicts)).save(folder / "notebooks" / "claims")
     page = front_page(root)
-    assert (
-        "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md): 3 rows: 2 holds here, 1 not run."
-        in page
-    )
+    link = "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md)"
+    assert f"{link}: MNIST-5k, 3 conclusions of the paper: holds 2, not run 1." in page
     assert "<summary>Claims: which?</summary>" in page and "(evidence/notebooks/claims/claims.ipynb)" in page
 
 

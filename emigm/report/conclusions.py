@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from emigm.paper.claims import METRICS, Claim
+from emigm.paper.claims import METRICS, Claim, Place
 from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.report.ledger import (
     BESIDE,
@@ -26,6 +26,8 @@ from emigm.report.ledger import (
 )
 from emigm.report.tables import plural
 
+PAPER, QUESTION = "the paper", "this project"
+"""Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
 COLUMNS = ("extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip")
 """What notebooks read beside the columns that `runs` always has."""
 
@@ -37,17 +39,22 @@ def runs_of(*benchmarks: str) -> pd.DataFrame:
     return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *COLUMNS])))
 
 
-def tally(ledger: Ledger) -> tuple[str, ...]:
-    """One sentence for each kind of data: how many of the paper's conclusions came to which verdict."""
-    found: dict[str, Counter] = {}
-    for claim in ledger.claims.claims:
-        for place in claim.at if not claim.question else ():
-            found.setdefault(ledger.claims.ground(place.benchmark), Counter())[ledger.verdict(claim, place)] += 1
+def tally(table: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Kind of data -> verdict -> how many of the paper's conclusions came to it, in the ledger's table (claims.csv)."""
+    found: dict[str, dict[str, int]] = {}
+    for data, rows in table[table["Of"] == PAPER].groupby("Data", sort=False):
+        counts = Counter(rows["Verdict"])
+        found[data] = {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
+    return found
+
+
+def told(counts: dict[str, dict[str, int]]) -> tuple[str, ...]:
+    """A tally as one sentence for each kind of data."""
     return tuple(
-        f"{data}, {plural(numbers.total(), 'conclusion')} of the paper: "
-        + ", ".join(f"{verdict} {numbers[verdict]}" for verdict in VERDICTS if numbers[verdict])
+        f"{data}, {plural(sum(of.values()), 'conclusion')} of the paper: "
+        + ", ".join(f"{verdict} {n}" for verdict, n in of.items())
         + "."
-        for data, numbers in found.items()
+        for data, of in counts.items()
     )
 
 
@@ -59,19 +66,21 @@ def conclusion(ledger: Ledger) -> str:
             continue
         at = {ledger.claims.ground(p.benchmark): ledger.verdict(claim, p) for p in claim.at}
         text = f"{claim.claim} ({claim.source})"
-        holding = [data for data, verdict in at.items() if verdict == HOLDS]
+        holding = [f"{data}{_computed(ledger, claim, data)}" for data, verdict in at.items() if verdict == HOLDS]
         if holding:
             groups.setdefault(f"Of the paper's conclusions these hold on {' and '.join(holding)}", []).append(text)
-            continue
         run = {data: verdict for data, verdict in at.items() if verdict not in (NOT_RUN, DRY)}
         if not run:
             groups.setdefault(f"These need {' and '.join(at)}, which was not run", []).append(text)
         for data in at.keys() - run.keys() if run else ():
             elsewhere.setdefault(data, []).append(claim.source)
         for data, verdict in run.items():
+            if verdict == HOLDS:
+                continue
             detail = f"; {_at_steps(ledger, claim, data)}" if verdict == MIXED else ""
+            nowhere = set(run.values()) == {FAILS}
             head = {
-                FAILS: "These hold on none of the data that they were tested on",
+                FAILS: f"These {'hold on none of the data that they were tested on' if nowhere else f'fail on {data}'}",
                 MIXED: f"These hold on {data} at some numbers of steps and fail at others",
                 SMALL: f"These make no difference that matters on {data}",
                 OPEN: f"Not decided on {data}",
@@ -87,8 +96,17 @@ def conclusion(ledger: Ledger) -> str:
     return " ".join(sentences)
 
 
+def _place(ledger: Ledger, claim: Claim, data: str) -> Place:
+    return next(p for p in claim.at if ledger.claims.ground(p.benchmark) == data)
+
+
+def _computed(ledger: Ledger, claim: Claim, data: str) -> str:
+    """A mark where a verdict follows from formulas, without a run."""
+    return " (computed)" if all(o.test == "computed" for o in ledger.of(claim, _place(ledger, claim, data))) else ""
+
+
 def _at_steps(ledger: Ledger, claim: Claim, data: str) -> str:
-    place = next(p for p in claim.at if ledger.claims.ground(p.benchmark) == data)
+    place = _place(ledger, claim, data)
     return ", ".join(f"N = {n}: {verdict}" for n, verdict in ledger.by_steps(claim, place).items())
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from emigm.paper.reported import PAPER_IMAGES
 from emigm.report.statistics import summarise
-from emigm.report.tables import NOT_RUN, plural, plus_minus, thousands
+from emigm.report.tables import NOT_RUN, missing, model_name, plural, plus_minus, thousands
 
 DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet {r}×{r}"}
 """Data set -> its name on axes and in headers; {r}: resolution in pixels."""
@@ -29,6 +29,10 @@ MEANINGS = {
     "that ignores context",
 }
 """Key of a baseline -> what it is."""
+SAMPLING = (
+    "Solver: with K evaluations of the head for a token. Guidance: its scale, at steps that end at a time s (1: all "
+    "tokens masked, 0: none) in the interval."
+)
 NFE = (
     "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
     "before the last step)."
@@ -103,6 +107,23 @@ def fid(frame: pd.DataFrame) -> str:
     return f"{text} The paper's FIDs are of {PAPER_IMAGES:,} images; the fewer, the larger FID comes out."
 
 
+def sampling(row: pd.Series) -> dict[str, str]:
+    """How a run was sampled, in the words of a table: its column -> what stands there."""
+    low, high = row["sample.cfg_interval"]
+    scale, steps = row["sample.cfg_scale"], row["sample.solver_steps"]
+    return {
+        "Schedule": row["sample.schedule"],
+        "Solver": row["sample.solver"] + ("" if missing(steps) else f", K = {steps:g}"),
+        "Guidance": f"{scale:g} for {low:g} < s ≤ {high:g}" if scale != 1 else "none",
+    }
+
+
+def named_by_steps(frame: pd.DataFrame) -> list[str]:
+    """Sampling budgets whose name is their N, fewest steps first."""
+    known = frame.dropna(subset=["N"]).drop_duplicates("budget").sort_values("N", kind="stable")
+    return [row.budget for row in known.itertuples() if row.budget == f"{row.N:g}"]
+
+
 def same_extractor(frame: pd.DataFrame) -> str:
     """A warning where runs were scored with different features, so that their metrics share no scale."""
     found = frame["extractor_identity"].dropna().nunique() if "extractor_identity" in frame else 0
@@ -161,7 +182,7 @@ def weights(frame: pd.DataFrame) -> str:
             text = f"trained here on {row.train_images:,.0f} images (with repeats)"
         else:
             text = NOT_RUN
-        groups.setdefault(text, []).append(row.size.upper() if len(row.size) < 3 else row.size)
+        groups.setdefault(text, []).append(model_name(row.size, ""))
     texts = [f"{', '.join(sizes)} {text}" for text, sizes in groups.items()]
     return f"Weights: {'; '.join(texts)}." if texts else ""
 
@@ -173,7 +194,8 @@ def gate(frame: pd.DataFrame) -> str:
         return ""
     failed = tested[~tested["gate_passed"].astype(bool)]
     listed = ", ".join(
-        f"{size} ({len(group)} of {len(tested[tested['size'] == size])})" for size, group in failed.groupby("size")
+        f"{model_name(size, '')} ({len(group)} of {len(tested[tested['size'] == size])})"
+        for size, group in failed.groupby("size")
     )
     limits = tested["gate.max_ratio"].dropna().unique() if "gate.max_ratio" in tested else []
     limit = f" (limit {limits[0]:g})" if len(limits) == 1 else ""

@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 
 from emigm.records.frame import Records, baselines, benchmarks_with_results, read_all, runs
-from emigm.report import notes
+from emigm.report import conclusions, notes
 from emigm.report.statistics import summarise
 from emigm.report.tables import (
     NONE,
@@ -26,6 +26,7 @@ from emigm.report.tables import (
     plural,
     plus_minus,
     saved,
+    saved_notes,
     thousands,
 )
 
@@ -41,8 +42,11 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
     parts.append(bullets(_settings(frame, read_all(root, benchmark))))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
-    said = [*notes.all_of(frame, baselines(root, benchmark)), notes.NFE]
-    parts.append(_folded("What the numbers rest on", bullets(said)))
+    said = {note.partition(":")[0]: note for note in notes.all_of(frame, baselines(root, benchmark))}
+    for path in sorted(folder.glob("notebooks/*/*.md")):  # what the notebooks say of their own tables
+        for note in saved_notes(path):
+            said.setdefault(note.partition(":")[0], note)
+    parts.append(_folded("What the numbers rest on", bullets(said.values())))
     shown = [name for name in SHOWN if name in executed(folder)]
     others = [name for name in executed(folder) if name not in SHOWN]
     headings = {name: _first_cell(folder, name)[0] for name in shown}
@@ -82,12 +86,9 @@ def tally(folder: Path) -> str:
     path = next(iter(sorted(folder.rglob("claims.csv"))), None)
     if path is None:
         return f"The ledger of the paper's claims: {NOT_RUN}."
-    table = pd.read_csv(path, dtype=str)
-    column = next((c for c in table if c.lower().startswith("verdict")), None)
-    counts = table[column].value_counts() if column else {}
-    listed = ", ".join(f"{n} {what}" for what, n in counts.items())
     link = f"{folder.name}/{path.relative_to(folder).with_suffix('.md').as_posix()}"
-    return f"[The ledger of the paper's claims]({link}): {plural(len(table), 'row')}: {listed}."
+    told = conclusions.told(conclusions.tally(pd.read_csv(path, dtype=str)))
+    return f"[The ledger of the paper's claims]({link}): {' '.join(told)}"
 
 
 def anchor(heading: str) -> str:
@@ -148,20 +149,13 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
         + ", ".join(f"{kinds[s]} {', '.join(f'{n:g}' for n in sorted(frame[s].dropna().unique()))}" for s in seeds)
         + "."
     )
-    columns = ["sample.schedule", "sample.solver", "sample.solver_steps", "sample.cfg_scale", "sample.cfg_interval"]
-    sampled = frame.dropna(subset=["N"]).drop_duplicates(["budget", *[c for c in columns if c in frame]])
-    for budget, rows in sampled.groupby("budget", sort=False):
-        texts = []
-        for row in rows.to_dict("records"):
-            guided = row["sample.cfg_scale"] != 1
-            low, high = row["sample.cfg_interval"]
-            guidance = f"guidance {row['sample.cfg_scale']:g} for {low:g} < t ≤ {high:g}" if guided else "no guidance"
-            steps = (
-                "" if missing(row["sample.solver_steps"]) else f" ({row['sample.solver_steps']:g} evaluations a token)"
-            )
-            texts.append(f"{row['sample.schedule']} schedule, {row['sample.solver']}{steps}, {guidance}")
-        which = f"{budget}: N = {rows['N'].iloc[0]:g}" if str(budget) != f"{rows['N'].iloc[0]:g}" else f"N = {budget}"
-        lines.append(f"Sampling, {which}: {'; or '.join(dict.fromkeys(texts))}.")
+    plain = notes.named_by_steps(frame)
+    for budget in plain:
+        rows = frame[frame["budget"] == budget].dropna(subset=["N"]).to_dict("records")
+        texts = ["{Schedule} schedule, {Solver}, guidance: {Guidance}".format(**notes.sampling(row)) for row in rows]
+        lines.append(f"Sampling, N = {budget}: {'; or '.join(dict.fromkeys(texts))}.")
+    if others := sorted(set(frame["budget"].dropna()) - set(plain)):
+        lines.append(f"Sampling: {plural(len(others), 'further setting' if plain else 'setting')}, each in the table.")
     devices = " and ".join(sorted(frame["device"].dropna().unique()))
     seconds = sum(r["provenance"].get("cpu_seconds", 0) for r in records.values() if r["benchmark"] == own)
     took = f"; {seconds / 3600:.1f} hours of processor time in all" if seconds else ""

@@ -88,8 +88,9 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: floa
 
 
 def size_colour(size: str) -> str:
-    """Colour of a model size; black for what is no size of the ladder."""
-    return SIZE_COLOURS[SIZES.index(size)] if size in SIZES else "#000000"
+    """Colour of a model size, however it was trained (`xs_equal`); black for what is no size of the ladder."""
+    model = size.partition("_")[0]
+    return SIZE_COLOURS[SIZES.index(model)] if model in SIZES else "#000000"
 
 
 def grey(place: int, number: int) -> str:

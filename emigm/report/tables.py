@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from emigm.files import write_atomically
+from emigm.records.frame import SIZES
 
 NOT_RUN, NONE = "not run", "–"
 """What a cell without a record reads, and one that is nobody's to measure. Never 0, never blank."""
@@ -28,6 +29,10 @@ METRICS = {
     "nearest_holdout": "NN distance to held-out images",
 }
 """Metric columns of the frame -> column headers."""
+
+
+VARIANTS = {"equal": "equal FLOPs"}
+"""How a size was trained otherwise than the others: for as many FLOPs as the largest."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +94,11 @@ class Reading:
         return self.markdown()
 
 
+def saved_notes(path: Path) -> list[str]:
+    """The notes of a saved table or reading."""
+    return [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
+
+
 def saved(path: Path) -> str:
     """A saved table or reading without its heading and notes; that it has not run where there is none."""
     if not path.is_file():
@@ -140,9 +150,13 @@ def nfe_text(steps: float | None, passes: float | None) -> str:
     return NOT_RUN if missing(steps) or missing(passes) else f"{steps:g}×{passes / steps:.3g}"
 
 
-def model_name(size: str) -> str:
-    """What a row or panel calls a size: the paper's name, or that of an ablation's row."""
-    return f"eMIGM-{size.upper()}" if size in ("xs", "s", "b", "l", "h") else size
+def model_name(size: str, prefix: str = "eMIGM-") -> str:
+    """What a row or panel calls a size: the paper's name, that of one trained in another way (`xs_equal`), or that of
+    an ablation's row."""
+    model, _, variant = size.partition("_")
+    if model not in SIZES:
+        return size
+    return f"{prefix}{model.upper()}" + (f" ({VARIANTS.get(variant, variant)})" if variant else "")
 
 
 def plural(n: float, what: str) -> str:
