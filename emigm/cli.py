@@ -165,9 +165,9 @@ def verify(options: argparse.Namespace) -> int:
         generate_again(found, options.seed)
     if options.json:
         write_json(options.json, as_json(found, options.against))
+    print(report(found, options.against))
     if options.log:
         log(options.log, found, options.against, options.note)
-    print(report(found, options.against))
     return 0 if holds(found) else 1
 
 

@@ -445,8 +445,14 @@ def test_a_stage_of_two_processes_goes_on_when_one_of_them_is_killed(workspace, 
     faults.adopt_orphans()
     faults.remove_outputs(stage, workspace)
     expected, seconds = faults.timed(stage, workspace, 2)
-    found = faults.trial(stage, workspace, expected, seconds, random.Random(stage), processes=2)
-    assert found["lost"] is None
+    rng, kills = random.Random(stage), 0
+    for _ in range(5):  # a kill can come when the stage has ended already
+        found = faults.trial(stage, workspace, expected, seconds, rng, processes=2)
+        assert found["lost"] is None
+        kills += found["kills"]
+        if kills:
+            return
+    pytest.fail("no kill hit in five trials")
 
 
 @pytest.fixture

@@ -470,6 +470,8 @@ def test_a_conclusion_that_holds_on_some_data_and_fails_on_others_is_said_of_bot
     text = conclusions.conclusion(found)
     assert f"these hold on {GROUND}-5k (49 tokens): a beats b (Figure 0)." in text
     assert "These fail on ImageNet 256×256: a beats b (Figure 0)." in text  # noqa: RUF001
+    found.verdict = lambda *_: "does not hold"
+    assert conclusions.conclusion(found).endswith("data that they were tested on: a beats b (Figure 0).")
 
 
 def with_kid(frame, kid, recall=0.6):

@@ -109,3 +109,5 @@ def test_whoever_runs_some_sizes_alone_names_one_of_them_for_the_pictures(page):
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     commands = [line for line in text.splitlines() if "dvc exp run" in line and re.search(r"sizes=|\$SIZES", line)]
     assert commands and all(re.search(r"reveal=|\$REVEAL", line) for line in commands)
+    for sizes, shown in re.findall(r"sizes=\[([a-z,]+)\].*?reveal=\[([a-z]+)\]", text):
+        assert shown == sizes.split(",")[-1]

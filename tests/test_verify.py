@@ -548,6 +548,18 @@ def test_other_settings_are_a_difference_and_make_neither_side_less_whole(worksp
     assert as_json(found)["benchmarks"]["tiny"]["unlike_settings"] == found[0].unlike
 
 
+def test_settings_of_the_other_side_that_cannot_be_read_are_no_damage_of_ours(workspace):
+    path = Path("benchmarks/tiny/params.yaml")
+    whole = path.read_text()
+    path.write_text(whole.replace("kid_subset", "kid_subsets"))  # as an older revision may have it
+    git("add", "--all")
+    git("-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "-m", "other settings")
+    path.write_text(whole)
+    found = verify(against="HEAD")
+    assert found[0].whole and not holds(found)
+    assert "those of the other side cannot be read here" in verdict(found, "HEAD")
+
+
 # The command line
 
 

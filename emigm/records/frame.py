@@ -20,6 +20,8 @@ from emigm.config.parsing import known
 from emigm.records.record import read_record
 
 SIZES = ("xs", "s", "b", "l", "h")
+VARIANTS = {"equal": "equal FLOPs"}
+"""How a size of the ladder was trained otherwise (`xs_equal`): for as many FLOPs as the largest."""
 KEYS = ("train_seed", "sample_seed", "snapshot")
 """What tells the runs of one size and budget apart."""
 BASELINES = {
@@ -105,6 +107,12 @@ def find_root() -> Path:
         if (folder / "dvc.yaml").is_file() and (folder / "results").is_dir():
             return folder
     raise ConfigError(f"no dvc.yaml beside a results/ in {here} or above it; start this inside a checkout")
+
+
+def ladder_size(size: str) -> tuple[str, str] | None:
+    """ "xs_equal" => ("xs", "equal FLOPs"): the size of the ladder and how it was trained otherwise; None: no such."""
+    model, _, variant = size.partition("_")
+    return (model, VARIANTS.get(variant, variant)) if model in SIZES else None
 
 
 def benchmarks_with_results(root: Path) -> list[str]:

@@ -14,7 +14,7 @@ from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison
 from emigm.records.verify import Verification, commit
 
 SHOWN = 5
-"""Largest differences, and missing cells, that are printed."""
+"""Largest differences, other settings and missing cells that are printed."""
 
 
 def report(found: Sequence[Verification], against: str | None = None) -> str:
@@ -53,7 +53,9 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
     ours, theirs = one.devices
     if one.unchanged < one.records:
         yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
-    yield from (f"    other settings: {text}" for text in one.unlike)
+    yield from (f"    other settings: {text}" for text in one.unlike[:SHOWN])
+    if len(one.unlike) > SHOWN:
+        yield f"    ... other settings: {len(one.unlike):,} in all"
     differing = comparison.of(DIFFERS)
     largest = sorted(differing or comparison.of(REPRODUCED), key=lambda v: -v.share)
     for v in largest if differing else largest[:SHOWN]:

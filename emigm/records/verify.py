@@ -137,12 +137,18 @@ def _verify(root: Path, name: str, theirs: Path | None, against: str | None, dee
         check_artefacts(records, root, findings)
         found.records = len(records)
         if theirs is not None and (theirs / name / "records").is_dir():
-            other, their_benchmark = Findings(), _benchmark_of(theirs, name) or benchmark
-            found.unlike = _unlike(benchmark, their_benchmark)
+            other, their_benchmark = Findings(), benchmark
+            if (file := theirs.parent / params_file(name)).is_file():
+                try:
+                    their_benchmark = load_benchmark(file)
+                    found.unlike = _unlike(benchmark, their_benchmark)
+                except ConfigError as e:
+                    found.unlike = [f"those of the other side cannot be read here ({e})"]
             reference = read_all(theirs / name / "records", other)
             where = f"{against or 'HEAD'}: {label}"
             sound_there = check_records(their_benchmark, reference, _shared(theirs, their_benchmark), where, other)
-            for problem in other.problems:
+            unreadable = found.unlike and their_benchmark is benchmark  # no settings to hold their records against
+            for problem in [] if unreadable else other.problems:
                 findings.refuse(problem.replace(f"{theirs}/", f"{against or 'HEAD'}: {RESULTS}/"))
             found.comparison = compare(sound, sound_there)
             found.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
@@ -169,23 +175,15 @@ def _shared(results: Path, benchmark: Benchmark) -> dict[str, Any]:
     return {stage: found[stage] for stage in ("prepare", "extractor") if stage in found}
 
 
-def _benchmark_of(results: Path, name: str) -> Benchmark | None:
-    """The benchmark as it is beside another's results; None where it is not there, or not as it is written here."""
-    try:
-        return load_benchmark(results.parent / params_file(name))
-    except ConfigError:
-        return None
-
-
 def _unlike(ours: Benchmark, theirs: Benchmark) -> list[str]:
-    """What of the settings that records hold differs, each once."""
+    """What of the settings that records hold differs, each once, with one of the stages that hold it."""
     mine, other = expected_settings(ours), expected_settings(theirs)
-    found = {}
-    for stage in mine.keys() & other.keys():
+    found: dict[str, str] = {}
+    for stage in sorted(mine.keys() & other.keys()):
         for key, value in mine[stage].items():
             for name, now, then in differing(value, other[stage].get(key), key):
-                found[f"{stage}.json: {name} is {short(now)} here, {short(then)} there"] = None
-    return sorted(found)
+                found.setdefault(name, f"{stage}.json: {name} is {short(now)} here, {short(then)} there")
+    return list(found.values())
 
 
 def _made(records: dict[str, Any], key: str) -> tuple[str, ...]:

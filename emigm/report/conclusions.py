@@ -89,7 +89,7 @@ def conclusion(ledger: Ledger) -> str:
             }[verdict]
             groups.setdefault(head, []).append(f"{text}{detail}")
     order = sorted(groups, key=lambda head: (not head.startswith("Of"), head.startswith("These need")))
-    sentences = [f"{head}: {'; '.join(groups[head])}." for head in order]
+    sentences = [f"{head}: {'; '.join(dict.fromkeys(groups[head]))}." for head in order]
     sentences += [
         f"{data}, which was not run, also tests {', '.join(dict.fromkeys(what))}." for data, what in elsewhere.items()
     ]

@@ -28,7 +28,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocato
 from matplotlib.transforms import offset_copy
 
 from emigm.files import write_atomically
-from emigm.records.frame import SIZES
+from emigm.records.frame import SIZES, ladder_size
 from emigm.report.statistics import CELL, summarise
 
 COLUMN, FULL = 3.25, 6.75
@@ -89,8 +89,8 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: floa
 
 def size_colour(size: str) -> str:
     """Colour of a model size, however it was trained (`xs_equal`); black for what is no size of the ladder."""
-    model = size.partition("_")[0]
-    return SIZE_COLOURS[SIZES.index(model)] if model in SIZES else "#000000"
+    known = ladder_size(size)
+    return SIZE_COLOURS[SIZES.index(known[0])] if known else "#000000"
 
 
 def grey(place: int, number: int) -> str:

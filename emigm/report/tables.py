@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from emigm.files import write_atomically
-from emigm.records.frame import SIZES
+from emigm.records.frame import ladder_size
 
 NOT_RUN, NONE = "not run", "–"
 """What a cell without a record reads, and one that is nobody's to measure. Never 0, never blank."""
@@ -29,10 +29,6 @@ METRICS = {
     "nearest_holdout": "NN distance to held-out images",
 }
 """Metric columns of the frame -> column headers."""
-
-
-VARIANTS = {"equal": "equal FLOPs"}
-"""How a size was trained otherwise than the others: for as many FLOPs as the largest."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,10 +149,11 @@ def nfe_text(steps: float | None, passes: float | None) -> str:
 def model_name(size: str, prefix: str = "eMIGM-") -> str:
     """What a row or panel calls a size: the paper's name, that of one trained in another way (`xs_equal`), or that of
     an ablation's row."""
-    model, _, variant = size.partition("_")
-    if model not in SIZES:
+    known = ladder_size(size)
+    if known is None:
         return size
-    return f"{prefix}{model.upper()}" + (f" ({VARIANTS.get(variant, variant)})" if variant else "")
+    model, variant = known
+    return f"{prefix}{model.upper()}" + (f" ({variant})" if variant else "")
 
 
 def plural(n: float, what: str) -> str:
