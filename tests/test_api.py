@@ -7,7 +7,7 @@ from PIL import Image
 from test_model import TINY, random_model
 
 from emigm import cli
-from emigm.api import load_generator
+from emigm.api import Generator, load_generator
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import AutoencoderConfig, SampleConfig
@@ -32,7 +32,7 @@ def test_a_generator_makes_one_row_a_seed_and_one_picture_a_class(folder):
 
 
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(folder):
-    generator = load_generator(folder)
+    generator = Generator.from_pretrained(folder)
     a, b, c = (generator([0, 1], [seed], SAMPLING)[0][1].tobytes() for seed in (5, 5, 6))
     assert a == b != c
 
