@@ -13,6 +13,7 @@ import yaml
 
 from emigm.compose import compose, composed_text, params_file, sources
 from emigm.config.errors import ConfigError
+from emigm.records.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"
@@ -161,3 +162,22 @@ def test_the_import_closure_sees_imports_inside_functions():
     assert "emigm/autoencoders/autoencoder.py" in import_closure(
         "def f():\n    from emigm.autoencoders import autoencoder"
     )
+
+
+def test_the_evidence_reads_what_every_last_stage_of_its_benchmarks_makes():
+    """`make evidence` runs what the evidence reads, and then verifies all of it."""
+    evidence = Pipeline(ROOT, "evidence").stages
+    read = {path for stage in evidence for path in stage.deps}
+    for name in sorted({path.split("/")[1] for path in read if path.startswith("results/")} - {"evidence"}):
+        stages = Pipeline(ROOT, name).stages
+        needed = {path for stage in stages for path in stage.deps} | read
+        idle = [
+            s.name
+            for s in stages
+            if not any(within(out, path) or within(path, out) for out in s.outs for path in needed)
+        ]
+        assert not idle, (name, idle)
+
+
+def within(path, folder):
+    return path == folder or path.startswith(f"{folder}/")
