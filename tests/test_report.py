@@ -132,7 +132,7 @@ def test_every_number_comes_with_what_it_rests_on(frame, root):
     assert "The paper's FIDs are of 50,000 images" in text
     assert "held-out real images (never trained on; 1,000 images) 1.20" in text
     assert "2 training seeds × 2 sampling seeds" in text and "Of two training seeds it is itself uncertain" in text
-    assert "FAILED by training seeds of xs (1 of 2)" in text
+    assert "FAILED by training seeds of XS (1 of 2)" in text
     assert "XS, S, B, L, H trained here on 160,000 images" in text
     assert "Not at equal numbers of images" not in text
 
