@@ -152,15 +152,11 @@ class Pages:
         rows = []
         for line in map(json.loads, lines):
             for name, one in line["benchmarks"].items():
-                row = {
-                    "Run": line["date"],
-                    "Benchmark": name,
-                    "On": "; ".join(filter(None, (one["devices"][0], line.get("note")))),
-                    "Held against": one["devices"][1],
-                }
+                verdict = badge(line["verdict"].partition(":")[0])
+                on = "; ".join(filter(None, (one["devices"][0], line.get("note"))))
+                row = {"Run": line["date"], "Benchmark": name, "Verdict": verdict, "On": on}
                 row |= {"Identical": one[IDENTICAL], "Within tolerance": one[REPRODUCED], "Different": one[DIFFERS]}
-                verdict = line["verdict"].partition(":")[0]
-                row |= {"Commit": f"`{(line['commit'] or NONE)[:12]}`", "Verdict": badge(verdict)}
+                row |= {"Commit": f"`{(line['commit'] or NONE)[:12]}`"}
                 rows.append({key: str(value) for key, value in row.items()})
         return f"**Run again, by machine**\n\n{Table('', '', pd.DataFrame(rows)).markdown(0)}" if rows else ""
 
