@@ -192,7 +192,15 @@ def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, st
     assert reason in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("before", "after"), [("train-b", "sample-b-16"), ("sample-b-16", "evaluate-b")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("train-b", "sample-b-16"),
+        ("sample-b-16", "evaluate-b"),
+        ("extractor", "evaluate-b"),
+        ("reference", "evaluate-b"),
+    ],
+)
 def test_a_score_of_what_has_been_made_anew_since_is_not_comparable(checkout, before, after):
     benchmark = write_paper_results(checkout)
     change(before, "outputs", to={"samples/x/index.json": "d" * 64})
