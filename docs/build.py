@@ -25,8 +25,8 @@ from sphinx.cmd.build import main as sphinx
 
 from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, load_claims
-from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
+from emigm.records.verdict import STATUSES
 from emigm.report import conclusions, pages
 from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, model_name, saved, write_text
@@ -37,6 +37,8 @@ DOCUMENTED = ("api.py", "sampling.py", "training.py", "config/schema.py", "model
 """Modules of the Python API."""
 EVIDENCE = Path("results/evidence/notebooks")
 REPRODUCTIONS = Path("docs/reproductions.jsonl")
+CELLS = ("Identical", "Within tolerance", "Too scattered to tell", "Different")
+"""Columns of a verification's cells, in the order of `STATUSES`."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 COLOURS = {
     **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
@@ -155,7 +157,7 @@ class Pages:
                 verdict = badge(line["verdict"].partition(":")[0])
                 on = "; ".join(filter(None, (one["devices"][0], line.get("note"))))
                 row = {"Run": line["date"], "Benchmark": name, "Verdict": verdict, "On": on}
-                row |= {"Identical": one[IDENTICAL], "Within tolerance": one[REPRODUCED], "Different": one[DIFFERS]}
+                row |= {column: one.get(status, 0) for status, column in zip(STATUSES, CELLS, strict=True)}
                 row |= {"Commit": f"`{(line['commit'] or NONE)[:12]}`"}
                 rows.append({key: str(value) for key, value in row.items()})
         return f"**Run again, by machine**\n\n{Table('', '', pd.DataFrame(rows)).markdown(0)}" if rows else ""
@@ -169,8 +171,8 @@ class Pages:
         for name, one in found.get("benchmarks", {}).items():
             status = Counter(cell["status"] for cell in one["cells"])
             ours, theirs = one["devices"]
-            row = {"Benchmark": name, "Whole": "yes" if one["whole"] else "NO", "Identical": status[IDENTICAL]}
-            row |= {"Within tolerance": status[REPRODUCED], "Different": status[DIFFERS]}
+            row = {"Benchmark": name, "Whole": "yes" if one["whole"] else "NO"}
+            row |= {column: status[s] for s, column in zip(STATUSES, CELLS, strict=True)}
             row |= {"Made on": ours or NONE, f"Results of {found['against']} made on": theirs or NONE}
             rows.append({key: str(value) for key, value in row.items()})
         table = Table("", "", pd.DataFrame(rows)).markdown(0) if rows else ""

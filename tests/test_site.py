@@ -22,7 +22,7 @@ from simulated import SIZES, simulate, write_records
 
 from emigm.paper.claims import load_claims
 from emigm.pictures import save_grid
-from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
+from emigm.records.equivalence import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
 from emigm.records.findings import Findings
 from emigm.records.verdict import as_json
 from emigm.records.verify import Verification

@@ -486,6 +486,26 @@ def test_a_fid_beyond_the_margin_differs_and_is_named(workspace, theirs, capsys)
     assert cell["status"] == "differs" and cell["reached"] > cell["margin"]
 
 
+def scattered(record, spread: float, change: float = 0.0) -> None:
+    """Other runs: up with one sampling seed, down with the other, and all by `change`."""
+    for scored in record["results"].values():
+        for run, curve in zip(scored["runs"], scored["fid_by_images"], strict=True):
+            run["fid"] += change + (spread if run["sample_seed"] % 2 else -spread)
+            curve["fid"]["24"] = run["fid"]
+        scored["summary"] = summaries(scored["runs"])
+
+
+def test_what_scatters_too_much_to_tell_is_neither_reproduced_nor_different(workspace, theirs, capsys):
+    shifted(theirs, lambda r: scattered(r, 500.0))
+    assert main(["verify", "--against", str(theirs), "--json", "found.json"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"undecided: \d metrics? scattered too much, the first evaluate fid.* over \d+ cells", lines[-1])
+    assert any(line.startswith("    undecided evaluate fid over 2 cells of 2 trainings: mean difference") for line in lines)
+    (one,) = json.loads(Path("found.json").read_text())["benchmarks"].values()
+    assert {c["status"] for c in one["cells"] if c["cell"].startswith("evaluate-xs 4 fid")} == {"undecided"}
+    assert {m["status"] for m in one["metrics"]} == {"undecided"} and one["metrics"][0]["reached"] > 1
+
+
 def test_a_stranger_s_tampered_results_are_refused(workspace, theirs):
     shifted(theirs, mean_beside_the_runs)
     found = verify(against=str(theirs))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from emigm.config.errors import ConfigError
 from emigm.files import write_atomically
-from emigm.records.cells import DIFFERS, IDENTICAL, REPRODUCED, Comparison
+from emigm.records.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison
 from emigm.records.verify import Verification, commit
 
+STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
 SHOWN = 5
 """Largest differences, other settings and missing cells that are printed."""
 
@@ -46,7 +48,7 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
 
 
 def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator[str]:
-    counts = ", ".join(f"{len(comparison.of(s))} {s}" for s in (IDENTICAL, REPRODUCED, DIFFERS))
+    counts = ", ".join(f"{len(comparison.of(s))} {s}" for s in STATUSES)
     yield f"  against {other}: {_count(len(comparison.verdicts), 'cell')}: {counts}"
     if one.unchanged:
         yield f"  {one.unchanged} of {one.records} records are those of {other}: their stages have not run again"
@@ -60,6 +62,7 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
     largest = sorted(differing or comparison.of(REPRODUCED), key=lambda v: -v.share)
     for v in largest if differing else largest[:SHOWN]:
         yield f"    {v.status} {v}"
+    yield from (f"    {m.status} {m}" for m in sorted(comparison.metrics, key=lambda m: -m.reached))
     for kind, names in (("has not run here", comparison.missing), (f"is not in {other}", comparison.extra)):
         yield from (f"    {name}: {kind}" for name in names[:SHOWN])
         if len(names) > SHOWN:
@@ -74,7 +77,9 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
         return f"not whole: {_count(len(problems), 'problem')}, the first: {problems[0]}"
     compared = [one for one in found if one.comparison is not None]
     cells = [v for one in compared for v in one.comparison.verdicts]
+    metrics = sorted((m for one in compared for m in one.comparison.metrics), key=lambda m: -m.reached)
     differing = sorted((v for v in cells if v.status == DIFFERS), key=lambda v: -v.share)
+    shifted, open_ = ([m for m in metrics if m.status == status] for status in (DIFFERS, UNDECIDED))
     missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
     contrary = [c for one in found for c in one.contrary]
     unlike = [f"{one.name} {text}" for one in found for text in one.unlike]
@@ -83,12 +88,17 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
         what.append(f"the settings are not those of {other}, the first {unlike[0]}")
     if differing:
         what.append(f"{len(differing)} of {_count(len(cells), 'cell')}, the first {differing[0]}")
+    if shifted:
+        what.append(f"{_count(len(shifted), 'metric')} over all sizes, the first {shifted[0]}")
     if missing:
         what.append(f"{_count(len(missing), 'cell')} of {other} not run here, the first {missing[0]}")
     if contrary:
         what.append(f"{_count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
     if what:
         return f"differs: {'; '.join(what)}"
+    if open_:
+        more = "training seeds in common would tell"
+        return f"undecided: {_count(len(open_), 'metric')} scattered too much, the first {open_[0]}; more {more}"
     records = sum(one.records for one in found)
     changed = sum(len(one.claims) for one in found)
     claims = f", {_count(changed, 'claim')} decided otherwise" if changed else ""
@@ -99,9 +109,11 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     if all(one.unchanged == one.records for one in compared):
         text = f"unchanged: the {_count(records, 'record')} are those of {other}, and whole; no stage has run again"
         return text + claims
-    identical = sum(v.status == IDENTICAL for v in cells)
-    within = len(cells) - identical
-    return f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance{claims}"
+    identical, within, scattered = (sum(v.status == s for v in cells) for s in (IDENTICAL, REPRODUCED, UNDECIDED))
+    text = f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
+    if scattered:
+        text += f", {scattered} with the {_count(len(metrics), 'metric')} that they are of, over all sizes and budgets"
+    return text + claims
 
 
 def as_json(found: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
                 }
                 for v in comparison.verdicts
             ],
+            "metrics": [asdict(m) for m in comparison.metrics],
             "missing": comparison.missing,
             "extra": comparison.extra,
             "same_claims": one.same_claims,
@@ -151,8 +164,7 @@ def log(path: Path, found: Sequence[Verification], against: str | None = None, n
     if not any(one.unchanged < one.records for one in found if one.comparison is not None):
         raise ConfigError(f"{path}: nothing to log, since no stage has run again here; make reproduce in a fresh clone")
     compared = {
-        one.name: {"devices": list(one.devices)}
-        | {status: len(one.comparison.of(status)) for status in (IDENTICAL, REPRODUCED, DIFFERS)}
+        one.name: {"devices": list(one.devices)} | {status: len(one.comparison.of(status)) for status in STATUSES}
         for one in found
         if one.comparison is not None
     }

@@ -2,8 +2,8 @@
 
 *Whole*: every record follows from its runs, its settings and the records before it (`emigm.records.whole`), and every
 file has the bytes that its stage wrote (`emigm.records.pipeline`). *Reproduced*: every cell is identical to that of the
-results it is held against, or equivalent within a margin fixed beforehand (`emigm.records.cells` says by which test),
-and no claim's verdict has turned round.
+results it is held against, or equivalent within a margin fixed beforehand, by itself or with its metric's other cells
+(`emigm.records.equivalence` says by which test), and no claim's verdict has turned round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from emigm.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
-from emigm.records.cells import DIFFERS, Comparison, compare
+from emigm.records.equivalence import Comparison, compare
 from emigm.records.findings import RESULTS, Findings, differing, short
 from emigm.records.pipeline import Pipeline, check_pipeline
 from emigm.records.whole import check_artefacts, check_derived, check_records, expected_settings, read_all
@@ -65,8 +65,7 @@ class Verification:
 
     @property
     def same(self) -> bool:
-        found = self.comparison
-        return not self.contrary and not self.unlike and (found is None or not (found.missing or found.of(DIFFERS)))
+        return not self.contrary and not self.unlike and (self.comparison is None or self.comparison.same)
 
 
 def verify(
