@@ -455,6 +455,16 @@ def test_a_stage_of_two_processes_goes_on_when_one_of_them_is_killed(workspace, 
     pytest.fail("no kill hit in five trials")
 
 
+@linux
+@pytest.mark.parametrize("seconds", [0.3, 60])
+def test_a_process_that_goes_on_after_the_one_that_started_it_is_found(seconds):
+    """Whether it ends by itself soon or has to be killed."""
+    faults.adopt_orphans()
+    code = f"import subprocess; subprocess.Popen(['sleep', '{seconds}'])"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert len(faults.orphans(wait=1.0)) == 1 and faults.orphans(wait=0.1) == []
+
+
 @pytest.fixture
 def long_training(workspace):
     """Starts a training that takes hours, returns its process when it has got somewhere, and ends it in the end."""

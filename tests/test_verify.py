@@ -500,7 +500,9 @@ def test_what_scatters_too_much_to_tell_is_neither_reproduced_nor_different(work
     assert main(["verify", "--against", str(theirs), "--json", "found.json"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"undecided: \d metrics? scattered too much, the first evaluate fid.* over \d+ cells", lines[-1])
-    assert any(line.startswith("    undecided evaluate fid over 2 cells of 2 trainings: mean difference") for line in lines)
+    assert any(
+        line.startswith("    undecided evaluate fid over 2 cells of 2 trainings: mean difference") for line in lines
+    )
     (one,) = json.loads(Path("found.json").read_text())["benchmarks"].values()
     assert {c["status"] for c in one["cells"] if c["cell"].startswith("evaluate-xs 4 fid")} == {"undecided"}
     assert {m["status"] for m in one["metrics"]} == {"undecided"} and one["metrics"][0]["reached"] > 1

@@ -187,7 +187,7 @@ def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: ra
     ended, None: it had failed by itself."""
     process = start(stage, folder, processes=processes)
     time.sleep(after)
-    one_of = [process, *_children_of(process)] if processes > 1 else [process]
+    one_of = [process, *(p for p, _ in _children_of(process))] if processes > 1 else [process]
     with contextlib.suppress(ProcessLookupError):
         os.kill(rng.choice(one_of), signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -199,7 +199,7 @@ def orphans(wait: float = 5.0) -> list[int]:
     their reaper. Those that the system is about to end get `wait` seconds, and none may end by itself in them; those
     that are left are killed."""
     until, gone_on = time.monotonic() + wait, []
-    at_work = set(filter(_has_memory, _children_of(os.getpid())))  # others had ended, or were about to, before the kill
+    at_work = {process for process, ending in _children_of(os.getpid()) if not ending}  # others were before the kill
     while True:
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -207,20 +207,12 @@ def orphans(wait: float = 5.0) -> list[int]:
         except ChildProcessError:
             return gone_on
         if time.monotonic() > until:
-            left = list(_children_of(os.getpid()))
+            left = [process for process, _ in _children_of(os.getpid())]
             for process in left:
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
             return gone_on + left
         time.sleep(0.01)
-
-
-def _has_memory(process: int) -> bool:
-    """Whether the system has not taken its memory away yet, which is early in its end and can take a while."""
-    try:
-        return bool(Path(f"/proc/{process}/exe").readlink())
-    except OSError:
-        return False
 
 
 def adopt_orphans() -> None:
@@ -230,14 +222,19 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
-def _children_of(parent: int) -> Iterator[int]:
+PF_EXITING = 0x4
+"""Of a process's flags: the system is ending it, which can take a while, and no signal changes how it ended."""
+
+
+def _children_of(parent: int) -> Iterator[tuple[int, bool]]:
+    """(process, whether it is ending or has ended) of every child."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rsplit(")", 1)[1].split()
         except OSError:  # it has ended
             continue
         if int(fields[1]) == parent:
-            yield int(status.parent.name)
+            yield int(status.parent.name), bool(int(fields[6]) & PF_EXITING)
 
 
 def outputs(stage: str, folder: Path) -> dict[str, Any]:
@@ -331,6 +328,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of stages and moments")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     adopt_orphans()
     rng = random.Random(options.seed)
     made_by = provenance("cpu")  # of the code that is loaded now
