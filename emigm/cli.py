@@ -14,6 +14,9 @@ from emigm.config.parsing import known
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.paper.settings import PAPER_MODELS, paper_key
 
+SPEED = Path("results/speed/measured")
+"""Where `emigm bench` keeps its records."""
+
 SAMPLING = ("steps", "solver_steps", "cfg_scale", "cfg_interval", "schedule", "precision")
 """Sampling settings that `emigm generate` takes."""
 
@@ -49,8 +52,8 @@ def parity(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     from emigm.config.schema import RunConfig
     from emigm.runtime.distributed import join
-    from emigm.tools.bench import FOLDER, write_speed
     from emigm.tools.bench import bench as measure
+    from emigm.tools.bench import write_speed
 
     for name, least in (("repeats", 1), ("threads", 1), ("batch", 1), ("steps", 1)):
         value = getattr(options, name)
@@ -58,16 +61,20 @@ def bench(options: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} {value}: must be at least {least}")
     if options.embedded:
         from emigm.compose import compose_benchmark
-        from emigm.tools.embedded import bench_embedded
+        from emigm.records.record import read_record
+        from emigm.tools.embedded import bench_embedded, beside
 
-        benchmark = compose_benchmark(None)
-        found = bench_embedded(benchmark, options.steps)
-        settings = {"benchmark": benchmark.name, "steps": options.steps, "device": "cpu", "threads": 1}
-        print(f"{write_speed(FOLDER, 'embedded', found, settings, 'cpu')}: written")
+        benchmark, tracked = compose_benchmark(None), SPEED / "cpu-embedded.json"
+        before = read_record(tracked)["results"] if tracked.is_file() else None
+        found = bench_embedded(benchmark, options.steps, options.repeats)
+        settings = {"benchmark": benchmark.name, "steps": options.steps, "repeats": options.repeats}
+        settings |= {"device": "cpu", "threads": 1}
+        print(beside(found, before))
+        print(f"{write_speed(options.out, 'embedded', found, settings, 'cpu')}: written")
         return 0
     given = {"official": options.official, "repeats": options.repeats, "batch": options.batch}
     device = join(RunConfig(device=options.device)).device.split(":")[0]
-    for path in measure(options.size, device=device, threads=options.threads, **given):
+    for path in measure(options.size, device=device, threads=options.threads, out=options.out, **given):
         print(f"{path}: written")
     return 0
 
@@ -262,13 +269,14 @@ def parser() -> argparse.ArgumentParser:
     models = [f"{r}-{s}" for r, s in PAPER_MODELS]
     verb.add_argument("--size", nargs="+", default=["256-xs"], choices=models, metavar="MODEL", help="such as 256-xs")
     add_device(verb)
-    verb.add_argument("--batch", type=int, metavar="B", help="images at once (default: 64 on a GPU, 1 to 4 on a CPU)")
+    verb.add_argument("--batch", type=int, metavar="B", help="images at once (default: 64 on a GPU, 1 or 2 on a CPU)")
     verb.add_argument(
         "--repeats", type=int, default=3, help="of every measurement, after one to warm up (default: %(default)s)"
     )
     verb.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
     verb.add_argument("--embedded", action="store_true", help="the default benchmark's training and start-up instead")
-    verb.add_argument("--steps", type=int, default=60, help="--embedded: of training, by size (default: %(default)s)")
+    verb.add_argument("--steps", type=int, default=20, help="--embedded: of training, by size (default: %(default)s)")
+    verb.add_argument("--out", type=Path, default=SPEED, help="folder of the records (default: %(default)s)")
 
     verb = add(
         import_checkpoint,

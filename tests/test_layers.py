@@ -18,7 +18,7 @@ LAYERS = [
     | {"model.checkpoints"},
     {"metrics.measuring", "metrics.baselines", "training", "gate", "sampling", "report", "hub"},
     {"api", "tools.oracle", "tools.timing", "tools.estimates", "tools.compare", "tools.doctor", "tools.fetch"},
-    {"tools.parity", "tools.generate", "tools.bench", "tools.embedded"},
+    {"tools.half_precision", "tools.parity", "tools.generate", "tools.bench", "tools.embedded"},
     {"cli", "stages", "tools.deep"},
 ]
 """Lowest first. Modules of one layer may use each other where no circle arises, as Python itself checks."""

@@ -1,6 +1,7 @@
 """The model: architectures, the MAE trick, masking, and files."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -249,6 +250,32 @@ def test_compiled_networks_are_those_that_sampling_and_training_call(monkeypatch
     assert calls == [0, 1]
 
 
+def test_networks_are_traced_whole_and_again_for_few_shapes(monkeypatch):
+    """As torch.compile traces them, without the compiler itself, which a CPU has no use of."""
+    from emigm.config.schema import SampleConfig
+    from emigm.sampling import generate
+
+    plain, model = random_model(), random_model()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    compile_networks(model)
+    before, cfg = compiled_graphs(), SampleConfig(4, 5, 2.0, (0.2, 0.6))
+    (a,), (b,) = (list(generate(m, torch.arange(4), cfg, seed=0)) for m in (plain, model))
+    assert torch.equal(a.latents, b.latents)
+    sampling = compiled_graphs()
+    assert 2 <= sampling - before <= 12
+    losses = []
+    for m in (plain.train(), model.train()):
+        for step in range(6):  # of as many numbers of masked tokens, or nearly
+            draw = draw_training(
+                TINY, TrainConfig(1, 4, 1e-3), 4, np.random.default_rng(step), torch.Generator().manual_seed(0)
+            )
+            torch.manual_seed(0)
+            losses.append(m(torch.ones(4, 3, 4, 4), torch.arange(4), draw))
+    assert torch.equal(torch.stack(losses[:6]), torch.stack(losses[6:]))
+    assert 2 <= compiled_graphs() - sampling <= 8
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a C++ compiler")
 def test_compiled_networks_compute_the_same_and_their_graphs_are_counted():
     from emigm.config.schema import SampleConfig

@@ -20,7 +20,7 @@ from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import head
 from emigm.model.checkpoints import from_official, official_name, to_official
 from emigm.model.model import EMIGM
-from emigm.tools import oracle, parity
+from emigm.tools import half_precision, oracle, parity
 from emigm.tools.parity import relative
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -238,6 +238,13 @@ def test_parity_without_timm_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install timm"):
         parity.run_parity(tmp_path)
+
+
+def test_rounding_is_the_distance_from_float32_over_the_official_one():
+    exact = [torch.ones(3), 1e-9 * torch.ones(2), torch.zeros(2)]
+    half, whole = ([t + d * max(t.max(), 1e-3) for t in exact] for d in (0.5, 1.0))
+    assert half_precision.rounding(half, whole, exact) == pytest.approx(0.5)
+    assert np.isnan(half_precision.rounding([t * torch.nan for t in exact], whole, exact))
 
 
 def test_a_difference_that_is_not_a_number_is_beyond_tolerance(monkeypatch, capsys):

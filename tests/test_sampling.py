@@ -11,12 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emigm import sampling
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.schema import SampleConfig
+from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.data.samples import Chunks, SampleSet, chunk_name, chunk_ranges, write_samples
-from emigm.model.model import EMIGM, cast_linear
+from emigm.model.model import EMIGM, cast_linear, draw_training
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
 from emigm.runtime.pools import ahead
+from emigm.runtime.precision import autocast
 from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
@@ -145,9 +146,17 @@ def test_images_that_are_not_finite_are_named_with_the_precision(precision, mess
         list(generate(model, LABELS, dataclasses.replace(DPM, precision=precision), seed=0, first=4, chunk=4))
 
 
+def assert_flash(tensors, cfg, dtype):
+    for t in tensors:
+        assert t.dtype == dtype and t.ndim == 4 and t.shape[1] == cfg.heads
+        assert t.stride(-1) == 1 and t.shape[-1] == cfg.width // cfg.heads and t.shape[-1] % 8 == 0
+        assert all(stride % 8 == 0 for stride in t.stride()[:-1])  # 16 bytes, as its loads are
+
+
 @pytest.mark.parametrize("size", ["xs", "s", "b", "l", "h"])
 def test_attention_is_called_as_flash_attention_takes_it(monkeypatch, size):
-    """In half precision, heads of a multiple of 8 numbers that lie side by side, and no mask."""
+    """In half precision, heads of a multiple of 8 numbers that lie side by side, and no mask; in training with the
+    paper's dropout."""
     calls, attend = [], F.scaled_dot_product_attention
 
     def spy(q, k, v, **options):
@@ -163,13 +172,21 @@ def test_attention_is_called_as_flash_attention_takes_it(monkeypatch, size):
         assert len(calls) == 4
         for tensors, options in calls:
             assert options == {"dropout_p": 0.0}
-            for t in tensors:
-                assert t.dtype == dtype and t.ndim == 4 and t.shape[1] == cfg.heads
-                assert t.stride(-1) == 1 and t.shape[-1] == cfg.width // cfg.heads and t.shape[-1] % 8 == 0
-                assert all(stride % 8 == 0 for stride in t.stride()[:-1])  # 16 bytes, as its loads are
+            assert_flash(tensors, cfg, dtype)
         calls.clear()
+        draw = draw_training(cfg, TrainConfig(1, 2, 1e-3), 2, np.random.default_rng(0), torch.Generator())
+        latents = torch.randn(2, cfg.channels, cfg.grid, cfg.grid)
+        with autocast(precision, "cpu"):
+            model.train()(latents, torch.arange(2), draw)
+        assert len(calls) == 2
+        for tensors, options in calls:
+            assert options == {"dropout_p": cfg.dropout} and cfg.dropout > 0
+            assert_flash(tensors, cfg, dtype)
+        calls.clear()
+        model.eval()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float16", "bf16"])
 def test_a_gpu_attends_by_flash_attention(precision):

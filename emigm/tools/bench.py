@@ -38,7 +38,6 @@ from emigm.tools import oracle
 from emigm.tools.timing import Variant, matrix_rate, measure
 from emigm.training import TrainingImages, TrainingRun
 
-FOLDER = Path("results/speed/measured")
 ITEMS = ("sampling", "training step", "decoding", "encoding", "reading latents")
 OURS: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("tf32", "float16", "bf16")}
 OFFICIAL: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("float16",)}
@@ -335,9 +334,9 @@ def bench(
     repeats: int,
     batch: int | None,
     threads: int,
-    out: Path = FOLDER,
+    out: Path,
 ) -> Iterator[Path]:
-    """Measure the paper's models `names`; yields the record of each, results/speed/measured/<device>-<name>.json.
+    """Measure the paper's models `names`; yields the record of each, <device>-<name>.json in `out`.
 
     Raises:
         ConfigError: the clone is none, or a package that it needs is missing.

@@ -3,10 +3,11 @@ start."""
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +20,73 @@ from emigm.flops import mean_training_step
 from emigm.records.record import cpu_seconds
 from emigm.runtime.distributed import ALONE
 from emigm.runtime.pools import keep_freed_memory
-from emigm.tools.timing import matrix_rate
+from emigm.tools.timing import matrix_rate, spread
 from emigm.training import TrainingImages, TrainingRun
 
-STAGES = ("prepare", "extractor", "encode", "reference", "train", "sample", "evaluate", "summary", "notebooks", "index")
+STAGES = (
+    "prepare",
+    "extractor",
+    "encode",
+    "reference",
+    "train",
+    "sample",
+    "reveal",
+    "evaluate",
+    "snapshots",
+    "summary",
+    "notebooks",
+    "index",
+)
 WARM_UP = 3
 
 
-def bench_embedded(benchmark: Benchmark, steps: int) -> dict[str, Any]:
-    """What the record holds as `results`: training by size, start-up by stage; on one thread, as the stages work."""
+def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, Any]:
+    """What the record holds as `results`: training by size, start-up by stage; on one thread, as the stages work.
+
+    Sizes, and then stages, are measured in turn, `repeats` times.
+    """
     torch.set_num_threads(1)
     keep_freed_memory()
     rate = matrix_rate("cpu", "float32")
+    runs = {size: training_steps(benchmark, size, steps) for size in benchmark.sizes}
+    taken = {size: [] for size in runs}
+    for _ in range(repeats):
+        for size, run in runs.items():
+            taken[size].append(run())
     training = {}
-    for size in benchmark.sizes:
-        training[size] = training_speed(benchmark, size, steps)
-        training[size]["share_of_matrix_rate"] = training[size]["flops"] * training[size]["steps_per_cpu_second"] / rate
-        print(f"{size}: {training[size]['steps_per_cpu_second']:.1f} steps a CPU second", flush=True)
-    started = {}
-    for stage, seconds in start_up(STAGES):
-        started[stage] = seconds
-        print(f"{stage}: {seconds:.1f} CPU seconds to start", flush=True)
-    return {"matrix_rates": {"float32": rate}, "training": training, "start_up_cpu_seconds": started}
+    for size, seconds in taken.items():
+        flops = float(mean_training_step(benchmark.model_config(size), benchmark.train_config(size), 200))
+        speed = steps / statistics.median(seconds)
+        training[size] = {"steps_per_cpu_second": speed, "spread": spread(seconds), "flops": flops}
+        training[size]["share_of_matrix_rate"] = flops * speed / rate
+    started: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for _ in range(repeats):
+        for stage, seconds in start_up(STAGES):
+            started[stage].append(seconds)
+    start = {name: {"cpu_seconds": statistics.median(s), "spread": spread(s)} for name, s in started.items()}
+    return {"matrix_rates": {"float32": rate}, "training": training, "start_up": start}
 
 
-def training_speed(benchmark: Benchmark, size: str, steps: int) -> dict[str, float]:
-    """Steps of the benchmark's own recipe on random images, per second of the processor."""
+def training_steps(benchmark: Benchmark, size: str, steps: int) -> Callable[[], float]:
+    """What takes so many steps of the benchmark's own recipe, over its whole course, on random images, and returns the
+    processor seconds."""
     cfg, recipe = benchmark.model_config(size), benchmark.train_config(size)
     torch.manual_seed(0)
     latents = torch.randn(recipe.batch, cfg.channels, cfg.grid, cfg.grid)
     labels = torch.arange(recipe.batch) % cfg.classes
     images = TrainingImages(labels.numpy(), 1, lambda i, _: latents[i], read_ahead=False)
     run = TrainingRun(cfg, recipe, images, Pixels(1.0), 0, Path(), "-", ALONE)
-    begun = 0.0
-    for step in np.linspace(0, recipe.steps - 1, WARM_UP + steps).astype(int):
-        if run.done and begun == 0.0 and len(run.unread) == WARM_UP:
-            begun = time.process_time()
-        run.step(int(step), latents, labels)
-    return {
-        "steps_per_cpu_second": steps / (time.process_time() - begun),
-        "flops": float(mean_training_step(cfg, recipe, 200)),
-    }
+    for step in range(WARM_UP):
+        run.step(step, latents, labels)
+
+    def once() -> float:
+        begun = time.process_time()
+        for step in np.linspace(0, recipe.steps - 1, steps).astype(int):
+            run.step(int(step), latents, labels)
+        run.unread.clear()
+        return time.process_time() - begun
+
+    return once
 
 
 def start_up(stages: tuple[str, ...]) -> Iterator[tuple[str, float]]:
@@ -68,3 +95,25 @@ def start_up(stages: tuple[str, ...]) -> Iterator[tuple[str, float]]:
         begun = cpu_seconds() - time.process_time()
         subprocess.run([sys.executable, "-c", f"import emigm.stages.{stage}"], check=True)
         yield stage, cpu_seconds() - time.process_time() - begun
+
+
+def beside(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+    """What was measured, a line each, and its ratio to an earlier record of another machine, or of other code.
+
+    The machine's own speed cancels: training is compared by its share of the matrix rate, start-up by the matrix
+    products that the machine could do meanwhile. Above 1: faster than before.
+    """
+    rates = [r["matrix_rates"]["float32"] for r in (found, before or found)]
+    lines = []
+    for size, now in found["training"].items():
+        text = f"{size}: {now['steps_per_cpu_second']:.1f} training steps a CPU second, "
+        lines.append(f"{text}{now['share_of_matrix_rate']:.0%} of the matrix rate")
+        if before is not None and size in before["training"]:
+            ratio = now["share_of_matrix_rate"] / before["training"][size]["share_of_matrix_rate"]
+            lines[-1] += f"; {ratio:.2f} times the speed on record"
+    for stage, now in found["start_up"].items():
+        lines.append(f"{stage}: {now['cpu_seconds']:.1f} CPU seconds to start")
+        if before is not None and stage in before["start_up"]:
+            ratio = before["start_up"][stage]["cpu_seconds"] * rates[1] / (now["cpu_seconds"] * rates[0])
+            lines[-1] += f"; {ratio:.2f} times the speed on record"
+    return "\n".join(lines)

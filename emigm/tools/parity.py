@@ -4,10 +4,12 @@ A difference is max|ours - theirs| / max|theirs|, unless its row says otherwise.
 float64 with both codes' casts to float32 lifted (`oracle.in_float64`): those casts bound how far the official
 code agrees with itself; without them only the order of operations is left to differ.
 
-Not compared: dropout, which the two draw in another order; float16, in which the official code runs on a GPU
-(`emigm bench` measures how far it is from float32); and its loss with the ELBO weight but without the MAE trick: it
-then draws a masking time for every image, untruncated, as ours does whenever the trick is off (tests compare how masks
-are weighed).
+In float16, in which the official evaluation runs, and in bf16, both codes are rounded: there the distance of ours from
+the official float32 result is compared with that of the official half precision (`check_half_precision`).
+
+Not compared: dropout, which the two draw in another order; and the official loss with the ELBO weight but without the
+MAE trick: it then draws a masking time for every image, untruncated, as ours does whenever the trick is off (tests
+compare how masks are weighed).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from emigm.model.checkpoints import import_official, official_name, to_official
 from emigm.model.head import DiffusionHead
 from emigm.model.model import EMIGM, load_model
 from emigm.paper.settings import PAPER_MODELS
-from emigm.tools import oracle
+from emigm.tools import half_precision, oracle
 from emigm.training import batch_indices
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10
@@ -46,6 +48,8 @@ and 1 - beta keeps ten digits."""
 SIGMAS, KS = 5.0, 2.5
 """Tolerances of distributions: of a mean in standard errors; of the Kolmogorov-Smirnov distance x sqrt(n m / (n + m)).
 Equal distributions pass all of the few hundred comparisons together in more than 99% of runs."""
+ROUNDING = 1.5
+"""Tolerance of how far a half precision takes ours from float32, over how far it takes the official code."""
 GRADIENT_FLOOR = 1e-3
 """A gradient's difference is relative to its tensor's largest entry, or to this share of the largest of all."""
 
@@ -256,6 +260,19 @@ def check_sampler(code: SimpleNamespace) -> Rows:
             yield Row(f"whole sampler, {what}, N 6, K 8, cfg 4, {precision}", difference, limit)
 
 
+def check_half_precision(code: SimpleNamespace) -> Rows:
+    """float16 and bf16: z, whole runs of the sampler, losses and gradients. DDPM's tokens of random weights do not fit
+    into float16."""
+    for precision in ("float16", "bf16"):
+        for what, difference, cfg in (
+            ("z", half_precision.conditions, PATCHED),
+            ("whole sampler", half_precision.sampler, PATCHED),
+            ("loss and gradients", half_precision.losses, TINY),
+        ):
+            found = difference(code, cfg, precision)
+            yield Row(f"{what}, {precision}: rounding over the official code's", found, ROUNDING)
+
+
 def check_distributions(code: SimpleNamespace, runs: int = 200) -> Rows:
     """Numbers of masked tokens in training, and of tokens revealed at each step: both codes draw them their own
     way, so their distributions are compared."""
@@ -378,7 +395,7 @@ def check_checkpoint(code: SimpleNamespace) -> Rows:
 
 CHECKS = (
     check_architectures, check_initialisation, check_conditions, check_real_size, check_loss, check_solvers,
-    check_sampler, check_distributions, check_nfe, check_training, check_checkpoint,
+    check_sampler, check_half_precision, check_distributions, check_nfe, check_training, check_checkpoint,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -39,8 +40,8 @@ def measure(variants: Sequence[Variant], device: str, repeats: int) -> list[dict
     """Run every variant once to warm up, then all of them in turn, `repeats` times.
 
     Returns:
-        For each its seconds, their median, their spread (largest minus smallest, relative to the median), and the most
-        memory (bytes) it took beyond what was taken before, None where the system does not say.
+        For each its seconds, their median, their spread, and the most memory (bytes) it took beyond what was taken
+        before, None where the system does not say.
     """
     seconds: list[list[float]] = [[] for _ in variants]
     peaks = [peak_bytes(variant.run, device) for variant in variants]
@@ -55,24 +56,29 @@ def measure(variants: Sequence[Variant], device: str, repeats: int) -> list[dict
             "precision": variant.precision,
             "seconds": taken,
             "median": statistics.median(taken),
-            "spread": (max(taken) - min(taken)) / statistics.median(taken),
+            "spread": spread(taken),
             "peak_bytes": peak,
         }
         for variant, taken, peak in zip(variants, seconds, peaks, strict=True)
     ]
 
 
+def spread(seconds: Sequence[float]) -> float:
+    """Largest minus smallest, relative to the median."""
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+
 def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """The most memory that a call takes beyond what is taken before it."""
+    """The most memory that a call, the first of its kind, takes beyond what is taken before it."""
     if device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    reset = Path("/proc/self/clear_refs")
     try:
-        reset.write_text("5")  # Linux then counts the peak anew
-    except OSError:
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # else what was freed before is taken again, unseen
+        Path("/proc/self/clear_refs").write_text("5")  # Linux then counts the peak anew
+    except (OSError, TypeError):  # not Linux; Windows
         run()
         return None
     before = _status("VmRSS")
