@@ -160,3 +160,22 @@ def test_a_truncated_shard_stops_training_by_name_and_loses_nothing(checkout):
     assert done.returncode == 1 and "latents-00000.npy: shard is truncated" in done.stderr
     assert "Traceback" not in done.stderr
     assert (checkout / "models" / "smoke" / "xs" / "seed0" / "model.safetensors").is_file()
+
+
+def test_images_are_stored_once_where_the_cache_is_linked_and_stages_run_again_on_files_that_cannot_be_written(
+    checkout,
+):
+    run(checkout, "dvc", "config", "--local", "cache.type", "hardlink")
+    run(checkout, "dvc", "checkout", "--relink", PIPELINE)
+    folder = checkout / "samples" / "smoke" / "xs" / "4"
+
+    def files():
+        found = {p.name: p for p in folder.rglob("*") if p.is_file()}
+        assert found and all(p.stat().st_nlink >= 2 and p.stat().st_mode & 0o222 == 0 for p in found.values())
+        return {name: p.read_bytes() for name, p in found.items()}
+
+    before = files()
+    run(checkout, "dvc", "repro", "--force", "--single-item", f"{PIPELINE}:sample@xs-4")
+    assert files() == before
+    run(checkout, "dvc", "repro", "--force", "--single-item", f"{PIPELINE}:evaluate@xs")
+    run(checkout, "dvc", "config", "--local", "--unset", "cache.type")
