@@ -1,6 +1,6 @@
 """Stages killed (-9) at random moments and started again: is everything byte for byte as without a kill?
 
-python benchmarks/faults/faults.py --trials 1000        writes results/faults/kills.json
+python benchmarks/faults/faults.py --trials 1000        writes results/faults/kills.json and kills.md
 
 In a temporary folder a tiny benchmark runs once without a kill. Then, again and again, one stage's outputs are removed,
 as DVC does; the stage is started, killed after a random time, once or several times, and started a last time. Every
@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from emigm import stages
 from emigm.config.benchmark import KEYS
-from emigm.files import sha256, write_json
+from emigm.files import sha256, write_atomically, write_json
 from emigm.records.record import SCHEMA, provenance
 from emigm.stages import encode, evaluate, extractor, prepare, reference, sample, train
 
@@ -323,6 +323,19 @@ def run_or_stop(stage: str, folder: Path, processes: int) -> None:
         raise SystemExit(f"{stage} failed without a kill:\n{(folder / 'log.txt').read_text()}")
 
 
+def table(record: dict[str, Any]) -> str:
+    """The record as a page."""
+    rows = [*record["stages"].items(), ("all", record)]
+    lines = [f"| {name} | {row['trials']} | {row['kills']} | {row['lost']} |" for name, row in rows]
+    device, commit = (record["provenance"][key] for key in ("device", "commit"))
+    head = "| Stage | Trials | Kills that hit | Lost |\n|---|---:|---:|---:|"
+    how = (
+        "In a trial a stage is killed (-9) up to three times and started a last time. Lost: other bytes than without a "
+        f"kill, a failure, or something left behind. On {device}, commit {str(commit)[:12]}."
+    )
+    return "\n".join([f"# {record['what']}", "", head, *lines, "", how, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--trials", type=int, default=1000)
@@ -366,7 +379,9 @@ def main() -> None:
         "stages": {name: {k: c[k] for k in ("trials", "kills", "lost")} for name, c in counts.items() if c["trials"]},
         "provenance": made_by,
     }
-    write_json(Path("results") / "faults" / "kills.json", record)
+    folder = Path("results") / "faults"
+    write_json(folder / "kills.json", record)
+    write_atomically(folder / "kills.md", lambda path: path.write_text(table(record), encoding="utf-8"))
     print(f"{record['trials']} trials, {record['kills']} kills, {record['lost']} lost")
 
 
