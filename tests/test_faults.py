@@ -456,13 +456,18 @@ def test_a_stage_of_two_processes_goes_on_when_one_of_them_is_killed(workspace, 
 
 
 @linux
-@pytest.mark.parametrize("seconds", [0.3, 60])
-def test_a_process_that_goes_on_after_the_one_that_started_it_is_found(seconds):
-    """Whether it ends by itself soon or has to be killed."""
+@pytest.mark.parametrize(
+    ("program", "seconds", "gone_on"), [("python", 0.3, 1), ("python", 60, 1), ("sleep", 0.3, 0), ("sleep", 60, 1)]
+)
+def test_a_process_that_goes_on_after_the_one_that_started_it_is_found(program, seconds, gone_on):
+    """Whether it ends by itself soon or has to be killed; another program, such as git, may end by itself."""
     faults.adopt_orphans()
-    code = f"import subprocess; subprocess.Popen(['sleep', '{seconds}'])"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert len(faults.orphans(wait=1.0)) == 1 and faults.orphans(wait=0.1) == []
+    go_on = {
+        "python": f"import os, time; os.fork() or time.sleep({seconds})",
+        "sleep": f"import subprocess; subprocess.Popen(['sleep', '{seconds}'])",
+    }
+    subprocess.run([sys.executable, "-c", go_on[program]], check=True)
+    assert len(faults.orphans(wait=1.0)) == gone_on and faults.orphans(wait=0.1) == []
 
 
 @pytest.fixture

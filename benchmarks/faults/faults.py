@@ -2,11 +2,12 @@
 
 python benchmarks/faults/faults.py --trials 1000        writes results/faults/kills.json and kills.md
 
-In a temporary folder a tiny benchmark runs once without a kill. Then, again and again, one stage's outputs are removed,
-as DVC does; the stage is started, killed after a random time, once or several times, and started a last time. Every
-fifth trial is of a stage of two processes, of which one, or what started them, is killed. Counted as lost is a trial
-whose outputs differ from those of the same processes without a kill, whose last run fails, or that leaves a process, a
-temporary file or a resume point behind. Linux only.
+In a temporary folder a tiny benchmark runs once without a kill. Then, again and again, one stage's outputs are removed;
+the stage is started, killed after a random time, once or several times, and started a last time. In every other trial
+its outputs are removed before each start, as `dvc repro` does; in those between they stay, as where a stage is started
+by hand. Every fifth trial is of a stage of two processes, of which one, or what started them, is killed. Counted as
+lost is a trial whose outputs differ from those of the same processes without a kill, whose last run fails, or that
+leaves a process, a temporary file or a resume point behind. Linux only.
 """
 
 from __future__ import annotations
@@ -196,11 +197,12 @@ def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: ra
 
 def orphans(wait: float = 5.0) -> list[int]:
     """Processes of stages that went on although the stage was killed: children that came to this process, which is
-    their reaper. Those that the system is about to end get `wait` seconds, and none may end by itself in them; those
-    that are left are killed."""
+    their reaper. Those that the system is about to end get `wait` seconds, and none may end by itself in them but other
+    programs, such as the git that a record asks for its commit; those that are left are killed."""
     until, gone_on = time.monotonic() + wait, []
     at_work = {process for process, ending in _children_of(os.getpid()) if not ending}  # others were before the kill
     while True:
+        at_work = {process for process in at_work if not _runs_another_program(process)}
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 gone_on += [ended[0]] if ended[0] in at_work and ended[1] != signal.SIGKILL else []
@@ -220,6 +222,13 @@ def adopt_orphans() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def _runs_another_program(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/exe").readlink() != Path("/proc/self/exe").readlink()
+    except OSError:  # it is ending
+        return False
 
 
 PF_EXITING = 0x4
@@ -259,9 +268,15 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def trial(
-    stage: str, folder: Path, expected: dict[str, Any], seconds: float, rng: random.Random, processes: int = 1
+    stage: str,
+    folder: Path,
+    expected: dict[str, Any],
+    seconds: float,
+    rng: random.Random,
+    processes: int = 1,
+    by_hand: bool = True,
 ) -> dict[str, Any]:
-    """Kill a stage at random moments, run it to its end, and compare.
+    """Kill a stage at random moments, run it to its end, and compare; `by_hand`: what a killed run leaves stays.
 
     Returns:
         kills: how many hit it; lost: why the trial counts as lost, or None.
@@ -273,6 +288,8 @@ def trial(
         kills += hit is True
         if hit is None:
             lost = f"failed when started again: {(folder / 'log.txt').read_text()[-1000:]}"
+        if not by_hand:
+            remove_outputs(stage, folder)
     if left := orphans():
         lost = f"{len(left)} processes went on"
     elif lost:
@@ -323,17 +340,24 @@ def run_or_stop(stage: str, folder: Path, processes: int) -> None:
         raise SystemExit(f"{stage} failed without a kill:\n{(folder / 'log.txt').read_text()}")
 
 
+TABLE = "| Stage | Trials | Kills that hit | Lost |\n|---|---:|---:|---:|"
+
+
 def table(record: dict[str, Any]) -> str:
     """The record as a page."""
-    rows = [*record["stages"].items(), ("all", record)]
-    lines = [f"| {name} | {row['trials']} | {row['kills']} | {row['lost']} |" for name, row in rows]
+    parts = [f"# {record['what']}"]
+    for way, by_stage in record["stages"].items():
+        every = {key: sum(row[key] for row in by_stage.values()) for key in ("trials", "kills", "lost")}
+        rows = [(name, row["trials"], row["kills"], row["lost"]) for name, row in [*by_stage.items(), ("all", every)]]
+        lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+        parts += [f"## {way[0].upper()}{way[1:]}", "\n".join([TABLE, *lines])]
     device, commit = (record["provenance"][key] for key in ("device", "commit"))
-    head = "| Stage | Trials | Kills that hit | Lost |\n|---|---:|---:|---:|"
-    how = (
+    parts.append(
         "In a trial a stage is killed (-9) up to three times and started a last time. Lost: other bytes than without a "
         f"kill, a failure, or something left behind. On {device}, commit {str(commit)[:12]}."
     )
-    return "\n".join([f"# {record['what']}", "", head, *lines, "", how, ""])
+    parts += [f"- Lost: {loss['stage']} ({loss['how']}): {loss['why']}" for loss in record["losses"]]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -346,37 +370,40 @@ def main() -> None:
     rng = random.Random(options.seed)
     made_by = provenance("cpu")  # of the code that is loaded now
     names = {(stage, n): stage + (f", {n} processes" if n > 1 else "") for stage in STAGES for n in (1, 2)}
-    counts = {name: Counter({"trials": 0, "kills": 0, "lost": 0}) for name in names.values()}
+    ways = {False: "outputs removed before each start, as dvc repro does", True: "by hand, outputs stay"}
+    counts = {way: {name: Counter(trials=0, kills=0, lost=0) for name in names.values()} for way in ways.values()}
     losses = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "workspace"
         expected = run_whole(folder)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what was done by then is recorded
             for n in range(1, options.trials + 1):
-                processes = 2 if n % EVERY == 0 else 1
+                processes, way = 2 if n % EVERY == 0 else 1, ways[n % 2 == 0]
                 stage = rng.choice(IN_SEVERAL if processes > 1 else list(STAGES))
-                found = trial(stage, folder, *expected[stage, processes], rng, processes)
+                found = trial(stage, folder, *expected[stage, processes], rng, processes, by_hand=n % 2 == 0)
                 tally = Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
-                counts[names[stage, processes]] += tally
+                counts[way][names[stage, processes]].update(tally)
                 if n % 25 == 0:
                     print(f"{n} trials, {len(losses)} lost", flush=True)
                 if found["lost"]:
-                    losses.append({"stage": names[stage, processes], "why": found["lost"]})
-                    print(f"{names[stage, processes]}: {found['lost']}", file=sys.stderr)
+                    losses.append({"stage": names[stage, processes], "how": way, "why": found["lost"]})
+                    print(f"{names[stage, processes]}, {way}: {found['lost']}", file=sys.stderr)
                     expected = run_whole(folder)
                 elif processes > 1:  # the other stages know the outputs of one
                     remove_outputs(stage, folder)
                     run_or_stop(stage, folder, 1)
         orphans(0)  # after Ctrl-C, the stage that ran
+    every = [count for by_stage in counts.values() for count in by_stage.values()]
     record = {
         "schema": SCHEMA,
         "what": __doc__.split("\n")[0],
-        "trials": sum(c["trials"] for c in counts.values()),
         "seed": options.seed,
-        "kills": sum(c["kills"] for c in counts.values()),
-        "lost": len(losses),
+        **{key: sum(count[key] for count in every) for key in ("trials", "kills", "lost")},
         "losses": losses,
-        "stages": {name: {k: c[k] for k in ("trials", "kills", "lost")} for name, c in counts.items() if c["trials"]},
+        "stages": {
+            way: {name: dict(count) for name, count in by_stage.items() if count["trials"]}
+            for way, by_stage in counts.items()
+        },
         "provenance": made_by,
     }
     folder = Path("results") / "faults"
