@@ -73,6 +73,7 @@ def bench(options: argparse.Namespace) -> int:
         print(f"{write_speed(options.out, 'embedded', found, settings, 'cpu')}: written")
         return 0
     given = {"official": options.official, "repeats": options.repeats, "batch": options.batch}
+    given |= {"compiled": options.compile}
     device = join(RunConfig(device=options.device)).device.split(":")[0]
     for path in measure(options.size, device=device, threads=options.threads, out=options.out, **given):
         print(f"{path}: written")
@@ -274,6 +275,7 @@ def parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=3, help="of every measurement, after one to warm up (default: %(default)s)"
     )
     verb.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    verb.add_argument("--compile", action="store_true", help="our networks by torch.compile")
     verb.add_argument("--embedded", action="store_true", help="the default benchmark's training and start-up instead")
     verb.add_argument("--steps", type=int, default=20, help="--embedded: of training, by size (default: %(default)s)")
     verb.add_argument("--out", type=Path, default=SPEED, help="folder of the records (default: %(default)s)")

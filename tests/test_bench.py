@@ -141,6 +141,18 @@ def test_official_variants_run_in_their_precisions_and_print_nothing(capsys):
     assert seen == [False, True] and capsys.readouterr().out == ""
 
 
+def test_our_networks_are_compiled_where_that_is_asked_for(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(bench, "compile_networks", compiled.append)
+    monkeypatch.setattr("emigm.training.compile_networks", compiled.append)
+    measured = subject()
+    for wanted in (False, True):
+        measured.compiled = wanted
+        for variants, _ in (measured.sampling(["float32", "bf16"]), measured.training(["float32", "bf16"])):
+            assert len(variants) == 2
+        assert len(compiled) == 5 * wanted  # and the one that the mean step is chosen with
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()

@@ -28,7 +28,7 @@ from emigm.data.latents import LatentStore, Shards
 from emigm.files import write_json
 from emigm.flops import AUTOENCODERS, group_step, sampling
 from emigm.model.checkpoints import to_official
-from emigm.model.model import EMIGM, cast_linear
+from emigm.model.model import EMIGM, cast_linear, compile_networks
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.runtime.distributed import World
@@ -59,6 +59,7 @@ class Subject:
         device: "cpu" or "cuda".
         code: the official modules (`oracle.official_code`).
         batch: images at once, for all items; None: as `BATCHES` says.
+        compiled: whether torch.compile compiles our networks.
         autoencoder: None: the paper's, with random weights.
     """
 
@@ -71,11 +72,13 @@ class Subject:
         model: ModelConfig | None = None,
         sample: SampleConfig | None = None,
         autoencoder: Callable[[Precision], Autoencoder] | None = None,
+        compiled: bool = False,
     ):
         resolution, size = name.split("-")
         self.name, self.device, self.code, self.resolution = name, device, code, int(resolution)
         self.cfg = model or PAPER_MODELS[int(resolution), size]
         self.sample = sample or paper_sampling(int(resolution), size, 16)
+        self.compiled = compiled
         self.batches = {item: batch or n for item, n in BATCHES[device].items()}
         self.kind = {256: "kl16", 512: "dcae"}[self.resolution]
         self.autoencoder = autoencoder or random_autoencoder(self.kind, device)
@@ -102,6 +105,8 @@ class Subject:
         def ours(precision: Precision) -> Callable[[], object]:
             model, cfg = copy.deepcopy(self.model), dataclasses.replace(self.sample, precision=precision)
             cast_linear(model, precision)
+            if self.compiled:
+                compile_networks(model)
             return lambda: list(generate(model, labels, cfg, seed=0))
 
         variants = [Variant("ours", p, ours(p)) for p in precisions]
@@ -126,7 +131,7 @@ class Subject:
 
         def ours(precision: Precision) -> tuple[TrainingRun, int]:
             train = TrainConfig(10**6, batch, 1e-5, mask_group=batch, precision=precision)
-            run = TrainingRun(cfg, train, images, Pixels(1.0), 0, Path(), "-", world)
+            run = TrainingRun(cfg, train, images, Pixels(1.0), 0, Path(), "-", world, compiled=self.compiled)
             counts = [int(run.draw(step, 0, latents.shape[1:])[0].counts[0]) for step in range(50)]
             return run, int(np.argsort(np.abs(counts - np.mean(counts)), kind="stable")[0])
 
@@ -187,8 +192,9 @@ class Subject:
             for p, ae in ((p, self.autoencoder(p)) for p in precisions)
         ]
         if self.code is not None and self.kind == "kl16":
-            theirs, images = self._official_autoencoder(), (pixels.float() / 127.5 - 1).to(self.device)
-            variants += self._official(torch.no_grad()(lambda: theirs.encode(images)), precisions)
+            theirs, images = self._official_autoencoder(), pixels.float() / 127.5 - 1
+            encode = torch.no_grad()(lambda: theirs.encode(images.to(self.device)).parameters.cpu())
+            variants += self._official(encode, precisions)
         return variants, batch * self._autoencoder_flops()[0]
 
     def reading(self, folder: Path) -> list[Variant]:
@@ -335,8 +341,9 @@ def bench(
     batch: int | None,
     threads: int,
     out: Path,
+    compiled: bool = False,
 ) -> Iterator[Path]:
-    """Measure the paper's models `names`; yields the record of each, <device>-<name>.json in `out`.
+    """Measure the paper's models `names`; yields the record of each, <device>-<name>[-compiled].json in `out`.
 
     Raises:
         ConfigError: the clone is none, or a package that it needs is missing.
@@ -344,10 +351,10 @@ def bench(
     torch.set_num_threads(threads)
     with contextlib.nullcontext() if official is None else oracle.official_code(official, device) as code:
         for name in names:
-            found = bench_model(Subject(name, device, code, batch), repeats)
-            settings = {"model": name, "device": device, "repeats": repeats, "threads": threads}
+            found = bench_model(Subject(name, device, code, batch, compiled=compiled), repeats)
+            settings = {"model": name, "device": device, "repeats": repeats, "threads": threads, "compile": compiled}
             settings["clock"] = "CPU seconds" if device == "cpu" else "seconds"
-            yield write_speed(out, name, found, settings, device)
+            yield write_speed(out, f"{name}-compiled" if compiled else name, found, settings, device)
 
 
 def write_speed(out: Path, what: str, results: dict[str, Any], settings: dict[str, Any], device: str) -> Path:
