@@ -1,4 +1,5 @@
-"""Every number of a benchmark's records as a cell that a repetition must show again. No torch."""
+"""Every number of a benchmark's records as a cell that a repetition must show again, but speed, and the FID of
+snapshots, which scatters too much before the end of training. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ EXACT = ("nfe", "passes", "flops", "flops_per_step")
 ROUNDED = ("codes_used",)
 """Counts that depend on rounding."""
 Unit = tuple[Any, Any]
-"""What pairs the runs of two sides: training seed and sampling seed, or position and 0."""
+"""What pairs the runs of two sides: training seed and sampling seed; position, or sampling seed of released weights,
+and 0."""
 Record = Mapping[str, Any]
 
 
@@ -50,6 +52,10 @@ def cells_of(records: Mapping[str, Record]) -> dict[str, Cell]:
         fitted = record["settings"].get("autoencoder", {}).get("kind") == "kmeans"  # a codebook of this machine's own
         results = {k: v for k, v in record["results"].items() if not (fitted and k == "weights_sha256")}
         for path, value in _cells(results):
+            if stage.startswith("snapshots-") and isinstance(value, dict):
+                continue
+            if stage.startswith("evaluate-") and record.get("weights") == "released" and isinstance(value, dict):
+                value = {(sample, 0): v for (_, sample), v in value.items()}  # what is repeated is sampling
             name = " ".join((stage, *path))
             group = " ".join((stage.split("-")[0], *(p for p in path[1:] or path if not p.isdigit())))
             if isinstance(value, dict):
@@ -95,7 +101,8 @@ def _cells(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 def _runs(scored: Record, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     tables = [(run, {k: v for k, v in run.items() if k not in KEYS}) for run in scored["runs"]]
     for curve in scored.get("fid_by_images", ()):
-        tables.append((curve, {f"fid of {n} images": v for n, v in curve["fid"].items()}))
+        fewer = sorted(curve["fid"], key=int)[:-1]  # that of all images is the run's
+        tables.append((curve, {f"fid of {n} images": curve["fid"][n] for n in fewer}))
     found: dict[str, dict[Unit, Any]] = {}
     for run, metrics in tables:
         for metric, value in metrics.items():

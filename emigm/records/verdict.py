@@ -59,14 +59,19 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
     if len(one.unlike) > SHOWN:
         yield f"    ... other settings: {len(one.unlike):,} in all"
     differing = comparison.of(DIFFERS)
-    largest = sorted(differing or comparison.of(REPRODUCED), key=lambda v: -v.share)
-    for v in largest if differing else largest[:SHOWN]:
+    others = comparison.of(UNDECIDED) or comparison.of(REPRODUCED)
+    for v in _largest(differing) or _largest(others)[:SHOWN]:
         yield f"    {v.status} {v}"
-    yield from (f"    {m.status} {m}" for m in sorted(comparison.metrics, key=lambda m: -m.reached))
+    yield from (f"    {m.status} {m}" for m in _largest(comparison.metrics))
     for kind, names in (("has not run here", comparison.missing), (f"is not in {other}", comparison.extra)):
         yield from (f"    {name}: {kind}" for name in names[:SHOWN])
         if len(names) > SHOWN:
             yield f"    ... {kind}: {_count(len(names), 'cell')} in all"
+
+
+def _largest(found: Sequence[Any]) -> list[Any]:
+    """Verdicts on cells or metrics, those first that use most of their margin."""
+    return sorted(found, key=lambda v: -v.share)
 
 
 def verdict(found: Sequence[Verification], against: str | None = None) -> str:
@@ -77,9 +82,13 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
         return f"not whole: {_count(len(problems), 'problem')}, the first: {problems[0]}"
     compared = [one for one in found if one.comparison is not None]
     cells = [v for one in compared for v in one.comparison.verdicts]
-    metrics = sorted((m for one in compared for m in one.comparison.metrics), key=lambda m: -m.reached)
-    differing = sorted((v for v in cells if v.status == DIFFERS), key=lambda v: -v.share)
-    shifted, open_ = ([m for m in metrics if m.status == status] for status in (DIFFERS, UNDECIDED))
+    metrics = [m for one in compared for m in one.comparison.metrics]
+
+    def named(what: str, status: str) -> list[str]:
+        found = ((one.name, v) for one in compared for v in _largest(getattr(one.comparison, what)))
+        return [f"{name} {v}" for name, v in found if v.status == status]
+
+    differing, shifted, undecided = named("verdicts", DIFFERS), named("metrics", DIFFERS), named("metrics", UNDECIDED)
     missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
     contrary = [c for one in found for c in one.contrary]
     unlike = [f"{one.name} {text}" for one in found for text in one.unlike]
@@ -96,9 +105,9 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
         what.append(f"{_count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
     if what:
         return f"differs: {'; '.join(what)}"
-    if open_:
-        more = "training seeds in common would tell"
-        return f"undecided: {_count(len(open_), 'metric')} scattered too much, the first {open_[0]}; more {more}"
+    if undecided:
+        text = f"undecided: {_count(len(undecided), 'metric')} too scattered to tell, the first {undecided[0]}"
+        return f"{text}; more seeds on both sides would tell"
     records = sum(one.records for one in found)
     changed = sum(len(one.claims) for one in found)
     claims = f", {_count(changed, 'claim')} decided otherwise" if changed else ""
@@ -112,7 +121,7 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     identical, within, scattered = (sum(v.status == s for v in cells) for s in (IDENTICAL, REPRODUCED, UNDECIDED))
     text = f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
     if scattered:
-        text += f", {scattered} with the {_count(len(metrics), 'metric')} that they are of, over all sizes and budgets"
+        text += f"; {scattered} too scattered to tell one by one, whose {_count(len(metrics), 'metric')} agree over all"
     return text + claims
 
 

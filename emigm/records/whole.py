@@ -43,9 +43,19 @@ def read_all(folder: Path, findings: Findings) -> dict[str, Record]:
         elif (record.get("stage"), record.get("benchmark")) != (path.stem, folder.parent.name):
             name = f"{record.get('benchmark')} {record.get('stage')}"
             findings.refuse(f"{path}: is the record of {name}, under another's name")
+        elif not _finite(record["results"]):
+            findings.refuse(f"{path}: holds NaN or infinity")
         else:
             found[path.stem] = record
     return found
+
+
+def _finite(tree: Any) -> bool:
+    try:
+        json.dumps(tree, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def check_records(
