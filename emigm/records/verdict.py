@@ -121,7 +121,8 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     identical, within, scattered = (sum(v.status == s for v in cells) for s in (IDENTICAL, REPRODUCED, UNDECIDED))
     text = f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
     if scattered:
-        text += f"; {scattered} too scattered to tell one by one, whose {_count(len(metrics), 'metric')} agree over all"
+        of = _count(len(metrics), "metric")
+        text += f"; {scattered} too scattered to tell one by one, whose {of} agree over all sizes and budgets"
     return text + claims
 
 
