@@ -52,30 +52,25 @@ def parity(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     from emigm.config.schema import RunConfig
     from emigm.runtime.distributed import join
+    from emigm.tools import embedded
     from emigm.tools.bench import bench as measure
-    from emigm.tools.bench import write_speed
 
-    for name, least in (("repeats", 1), ("threads", 1), ("batch", 1), ("steps", 1)):
+    for name in ("repeats", "threads", "batch", "steps"):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} {value}: must be at least {least}")
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: must be at least 1")
+    for name in ("official", "size", "batch", "threads", "compile"):
+        if options.embedded and getattr(options, name):
+            raise ConfigError(f"--{name} has no effect with --embedded")
+    if options.steps is not None and not options.embedded:
+        raise ConfigError("--steps has no effect without --embedded")
     if options.embedded:
-        from emigm.compose import compose_benchmark
-        from emigm.records.record import read_record
-        from emigm.tools.embedded import bench_embedded, beside
-
-        benchmark, tracked = compose_benchmark(None), SPEED / "cpu-embedded.json"
-        before = read_record(tracked)["results"] if tracked.is_file() else None
-        found = bench_embedded(benchmark, options.steps, options.repeats)
-        settings = {"benchmark": benchmark.name, "steps": options.steps, "repeats": options.repeats}
-        settings |= {"device": "cpu", "threads": 1}
-        print(beside(found, before))
-        print(f"{write_speed(options.out, 'embedded', found, settings, 'cpu')}: written")
+        print(embedded.measure_beside(SPEED, options.out, options.steps or 20, options.repeats))
         return 0
     given = {"official": options.official, "repeats": options.repeats, "batch": options.batch}
-    given |= {"compiled": options.compile}
+    given |= {"compiled": options.compile, "threads": options.threads or 1, "out": options.out}
     device = join(RunConfig(device=options.device)).device.split(":")[0]
-    for path in measure(options.size, device=device, threads=options.threads, out=options.out, **given):
+    for path in measure(options.size or ["256-xs"], device=device, **given):
         print(f"{path}: written")
     return 0
 
@@ -268,16 +263,16 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--official", type=Path, help="folder of a clone of ML-GSAI/eMIGM (default: no ratios)")
     models = [f"{r}-{s}" for r, s in PAPER_MODELS]
-    verb.add_argument("--size", nargs="+", default=["256-xs"], choices=models, metavar="MODEL", help="such as 256-xs")
+    verb.add_argument("--size", nargs="+", choices=models, metavar="MODEL", help="such as 512-l (default: 256-xs)")
     add_device(verb)
     verb.add_argument("--batch", type=int, metavar="B", help="images at once (default: 64 on a GPU, 1 or 2 on a CPU)")
     verb.add_argument(
         "--repeats", type=int, default=3, help="of every measurement, after one to warm up (default: %(default)s)"
     )
-    verb.add_argument("--threads", type=int, default=1, help="of the CPU (default: %(default)s)")
+    verb.add_argument("--threads", type=int, help="of the CPU (default: 1)")
     verb.add_argument("--compile", action="store_true", help="our networks by torch.compile")
     verb.add_argument("--embedded", action="store_true", help="the default benchmark's training and start-up instead")
-    verb.add_argument("--steps", type=int, default=20, help="--embedded: of training, by size (default: %(default)s)")
+    verb.add_argument("--steps", type=int, help="--embedded: of training, by size (default: 20)")
     verb.add_argument("--out", type=Path, default=SPEED, help="folder of the records (default: %(default)s)")
 
     verb = add(

@@ -1,6 +1,7 @@
 """`emigm bench` on a tiny model, its record, and the notebook that reads it."""
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -141,16 +142,18 @@ def test_official_variants_run_in_their_precisions_and_print_nothing(capsys):
     assert seen == [False, True] and capsys.readouterr().out == ""
 
 
-def test_our_networks_are_compiled_where_that_is_asked_for(monkeypatch):
-    compiled = []
-    monkeypatch.setattr(bench, "compile_networks", compiled.append)
-    monkeypatch.setattr("emigm.training.compile_networks", compiled.append)
-    measured = subject()
+def test_our_networks_are_compiled_where_that_is_asked_for_in_every_precision(monkeypatch):
+    """As torch traces them, without the compiler itself."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(bench, "OURS", {"cpu": ("float32", "float16", "bf16")})
+    monkeypatch.setattr(bench, "matrix_rate", lambda device, precision: 1e9)
+    monkeypatch.setattr(bench, "differences", lambda subject: [])
     for wanted in (False, True):
+        measured = subject()
         measured.compiled = wanted
-        for variants, _ in (measured.sampling(["float32", "bf16"]), measured.training(["float32", "bf16"])):
-            assert len(variants) == 2
-        assert len(compiled) == 5 * wanted  # and the one that the mean step is chosen with
+        found = bench.bench_model(measured, 1, bench.ITEMS[:2])["items"]
+        graphs = [item["compiled_graphs"] for item in found.values()]
+        assert graphs == [None, None] if not wanted else min(graphs) >= 6  # two networks in three precisions
 
 
 @pytest.fixture
@@ -201,10 +204,10 @@ def test_the_default_benchmark_is_trained_for_a_few_steps(monkeypatch):
     (speed,) = found["training"].values()
     assert speed["steps_per_cpu_second"] > 0 and 0 < speed["share_of_matrix_rate"] < 2
     assert set(found["start_up"]) == set(embedded.STAGES) and found["start_up"]["train"]["cpu_seconds"] == 1.0
-    assert "times the speed on record" not in embedded.beside(found, None)
+    assert "of the record's speed" not in embedded.beside(found, None)
 
 
-def test_a_slower_benchmark_shows_whatever_the_machine():
+def test_speed_is_compared_relative_to_the_matrix_rate():
     """A machine of half the rate that trains and starts at half the speed is as fast, at a quarter half as fast."""
     for slower in (1, 2):
         now = {
@@ -213,9 +216,9 @@ def test_a_slower_benchmark_shows_whatever_the_machine():
             "start_up": {"train": {"cpu_seconds": 4.0 * slower}, "reveal": {"cpu_seconds": 1.0}},
         }
         first, second, third = embedded.beside(now, EMBEDDED).splitlines()
+        relative = f"{1 / slower:.2f} of the record's speed, relative to the matrix rate"
         speed = f"xs: {10 / slower:.1f} training steps a CPU second, {0.4 / slower:.0%} of the matrix rate"
-        assert first == f"{speed}; {1 / slower:.2f} times the speed on record"
-        assert second == f"train: {4 * slower:.1f} CPU seconds to start; {1 / slower:.2f} times the speed on record"
+        assert (first, second) == (f"{speed}; {relative}", f"train: {4 * slower:.1f} CPU seconds to start; {relative}")
         assert third == "reveal: 1.0 CPU seconds to start"
 
 
@@ -226,6 +229,27 @@ def test_every_stage_of_the_chain_has_its_start_measured():
 def test_what_a_stage_takes_to_start_is_measured_in_a_process_of_its_own():
     ((stage, seconds),) = embedded.start_up(("summary",))
     assert stage == "summary" and 0 < seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--embedded", "--compile"], "--compile has no effect with --embedded"),
+        (["--embedded", "--size", "256-xs"], "--size has no effect with --embedded"),
+        (["--steps", "3"], "--steps has no effect without --embedded"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(capsys, arguments, message):
+    assert cli.main(["bench", *arguments]) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_the_record_is_written_and_compared_with_the_tracked_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "bench_embedded", lambda *_: EMBEDDED)
+    text = embedded.measure_beside(tmp_path / "tracked", tmp_path / "tracked", 1, 1)
+    assert "of the record's speed" not in text and text.endswith("tracked/cpu-embedded.json: written")
+    text = embedded.measure_beside(tmp_path / "tracked", tmp_path / "out", 1, 1)
+    assert "1.00 of the record's speed" in text and (tmp_path / "out" / "cpu-embedded.json").is_file()
 
 
 @pytest.mark.parametrize("option", ["--repeats", "--threads", "--batch", "--steps"])

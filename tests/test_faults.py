@@ -431,12 +431,22 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
 @linux
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "dvc repro"])
 @pytest.mark.parametrize("stage", ["encode", "reference", "train-xs", "sample-xs-4", "evaluate-xs"])
-def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage):
+def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage, by_hand):
     """One of the trials that `python benchmarks/faults/faults.py` makes by the thousand."""
     faults.adopt_orphans()
-    found = faults.trial(stage, workspace, faults.outputs(stage, workspace), 2.0, random.Random(stage))
-    assert found["lost"] is None
+    expected, rng = faults.outputs(stage, workspace), random.Random(stage)
+    assert faults.trial(stage, workspace, expected, 2.0, rng, by_hand=by_hand)["lost"] is None
+
+
+def test_the_page_of_kills_says_what_the_record_says():
+    rows = {"encode": {"trials": 2, "kills": 3, "lost": 0}, "train-xs": {"trials": 1, "kills": 1, "lost": 1}}
+    record = {"what": "Kills", "stages": {"by hand": rows}, "provenance": {"device": "CPU", "commit": "c0de"}}
+    record["losses"] = [{"stage": "train-xs", "how": "by hand", "why": "left: .tmp"}]
+    page = faults.table(record)
+    assert "| encode | 2 | 3 | 0 |" in page and "| all | 3 | 4 | 1 |" in page
+    assert page.endswith("- Lost: train-xs (by hand): left: .tmp\n")
 
 
 @linux

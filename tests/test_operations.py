@@ -103,7 +103,7 @@ def test_a_run_waits_for_the_device_when_losses_are_read_and_not_in_its_steps(tm
 @pytest.mark.xfail(
     reason="by reading, not yet on a GPU: once a batch of sampling and a group of training, labels, the solver's times "
     "and the masks' sizes are copied from pageable memory, which waits",
-    strict=False,
+    strict=True,
 )
 def test_a_gpu_is_never_waited_for():
     model, labels = random_model().to("cuda"), torch.arange(8) % 5

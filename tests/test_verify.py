@@ -405,6 +405,13 @@ def test_a_verdict_is_logged_in_one_line_after_those_that_are_there(workspace):
         flip(next(Path("results").rglob("*.png")))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused_by_name(workspace, value):
+    edit("evaluate-xs", lambda r: r["results"]["4"]["runs"][0].update(fid=value))
+    assert f"{RECORDS}/evaluate-xs.json: its results hold NaN or infinity" in problems()
+    json.dumps(as_json(verify()), allow_nan=False)
+
+
 def test_a_flipped_bit_in_any_tracked_file_is_refused(workspace):
     for path in sorted(p for p in Path("results").rglob("*") if p.is_file()):
         whole = path.read_bytes()
@@ -499,9 +506,10 @@ def test_what_scatters_too_much_to_tell_is_neither_reproduced_nor_different(work
     shifted(theirs, lambda r: scattered(r, 500.0))
     assert main(["verify", "--against", str(theirs), "--json", "found.json"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(
-        r"undecided: \d metrics? too scattered to tell, the first tiny evaluate fid, 2 cells of 2", lines[-1]
+    text = (
+        r"undecided: \d metrics? shown neither to be the same nor to differ, the first tiny evaluate fid, 2 cells of 2"
     )
+    assert re.match(text, lines[-1])
     assert any(
         line.startswith("    undecided evaluate fid, 2 cells of 2 repetitions: mean difference") for line in lines
     )

@@ -1,5 +1,5 @@
-"""Every number of a benchmark's records as a cell that a repetition must show again, but speed, and the FID of
-snapshots, which scatters too much before the end of training. No torch."""
+"""Every number of a benchmark's records as a cell that a repetition must show again, but speed, and the scores of
+snapshots, which scatter too much before the end of training. No torch."""
 
 from __future__ import annotations
 

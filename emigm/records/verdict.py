@@ -106,8 +106,8 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     if what:
         return f"differs: {'; '.join(what)}"
     if undecided:
-        text = f"undecided: {_count(len(undecided), 'metric')} too scattered to tell, the first {undecided[0]}"
-        return f"{text}; more seeds on both sides would tell"
+        what = _count(len(undecided), "metric")
+        return f"undecided: {what} shown neither to be the same nor to differ, the first {undecided[0]}"
     records = sum(one.records for one in found)
     changed = sum(len(one.claims) for one in found)
     claims = f", {_count(changed, 'claim')} decided otherwise" if changed else ""

@@ -44,7 +44,7 @@ def read_all(folder: Path, findings: Findings) -> dict[str, Record]:
             name = f"{record.get('benchmark')} {record.get('stage')}"
             findings.refuse(f"{path}: is the record of {name}, under another's name")
         elif not _finite(record["results"]):
-            findings.refuse(f"{path}: holds NaN or infinity")
+            findings.refuse(f"{path}: its results hold NaN or infinity; {REMEDY}")
         else:
             found[path.stem] = record
     return found

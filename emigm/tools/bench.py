@@ -28,7 +28,7 @@ from emigm.data.latents import LatentStore, Shards
 from emigm.files import write_json
 from emigm.flops import AUTOENCODERS, group_step, sampling
 from emigm.model.checkpoints import to_official
-from emigm.model.model import EMIGM, cast_linear, compile_networks
+from emigm.model.model import EMIGM, cast_linear, compile_networks, compiled_graphs
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.runtime.distributed import World
@@ -171,7 +171,7 @@ class Subject:
         return once
 
     def decoding(self, precisions: list[Precision]) -> tuple[list[Variant], float]:
-        """Variants that turn latents into 8-bit images, and FLOPs."""
+        """Variants that turn latents into images, ours to 8 bits and checked for NaN, and FLOPs."""
         batch = self.batches["decoding"]
         torch.manual_seed(0)
         ours = {p: self.autoencoder(p) for p in precisions}
@@ -267,10 +267,16 @@ def bench_model(subject: Subject, repeats: int, items: tuple[str, ...] = ITEMS) 
     found: dict[str, Any] = {"matrix_rates": rates, "items": {}}
     makers = dict(zip(ITEMS, (subject.sampling, subject.training, subject.decoding, subject.encoding), strict=False))
     for item in items:
+        if subject.compiled:  # torch counts what it compiles over all models, and beyond a limit compiles no more
+            torch._dynamo.reset()
+            torch._dynamo.config.recompile_limit = 64
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+        graphs = compiled_graphs() if subject.compiled else 0
         with tempfile.TemporaryDirectory() as folder:
             variants, flops = (subject.reading(Path(folder)), None) if item == ITEMS[-1] else makers[item](tried)
             rows = measure(variants, subject.device, repeats)
         found["items"][item] = summary(rows, flops, rates) | {"images": subject.batches.get(item, READ)}
+        found["items"][item]["compiled_graphs"] = compiled_graphs() - graphs if subject.compiled else None
         print(f"{subject.name}, {item}: {in_words(found['items'][item])}", flush=True)
     found["differences"] = differences(subject)
     return found

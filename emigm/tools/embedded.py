@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from emigm.autoencoders.autoencoder import Pixels
+from emigm.compose import compose_benchmark
 from emigm.config.benchmark import Benchmark
 from emigm.flops import mean_training_step
-from emigm.records.record import cpu_seconds
+from emigm.records.record import cpu_seconds, read_record
 from emigm.runtime.distributed import ALONE
 from emigm.runtime.pools import keep_freed_memory
+from emigm.tools.bench import write_speed
 from emigm.tools.timing import matrix_rate, spread
 from emigm.training import TrainingImages, TrainingRun
 
@@ -38,6 +40,17 @@ STAGES = (
     "index",
 )
 WARM_UP = 3
+
+
+def measure_beside(tracked: Path, out: Path, steps: int, repeats: int) -> str:
+    """Measure the default benchmark, write the record to the folder `out`, and say how it compares with the record in
+    the folder `tracked`, where there is one."""
+    benchmark, old = compose_benchmark(None), tracked / "cpu-embedded.json"
+    before = read_record(old)["results"] if old.is_file() else None
+    found = bench_embedded(benchmark, steps, repeats)
+    settings = {"benchmark": benchmark.name, "steps": steps, "repeats": repeats, "device": "cpu", "threads": 1}
+    path = write_speed(out, "embedded", found, settings, "cpu")
+    return f"{beside(found, before)}\n{path}: written"
 
 
 def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, Any]:
@@ -98,10 +111,10 @@ def start_up(stages: tuple[str, ...]) -> Iterator[tuple[str, float]]:
 
 
 def beside(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    """What was measured, a line each, and its ratio to an earlier record of another machine, or of other code.
+    """What was measured, a line each, and its ratio to an earlier record, of other code or another machine.
 
-    The machine's own speed cancels: training is compared by its share of the matrix rate, start-up by the matrix
-    products that the machine could do meanwhile. Above 1: faster than before.
+    Both are relative to their machine's matrix rate, which takes most of its speed out of the ratio in training, and
+    little in start-up. Above 1: faster than on record.
     """
     rates = [r["matrix_rates"]["float32"] for r in (found, before or found)]
     lines = []
@@ -110,10 +123,10 @@ def beside(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
         lines.append(f"{text}{now['share_of_matrix_rate']:.0%} of the matrix rate")
         if before is not None and size in before["training"]:
             ratio = now["share_of_matrix_rate"] / before["training"][size]["share_of_matrix_rate"]
-            lines[-1] += f"; {ratio:.2f} times the speed on record"
+            lines[-1] += f"; {ratio:.2f} of the record's speed, relative to the matrix rate"
     for stage, now in found["start_up"].items():
         lines.append(f"{stage}: {now['cpu_seconds']:.1f} CPU seconds to start")
         if before is not None and stage in before["start_up"]:
             ratio = before["start_up"][stage]["cpu_seconds"] * rates[1] / (now["cpu_seconds"] * rates[0])
-            lines[-1] += f"; {ratio:.2f} times the speed on record"
+            lines[-1] += f"; {ratio:.2f} of the record's speed, relative to the matrix rate"
     return "\n".join(lines)

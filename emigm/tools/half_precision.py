@@ -1,7 +1,7 @@
 """How far half precision takes our results from the official code's float32, over how far it takes the official ones.
 
-Both codes run under autocast, ours with its weights of products in half precision (`cast_linear`) and its solver and
-guidance in float32, as in sampling. A ratio of 1 says that both are rounded alike.
+Both codes run under autocast; where ours samples, with its weights of products in half precision (`cast_linear`) and
+its solver and guidance in float32. A ratio of 1 says that both are rounded alike.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ SIGMAS, KS = 5.0, 2.5
 """Tolerances of distributions: of a mean in standard errors; of the Kolmogorov-Smirnov distance x sqrt(n m / (n + m)).
 Equal distributions pass all of the few hundred comparisons together in more than 99% of runs."""
 ROUNDING = 1.5
-"""Tolerance of how far a half precision takes ours from float32, over how far it takes the official code."""
+"""Tolerance of how far a half precision takes ours from float32, over how far it takes the official code: other draws
+of the same rounding differ by less."""
 GRADIENT_FLOOR = 1e-3
 """A gradient's difference is relative to its tensor's largest entry, or to this share of the largest of all."""
 
