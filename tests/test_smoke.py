@@ -162,12 +162,17 @@ def test_a_truncated_shard_stops_training_by_name_and_loses_nothing(checkout):
     assert (checkout / "models" / "smoke" / "xs" / "seed0" / "model.safetensors").is_file()
 
 
-def test_images_are_stored_once_where_the_cache_is_linked_and_stages_run_again_on_files_that_cannot_be_written(
-    checkout,
-):
+@pytest.fixture
+def linked(checkout):
+    """The checkout while DVC links what it keeps."""
     run(checkout, "dvc", "config", "--local", "cache.type", "hardlink")
     run(checkout, "dvc", "checkout", "--relink", PIPELINE)
-    folder = checkout / "samples" / "smoke" / "xs" / "4"
+    yield checkout
+    run(checkout, "dvc", "config", "--local", "--unset", "cache.type")
+
+
+def test_images_are_stored_once_where_the_cache_is_linked_and_stages_run_again_on_such_files(linked):
+    folder = linked / "samples" / "smoke" / "xs" / "4"
 
     def files():
         found = {p.name: p for p in folder.rglob("*") if p.is_file()}
@@ -175,7 +180,6 @@ def test_images_are_stored_once_where_the_cache_is_linked_and_stages_run_again_o
         return {name: p.read_bytes() for name, p in found.items()}
 
     before = files()
-    run(checkout, "dvc", "repro", "--force", "--single-item", f"{PIPELINE}:sample@xs-4")
+    run(linked, "dvc", "repro", "--force", "--single-item", f"{PIPELINE}:sample@xs-4")
     assert files() == before
-    run(checkout, "dvc", "repro", "--force", "--single-item", f"{PIPELINE}:evaluate@xs")
-    run(checkout, "dvc", "config", "--local", "--unset", "cache.type")
+    run(linked, "dvc", "repro", "--force", "--single-item", f"{PIPELINE}:evaluate@xs")

@@ -59,6 +59,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from emigm.records.cells import Cell, Record, Unit, cells_of
+from emigm.records.findings import count
 from emigm.records.summary import seed_variances
 
 LEVEL = 0.05
@@ -138,7 +139,7 @@ class Metric:
         return math.inf if self.reached is None else self.reached
 
     def __str__(self) -> str:
-        over = f"{self.name}, {_count(self.cells, 'cell')} of {_count(self.repetitions, 'repetition')}"
+        over = f"{self.name}, {count(self.cells, 'cell')} of {count(self.repetitions, 'repetition')}"
         bound = "" if self.reached is None else f", 95% bound {self.reached:.3f}, to be below 1"
         return f"{over}: mean difference {self.mean:+.3f} of the margin{bound}{self.part and f'; {self.part}'}"
 
@@ -332,7 +333,3 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
 def _plain(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -53,3 +53,8 @@ def at(tree: Any, key: str) -> Any:
 def short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def count(n: int, what: str) -> str:
+    """Such as "1 cell" and "2 cells"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -12,6 +12,7 @@ from typing import Any
 from emigm.config.errors import ConfigError
 from emigm.files import write_atomically
 from emigm.records.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison
+from emigm.records.findings import count
 from emigm.records.verify import Verification, commit
 
 STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
@@ -27,10 +28,10 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
         findings, comparison = one.findings, one.comparison
         lines.append(f"{one.name}")
         if one.whole:
-            records = f"{_count(one.records, 'record')}, " if one.records else ""
+            records = f"{count(one.records, 'record')}, " if one.records else ""
             lines.append(f"  whole: {records}{findings.files} files and folders as they were written")
         else:
-            lines.append(f"  not whole: {_count(len(findings.problems), 'problem')}")
+            lines.append(f"  not whole: {count(len(findings.problems), 'problem')}")
             lines += [f"    {p}" for p in findings.problems]
         if findings.unchecked:
             folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
@@ -41,7 +42,7 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
         else:
             lines += _compared(one, comparison, other)
         if one.claims or one.same_claims:
-            lines.append(f"  {_count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without")
+            lines.append(f"  {count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without")
         lines += [f"    {claim}" for claim in one.claims]
         lines += [f"  generated again: {chunk}" for chunk in one.deep]
     return "\n".join((*lines, verdict(found, against)))
@@ -49,7 +50,7 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
 
 def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator[str]:
     counts = ", ".join(f"{len(comparison.of(s))} {s}" for s in STATUSES)
-    yield f"  against {other}: {_count(len(comparison.verdicts), 'cell')}: {counts}"
+    yield f"  against {other}: {count(len(comparison.verdicts), 'cell')}: {counts}"
     if one.unchanged:
         yield f"  {one.unchanged} of {one.records} records are those of {other}: their stages have not run again"
     ours, theirs = one.devices
@@ -66,7 +67,7 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
     for kind, names in (("has not run here", comparison.missing), (f"is not in {other}", comparison.extra)):
         yield from (f"    {name}: {kind}" for name in names[:SHOWN])
         if len(names) > SHOWN:
-            yield f"    ... {kind}: {_count(len(names), 'cell')} in all"
+            yield f"    ... {kind}: {count(len(names), 'cell')} in all"
 
 
 def _largest(found: Sequence[Any]) -> list[Any]:
@@ -79,7 +80,7 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     other = "HEAD" if against is None else against
     problems = [p for one in found for p in one.findings.problems]
     if problems:
-        return f"not whole: {_count(len(problems), 'problem')}, the first: {problems[0]}"
+        return f"not whole: {count(len(problems), 'problem')}, the first: {problems[0]}"
     compared = [one for one in found if one.comparison is not None]
     cells = [v for one in compared for v in one.comparison.verdicts]
     metrics = [m for one in compared for m in one.comparison.metrics]
@@ -96,32 +97,32 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     if unlike:
         what.append(f"the settings are not those of {other}, the first {unlike[0]}")
     if differing:
-        what.append(f"{len(differing)} of {_count(len(cells), 'cell')}, the first {differing[0]}")
+        what.append(f"{len(differing)} of {count(len(cells), 'cell')}, the first {differing[0]}")
     if shifted:
-        what.append(f"{_count(len(shifted), 'metric')} over all sizes, the first {shifted[0]}")
+        what.append(f"{count(len(shifted), 'metric')} over all sizes, the first {shifted[0]}")
     if missing:
-        what.append(f"{_count(len(missing), 'cell')} of {other} not run here, the first {missing[0]}")
+        what.append(f"{count(len(missing), 'cell')} of {other} not run here, the first {missing[0]}")
     if contrary:
-        what.append(f"{_count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
+        what.append(f"{count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
     if what:
         return f"differs: {'; '.join(what)}"
     if undecided:
-        what = _count(len(undecided), "metric")
+        what = count(len(undecided), "metric")
         return f"undecided: {what} shown neither to be the same nor to differ, the first {undecided[0]}"
     records = sum(one.records for one in found)
     changed = sum(len(one.claims) for one in found)
-    claims = f", {_count(changed, 'claim')} decided otherwise" if changed else ""
+    claims = f", {count(changed, 'claim')} decided otherwise" if changed else ""
     if not cells:
-        files = _count(sum(one.findings.files for one in found), "file")
+        files = count(sum(one.findings.files for one in found), "file")
         none = f", but {other} has no records to compare with" if records else ""
         return f"whole: {files} and folders as they were written{none}{claims}"
     if all(one.unchanged == one.records for one in compared):
-        text = f"unchanged: the {_count(records, 'record')} are those of {other}, and whole; no stage has run again"
+        text = f"unchanged: the {count(records, 'record')} are those of {other}, and whole; no stage has run again"
         return text + claims
     identical, within, scattered = (sum(v.status == s for v in cells) for s in (IDENTICAL, REPRODUCED, UNDECIDED))
-    text = f"reproduced: {_count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
+    text = f"reproduced: {count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
     if scattered:
-        of = _count(len(metrics), "metric")
+        of = count(len(metrics), "metric")
         text += f"; {scattered} too scattered to tell one by one, whose {of} agree over all sizes and budgets"
     return text + claims
 
@@ -194,7 +195,3 @@ def log(path: Path, found: Sequence[Verification], against: str | None = None, n
 def holds(found: Sequence[Verification]) -> bool:
     """Whether everything holds."""
     return all(one.whole and one.same for one in found)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
