@@ -45,6 +45,7 @@ EMBEDDED = {
     "matrix_rates": {"float32": 1e11},
     "training": {"xs": {"steps_per_cpu_second": 20.0, "spread": 0.1, "flops": 2e9, "share_of_matrix_rate": 0.4}},
     "start_up": {"train": {"cpu_seconds": 2.0, "spread": 0.1}, "index": {"cpu_seconds": 0.5, "spread": 0.1}},
+    "spent_cpu_seconds": {"train-xs": 50.0, "train-s": 40.0, "index": 10.0},
 }
 
 
@@ -178,9 +179,6 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, resu
     )
     small = EMBEDDED
     bench.write_speed(cli.SPEED, "embedded", small, {"benchmark": "mnist", "steps": 5, "threads": 1}, "cpu")
-    for stage, seconds in (("train-xs", 50.0), ("train-s", 40.0), ("index", 10.0)):
-        record = {"schema": SCHEMA, "provenance": {"cpu_seconds": seconds}}
-        write_json(Path("results") / "mnist" / "records" / f"{stage}.json", record)
     space = run("speed", checkout, monkeypatch, out=str(checkout / "out"))
     text = reading(space)
     assert "sampling 2.5×" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text  # noqa: RUF001
@@ -242,6 +240,12 @@ def test_what_a_stage_takes_to_start_is_measured_in_a_process_of_its_own():
 def test_options_that_do_nothing_are_refused(capsys, arguments, message):
     assert cli.main(["bench", *arguments]) == 1
     assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_what_the_stages_took_is_read_from_their_records(checkout):
+    assert embedded.spent("mnist") == {}
+    write_json(Path("results/mnist/records/train-xs.json"), {"schema": SCHEMA, "provenance": {"cpu_seconds": 50.0}})
+    assert embedded.spent("mnist") == {"train-xs": 50.0}
 
 
 def test_the_record_is_written_and_compared_with_the_tracked_one(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import torch
 from emigm.autoencoders.autoencoder import Pixels
 from emigm.compose import compose_benchmark
 from emigm.config.benchmark import Benchmark
+from emigm.config.paths import results_folder
 from emigm.flops import mean_training_step
 from emigm.records.record import cpu_seconds, read_record
 from emigm.runtime.distributed import ALONE
@@ -47,10 +48,16 @@ def measure_beside(tracked: Path, out: Path, steps: int, repeats: int) -> str:
     the folder `tracked`, where there is one."""
     benchmark, old = compose_benchmark(None), tracked / "cpu-embedded.json"
     before = read_record(old)["results"] if old.is_file() else None
-    found = bench_embedded(benchmark, steps, repeats)
+    found = bench_embedded(benchmark, steps, repeats) | {"spent_cpu_seconds": spent(benchmark.name)}
     settings = {"benchmark": benchmark.name, "steps": steps, "repeats": repeats, "device": "cpu", "threads": 1}
     path = write_speed(out, "embedded", found, settings, "cpu")
     return f"{beside(found, before)}\n{path}: written"
+
+
+def spent(benchmark: str) -> dict[str, float]:
+    """Processor seconds of each stage with a record in results/, as its last run took them."""
+    records = sorted((results_folder(benchmark) / "records").glob("[!.]*.json"))
+    return {path.stem: read_record(path)["provenance"]["cpu_seconds"] for path in records}
 
 
 def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, Any]:
