@@ -37,7 +37,7 @@ DOCUMENTED = ("api.py", "sampling.py", "training.py", "config/schema.py", "model
 """Modules of the Python API."""
 EVIDENCE = Path("results/evidence/notebooks")
 REPRODUCTIONS = Path("docs/reproductions.jsonl")
-CELLS = ("Identical", "Within tolerance", "Too scattered to tell", "Different")
+COLUMNS = ("Identical", "Within tolerance", "Too scattered to tell", "Different")
 """Columns of a verification's cells, in the order of `STATUSES`."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 COLOURS = {
@@ -157,7 +157,7 @@ class Pages:
                 verdict = badge(line["verdict"].partition(":")[0])
                 on = "; ".join(filter(None, (one["devices"][0], line.get("note"))))
                 row = {"Run": line["date"], "Benchmark": name, "Verdict": verdict, "On": on}
-                row |= {column: one.get(status, 0) for status, column in zip(STATUSES, CELLS, strict=True)}
+                row |= {column: one.get(status, 0) for status, column in zip(STATUSES, COLUMNS, strict=True)}
                 row |= {"Commit": f"`{(line['commit'] or NONE)[:12]}`"}
                 rows.append({key: str(value) for key, value in row.items()})
         return f"**Run again, by machine**\n\n{Table('', '', pd.DataFrame(rows)).markdown(0)}" if rows else ""
@@ -172,7 +172,7 @@ class Pages:
             status = Counter(cell["status"] for cell in one["cells"])
             ours, theirs = one["devices"]
             row = {"Benchmark": name, "Whole": "yes" if one["whole"] else "NO"}
-            row |= {column: status[s] for s, column in zip(STATUSES, CELLS, strict=True)}
+            row |= {column: status[s] for s, column in zip(STATUSES, COLUMNS, strict=True)}
             row |= {"Made on": ours or NONE, f"Results of {found['against']} made on": theirs or NONE}
             rows.append({key: str(value) for key, value in row.items()})
         table = Table("", "", pd.DataFrame(rows)).markdown(0) if rows else ""

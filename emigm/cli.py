@@ -62,6 +62,8 @@ def bench(options: argparse.Namespace) -> int:
     for name in ("official", "size", "batch", "threads", "compile"):
         if options.embedded and getattr(options, name):
             raise ConfigError(f"--{name} has no effect with --embedded")
+    if options.embedded and options.device == "cuda":
+        raise ConfigError("--device cuda has no effect with --embedded, which measures the CPU")
     if options.steps is not None and not options.embedded:
         raise ConfigError("--steps has no effect without --embedded")
     if options.embedded:

@@ -177,8 +177,7 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, resu
         path.as_posix() == "results/speed/measured/cpu-256-xs.json"
         and read_record(path)["provenance"]["commit"] is None
     )
-    small = EMBEDDED
-    bench.write_speed(cli.SPEED, "embedded", small, {"benchmark": "mnist", "steps": 5, "threads": 1}, "cpu")
+    bench.write_speed(cli.SPEED, "embedded", EMBEDDED, {"benchmark": "mnist", "steps": 5, "threads": 1}, "cpu")
     space = run("speed", checkout, monkeypatch, out=str(checkout / "out"))
     text = reading(space)
     assert "sampling 2.5×" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text  # noqa: RUF001
@@ -234,6 +233,7 @@ def test_what_a_stage_takes_to_start_is_measured_in_a_process_of_its_own():
     [
         (["--embedded", "--compile"], "--compile has no effect with --embedded"),
         (["--embedded", "--size", "256-xs"], "--size has no effect with --embedded"),
+        (["--embedded", "--device", "cuda"], "--device cuda has no effect with --embedded"),
         (["--steps", "3"], "--steps has no effect without --embedded"),
     ],
 )

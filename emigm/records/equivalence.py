@@ -8,20 +8,21 @@ scatter too much to tell.
 
 *The difference.* Both sides have the same seeds, so repetitions are paired by them: what the seeds decide alike
 cancels, and what is left is what the machine did. A repetition is a training, its sampling seeds averaged; of released
-weights, a sampling seed. Standard error: from the variance of the paired differences, the larger of the cell's own and
-of that pooled over all sizes and budgets of the metric whose cells are not identical, which takes them to scatter
-alike. Degrees of freedom: repetitions less one, over these, each size's once; where a difference is to be shown by the
-cell's own variance, its own. Of one repetition nothing is known of the error: reproduced is a difference of less than
-half the margin, and differs one of 2 `FAR` margins.
+weights, a sampling seed; of what has positions in place of seeds, a position. Standard error: from the variance of the
+paired differences, the largest of the cell's own, of what its sampling seeds alone would give, and of that pooled over
+all sizes and budgets of the metric whose cells are not identical, which takes them to scatter alike. Degrees of
+freedom: repetitions less one, over these, each size's once; where a difference is to be shown by the cell's own
+variance, its own. Of one repetition nothing is known of the error: reproduced is a difference of less than half the
+margin, and differs one of 2 `FAR` margins.
 
 *The metric.* Few cells of two trainings can be decided one by one, where another processor changes a training as much
 as another seed does. So a metric with undecided cells is decided once more, over all its cells that are not identical:
 a repetition's differences, as shares of their cells' margins, are one value. The interval of these values' mean has to
-lie within one margin (standard error: their variance, or that within repetitions where it is larger), and so that
-opposite changes do not cancel, every size's mean and every budget's has to lie
-within one margin, or within `FEW` where it is of fewer than `MANY` repetitions. A benchmark is reproduced where no cell
-differs and every metric with undecided cells is reproduced so. A metric differs where its interval lies outside of the
-margin at 5% over all metrics, or at 5% alone and its mean is `FAR` margins away.
+lie within one margin (standard error: from their variance, or that within repetitions where it is larger), and so that
+opposite changes do not cancel, every size's mean and every budget's has to lie within one margin, or within `FEW` where
+it is of fewer than `MANY` repetitions. A benchmark is reproduced where no cell differs and every metric with undecided
+cells is reproduced so. A metric differs where its interval lies outside of the margin at 5% over all metrics, or at 5%
+alone and its mean is `FAR` margins away.
 
 *The margin* is the smallest difference that matters, `matters`, and no more than `SPREADS` standard deviations of a
 single run (over both kinds of seeds, pooled over the metric; the smaller of both sides'), but a quarter of what matters
@@ -42,7 +43,8 @@ but their settings; 100 pairs of machines, of two seeds each (of three), where F
     XS -1.5 to H +1.5       14 (29)      0 (0)        N = 4 -1.5, N = 16 +1.5    0 (0)        1 (2)
 
 The others are undecided. Methods whose trainings scatter unequally fare worse: of 60 such pairs of `ablations`, three
-seeds each and nothing worse, none is reproduced and 3 differ. tests/test_equivalence.py makes the pairs again, fewer.
+seeds each and nothing worse, none is reproduced and 3 differ. `python tests/test_equivalence.py` prints these numbers,
+and its tests hold the rule to them on fewer pairs.
 
 The margins were fixed after the first two runs of docs/reproductions.jsonl, the limits of a metric's parts after the
 fourth; the fifth is the first that the whole rule judges unseen. Exchanging the sides changes nothing but what is
@@ -133,7 +135,7 @@ class Metric:
     reached: float | None
     """95% bound of its absolute value, to be below 1; None: one repetition."""
     part: str = ""
-    """The size or budget whose own mean is too large."""
+    """Sizes and budgets whose own means are too large, with these."""
 
     @property
     def share(self) -> float:
@@ -214,7 +216,7 @@ class Scatter:
 
 
 def _scatter(pairs: Sequence[tuple[Cell, Cell]]) -> Scatter:
-    changed = [(a.size, _repetitions(_difference(a, b))) for a, b in pairs if a.values != b.values]
+    changed = [(a.size, _means(_by_seed(_difference(a, b)))) for a, b in pairs if a.values != b.values]
     sides = [[seed_variances(_by_seed(c.values)) for c in side] for side in zip(*pairs, strict=True)]
     return Scatter(
         _mean(np.var(list(values.values()), ddof=1) for _, values in changed if len(values) > 1),
@@ -230,7 +232,7 @@ def equivalence(a: Cell, b: Cell, scatter: Scatter, margin: float, level: float)
     if a.values == b.values:
         return Verdict(a.name, IDENTICAL, a.mean, b.mean)
     by_seed = _by_seed(_difference(a, b))
-    values = list(_repetitions(_difference(a, b)).values())
+    values = list(_means(by_seed).values())
     difference, note = abs(math.fsum(values) / len(values)), ""
     if len(values) == 1:
         reached, least, note = 2 * difference, difference / (2 * FAR), "one repetition"
@@ -274,9 +276,9 @@ def _t(freedom: int, level: float) -> float:
     return float(stdtrit(freedom, 1 - level))
 
 
-def _repetitions(values: Mapping[Unit, float]) -> dict[Any, float]:
+def _means(by_seed: Mapping[Any, Sequence[float]]) -> dict[Any, float]:
     """Mean over sampling seeds of each training, or of what else is repeated."""
-    return {seed: math.fsum(v) / len(v) for seed, v in _by_seed(values).items()}
+    return {seed: math.fsum(v) / len(v) for seed, v in by_seed.items()}
 
 
 def _margin(a: Cell, b: Cell, scatter: Scatter, distance: float | None) -> float:

@@ -107,8 +107,8 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
     if what:
         return f"differs: {'; '.join(what)}"
     if undecided:
-        what = count(len(undecided), "metric")
-        return f"undecided: {what} shown neither to be the same nor to differ, the first {undecided[0]}"
+        metric = count(len(undecided), "metric")
+        return f"undecided: {metric} shown neither to be the same nor to differ, the first {undecided[0]}"
     records = sum(one.records for one in found)
     changed = sum(len(one.claims) for one in found)
     claims = f", {count(changed, 'claim')} decided otherwise" if changed else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from emigm.autoencoders.autoencoder import Pixels
 from emigm.compose import compose_benchmark
@@ -70,7 +71,7 @@ def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, 
     rate = matrix_rate("cpu", "float32")
     runs = {size: training_steps(benchmark, size, steps) for size in benchmark.sizes}
     taken = {size: [] for size in runs}
-    for _ in range(repeats):
+    for _ in tqdm(range(repeats), "training", leave=False):
         for size, run in runs.items():
             taken[size].append(run())
     training = {}
@@ -80,7 +81,7 @@ def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, 
         training[size] = {"steps_per_cpu_second": speed, "spread": spread(seconds), "flops": flops}
         training[size]["share_of_matrix_rate"] = flops * speed / rate
     started: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    for _ in range(repeats):
+    for _ in tqdm(range(repeats), "start-up", leave=False):
         for stage, seconds in start_up(STAGES):
             started[stage].append(seconds)
     start = {name: {"cpu_seconds": statistics.median(s), "spread": spread(s)} for name, s in started.items()}

@@ -22,11 +22,11 @@ from emigm.sampling import reveal
 from emigm.tools import oracle
 
 FLOOR = 1e-3
-"""A tensor's distance is a share of its largest entry, or of this share of the largest of all."""
+"""A tensor's difference is relative to its largest entry, or to this share of the largest entry of all."""
 
 
 def rounding(ours: Sequence[Tensor], theirs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Root mean square distance of ours from the `wanted` float32 over that of theirs."""
+    """Root mean square distance of ours from the `wanted` float32 over that of theirs, tensor by tensor."""
     squares, floor = np.zeros(2), FLOOR * max(exact.abs().max().item() for exact in wanted)
     for mine, other, exact in zip(ours, theirs, wanted, strict=True):
         scale = max(exact.abs().max().item(), floor)

@@ -69,7 +69,8 @@ def spread(seconds: Sequence[float]) -> float:
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """The most memory that a call, the first of its kind, takes beyond what is taken before it."""
+    """The most memory (bytes) that a call, the first of its kind, takes beyond what is taken before it; where torch
+    compiles, with what the compiler takes. None where the system does not say."""
     if device != "cpu":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
