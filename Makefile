@@ -11,7 +11,7 @@ reproduce: $(READY)
 	$(RUN) dvc repro
 	$(RUN) emigm verify mnist
 
-# Every benchmark that two CPU cores can run, and the ledger of the paper's claims; hours, resumable.
+# The evidence on MNIST-5k, and the ledger of the paper's claims: about four hours on two cores, resumable.
 evidence: $(READY)
 	$(RUN) dvc repro benchmarks/evidence/dvc.yaml
 	$(RUN) emigm verify mnist ladder sampling ablations codes evidence

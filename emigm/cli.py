@@ -346,7 +346,7 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         "say whether results are whole, and whether they reproduce the tracked ones",
         "emigm verify",
-        "emigm verify mnist --against v1.0",
+        "emigm verify mnist --against HEAD~1",
         "emigm verify mnist --against ../theirs/results --deep",
     )
     verb.add_argument("benchmark", nargs="*", help="such as mnist (default: all that have results here)")

@@ -26,6 +26,7 @@ from emigm.report.ledger import (
     SMALL,
     UNCOUNTED,
     UNTESTABLE,
+    VERDICTS,
     Ledger,
     Outcome,
     together,
@@ -286,7 +287,7 @@ def test_a_model_that_fails_the_gate_is_not_counted_and_one_little_past_it_is_ma
     assert of(found, "2d-too-large")[0].remarks == ("tmin4 FAILED the context gate (training seed 12)",)
     assert verdict(found, "2a-cosine") == HOLDS
     assert of(found, "2a-cosine")[0].remarks == (
-        "nomae_linear is trained little past the threshold (context ratio 0.88)",
+        "nomae_linear uses little context (its worst training run's context ratio is 0.88)",
     )
 
 
@@ -364,7 +365,7 @@ def test_a_best_scale_must_beat_both_ends():
     inside = {"scale15_16": -1.5, "scale60_16": 3.0}
     found = ledger(budgeted(**inside))
     assert verdict(found, "7") == HOLDS
-    assert of(found, "7")[0].remarks == ("scale15_16, chosen on training seed 10, 11",)
+    assert of(found, "7")[0].remarks == ("scale15_16, chosen on training seeds 10, 11",)
     assert (
         verdict(ledger(budgeted(**{f"scale{s}_16": 1.5 + int(s) / 10 for s in (125, 15, 20, 30, 40, 60)})), "7")
         == FAILS
@@ -431,6 +432,52 @@ def test_gains_are_positive_for_the_paper_whatever_is_expected():
     assert 0 < float(low_end) < float(high_end)
 
 
+def said(effect, expect="lower", **options):
+    """What is said of one comparison of a with b, whose FID differs from b's by `effect`."""
+    (outcome,) = ledger(sized(a=effect), only(claim(difference(expect=expect, **options)))).outcomes
+    return conclusions.plain(outcome), outcome
+
+
+def test_a_sentence_names_both_sides_the_smaller_first_or_not_and_what_was_claimed():
+    for expect, effect, word, sense in (
+        ("lower", -2, "lower", "as claimed"),
+        ("lower", 2, "higher", "contrary to the claim"),
+        ("higher", 2, "higher", "as claimed"),
+        ("higher", -2, "lower", "contrary to the claim"),
+        ("lower", 0.001, "", "which may be chance"),
+    ):
+        text, outcome = said(effect, expect)
+        left, right = outcome.sides
+        assert text.startswith(f"a ({left:.3g}) against b at 16 ({right:.3g}): {word}") and text.endswith(f", {sense}")
+        assert (left < right) == ("lower than" in text or ": lower by" in text)
+        assert f" by {abs(left - right):.3g} [" in text
+
+
+def test_a_sentence_of_a_claim_that_allows_more_says_so():
+    text, outcome = said(-2, factor=1.05)
+    left, right = outcome.sides
+    assert f"lower than 1.05 times the latter by {1.05 * right - left:.3g} [" in text
+
+
+def test_verdicts_stand_in_order_with_every_conclusion_that_was_run_once():
+    found = ledger(sized(nomae_cosine=-2))
+    table = conclusions.verdicts(found)
+    run = [
+        (one, place)
+        for one in CLAIMS.claims
+        if not one.question
+        for place in one.at
+        if found.verdict(one, place) not in (NOT_RUN, DRY)
+    ]
+    assert table["Conclusions"].astype(int).sum() == len(run)
+    for data, verdict, which in table[["Data", "Verdict", "Which"]].to_numpy():
+        for one, place in run:
+            here = CLAIMS.ground(place.benchmark) == data and found.verdict(one, place) == verdict
+            assert not here or f"{one.claim} ({one.source})" in which
+    order = [VERDICTS.index(v) for v in table[table["Data"] == table["Data"].iloc[0]]["Verdict"]]
+    assert order == sorted(order)
+
+
 def test_the_tally_counts_each_conclusion_once_and_no_question():
     found = ledger(sized(nomae_cosine=-2))
     places = [(one, place) for one in CLAIMS.claims for place in one.at]
@@ -486,7 +533,8 @@ def test_kid_that_says_the_contrary_is_said():
     agree, contrary = Ledger(claims, with_kid(frame, 0.1)), Ledger(claims, with_kid(frame, 0.5))
     assert conclusions.disagreements(agree) == ()
     (text,) = conclusions.disagreements(contrary)
-    assert text.startswith("x (a at 16 − b at 16): FID is better by ") and "but KID is worse by 0.2" in text  # noqa: RUF001
+    assert text.startswith("x (a at 16 − b at 16): the side with the lower FID (by 2.")  # noqa: RUF001
+    assert "has a higher KID (by 0.2" in text
 
 
 def test_recall_is_better_when_higher():
@@ -494,7 +542,7 @@ def test_recall_is_better_when_higher():
     frame = with_kid(simulate(claims, sized(a=-2)), 0.1)
     frame["recall"] = np.where(frame["size"] == "a", 0.4, 0.6) + rng.normal(0, 0.01, len(frame))
     (text,) = conclusions.disagreements(Ledger(claims, frame))
-    assert "but recall is worse by 0.197 [0.186, 0.209]" in text
+    assert text.endswith("has a lower recall (by 0.197 [0.186, 0.209]).")
 
 
 def test_a_sign_that_turns_with_infinitely_many_images_is_said():
@@ -505,4 +553,4 @@ def test_a_sign_that_turns_with_infinitely_many_images_is_said():
         {n: f + c * (1 / n - 1 / 1000) for n in (1000, 500, 250)} for f, c in zip(frame["fid"], bias, strict=True)
     ]
     (text,) = conclusions.disagreements(Ledger(claims, frame))
-    assert "FID of infinitely many images (line in 1/n) is worse by 2" in text
+    assert "has a higher FID of infinitely many images (line in 1/n) (by 2" in text

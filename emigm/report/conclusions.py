@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import pandas as pd
 
@@ -24,6 +23,7 @@ from emigm.report.ledger import (
     Ledger,
     Outcome,
 )
+from emigm.report.statistics import three_digits
 from emigm.report.tables import plural
 
 PAPER, QUESTION = "the paper", "this project"
@@ -121,27 +121,65 @@ def disagreements(ledger: Ledger) -> tuple[str, ...]:
         for name, other in o.beside:
             turned = other if sign > 0 else -other
             if turned.effect < 0 and (name.startswith("fid") or (turned.high is not None and turned.high < 0)):
-                contrary.append(f"{BESIDE[name][0]} is {replace(o, gain=other).plain}")
-        if contrary:
-            found.append(
-                f"{o.claim.id} ({o.comparison}): FID is {o.plain} for the paper's choice, but {'; '.join(contrary)}."
-            )
+                what, better = BESIDE[name]
+                contrary.append(f"a {'lower' if better > 0 else 'higher'} {what} (by {(-turned).text})")
+        if not contrary:
+            continue
+        size, contrary = (o.gain if sign > 0 else -o.gain).text, "; ".join(contrary)
+        if len(o.sides) == 2:
+            text = f"the side with the lower FID (by {size}) has {contrary}"
+        else:
+            text = f"FID speaks {'for' if sign > 0 else 'against'} it (by {size}), but {contrary} to the contrary"
+        found.append(f"{o.claim.id} ({o.comparison}): {text}.")
     return tuple(dict.fromkeys(found))
 
 
-def effects(ledger: Ledger, source: str) -> tuple[str, ...]:
-    """A sentence for each claim of a figure that was measured: its effects with their intervals, no verdict."""
+def effects(ledger: Ledger, *sources: str) -> tuple[str, ...]:
+    """A sentence for each claim of some figures or tables that was measured: its effects with their intervals, no
+    verdict. A last one says what the intervals are."""
     found = []
     for claim in ledger.claims.claims:
-        for place in claim.at if source in claim.source else ():
+        for place in claim.at if any(source in claim.source for source in sources) else ():
             measured = [o for o in ledger.of(claim, place) if o.gain is not None]
             if measured:
                 listed = "; ".join(plain(o) for o in measured)
-                found.append(f"{claim.source}, {claim.claim}: for the paper's choice {listed}.")
+                found.append(f"{claim.source}, {claim.claim}: {listed}.")
+    if found:
+        found.append(
+            f"FID unless said; […]: the {ledger.claims.level:.0%} interval of that comparison alone. The verdicts, "
+            "adjusted for all comparisons of the page, are in the ledger."
+        )
     return tuple(found)
 
 
 def plain(o: Outcome) -> str:
-    """ "better by 0.53 [0.41, 0.65] (exp_4 against linear_4)"."""
-    unit = "" if o.metric == "fid" else f" {METRICS.get(o.metric, o.metric)}"
-    return f"{o.plain}{unit} ({o.against})"
+    """ "exp_4 (4.31) against linear_4 (4.53): lower by 0.216 [0.056, 0.489], as claimed"."""
+    if o.gain is None:
+        return f"{o.against}: {NOT_RUN}"
+    gain, unit = o.gain, "" if o.metric == "fid" else f" {METRICS.get(o.metric, o.metric)}"
+    chance = gain.effect == 0 or (gain.low is not None and gain.low < 0 < gain.high)
+    sense = "which may be chance" if chance else "as claimed" if gain.effect > 0 else "contrary to the claim"
+    if len(o.sides) != 2:
+        return f"{o.against}: {gain.text}{unit}, {sense}"
+    (left, right), names = o.sides, o.against.split(" against ")
+    if left == right:
+        return f"{names[0]} and {names[1]}: the same, {three_digits(left)}{unit}"
+    values = f"{names[0]} ({three_digits(left)}) against {names[1]} ({three_digits(right)})"
+    than = "" if o.factor == 1 else f" than {o.factor:g} times the latter"
+    difference = (gain if gain.effect >= 0 else -gain).text
+    return f"{values}: {'lower' if left < o.factor * right else 'higher'}{than} by {difference}{unit}, {sense}"
+
+
+def verdicts(ledger: Ledger) -> pd.DataFrame:
+    """The paper's conclusions by data and verdict, those that were not run left out: how many, and which."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for claim in ledger.claims.claims:
+        for place in () if claim.question else claim.at:
+            data, verdict = ledger.claims.ground(place.benchmark), ledger.verdict(claim, place)
+            if verdict not in (NOT_RUN, DRY):
+                computed = _computed(ledger, claim, data)
+                found.setdefault((data, verdict), []).append(f"{claim.claim} ({claim.source}){computed}")
+    grounds = list(ledger.claims.grounds)
+    order = sorted(found, key=lambda key: (grounds.index(key[0]), VERDICTS.index(key[1])))
+    rows = [(data, verdict, len(found[data, verdict]), "; ".join(found[data, verdict])) for data, verdict in order]
+    return pd.DataFrame(rows, columns=["Data", "Verdict", "Conclusions", "Which"]).astype(str)

@@ -65,6 +65,10 @@ class Outcome:
     """N, where the comparison is made at several."""
     given: bool = False
     """A precondition, which is no claim of its own: its p is not adjusted and counts in no other's."""
+    sides: tuple[float, ...] = ()
+    """Means of the two sides, factor left out; empty where there are not just two."""
+    factor: float = 1.0
+    """Of the second side: the margin that the claim itself allows."""
     gain: Estimate | None = None
     scale: float = math.nan
     """What the gain is relative to: the mean of what the side is held against."""
@@ -93,8 +97,7 @@ class Outcome:
             return "the same"
         sign = 1 if self.gain.effect > 0 else -1
         found = self.gain if sign > 0 else -self.gain
-        interval = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
-        return f"{'better' if sign > 0 else 'worse'} by {_number(found.effect)}{interval}"
+        return f"{'better' if sign > 0 else 'worse'} by {found.text}"
 
 
 class Ledger:
@@ -133,7 +136,9 @@ class Ledger:
         if None in means:
             return made
         constant = one.factor * one.reported.value(one.metric) if one.reported else 0.0
-        made = replace(made, scale=abs(constant or one.factor * means[1]))
+        made = replace(made, scale=abs(constant or one.factor * means[1]), factor=one.factor)
+        if not one.beyond:
+            made = replace(made, sides=(means[0], one.reported.value(one.metric) if one.reported else means[1]))
         if one.metric in EXACT:
             gain = sign * (math.fsum(w * mean for (w, _), mean in zip(one.sides, means, strict=True)) - constant)
             verdict = DRY if self._dry(cells) else HOLDS if gain > 0 else FAILS
@@ -149,7 +154,7 @@ class Ledger:
         """FID over log10 of the training FLOPs: one slope a seed, so that what its runs share drops out."""
         cells = [Cells(budget=budget, size=size, benchmark=place.benchmark) for size in sizes]
         label = f"slope over {', '.join(sizes)} at {budget}, for ten times the training FLOPs"
-        made = Outcome(claim, place, label, f"slope from {sizes[0]} to {sizes[-1]}", "fid", NOT_RUN)
+        made = Outcome(claim, place, label, f"fall for tenfold FLOPs, {sizes[0]} to {sizes[-1]}", "fid", NOT_RUN)
         flops, means = ([self._mean(c, metric) for c in cells] for metric in ("flops", "fid"))
         if None in flops or None in means:
             return made
@@ -158,7 +163,8 @@ class Ledger:
         return self._measured(made, cells, partial(self._contrast, sides), -1)
 
     def _sweep(self, claim: Claim, place: Place) -> Iterable[Outcome]:
-        """The best inner budget against both ends, chosen on the first third of the seeds and tested on the others.
+        """The best inner budget against both ends, chosen on the first third of the seeds, rounded down but one at
+        least, and tested on the others.
 
         Chosen for each seed on all others, it would differ from an equal end twice as often as alpha says.
         """
@@ -180,8 +186,12 @@ class Ledger:
                 tested = table.drop(choosing)
                 return t_interval(tested[best] - tested[end], self.claims.level), f"paired t test, {_seeds(tested)}"
 
-            how = f"{best}, chosen on {fids.index.name} seed {', '.join(f'{seed:g}' for seed in choosing)}"
-            made = replace(made, scale=float(fids[end].mean()), remarks=(how,))
+            seeds = f"{fids.index.name} seed{'' if len(choosing) == 1 else 's'}"
+            how = f"{best}, chosen on {seeds} {', '.join(f'{seed:g}' for seed in choosing)}"
+            tested = fids.drop(choosing)
+            sides = float(tested[best].mean()), float(tested[end].mean())
+            made = replace(made, against=f"{best} against {end}", sides=sides, scale=float(fids[end].mean()))
+            made = replace(made, remarks=(how,))
             yield self._measured(made, cells, measure, -1)
 
     def _reveals(self, claim: Claim, place: Place) -> Outcome:
@@ -199,7 +209,7 @@ class Ledger:
             HOLDS if gain > 0 else FAILS,
             test="computed",
         )
-        return replace(made, gain=Estimate(gain), scale=early[closest])
+        return replace(made, gain=Estimate(gain), scale=early[closest], sides=(early[claim.reveals], early[closest]))
 
     def _measured(
         self, made: Outcome, cells: list[Cells], measure: Measure, sign: int, exact: bool = False, paper: bool = False
@@ -263,7 +273,7 @@ class Ledger:
             seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
             remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
         elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
-            remarks.append(f"{size} is trained little past the threshold (context ratio {worst:.2f})")
+            remarks.append(f"{size} uses little context (its worst training run's context ratio is {worst:.2f})")
         if (runs["weights"] == "released").any():
             remarks.append("released weights: nothing of other training runs")
         return bool(runs["dry_run"].any()), len(bad) > 0, tuple(remarks)
@@ -367,8 +377,3 @@ def _key(cells: Cells) -> tuple[str, str, str, float]:
 def _seeds(units: pd.Series | pd.DataFrame) -> str:
     kind = units.name if isinstance(units, pd.Series) else units.index.name
     return plural(len(units), f"{kind} seed")
-
-
-def _number(value: float) -> str:
-    """Three significant digits, and no exponent above 1000."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

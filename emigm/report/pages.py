@@ -32,6 +32,8 @@ from emigm.report.tables import (
 
 SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
+WIDEST = 20
+"""Columns of a table that a page holds."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
 
 
@@ -77,6 +79,7 @@ def front_page(root: Path) -> str:
     folder = root / "results" / "evidence"
     if names := executed(folder):
         parts += ["## Evidence across benchmarks", tally(folder)]
+        parts += [saved(path) for path in [folder / "notebooks" / "claims" / "verdicts.md"] if path.is_file()]
         parts += [_folded(_first_cell(folder, name)[0], _content(folder, name, "evidence/")) for name in names]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -114,7 +117,8 @@ def _first_cell(folder: Path, name: str) -> tuple[str, str]:
 
 
 def _content(folder: Path, name: str, prefix: str = "") -> str:
-    """The reading, then pictures with what they show as caption, the table, further tables folded, the notebook."""
+    """The reading, then pictures with what they show as caption, the table, further tables folded or, where they have
+    more columns than a page is wide, linked; the notebook."""
     there, link = folder / "notebooks" / name, f"{prefix}notebooks/{name}"
     heading, caption = _first_cell(folder, name)
     parts = [saved(there / "reading.md")]
@@ -124,7 +128,9 @@ def _content(folder: Path, name: str, prefix: str = "") -> str:
         if path.stem == name:
             parts.append(saved(path))
         elif path.stem != "reading":
-            parts.append(_folded(path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "), saved(path)))
+            title, table = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "), saved(path)
+            wide = table.partition("\n")[0].count("|") > WIDEST
+            parts.append(f"[{title}]({link}/{path.name})" if wide else _folded(title, table))
     return "\n\n".join([*parts, f"[Executed notebook]({link}/{name}.ipynb)"])
 
 

@@ -11,6 +11,11 @@ import pandas as pd
 from scipy import stats
 
 
+def three_digits(value: float) -> str:
+    """Three significant digits, and no exponent above 1000."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 @dataclass(frozen=True)
 class Spread:
     """A mean over training and sampling seeds with its combined standard error."""
@@ -99,6 +104,12 @@ class Estimate:
     def half(self) -> float | None:
         """Half the width of the interval."""
         return None if self.low is None else (self.high - self.low) / 2
+
+    @property
+    def text(self) -> str:
+        """ "0.53 [0.41, 0.65]"."""
+        interval = "" if self.low is None else f" [{three_digits(self.low)}, {three_digits(self.high)}]"
+        return f"{three_digits(self.effect)}{interval}"
 
     def __neg__(self) -> Estimate:
         if self.low is None:
