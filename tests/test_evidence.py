@@ -114,7 +114,7 @@ def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
     assert len(comparisons) == len(found["ledger"].outcomes)
     page = (tmp_path / "claims.md").read_text()
     assert page.index("MNIST-5k (49 tokens), 22 conclusions") < page.index("Amended on 2026-11-23")
-    assert "better by" in page and "worse by" in page and "holds at some N only" in page
+    assert ": lower by" in page and "higher by" in page and "holds at some N only" in page
     assert (tmp_path / "effects.png").stat().st_size > 10_000
     text = reading(tmp_path)
     assert "Of the paper's conclusions these hold on" in text and "These need ImageNet 512×512" in text  # noqa: RUF001
@@ -198,7 +198,7 @@ def test_figure_3_draws_every_n_and_the_cost_beside_it(run):
 def test_figure_7_draws_fid_against_the_scales_of_the_sweep(run):
     found = run("figure7")
     assert list(found["drawn"]["sample.cfg_scale"]) == [1, 1.25, 1.5, 2, 3, 4, 6]
-    assert "Tested: scale15_16, chosen on training seed 10, 11." in found["sentences"]
+    assert "Tested: scale15_16, chosen on training seeds 10, 11." in found["sentences"]
 
 
 # The benchmarks behind the figures

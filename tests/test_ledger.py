@@ -242,7 +242,7 @@ def test_every_n_has_a_verdict_and_a_crossover_is_told():
     found = ledger(budgeted(**few, linear_32=-1.5))
     assert found.by_steps(*home(found, "3a")) == {4: HOLDS, 8: HOLDS, 16: OPEN, 32: FAILS}
     assert verdict(found, "3a") == MIXED
-    assert "N = 4: holds" in conclusions.conclusion(found)
+    assert "N = 4: holds" in " ".join(conclusions.verdicts(found))
 
 
 def test_all_comparisons_of_a_claim_must_hold():
@@ -459,25 +459,6 @@ def test_a_sentence_of_a_claim_that_allows_more_says_so():
     assert f"lower than 1.05 times the latter by {1.05 * right - left:.3g} [" in text
 
 
-def test_verdicts_stand_in_order_with_every_conclusion_that_was_run_once():
-    found = ledger(sized(nomae_cosine=-2))
-    table = conclusions.verdicts(found)
-    run = [
-        (one, place)
-        for one in CLAIMS.claims
-        if not one.question
-        for place in one.at
-        if found.verdict(one, place) not in (NOT_RUN, DRY)
-    ]
-    assert table["Conclusions"].astype(int).sum() == len(run)
-    for data, verdict, which in table[["Data", "Verdict", "Which"]].to_numpy():
-        for one, place in run:
-            here = CLAIMS.ground(place.benchmark) == data and found.verdict(one, place) == verdict
-            assert not here or f"{one.claim} ({one.source})" in which
-    order = [VERDICTS.index(v) for v in table[table["Data"] == table["Data"].iloc[0]]["Verdict"]]
-    assert order == sorted(order)
-
-
 def test_the_tally_counts_each_conclusion_once_and_no_question():
     found = ledger(sized(nomae_cosine=-2))
     places = [(one, place) for one in CLAIMS.claims for place in one.at]
@@ -495,30 +476,20 @@ def home_or_none(claim):
     return next((p for p in claim.at if CLAIMS.ground(p.benchmark).startswith(GROUND)), None)
 
 
-def test_the_paragraph_names_every_conclusion_once():
+def test_every_conclusion_stands_once_under_its_data_and_verdict_and_no_question():
     found = ledger(sized(nomae_cosine=-2, mar=-2))
-    text = conclusions.conclusion(found)
+    paragraphs = {p.split(": ")[0].strip("*"): p for p in conclusions.verdicts(found)}
     for one in CLAIMS.claims:
-        verdicts = {found.verdict(one, place) for place in one.at} - {"not run"}
-        assert text.count(f"{one.claim} (") == (0 if one.question else max(1, len(verdicts))), one.id
-    holds = text.split(". ")[0]
-    assert holds.startswith("Of the paper's conclusions these hold on") and BY_ID["2a-cosine"].claim in holds
-    assert BY_ID["1-mar"].claim in text.split("hold on none of the data that they were tested on: ")[1].split(". ")[0]
-    assert "ImageNet 256×256, which was not run, also tests Figure 3a, Figure 3b" in text  # noqa: RUF001
-    assert BY_ID["2-repa"].claim in text.split("These need ImageNet 256×256, which was not run: ")[1]  # noqa: RUF001
-
-
-def test_a_conclusion_that_holds_on_some_data_and_fails_on_others_is_said_of_both():
-    one = dataclasses.replace(
-        claim(difference()), at=(Place(benchmark="ablations"), Place(benchmark="imagenet256-sampling"))
-    )
-    found = ledger(sized(a=-1), only(one))
-    found.verdict = lambda _, place: "holds" if place.benchmark == "ablations" else "does not hold"
-    text = conclusions.conclusion(found)
-    assert f"these hold on {GROUND}-5k (49 tokens): a beats b (Figure 0)." in text
-    assert "These fail on ImageNet 256×256: a beats b (Figure 0)." in text  # noqa: RUF001
-    found.verdict = lambda *_: "does not hold"
-    assert conclusions.conclusion(found).endswith("data that they were tested on: a beats b (Figure 0).")
+        for place in one.at:
+            head = f"{CLAIMS.ground(place.benchmark)}, {found.verdict(one, place)}"
+            clause = f"{one.claim[1:]} ({one.source})"  # the first of a paragraph has a capital
+            assert [h for h, p in paragraphs.items() if clause in p and h.startswith(head.split(", ")[0])] == (
+                [] if one.question else [head]
+            )
+    for head, text in paragraphs.items():
+        assert text.startswith(f"**{head}: {text.count('; ') + 1}.** ")
+    order = [VERDICTS.index(head.split(", ")[1]) for head in paragraphs if head.startswith(GROUND)]
+    assert order == sorted(order)
 
 
 def with_kid(frame, kid, recall=0.6):

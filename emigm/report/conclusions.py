@@ -10,15 +10,10 @@ from emigm.paper.claims import METRICS, Claim, Place
 from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.report.ledger import (
     BESIDE,
-    DRY,
     FAILS,
     HOLDS,
     MIXED,
     NOT_RUN,
-    OPEN,
-    SMALL,
-    UNCOUNTED,
-    UNTESTABLE,
     VERDICTS,
     Ledger,
     Outcome,
@@ -58,55 +53,33 @@ def told(counts: dict[str, dict[str, int]]) -> tuple[str, ...]:
     )
 
 
-def conclusion(ledger: Ledger) -> str:
-    """A paragraph to quote: which of the paper's conclusions hold on which data, which on none, which take ImageNet."""
-    groups, elsewhere = {}, {}
+def verdicts(ledger: Ledger) -> tuple[str, ...]:
+    """The paper's conclusions, a paragraph for each kind of data and verdict: how many, and which."""
+    found: dict[tuple[str, str], list[str]] = {}
     for claim in ledger.claims.claims:
-        if claim.question:
-            continue
-        at = {ledger.claims.ground(p.benchmark): ledger.verdict(claim, p) for p in claim.at}
-        text = f"{claim.claim} ({claim.source})"
-        holding = [f"{data}{_computed(ledger, claim, data)}" for data, verdict in at.items() if verdict == HOLDS]
-        if holding:
-            groups.setdefault(f"Of the paper's conclusions these hold on {' and '.join(holding)}", []).append(text)
-        run = {data: verdict for data, verdict in at.items() if verdict not in (NOT_RUN, DRY)}
-        if not run:
-            groups.setdefault(f"These need {' and '.join(at)}, which was not run", []).append(text)
-        for data in at.keys() - run.keys() if run else ():
-            elsewhere.setdefault(data, []).append(claim.source)
-        for data, verdict in run.items():
-            if verdict == HOLDS:
-                continue
-            detail = f"; {_at_steps(ledger, claim, data)}" if verdict == MIXED else ""
-            nowhere = set(run.values()) == {FAILS}
-            head = {
-                FAILS: f"These {'hold on none of the data that they were tested on' if nowhere else f'fail on {data}'}",
-                MIXED: f"These hold on {data} at some numbers of steps and fail at others",
-                SMALL: f"These make no difference that matters on {data}",
-                OPEN: f"Not decided on {data}",
-                UNTESTABLE: f"Not testable on {data}, where a precondition is not met",
-                UNCOUNTED: f"Not counted on {data}, where models fail the context gate",
-            }[verdict]
-            groups.setdefault(head, []).append(f"{text}{detail}")
-    order = sorted(groups, key=lambda head: (not head.startswith("Of"), head.startswith("These need")))
-    sentences = [f"{head}: {'; '.join(dict.fromkeys(groups[head]))}." for head in order]
-    sentences += [
-        f"{data}, which was not run, also tests {', '.join(dict.fromkeys(what))}." for data, what in elsewhere.items()
-    ]
-    return " ".join(sentences)
+        for place in () if claim.question else claim.at:
+            data, verdict = ledger.claims.ground(place.benchmark), ledger.verdict(claim, place)
+            detail = f": {_at_steps(ledger, claim, place)}" if verdict == MIXED else _computed(ledger, claim, place)
+            found.setdefault((data, verdict), []).append(f"{claim.claim} ({claim.source}){detail}")
+    grounds = list(ledger.claims.grounds)
+    order = sorted(found, key=lambda key: (grounds.index(key[0]), VERDICTS.index(key[1])))
+    return tuple(
+        f"**{data}, {verdict}: {len(found[data, verdict])}.** {_listed(found[data, verdict])}"
+        for data, verdict in order
+    )
 
 
-def _place(ledger: Ledger, claim: Claim, data: str) -> Place:
-    return next(p for p in claim.at if ledger.claims.ground(p.benchmark) == data)
+def _listed(clauses: list[str]) -> str:
+    text = "; ".join(clauses)
+    return f"{text if text.startswith('eMIGM') else text[0].upper() + text[1:]}."
 
 
-def _computed(ledger: Ledger, claim: Claim, data: str) -> str:
+def _computed(ledger: Ledger, claim: Claim, place: Place) -> str:
     """A mark where a verdict follows from formulas, without a run."""
-    return " (computed)" if all(o.test == "computed" for o in ledger.of(claim, _place(ledger, claim, data))) else ""
+    return ", computed" if all(o.test == "computed" for o in ledger.of(claim, place)) else ""
 
 
-def _at_steps(ledger: Ledger, claim: Claim, data: str) -> str:
-    place = _place(ledger, claim, data)
+def _at_steps(ledger: Ledger, claim: Claim, place: Place) -> str:
     return ", ".join(f"N = {n}: {verdict}" for n, verdict in ledger.by_steps(claim, place).items())
 
 
@@ -168,18 +141,3 @@ def plain(o: Outcome) -> str:
     than = "" if o.factor == 1 else f" than {o.factor:g} times the latter"
     difference = (gain if gain.effect >= 0 else -gain).text
     return f"{values}: {'lower' if left < o.factor * right else 'higher'}{than} by {difference}{unit}, {sense}"
-
-
-def verdicts(ledger: Ledger) -> pd.DataFrame:
-    """The paper's conclusions by data and verdict, those that were not run left out: how many, and which."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for claim in ledger.claims.claims:
-        for place in () if claim.question else claim.at:
-            data, verdict = ledger.claims.ground(place.benchmark), ledger.verdict(claim, place)
-            if verdict not in (NOT_RUN, DRY):
-                computed = _computed(ledger, claim, data)
-                found.setdefault((data, verdict), []).append(f"{claim.claim} ({claim.source}){computed}")
-    grounds = list(ledger.claims.grounds)
-    order = sorted(found, key=lambda key: (grounds.index(key[0]), VERDICTS.index(key[1])))
-    rows = [(data, verdict, len(found[data, verdict]), "; ".join(found[data, verdict])) for data, verdict in order]
-    return pd.DataFrame(rows, columns=["Data", "Verdict", "Conclusions", "Which"]).astype(str)

@@ -79,7 +79,6 @@ def front_page(root: Path) -> str:
     folder = root / "results" / "evidence"
     if names := executed(folder):
         parts += ["## Evidence across benchmarks", tally(folder)]
-        parts += [saved(path) for path in [folder / "notebooks" / "claims" / "verdicts.md"] if path.is_file()]
         parts += [_folded(_first_cell(folder, name)[0], _content(folder, name, "evidence/")) for name in names]
     return "\n\n".join(filter(None, parts)) + "\n"
 
