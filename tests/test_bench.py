@@ -181,7 +181,7 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, resu
     space = run("speed", checkout, monkeypatch, out=str(checkout / "out"))
     text = reading(space)
     assert "sampling 2.5×" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text  # noqa: RUF001
-    assert "Of the 2 CPU minutes of its 3 stages with a record: train 90%, index 10%; to start takes 4%." in text
+    assert "Of the 2 CPU minutes of its 3 stages with a record: train 90%, index 10%; start-up is 4%." in text
     assert "On a GPU: not run." in text and "nan" not in text
     assert {"speed.md", "speed.csv", "rounding.md", "speed.png", "reading.md"} <= {
         p.name for p in (checkout / "out").iterdir()

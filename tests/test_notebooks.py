@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -319,18 +318,6 @@ def test_a_notebook_that_fails_leaves_nothing_and_says_why(copied, monkeypatch):
     with pytest.raises(RunError, match=r"table2.ipynb, for results/nothing: unknown benchmark .*'nothing'"):
         execute("table2", "nothing", "nothing")
     assert not (copied / "results" / "nothing" / "notebooks" / "table2").exists()
-
-
-def test_a_notebook_whose_kernel_the_system_ends_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    killed = nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    parameters = nbformat.v4.new_code_cell("out = None", metadata={"tags": ["parameters"]})
-    Path("notebooks").mkdir()
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, killed], metadata=kernel), "notebooks/a.ipynb")
-    with pytest.raises(RunError, match=r"^notebooks/a.ipynb, for results/b: the system ended its kernel, .* again$"):
-        execute("a", None, "b")
-    assert not Path("results/b/notebooks/a").exists()
 
 
 def test_executed_notebooks_name_no_folder_of_the_machine_that_ran_them():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
@@ -60,12 +60,6 @@ def execute(name: str, benchmark: str | None, into: str) -> Path:
         mistake = e.ename in ("ConfigError", "RunError")  # one message; else where it happened, without colours
         what = e.evalue if mistake else re.sub(r"\x1b\[[0-9;]*m", "", str(e))
         raise RunError(f"{FOLDER / name}.ipynb, for results/{into}: {what}") from e
-    except DeadKernelError as e:
-        shutil.rmtree(out, ignore_errors=True)
-        raise RunError(
-            f"{FOLDER / name}.ipynb, for results/{into}: the system ended its kernel, as where memory runs out; free "
-            "some and type the same command again"
-        ) from e
     for part in (notebook, *notebook.cells):
         part.metadata.pop("papermill", None)
     write_text(out / f"{name}.ipynb", nbformat.writes(notebook))
