@@ -213,6 +213,20 @@ def test_an_effect_too_small_to_matter_is_no_verdict_however_sure():
     assert edge.verdict == OPEN and "smaller than 5%" in edge.remarks
 
 
+def test_an_effect_that_only_the_adjustment_makes_doubtful_says_so_and_no_other_does():
+    found = ledger()
+    (one,) = ledger(sized(a=-1.0), only(claim(difference()))).outcomes
+    for low, p, expected in (
+        (0.1, 0.2, ["not beyond chance once adjusted for all comparisons (p = 0.2)"]),
+        (-0.1, 0.2, []),
+    ):
+        doubtful = dataclasses.replace(one, verdict="", gain=Estimate(1.0, low, 1.9, 0.01), adjusted=p)
+        judged = found._verdict(doubtful)
+        assert judged.verdict == OPEN and [r for r in judged.remarks if "adjusted" in r] == expected
+    judged = found._verdict(dataclasses.replace(doubtful, steps=8, gain=Estimate(-1.0, -1.9, -0.1, 0.01)))
+    assert judged.remarks[0] == "not beyond chance at N = 8 once adjusted for all comparisons (p = 0.2)"
+
+
 def test_what_the_runs_of_a_seed_share_does_not_widen_the_interval():
     claims = only(claim(difference()))
     alone, shared = (ledger(sized(a=-1), claims, shared=s).outcomes[0].gain for s in (0, 30))

@@ -327,8 +327,13 @@ class Ledger:
             return replace(one, verdict=HOLDS if gain.effect > 0 else FAILS)
         if -one.margin < gain.low and gain.high < one.margin:
             return replace(one, verdict=SMALL)
-        small = (f"smaller than {self.claims.smallest_effect:.0%}",) if p < self.claims.alpha else ()
-        return replace(one, verdict=OPEN, remarks=(*small, *one.remarks))
+        why = ()
+        if p < self.claims.alpha:
+            why = (f"smaller than {self.claims.smallest_effect:.0%}",)
+        elif gain.low > 0 or gain.high < 0:
+            at = "" if one.steps is None else f" at N = {one.steps}"
+            why = (f"not beyond chance{at} once adjusted for all comparisons (p = {p:.2g})",)
+        return replace(one, verdict=OPEN, remarks=(*why, *one.remarks))
 
     def of(self, claim: Claim, place: Place) -> list[Outcome]:
         """The comparisons of a claim at a place, preconditions left out."""
