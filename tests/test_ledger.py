@@ -31,6 +31,7 @@ from emigm.report.ledger import (
     Outcome,
     together,
 )
+from emigm.report.statistics import Estimate
 
 REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
@@ -214,17 +215,16 @@ def test_an_effect_too_small_to_matter_is_no_verdict_however_sure():
 
 
 def test_an_effect_that_only_the_adjustment_makes_doubtful_says_so_and_no_other_does():
-    found = ledger()
+    found, words = ledger(), "once adjusted for all comparisons (p = 0.2)"
     (one,) = ledger(sized(a=-1.0), only(claim(difference()))).outcomes
-    for low, p, expected in (
-        (0.1, 0.2, ["not beyond chance once adjusted for all comparisons (p = 0.2)"]),
-        (-0.1, 0.2, []),
+    one = dataclasses.replace(one, verdict="", adjusted=0.2)
+    for steps, interval, expected in (
+        (None, (1.0, 0.1, 1.9), [f"not beyond chance {words}"]),
+        (8, (-1.0, -1.9, -0.1), [f"not beyond chance at N = 8 {words}"]),
+        (None, (1.0, -0.1, 2.1), []),
     ):
-        doubtful = dataclasses.replace(one, verdict="", gain=Estimate(1.0, low, 1.9, 0.01), adjusted=p)
-        judged = found._verdict(doubtful)
-        assert judged.verdict == OPEN and [r for r in judged.remarks if "adjusted" in r] == expected
-    judged = found._verdict(dataclasses.replace(doubtful, steps=8, gain=Estimate(-1.0, -1.9, -0.1, 0.01)))
-    assert judged.remarks[0] == "not beyond chance at N = 8 once adjusted for all comparisons (p = 0.2)"
+        judged = found._verdict(dataclasses.replace(one, steps=steps, gain=Estimate(*interval, 0.01)))
+        assert judged.verdict == OPEN and [r for r in judged.remarks if words in r] == expected
 
 
 def test_what_the_runs_of_a_seed_share_does_not_widen_the_interval():
