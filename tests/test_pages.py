@@ -70,6 +70,15 @@ def test_the_rest_of_the_page_is_folded(root):
     assert page.count("<details>") == page.count("</details>") == 3
 
 
+def test_a_further_table_that_is_wider_than_a_page_is_linked(root):
+    folder = root / "results" / "mnist" / "notebooks" / "table4"
+    for name, columns in (("narrow", 12), ("wide", 30)):
+        Table(name, f"The {name} one", pd.DataFrame([{f"c{i}": "x" for i in range(columns)}])).save(folder)
+    page = benchmark_page(root, "mnist")
+    assert "<summary>The narrow one</summary>" in page and page.count("| c11") == 1
+    assert "[The wide one](notebooks/table4/wide.md)" in page
+
+
 def test_every_link_of_the_pages_leads_somewhere(root, monkeypatch):
     monkeypatch.chdir(root)
     for path in (write_page("mnist"), write_page("smoke"), write_page(None)):
