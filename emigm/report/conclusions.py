@@ -6,19 +6,16 @@ from collections import Counter
 
 import pandas as pd
 
-from emigm.paper.claims import METRICS, Claim, Place
+from emigm.paper.claims import Claim, Place
 from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.report.ledger import (
     BESIDE,
     FAILS,
     HOLDS,
     MIXED,
-    NOT_RUN,
     VERDICTS,
     Ledger,
-    Outcome,
 )
-from emigm.report.statistics import three_digits
 from emigm.report.tables import plural
 
 PAPER, QUESTION = "the paper", "this project"
@@ -64,14 +61,14 @@ def verdicts(ledger: Ledger) -> tuple[str, ...]:
     grounds = list(ledger.claims.grounds)
     order = sorted(found, key=lambda key: (grounds.index(key[0]), VERDICTS.index(key[1])))
     return tuple(
-        f"**{data}, {verdict}: {len(found[data, verdict])}.** {_listed(found[data, verdict])}"
+        f"**{data}, {verdict}: {len(found[data, verdict])}.** {capital('; '.join(found[data, verdict]))}."
         for data, verdict in order
     )
 
 
-def _listed(clauses: list[str]) -> str:
-    text = "; ".join(clauses)
-    return f"{text if text.startswith('eMIGM') else text[0].upper() + text[1:]}."
+def capital(clause: str) -> str:
+    """A claim as it begins a sentence."""
+    return clause if clause.startswith("eMIGM") else f"{clause[0].upper()}{clause[1:]}"
 
 
 def _computed(ledger: Ledger, claim: Claim, place: Place) -> str:
@@ -95,11 +92,11 @@ def disagreements(ledger: Ledger) -> tuple[str, ...]:
             turned = other if sign > 0 else -other
             if turned.effect < 0 and (name.startswith("fid") or (turned.high is not None and turned.high < 0)):
                 what, better = BESIDE[name]
-                contrary.append(f"a {'lower' if better > 0 else 'higher'} {what} (by {(-turned).text})")
+                contrary.append(f"a {'lower' if better > 0 else 'higher'} {what} (by {abs(turned).text})")
         if not contrary:
             continue
-        size, contrary = (o.gain if sign > 0 else -o.gain).text, "; ".join(contrary)
-        if len(o.sides) == 2:
+        size, contrary = abs(o.gain).text, "; ".join(contrary)
+        if o.sides:
             text = f"the side with the lower FID (by {size}) has {contrary}"
         else:
             text = f"FID speaks {'for' if sign > 0 else 'against'} it (by {size}), but {contrary} to the contrary"
@@ -115,7 +112,7 @@ def effects(ledger: Ledger, *sources: str) -> tuple[str, ...]:
         for place in claim.at if any(source in claim.source for source in sources) else ():
             measured = [o for o in ledger.of(claim, place) if o.gain is not None]
             if measured:
-                listed = "; ".join(plain(o) for o in measured)
+                listed = "; ".join(o.plain for o in measured)
                 found.append(f"{claim.source}, {claim.claim}: {listed}.")
     if found:
         found.append(
@@ -123,21 +120,3 @@ def effects(ledger: Ledger, *sources: str) -> tuple[str, ...]:
             "adjusted for all comparisons of the page, are in the ledger."
         )
     return tuple(found)
-
-
-def plain(o: Outcome) -> str:
-    """ "exp_4 (4.31) against linear_4 (4.53): lower by 0.216 [0.056, 0.489], as claimed"."""
-    if o.gain is None:
-        return f"{o.against}: {NOT_RUN}"
-    gain, unit = o.gain, "" if o.metric == "fid" else f" {METRICS.get(o.metric, o.metric)}"
-    chance = gain.effect == 0 or (gain.low is not None and gain.low < 0 < gain.high)
-    sense = "which may be chance" if chance else "as claimed" if gain.effect > 0 else "contrary to the claim"
-    if len(o.sides) != 2:
-        return f"{o.against}: {gain.text}{unit}, {sense}"
-    (left, right), names = o.sides, o.against.split(" against ")
-    if left == right:
-        return f"{names[0]} and {names[1]}: the same, {three_digits(left)}{unit}"
-    values = f"{names[0]} ({three_digits(left)}) against {names[1]} ({three_digits(right)})"
-    than = "" if o.factor == 1 else f" than {o.factor:g} times the latter"
-    difference = (gain if gain.effect >= 0 else -gain).text
-    return f"{values}: {'lower' if left < o.factor * right else 'higher'}{than} by {difference}{unit}, {sense}"

@@ -15,7 +15,7 @@ from functools import cache, partial
 import pandas as pd
 
 from emigm.model.schedules import SCHEDULES, expected_reveal_counts
-from emigm.paper.claims import EXACT, Cells, Claim, Claims, Difference, Place
+from emigm.paper.claims import EXACT, METRICS, Cells, Claim, Claims, Difference, Place
 from emigm.paper.reported import PAPER_IMAGES
 from emigm.report.statistics import (
     Estimate,
@@ -24,6 +24,7 @@ from emigm.report.statistics import (
     known_spread,
     slope_weights,
     t_interval,
+    three_digits,
     unit_means,
     welch,
 )
@@ -65,8 +66,8 @@ class Outcome:
     """N, where the comparison is made at several."""
     given: bool = False
     """A precondition, which is no claim of its own: its p is not adjusted and counts in no other's."""
-    sides: tuple[float, ...] = ()
-    """Means of the two sides, factor left out; empty where there are not just two."""
+    sides: tuple[tuple[str, float], ...] = ()
+    """The two sides and their means, factor left out; empty where there are not just two."""
     factor: float = 1.0
     """Of the second side: the margin that the claim itself allows."""
     gain: Estimate | None = None
@@ -90,14 +91,21 @@ class Outcome:
 
     @property
     def plain(self) -> str:
-        """ "better by 0.53 [0.41, 0.65]": for the paper's choice, larger being better by definition."""
+        """ "exp_4 (4.31) against linear_4 (4.53): lower by 0.216 [0.056, 0.489], as claimed"."""
         if self.gain is None:
-            return NOT_RUN
-        if self.gain.effect == 0:
-            return "the same"
-        sign = 1 if self.gain.effect > 0 else -1
-        found = self.gain if sign > 0 else -self.gain
-        return f"{'better' if sign > 0 else 'worse'} by {found.text}"
+            return f"{self.against}: {NOT_RUN}"
+        gain, unit = self.gain, "" if self.metric == "fid" else f" {METRICS.get(self.metric, self.metric)}"
+        chance = gain.effect == 0 or (gain.low is not None and gain.low < 0 < gain.high)
+        sense = "which may be chance" if chance else "as claimed" if gain.effect > 0 else "contrary to the claim"
+        if not self.sides:
+            return f"{self.against}: {gain.text}{unit}, {sense}"
+        (left, mean), (right, other) = self.sides
+        values = f"{left} ({three_digits(mean)}) against {right} ({three_digits(other)})"
+        if mean == other:
+            return f"{values}: the same{unit and ' in'}{unit}"
+        than = "" if self.factor == 1 else f" than {self.factor:g} times the latter"
+        lower = "lower" if mean < self.factor * other else "higher"
+        return f"{values}: {lower}{than} by {abs(gain).text}{unit}, {sense}"
 
 
 class Ledger:
@@ -138,7 +146,8 @@ class Ledger:
         constant = one.factor * one.reported.value(one.metric) if one.reported else 0.0
         made = replace(made, scale=abs(constant or one.factor * means[1]), factor=one.factor)
         if not one.beyond:
-            made = replace(made, sides=(means[0], one.reported.value(one.metric) if one.reported else means[1]))
+            compared = (means[0], one.reported.value(one.metric) if one.reported else means[1])
+            made = replace(made, sides=tuple(zip(one.against.split(" against "), compared, strict=True)))
         if one.metric in EXACT:
             gain = sign * (math.fsum(w * mean for (w, _), mean in zip(one.sides, means, strict=True)) - constant)
             verdict = DRY if self._dry(cells) else HOLDS if gain > 0 else FAILS
@@ -189,9 +198,9 @@ class Ledger:
             seeds = f"{fids.index.name} seed{'' if len(choosing) == 1 else 's'}"
             how = f"{best}, chosen on {seeds} {', '.join(f'{seed:g}' for seed in choosing)}"
             tested = fids.drop(choosing)
-            sides = float(tested[best].mean()), float(tested[end].mean())
-            made = replace(made, against=f"{best} against {end}", sides=sides, scale=float(fids[end].mean()))
-            made = replace(made, remarks=(how,))
+            sides = tuple((budget, float(tested[budget].mean())) for budget in (best, end))
+            made = replace(made, against=f"{best} against {end}", sides=sides, remarks=(how,))
+            made = replace(made, scale=float(fids[end].mean()))
             yield self._measured(made, cells, measure, -1)
 
     def _reveals(self, claim: Claim, place: Place) -> Outcome:
@@ -209,7 +218,8 @@ class Ledger:
             HOLDS if gain > 0 else FAILS,
             test="computed",
         )
-        return replace(made, gain=Estimate(gain), scale=early[closest], sides=(early[claim.reveals], early[closest]))
+        sides = tuple((name, early[name]) for name in (claim.reveals, closest))
+        return replace(made, gain=Estimate(gain), scale=early[closest], sides=sides)
 
     def _measured(
         self, made: Outcome, cells: list[Cells], measure: Measure, sign: int, exact: bool = False, paper: bool = False
@@ -311,7 +321,7 @@ class Ledger:
             first = [g for g in given.get((one.claim.id, one.place.benchmark), ()) if g.steps in (None, one.steps)]
             missing = [g for g in first if g.verdict != HOLDS]
             if missing and judged.verdict not in (NOT_RUN, DRY):
-                why = f"precondition {missing[0].verdict}: {missing[0].comparison} is {missing[0].plain}"
+                why = f"precondition {missing[0].verdict}: {missing[0].plain}"
                 judged = replace(judged, verdict=UNTESTABLE, remarks=(why, *judged.remarks))
             yield judged
 

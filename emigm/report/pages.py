@@ -128,7 +128,7 @@ def _content(folder: Path, name: str, prefix: str = "") -> str:
             parts.append(saved(path))
         elif path.stem != "reading":
             title, table = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "), saved(path)
-            wide = table.partition("\n")[0].count("|") > WIDEST
+            wide = table.partition("\n")[0].count("|") > WIDEST + 1
             parts.append(f"[{title}]({link}/{path.name})" if wide else _folded(title, table))
     return "\n\n".join([*parts, f"[Executed notebook]({link}/{name}.ipynb)"])
 

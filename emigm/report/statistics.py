@@ -111,6 +111,9 @@ class Estimate:
         interval = "" if self.low is None else f" [{three_digits(self.low)}, {three_digits(self.high)}]"
         return f"{three_digits(self.effect)}{interval}"
 
+    def __abs__(self) -> Estimate:
+        return -self if self.effect < 0 else self
+
     def __neg__(self) -> Estimate:
         if self.low is None:
             return Estimate(-self.effect)
