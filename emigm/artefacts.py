@@ -46,6 +46,8 @@ MIRRORS: dict[str, tuple[str | HubFile, ...]] = {
 
 REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
 """ADM's statistics of ImageNet's training images, by resolution."""
+RANDOM = Path("random")
+"""Folder of random files in place of released ones, for dry runs (`emigm.tools.random_files`)."""
 FETCHED = Path("weights") / "fetched.json"
 """What `emigm fetch` got: path -> SHA-256, bytes and where from."""
 
@@ -60,6 +62,11 @@ def released_file(resolution: int, size: str) -> HubFile:
     """The authors' checkpoint of one of the paper's nine models."""
     name = f"{resolution}_model/eMIGM_{_LONG[size]}_{resolution}_checkpoint.pth"
     return HubFile(EMIGM_REPOSITORY, name, EMIGM_REVISION)
+
+
+def is_random(path: str | Path | None) -> bool:
+    """Whether a benchmark that names this path asks for a random file."""
+    return path is not None and RANDOM in Path(path).parents
 
 
 def fetched() -> dict[str, dict[str, Any]]:

@@ -115,15 +115,29 @@ def test_a_checkpoint_with_another_checksum_counts_as_missing(checkout):
 
 
 def test_trained_weights_need_the_photos_in_their_class_folders(checkout):
-    benchmark = compose_benchmark("imagenet256-dry", ["benchmark.data.classes=2", "benchmark.model.classes=2"])
+    overrides = ["benchmark.data.classes=2", "benchmark.model.classes=2", "benchmark.weights=trained"]
+    benchmark = compose_benchmark("imagenet256", overrides)
     states = lambda: [(c.state, c.found) for c in doctor.check_data(benchmark)]  # noqa: E731
-    assert states() == [("MISSING", "no folder imagenet-sample/train")] * 2
-    make("imagenet-sample/train/n01/a.JPEG")
-    assert states() == [("MISSING", "1 class folders in imagenet-sample/train, not 2")] * 2
-    make("imagenet-sample/train/n02/a.JPEG")
-    assert states() == [("ok", "2 class folders in imagenet-sample/train")] * 2
+    make("imagenet/val/n01/a.JPEG")
+    assert states() == [
+        ("MISSING", "no folder imagenet/train"), ("MISSING", "1 class folders in imagenet/val, not 2"),
+    ]  # fmt: skip
+    for path in ("imagenet/train/n01/a.JPEG", "imagenet/train/n02/a.JPEG", "imagenet/val/n02/a.JPEG"):
+        make(path)
+    assert states() == [("ok", f"2 class folders in imagenet/{part}") for part in ("train", "val")]
     released = compose_benchmark("imagenet256")
     assert [c.state for c in doctor.check_data(released)] == ["ok"]
+
+
+def test_a_dry_run_is_told_that_its_random_files_are_made(checkout):
+    benchmark = compose_benchmark("imagenet256-dry")
+    checks = [*doctor.check_data(benchmark), *doctor.check_weights(benchmark)]
+    assert [c.state for c in checks] == [doctor.MISSING] * 5
+    assert all("`emigm fetch imagenet256-dry` makes" in c.remedy for c in checks)
+    for path in ("random/kl16.ckpt", "random/inception.pth", "random/statistics.npz"):
+        make(path)
+    checks = list(doctor.check_weights(benchmark))
+    assert [c.state for c in checks] == [doctor.OK] * 3 and all(c.found.endswith(", random") for c in checks)
 
 
 def test_cifar10_is_fetched_where_it_is_absent(checkout):

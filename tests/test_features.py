@@ -2,13 +2,11 @@
 
 import pickle
 import shutil
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
@@ -17,6 +15,7 @@ from emigm.metrics.baselines import shuffle_sources
 from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor, write_source
 from emigm.metrics.scores import fid, inception_score, kid, precision_recall, reference_of, scores
+from emigm.tools.random_files import write_inception
 
 TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
 CFG = ExtractorConfig("cnn", training=TRAINING)
@@ -35,18 +34,9 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     """Weights file, extractor's folder, and extractor of an Inception with random weights."""
-    torch.manual_seed(0)
-    with (
-        mock.patch.object(torch, "load", return_value={}),
-        mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"),
-    ):
-        network = FeatureExtractorInceptionV3("random", ["2048"], "none")
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)  # PyTorch's own start lets the features die out
     folder = tmp_path_factory.mktemp("inception")
     weights = folder / "weights.pth"
-    torch.save(network.state_dict(), weights)
+    write_inception(weights)
     write_source(folder / "extractor", weights)
     yield weights, folder / "extractor", load_extractor(INCEPTION, folder / "extractor", batch=4, workers=2)
     weights.unlink()  # 96 MB

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -318,3 +319,46 @@ def test_released_names_are_the_files_of_the_benchmarks(key):
     released = compose_benchmark(f"imagenet{resolution}").released
     file = artefacts.released_file(resolution, size)
     assert (file.repository, file.name) == (released.repository, released.files[size])
+
+
+def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_them(checkout, monkeypatch, capsys):
+    import torch
+
+    from emigm.autoencoders.autoencoder import load_autoencoder
+    from emigm.data.photos import scan_photos
+    from emigm.metrics.adm import AdmReference
+    from emigm.metrics.features import load_extractor, write_source
+
+    assert cli.main(["fetch", "imagenet256-dry"]) == 0
+    assert "4 random files and folders are there, nothing to fetch" in capsys.readouterr().out
+    benchmark = compose_benchmark("imagenet256-dry")
+    latents = load_autoencoder(benchmark.autoencoder).encode(torch.full((1, 3, 32, 32), 9, dtype=torch.uint8))
+    assert latents.shape == (1, 32, 2, 2) and latents.isfinite().all()  # means and log variances
+    write_source(Path("extractor"), Path(benchmark.extractor.weights))
+    assert load_extractor(benchmark.extractor, Path("extractor")).identity["published"] is False
+    reference = AdmReference(benchmark.evaluation.reference, 2048)
+    assert reference.images == 16 and reference.pixels(3, 5).shape == (2, 3, 256, 256)
+    photos = scan_photos(Path(benchmark.data.root), 64, "data.root", 1)
+    assert len(photos["files"]) == 64 and photos["labels"] == list(range(64))
+    times = [p.stat().st_mtime_ns for p in Path("random").iterdir()]
+    assert cli.main(["fetch", "imagenet256-dry"]) == 0
+    assert times == [p.stat().st_mtime_ns for p in Path("random").iterdir()] and "making" not in capsys.readouterr().out
+    shutil.rmtree("random")  # 380 MB
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        (
+            "imagenet256",
+            "benchmark.autoencoder.weights=random/a",
+            r"only a dry run \(dry_run: true\) takes random files",
+        ),
+        ("imagenet512", "benchmark.autoencoder.weights=random/a", "random ones are made of kind: kl16, not of dcae"),
+    ],
+)
+def test_random_files_are_refused_where_they_could_pass_for_a_result(checkout, name, setting, message, capsys):
+    overrides = [setting] if name == "imagenet256" else [setting, "benchmark.dry_run=true"]
+    with pytest.raises(ConfigError, match=message):
+        fetch.fetch(compose_benchmark(name, overrides))
+    assert not Path("random").exists() and not Path("weights").exists()

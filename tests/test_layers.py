@@ -17,8 +17,8 @@ LAYERS = [
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
     {"metrics.measuring", "metrics.baselines", "training", "gate", "sampling", "report", "hub"},
-    {"api", "tools.oracle", "tools.timing", "tools.estimates", "tools.compare", "tools.doctor", "tools.fetch"},
-    {"tools.half_precision", "tools.parity", "tools.generate", "tools.bench", "tools.embedded"},
+    {"api", "tools.oracle", "tools.timing", "tools.estimates", "tools.compare", "tools.doctor", "tools.random_files"},
+    {"tools.half_precision", "tools.parity", "tools.generate", "tools.bench", "tools.embedded", "tools.fetch"},
     {"cli", "stages", "tools.deep"},
 ]
 """Lowest first. Modules of one layer may use each other where no circle arises, as Python itself checks."""

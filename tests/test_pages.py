@@ -11,7 +11,7 @@ from made_up import REPO, write_results
 
 from emigm.report.blocks import BLOCK, PAGES, filled, main
 from emigm.report.pages import anchor, benchmark_page, front_page
-from emigm.report.tables import Reading, Table
+from emigm.report.tables import NONE, Reading, Table
 from emigm.stages.index import write_page
 
 NOTEBOOK = {
@@ -68,6 +68,23 @@ def test_the_rest_of_the_page_is_folded(root):
     assert "table4 4.52" not in outside_details(page)
     assert "FAILED by training seeds of XS" in page and "0.70, 0.97" in page
     assert page.count("<details>") == page.count("</details>") == 3
+
+
+def test_the_page_says_in_what_sizes_differ_and_leaves_out_what_they_share(root):
+    assert "| weight" not in benchmark_page(root, "mnist")
+    path = root / "results" / "mnist" / "records" / "train-xs.json"
+    record = json.loads(path.read_text())
+    record["settings"]["train"] |= {"weight": "elbo", "t_min": None}
+    path.write_text(json.dumps(record))
+    header, _, *rows = re.search(r"\| Model[^\n]*\| Params.*?\n\n", benchmark_page(root, "mnist"), re.DOTALL)[0].split(
+        "\n"
+    )
+    columns = [c.strip() for c in header.strip("|").split("|")]
+    assert "schedule" not in columns
+    found = {cells[0]: cells for row in rows[:-2] for cells in [[c.strip() for c in row.strip("|").split("|")]]}
+    at = columns.index("weight"), columns.index("t_min")
+    assert [found["eMIGM-XS"][i] for i in at] == ["elbo", NONE]
+    assert [found["eMIGM-B"][i] for i in at] == ["one", "0.2"]
 
 
 def test_a_further_table_that_is_wider_than_a_page_is_linked(root):

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 
 from emigm.records.frame import Records, baselines, benchmarks_with_results, read_all, runs
@@ -32,6 +33,8 @@ from emigm.report.tables import (
 
 SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
+SAME_FOR_A_READER = ("model.head_width", "train.seeds", "train.checkpoint_every")
+"""Settings that follow others, or change no model."""
 WIDEST = 20
 """Columns of a table that a page holds."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
@@ -169,9 +172,12 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
 
 
 def _training(frame: pd.DataFrame) -> Table:
-    """Parameters, compute and context gate of every size."""
+    """Architecture and recipe where sizes differ, under the names of benchmark.yaml; parameters, compute and context
+    gate of every size."""
     final = frame[frame["snapshot"].isna()]
-    rows = []
+    models, rows = final.drop_duplicates("size"), []
+    settings = models[[c for c in models if c.startswith(("model.", "train.")) and c not in SAME_FOR_A_READER]]
+    differing = [c for c in settings if settings[c].nunique(dropna=False) > 1]
     for size, group in final.groupby("size", sort=False):
         one, seeds = group.iloc[0], group.drop_duplicates("train_seed")
         ratios = [f"{r:.2f}" for r in seeds["gate_ratio"].dropna()]
@@ -179,6 +185,7 @@ def _training(frame: pd.DataFrame) -> Table:
         rows.append(
             {
                 "Model": model_name(size),
+                **{c.partition(".")[2]: setting(one[c]) for c in differing},
                 "Params": count(one["parameters"]),
                 "Images seen": count(one["train_images"]) if known else NONE,
                 "Training FLOPs": f"{one['flops']:.2e}" if not missing(one["flops"]) else NONE,
@@ -187,6 +194,11 @@ def _training(frame: pd.DataFrame) -> Table:
             }
         )
     return Table("training", "Training", pd.DataFrame(rows))
+
+
+def setting(value: object) -> str:
+    """A setting as benchmark.yaml has it; a dash where there is none."""
+    return str(value).lower() if isinstance(value, (bool, np.bool_)) else NONE if missing(value) else f"{value}"
 
 
 def _row(root: Path, name: str, frame: pd.DataFrame) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emigm.artefacts import PUBLISHED, fetched
+from emigm.artefacts import PUBLISHED, fetched, is_random
 from emigm.compose import DEFAULT
 from emigm.config.benchmark import Benchmark
 from emigm.files import sha256
@@ -108,15 +108,17 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
     elif benchmark.weights == "released":
         yield Check("photos", OK, "none needed with released weights")
     else:
-        yield check_photos("training photos", "data.root", data.root, data.classes)
-        yield check_photos("held-out photos", "data.holdout_root", data.holdout_root, data.classes)
+        yield check_photos(benchmark.name, "training photos", "data.root", data.root, data.classes)
+        yield check_photos(benchmark.name, "held-out photos", "data.holdout_root", data.holdout_root, data.classes)
 
 
-def check_photos(what: str, key: str, root: str, classes: int) -> Check:
+def check_photos(name: str, what: str, key: str, root: str, classes: int) -> Check:
     """A folder with one folder for each class."""
     folder = Path(root)
     where = WHERE_FROM["imagenet"].format(classes=classes)
     remedy = f"put {where}, into {root}, or name the place with -S benchmark.{key}=<folder>"
+    if is_random(root):
+        remedy = f"`emigm fetch {name}` makes random ones, or name others with -S benchmark.{key}=<folder>"
     if not folder.is_dir():
         return Check(what, MISSING, f"no folder {root}", remedy)
     found = sum(p.is_dir() for p in folder.iterdir())
@@ -153,6 +155,9 @@ def foreign(
 ) -> Check:
     """A file of others: whether it is there, and is the published one, or the one that `emigm fetch` got."""
     file = file or path
+    if is_random(path):
+        remedy = f"`emigm fetch {benchmark.name}` makes it"
+        return Check(what, OK, f"{path}, random") if path.is_file() else Check(what, MISSING, f"no {path}", remedy)
     if not file.is_file():
         remedy = f"`emigm fetch {benchmark.name}` gets it, or put it at {path}; {where}"
         return Check(what, MISSING, f"no {path}", remedy)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from emigm.artefacts import is_random
 from emigm.config.benchmark import Benchmark
 from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
 from emigm.flops import AUTOENCODERS, mean_training_step, sampling
@@ -139,7 +140,8 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
         reading = (train_images + held_out) / (PHOTOS_PER_SECOND * benchmark.run.workers * device.count)
         seconds = max(device.seconds(views * encode, benchmark.autoencoder.precision), reading if photos else 0)
         yield Cost("encode", seconds, views * latent_bytes(benchmark))
-    scored = 10_000 if evaluation.reference else train_images + held_out  # stored files hold 10,000 images beside
+    released = evaluation.reference is not None and not is_random(evaluation.reference)
+    scored = 10_000 if released else train_images + held_out  # stored files hold 10,000 images beside
     yield Cost("reference", device.seconds(scored * inception), 0)
     for size in benchmark.sizes:
         model, train = benchmark.model_config(size), benchmark.train_config(size)

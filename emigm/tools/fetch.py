@@ -1,4 +1,4 @@
-"""`emigm fetch`: the files of others that a benchmark needs, from the first mirror that has them.
+"""`emigm fetch`: the files of others that a benchmark needs, from the first mirror that has them, or random ones.
 
 A file appears under its name when it is whole and its checksum is right. Until then it grows in a hidden `.part` file
 beside it, from which the next call goes on.
@@ -20,7 +20,7 @@ import huggingface_hub
 import requests
 from tqdm import tqdm
 
-from emigm.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, reference_mirrors
+from emigm.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, is_random, reference_mirrors
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import RunError
 from emigm.files import fingerprint, lock, sha256, write_json
@@ -60,7 +60,13 @@ def fetch(benchmark: Benchmark) -> int:
     Raises:
         RunError: another `emigm fetch` is at work here.
     """
-    items = list(wanted(benchmark))
+    data, random = benchmark.data, 0
+    named = (data.root, data.holdout_root, benchmark.evaluation.reference)
+    if any(map(is_random, (*named, benchmark.autoencoder.weights, benchmark.extractor.weights))):
+        from emigm.tools.random_files import make_random  # torch takes seconds
+
+        random = make_random(benchmark)
+    items = [item for item in wanted(benchmark) if not is_random(item.path)]
     problems = []
     if items:
         FETCHED.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +74,13 @@ def fetch(benchmark: Benchmark) -> int:
             if not lock(one_at_a_time.fileno()):
                 raise RunError("another `emigm fetch` is at work here; let it finish")
             problems = [problem for item in items if (problem := obtain(item))]
-    if benchmark.data.dataset == "imagenet" and benchmark.weights == "trained":
-        data = benchmark.data
+    if data.dataset == "imagenet" and benchmark.weights == "trained" and not is_random(data.root):
         print(IMAGENET.format(classes=data.classes, root=data.root, holdout=data.holdout_root))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         there = f"all {len(items)} files are there" if items else "nothing to fetch"
+        there = f"{random} random files and folders are there, {there}" if random else there
         print(f"{benchmark.name}: {there}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
 

@@ -1,0 +1,117 @@
+"""Random files in place of those that others released, in the same formats, so that a dry run needs nothing of theirs.
+
+They lie in the folder `random/` (`emigm.artefacts.RANDOM`), where no benchmark takes them for the real ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from emigm.artefacts import is_random
+from emigm.autoencoders.autoencoder import KL16_CONFIG, kl16_official_name
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.files import write_atomically
+
+STORED_IMAGES = 16
+"""Images in the file of reference statistics; ADM's has 10,000."""
+PHOTO = (320, 288)
+"""Width and height of a photo: neither square nor of the benchmark's resolution, as photos are."""
+
+
+def make_random(benchmark: Benchmark) -> int:
+    """Make those random files that a benchmark names and that are not there; returns how many it names.
+
+    Raises:
+        ConfigError: the benchmark is no dry run, or one of these files is of a kind that is not made here.
+    """
+    autoencoder, extractor, data = benchmark.autoencoder, benchmark.extractor, benchmark.data
+    makers: dict[str | None, Callable[[Path], None]] = {
+        extractor.weights: write_inception,
+        benchmark.evaluation.reference: lambda path: write_statistics(path, data.resolution),
+        data.root: lambda path: write_photos(path, data.classes),
+        data.holdout_root: lambda path: write_photos(path, data.classes),
+        autoencoder.weights: write_kl16,
+    }
+    named = {Path(path): write for path, write in makers.items() if is_random(path)}
+    if named and not benchmark.dry_run:
+        listed = ", ".join(map(str, named))
+        raise ConfigError(f"{benchmark.name}: only a dry run (dry_run: true) takes random files, such as {listed}")
+    if is_random(autoencoder.weights) and autoencoder.kind != "kl16":
+        raise ConfigError(f"autoencoder.weights: random ones are made of kind: kl16, not of {autoencoder.kind}")
+    for path, write in named.items():
+        if not path.exists():
+            print(f"{path}: making it, random", flush=True)
+            write(path)
+    return len(named)
+
+
+def write_kl16(path: Path) -> None:
+    """KL-16 as MAR's kl16.ckpt has it."""
+    from diffusers import AutoencoderKL  # takes seconds
+
+    torch.manual_seed(0)
+    state = AutoencoderKL(**KL16_CONFIG).state_dict()
+    # Its file has attention's matrices as 1 x 1 convolutions.
+    tensors = {kl16_official_name(k): v[..., None, None] if v.dim() == 2 else v for k, v in state.items()}
+    write_atomically(path, lambda p: torch.save({"model": tensors}, p))
+
+
+def random_inception() -> dict[str, torch.Tensor]:
+    """Tensors of torch-fidelity's Inception, random but for features that neither vanish nor grow with depth."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            """Its constructor cannot do without a file; this one is empty."""
+
+    torch.manual_seed(0)
+    with tempfile.NamedTemporaryFile() as empty:
+        torch.save({}, empty.name)
+        network = Untrained("random", ["2048"], empty.name)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return network.state_dict()
+
+
+def write_inception(path: Path) -> None:
+    """Inception as torch-fidelity's release has it."""
+    write_atomically(path, lambda p: torch.save(random_inception(), p))
+
+
+def write_statistics(path: Path, resolution: int) -> None:
+    """Reference statistics as ADM's files have them, of features that are independent and of variance 1."""
+    rng = np.random.default_rng(0)
+    arrays = {"mu": rng.standard_normal(2048), "sigma": np.eye(2048)}
+    arrays["arr_0"] = np.stack([smooth(rng, (resolution, resolution)) for _ in range(STORED_IMAGES)])
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as f:
+            np.savez(f, **arrays)
+
+    write_atomically(path, write)
+
+
+def write_photos(folder: Path, classes: int) -> None:
+    """One photo in a folder for each class, as ImageNet's training photos lie."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        for label in range(classes):
+            place = Path(temporary) / folder.name / f"class{label:04}"
+            place.mkdir(parents=True)
+            Image.fromarray(smooth(np.random.default_rng(label), PHOTO)).save(place / "0.jpeg", quality=90)
+        (Path(temporary) / folder.name).rename(folder)
+
+
+def smooth(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A smooth random image, uint8 (height, width, 3), of size (width, height)."""
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize(size, Image.Resampling.BICUBIC))
