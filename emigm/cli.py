@@ -79,9 +79,13 @@ def bench(options: argparse.Namespace) -> int:
 
 def import_checkpoint(options: argparse.Namespace) -> int:
     from emigm.model.checkpoints import import_official
+    from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
 
-    if (options.file / "config.json").is_file():
+    if (options.file / CONFIG_FILE).is_file():
         raise ConfigError(f"{options.file}: a model folder already, which needs no import; use it as it is")
+    there = {p.name for p in options.folder.iterdir()} if options.folder.is_dir() else set()
+    if others := sorted(there - {CONFIG_FILE, WEIGHTS_FILE}):
+        raise ConfigError(f"{options.folder}: holds other files than a model's ({others[0]}); name a new folder")
     facts = import_official(options.file, options.folder, options.model, token=options.token)
     source = facts["source"]
     print(f"{options.folder}: {source['architecture'] or 'model'} from {source['file']} (sha256 {source['sha256']})")

@@ -35,6 +35,13 @@ def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
     assert not out and err.startswith("interrupted: ") and err.count("\n") == 1
 
 
+def test_a_model_is_not_imported_into_a_folder_of_other_things(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert cli.main(["import", str(tmp_path / "weights.pth"), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("holds other files than a model's (thesis.tex); name a new folder\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_model_folder_needs_no_import(tmp_path, capsys):
     (tmp_path / "config.json").touch()
     assert cli.main(["import", str(tmp_path), str(tmp_path / "again")]) == 1
