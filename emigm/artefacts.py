@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import read_json
 
@@ -65,8 +66,20 @@ def released_file(resolution: int, size: str) -> HubFile:
 
 
 def is_random(path: str | Path | None) -> bool:
-    """Whether a benchmark that names this path asks for a random file."""
-    return path is not None and RANDOM in Path(path).parents
+    """Whether this is the path of a random file."""
+    return path is not None and RANDOM.absolute() in Path(path).absolute().parents
+
+
+def random_paths(benchmark: Benchmark) -> dict[str, Path]:
+    """The random files and folders of photos that a benchmark names: key below `benchmark` -> path."""
+    data, evaluation = benchmark.data, benchmark.evaluation
+    named = {
+        "data.root": data.root,
+        "data.holdout_root": data.holdout_root,
+        "evaluation.reference": evaluation.reference,
+    }
+    named |= {"autoencoder.weights": benchmark.autoencoder.weights, "extractor.weights": benchmark.extractor.weights}
+    return {key: Path(path) for key, path in named.items() if is_random(path)}
 
 
 def fetched() -> dict[str, dict[str, Any]]:

@@ -83,7 +83,7 @@ def import_checkpoint(options: argparse.Namespace) -> int:
 
     if (options.file / CONFIG_FILE).is_file():
         raise ConfigError(f"{options.file}: a model folder already, which needs no import; use it as it is")
-    there = {p.name for p in options.folder.iterdir()} if options.folder.is_dir() else set()
+    there = {p.name for p in options.folder.glob("[!.]*")}  # hidden: what a killed import left
     if others := sorted(there - {CONFIG_FILE, WEIGHTS_FILE}):
         raise ConfigError(f"{options.folder}: holds other files than a model's ({others[0]}); name a new folder")
     facts = import_official(options.file, options.folder, options.model, token=options.token)
@@ -329,8 +329,9 @@ def parser() -> argparse.ArgumentParser:
     verb = add(
         fetch,
         "fetch",
-        "get the released files that a benchmark needs; goes on where it was interrupted",
+        "get the released files that a benchmark needs, or make a dry run's random ones; goes on where it stopped",
         "emigm fetch imagenet256",
+        "emigm fetch imagenet256-dry",
         "emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'",
     )
     add_benchmark(verb)

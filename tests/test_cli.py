@@ -40,6 +40,11 @@ def test_a_model_is_not_imported_into_a_folder_of_other_things(tmp_path, capsys)
     assert cli.main(["import", str(tmp_path / "weights.pth"), str(tmp_path)]) == 1
     assert capsys.readouterr().err.endswith("holds other files than a model's (thesis.tex); name a new folder\n")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "thesis.tex").unlink()
+    for name in ("model.safetensors", "config.json", ".model.safetensors.1.tmp"):  # a model, and what a kill left
+        (tmp_path / name).touch()
+    assert cli.main(["import", str(tmp_path / "weights.pth"), str(tmp_path)]) == 1
+    assert "weights.pth: no such file" in capsys.readouterr().err
 
 
 def test_a_model_folder_needs_no_import(tmp_path, capsys):

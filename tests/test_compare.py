@@ -257,6 +257,13 @@ def test_weights_of_others_than_fetch_got_are_not_comparable(checkout):
     assert verdicts(benchmark)["b", "16"].reasons == (f"{file} is another file than `emigm fetch` got",)
 
 
+def test_a_cell_that_random_weights_took_part_in_is_not_comparable(checkout):
+    benchmark = write_paper_results(checkout)
+    change("sample-b-16", "inputs", to={"random/kl16.ckpt": "a" * 64})
+    assert verdicts(benchmark)["b", "16"].reasons == ("random/kl16.ckpt is random",)
+    assert verdicts(benchmark)["b", "128"].verdict == verdicts(benchmark)["xs", "16"].verdict == "within"
+
+
 def test_trained_weights_count_at_the_papers_scale_only(checkout):
     full = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained")
     assert {c.verdict for c in verdicts(full).values()} == {"within"}

@@ -19,6 +19,7 @@ from emigm.files import lock
 from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import doctor, fetch
 from emigm.tools.fetch import Wanted, obtain, wanted
+from emigm.tools.random_files import make_random
 
 REPO = Path(__file__).parents[1]
 CONTENT = bytes(range(256)) * 40_000  # ten blocks
@@ -330,7 +331,9 @@ def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_th
     from emigm.metrics.features import load_extractor, write_source
 
     assert cli.main(["fetch", "imagenet256-dry"]) == 0
-    assert "4 random files and folders are there, nothing to fetch" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "random/photos, random/statistics.npz, random/kl16.ckpt, random/inception.pth are there, nothing to" in out
+    assert "image-net.org" not in out
     benchmark = compose_benchmark("imagenet256-dry")
     latents = load_autoencoder(benchmark.autoencoder).encode(torch.full((1, 3, 32, 32), 9, dtype=torch.uint8))
     assert latents.shape == (1, 32, 2, 2) and latents.isfinite().all()  # means and log variances
@@ -347,18 +350,44 @@ def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_th
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "message"),
+    ("name", "settings", "message"),
     [
-        (
-            "imagenet256",
-            "benchmark.autoencoder.weights=random/a",
-            r"only a dry run \(dry_run: true\) takes random files",
-        ),
-        ("imagenet512", "benchmark.autoencoder.weights=random/a", "random ones are made of kind: kl16, not of dcae"),
+        ("imagenet256", [], "weights = random/a: only a dry run takes random files; name the real one"),
+        ("imagenet512", ["benchmark.dry_run=true"], "random ones are made of kind: kl16, not of dcae; name real ones"),
     ],
 )
-def test_random_files_are_refused_where_they_could_pass_for_a_result(checkout, name, setting, message, capsys):
-    overrides = [setting] if name == "imagenet256" else [setting, "benchmark.dry_run=true"]
+def test_random_files_are_refused_where_they_could_pass_for_real_ones(checkout, name, settings, message):
+    benchmark = compose_benchmark(name, ["benchmark.autoencoder.weights=random/a", *settings])
     with pytest.raises(ConfigError, match=message):
-        fetch.fetch(compose_benchmark(name, overrides))
-    assert not Path("random").exists() and not Path("weights").exists()
+        fetch.fetch(benchmark)
+    assert not Path("random").exists()
+    (check,) = [c for c in doctor.check_weights(benchmark) if c.what == "autoencoder"]
+    assert check.state == doctor.MISSING and check.remedy
+
+
+def test_a_path_is_random_by_its_folder_however_it_is_written(checkout):
+    assert all(map(artefacts.is_random, ("random/a", "./random/b/c", str(checkout / "random" / "a"))))
+    assert not any(map(artefacts.is_random, (None, "random", "weights/random/a", "/random/a", "weights/kl16.ckpt")))
+
+
+def test_random_photos_of_another_number_of_classes_are_to_be_deleted(checkout):
+    settings = [f"benchmark.{part}.classes=3" for part in ("data", "model")]
+    for part in ("class0000", "class0001"):
+        (Path("random/photos") / part).mkdir(parents=True)
+    only_photos = {"data.root": Path("random/photos")}
+    with pytest.raises(ConfigError, match=r"random/photos: 2 class folders, not 3; delete it and fetch again"):
+        make_random(compose_benchmark("imagenet256-dry", settings), only_photos)
+    shutil.rmtree("random/photos")
+    Path("random/.photos.begun/class0007").mkdir(parents=True)  # of a call that was killed
+    make_random(compose_benchmark("imagenet256-dry", settings), only_photos)
+    assert sorted(p.name for p in Path("random").rglob("*")) == ["0.jpeg"] * 3 + [
+        "class0000", "class0001", "class0002", "photos",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("locked", "status"), [(True, 0), (None, 0), (False, 1)])
+def test_files_are_fetched_by_one_process_at_a_time_and_without_locks_too(checkout, monkeypatch, locked, status):
+    """None: the file system has no locks."""
+    monkeypatch.setattr(fetch, "lock", lambda handle: locked)
+    monkeypatch.setattr(fetch, "obtain", lambda item: None)
+    assert cli.main(["fetch", "imagenet512"]) == status

@@ -85,6 +85,9 @@ def test_the_page_says_in_what_sizes_differ_and_leaves_out_what_they_share(root)
     at = columns.index("weight"), columns.index("t_min")
     assert [found["eMIGM-XS"][i] for i in at] == ["elbo", NONE]
     assert [found["eMIGM-B"][i] for i in at] == ["one", "0.2"]
+    path.unlink()  # a size whose training has no record says nothing of the others
+    page = benchmark_page(root, "mnist")
+    assert "| weight" not in page and "| width" in page and "| 32 " in page  # and not 32.0
 
 
 def test_a_further_table_that_is_wider_than_a_page_is_linked(root):

@@ -175,7 +175,7 @@ def _training(frame: pd.DataFrame) -> Table:
     """Architecture and recipe where sizes differ, under the names of benchmark.yaml; parameters, compute and context
     gate of every size."""
     final = frame[frame["snapshot"].isna()]
-    models, rows = final.drop_duplicates("size"), []
+    models, rows = final.drop_duplicates("size").dropna(subset=["parameters"]), []  # the others have not been trained
     settings = models[[c for c in models if c.startswith(("model.", "train.")) and c not in SAME_FOR_A_READER]]
     differing = [c for c in settings if settings[c].nunique(dropna=False) > 1]
     for size, group in final.groupby("size", sort=False):
@@ -198,7 +198,9 @@ def _training(frame: pd.DataFrame) -> Table:
 
 def setting(value: object) -> str:
     """A setting as benchmark.yaml has it; a dash where there is none."""
-    return str(value).lower() if isinstance(value, (bool, np.bool_)) else NONE if missing(value) else f"{value}"
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    return NONE if missing(value) else f"{value:.10g}" if isinstance(value, float) else f"{value}"
 
 
 def _row(root: Path, name: str, frame: pd.DataFrame) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy.stats import norm
 from tabulate import tabulate
 
-from emigm.artefacts import PUBLISHED, REFERENCES, fetched, recorded
+from emigm.artefacts import PUBLISHED, REFERENCES, fetched, is_random, recorded
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -268,10 +268,12 @@ def evaluation_differs(results: Records, resolution: int, stage: str) -> list[st
 
 
 def files_differ(results: Records, stages: tuple[str, ...]) -> list[str]:
-    """Which files of others that stages read are not the ones that `emigm fetch` got (checkpoints, autoencoder)."""
+    """Which files of others that stages read are random or not the ones that `emigm fetch` got (checkpoints,
+    autoencoder)."""
     known = fetched()
     read = {file: s for stage in stages for file, s in (results.at(stage, "inputs") or {}).items()}
-    return [
+    random = [f"{file} is random" for file in read if is_random(file)]
+    return random + [
         f"{file} is another file than `emigm fetch` got"
         for file, checksum in read.items()
         if known.get(file, {}).get("sha256") not in (None, checksum)

@@ -118,7 +118,9 @@ def check_photos(name: str, what: str, key: str, root: str, classes: int) -> Che
     where = WHERE_FROM["imagenet"].format(classes=classes)
     remedy = f"put {where}, into {root}, or name the place with -S benchmark.{key}=<folder>"
     if is_random(root):
-        remedy = f"`emigm fetch {name}` makes random ones, or name others with -S benchmark.{key}=<folder>"
+        remedy = (
+            f"`emigm fetch {name}` makes random ones once {root} is away, or name others, -S benchmark.{key}=<folder>"
+        )
     if not folder.is_dir():
         return Check(what, MISSING, f"no folder {root}", remedy)
     found = sum(p.is_dir() for p in folder.iterdir())
@@ -156,6 +158,8 @@ def foreign(
     """A file of others: whether it is there, and is the published one, or the one that `emigm fetch` got."""
     file = file or path
     if is_random(path):
+        if not benchmark.dry_run:
+            return Check(what, MISSING, f"{path}, random", f"only a dry run takes it; name the real one: {where}")
         remedy = f"`emigm fetch {benchmark.name}` makes it"
         return Check(what, OK, f"{path}, random") if path.is_file() else Check(what, MISSING, f"no {path}", remedy)
     if not file.is_file():

@@ -20,9 +20,19 @@ import huggingface_hub
 import requests
 from tqdm import tqdm
 
-from emigm.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, is_random, reference_mirrors
+from emigm.artefacts import (
+    FETCHED,
+    MIRRORS,
+    PUBLISHED,
+    REFERENCES,
+    HubFile,
+    fetched,
+    is_random,
+    random_paths,
+    reference_mirrors,
+)
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import RunError
+from emigm.config.errors import ConfigError, RunError
 from emigm.files import fingerprint, lock, sha256, write_json
 
 TIMEOUT = (10, 60)
@@ -33,8 +43,8 @@ TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chu
 BLOCK = 2**20
 WEIGHTS = (".ckpt", ".pth", ".safetensors")
 IMAGENET = """ImageNet itself cannot be fetched: its terms have to be accepted at image-net.org. Get ILSVRC2012's
-training and validation images there, and put them, in one folder for each of the {classes} classes, into {root} and
-{holdout} (or link these names to where they are)."""
+training and validation images there, and put them, in one folder for each of the {classes} classes, into {places}
+(or link what is named so to where they are)."""
 
 
 class Wanted(NamedTuple):
@@ -58,29 +68,33 @@ def fetch(benchmark: Benchmark) -> int:
     HF_ENDPOINT, HF_HUB_OFFLINE).
 
     Raises:
+        ConfigError: random files are named that a dry run alone takes, or that cannot be made.
         RunError: another `emigm fetch` is at work here.
     """
-    data, random = benchmark.data, 0
-    named = (data.root, data.holdout_root, benchmark.evaluation.reference)
-    if any(map(is_random, (*named, benchmark.autoencoder.weights, benchmark.extractor.weights))):
-        from emigm.tools.random_files import make_random  # torch takes seconds
-
-        random = make_random(benchmark)
+    random, problems = random_paths(benchmark), []
+    if random and not benchmark.dry_run:
+        key, path = next(iter(random.items()))
+        raise ConfigError(f"benchmark.{key} = {path}: only a dry run takes random files; name the real one")
     items = [item for item in wanted(benchmark) if not is_random(item.path)]
-    problems = []
-    if items:
+    if items or random:
         FETCHED.parent.mkdir(parents=True, exist_ok=True)
         with FETCHED.with_name(".fetch.lock").open("w") as one_at_a_time:
-            if not lock(one_at_a_time.fileno()):
+            if lock(one_at_a_time.fileno()) is False:
                 raise RunError("another `emigm fetch` is at work here; let it finish")
+            if random:
+                from emigm.tools.random_files import make_random  # torch takes seconds
+
+                make_random(benchmark, random)
             problems = [problem for item in items if (problem := obtain(item))]
-    if data.dataset == "imagenet" and benchmark.weights == "trained" and not is_random(data.root):
-        print(IMAGENET.format(classes=data.classes, root=data.root, holdout=data.holdout_root))
+    data = benchmark.data
+    photos = [p for p in (data.root, data.holdout_root) if not is_random(p)]
+    if photos and data.dataset == "imagenet" and benchmark.weights == "trained":
+        print(IMAGENET.format(classes=data.classes, places=" and ".join(photos)))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         there = f"all {len(items)} files are there" if items else "nothing to fetch"
-        there = f"{random} random files and folders are there, {there}" if random else there
+        there = f"{', '.join(map(str, dict.fromkeys(random.values())))} are there, {there}" if random else there
         print(f"{benchmark.name}: {there}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
 

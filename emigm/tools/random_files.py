@@ -5,8 +5,10 @@ They lie in the folder `random/` (`emigm.artefacts.RANDOM`), where no benchmark 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from emigm.artefacts import is_random
 from emigm.autoencoders.autoencoder import KL16_CONFIG, kl16_official_name
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
@@ -26,31 +27,35 @@ PHOTO = (320, 288)
 """Width and height of a photo: neither square nor of the benchmark's resolution, as photos are."""
 
 
-def make_random(benchmark: Benchmark) -> int:
-    """Make those random files that a benchmark names and that are not there; returns how many it names.
+def make_random(benchmark: Benchmark, paths: dict[str, Path]) -> None:
+    """Make those of a dry run's random files that are not there.
+
+    Args:
+        benchmark: which.
+        paths: what it names (`emigm.artefacts.random_paths`).
 
     Raises:
-        ConfigError: the benchmark is no dry run, or one of these files is of a kind that is not made here.
+        ConfigError: an autoencoder of a kind that is not made here, or photos of another number of classes.
     """
-    autoencoder, extractor, data = benchmark.autoencoder, benchmark.extractor, benchmark.data
-    makers: dict[str | None, Callable[[Path], None]] = {
-        extractor.weights: write_inception,
-        benchmark.evaluation.reference: lambda path: write_statistics(path, data.resolution),
-        data.root: lambda path: write_photos(path, data.classes),
-        data.holdout_root: lambda path: write_photos(path, data.classes),
-        autoencoder.weights: write_kl16,
+    data = benchmark.data
+    if "autoencoder.weights" in paths and benchmark.autoencoder.kind != "kl16":
+        raise ConfigError(
+            f"benchmark.autoencoder.weights = {paths['autoencoder.weights']}: random ones are made of kind: kl16, not "
+            f"of {benchmark.autoencoder.kind}; name real ones"
+        )
+    makers: dict[str, Callable[[Path], None]] = {
+        "autoencoder.weights": write_kl16,
+        "extractor.weights": write_inception,
+        "evaluation.reference": lambda path: write_statistics(path, data.resolution),
+        "data.root": lambda path: write_photos(path, data.classes),
+        "data.holdout_root": lambda path: write_photos(path, data.classes),
     }
-    named = {Path(path): write for path, write in makers.items() if is_random(path)}
-    if named and not benchmark.dry_run:
-        listed = ", ".join(map(str, named))
-        raise ConfigError(f"{benchmark.name}: only a dry run (dry_run: true) takes random files, such as {listed}")
-    if is_random(autoencoder.weights) and autoencoder.kind != "kl16":
-        raise ConfigError(f"autoencoder.weights: random ones are made of kind: kl16, not of {autoencoder.kind}")
-    for path, write in named.items():
+    for key, path in paths.items():
         if not path.exists():
             print(f"{path}: making it, random", flush=True)
-            write(path)
-    return len(named)
+            makers[key](path)
+        elif path.is_dir() and (found := sum(p.is_dir() for p in path.iterdir())) != data.classes:
+            raise ConfigError(f"{path}: {found} class folders, not {data.classes}; delete it and fetch again")
 
 
 def write_kl16(path: Path) -> None:
@@ -101,14 +106,13 @@ def write_statistics(path: Path, resolution: int) -> None:
 
 
 def write_photos(folder: Path, classes: int) -> None:
-    """One photo in a folder for each class, as ImageNet's training photos lie."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        for label in range(classes):
-            place = Path(temporary) / folder.name / f"class{label:04}"
-            place.mkdir(parents=True)
-            Image.fromarray(smooth(np.random.default_rng(label), PHOTO)).save(place / "0.jpeg", quality=90)
-        (Path(temporary) / folder.name).rename(folder)
+    """One photo in a folder for each class, as ImageNet's training photos lie; all or none."""
+    begun = folder.with_name(f".{folder.name}.begun")
+    shutil.rmtree(begun, ignore_errors=True)
+    for label in range(classes):
+        photo = Image.fromarray(smooth(np.random.default_rng(label), PHOTO))
+        write_atomically(begun / f"class{label:04}" / "0.jpeg", partial(photo.save, format="JPEG", quality=90))
+    begun.rename(folder)
 
 
 def smooth(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
