@@ -143,6 +143,25 @@ def test_official_variants_run_in_their_precisions_and_print_nothing(capsys):
     assert seen == [False, True] and capsys.readouterr().out == ""
 
 
+def test_scoring_is_compared_with_torch_fidelity_s_own_reading_of_files(tmp_path, monkeypatch):
+    found = []
+    for name in ("Extractor.__call__", "get_featuresdict_from_dataset"):
+        place = bench.load_extractor.__globals__["Extractor"] if "." in name else bench
+        plain = getattr(place, name.split(".")[-1])
+
+        def kept(*args, _plain=plain, **options):
+            found.append(_plain(*args, **options))
+            return found[-1]
+
+        monkeypatch.setattr(place, name.split(".")[-1], kept)
+    variants, flops = subject(SimpleNamespace()).scoring(["float32"], tmp_path)
+    assert [v.code for v in variants] == ["ours", "official"] and flops == 2 * 11.4e9
+    for variant in variants:
+        variant.run()
+    ours, theirs = found
+    assert torch.allclose(ours.pool, theirs["2048"], rtol=1e-4, atol=1e-4) and ours.clean is None
+
+
 def test_our_networks_are_compiled_where_that_is_asked_for_in_every_precision(monkeypatch):
     """As torch traces them, without the compiler itself."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

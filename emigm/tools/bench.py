@@ -1,4 +1,5 @@
-"""`emigm bench`: how fast sampling, training, decoding, encoding and the reading of latents are, with random weights.
+"""`emigm bench`: how fast sampling, training, decoding, encoding, the reading of latents and scoring are, with random
+weights.
 
 Each as a share of the rate of matrix products that the device reaches, and, where a clone of the official code is
 given, as a ratio to it: both run in turn in one process, each in several precisions, and the best of either counts.
@@ -20,34 +21,41 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch_fidelity.datasets import ImagesPathDataset
+from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from emigm.autoencoders.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG, Autoencoder, Pixels
-from emigm.config.schema import ModelConfig, Precision, SampleConfig, TrainConfig
+from emigm.config.schema import ExtractorConfig, ModelConfig, Precision, SampleConfig, TrainConfig
 from emigm.data.latents import LatentStore, Shards
 from emigm.files import write_json
 from emigm.flops import AUTOENCODERS, group_step, sampling
+from emigm.metrics.features import load_extractor, write_source
 from emigm.model.checkpoints import to_official
 from emigm.model.model import EMIGM, cast_linear, compile_networks, compiled_graphs
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.runtime.distributed import World
-from emigm.runtime.precision import autocast
+from emigm.runtime.precision import autocast, products
 from emigm.sampling import generate
 from emigm.tools import oracle
+from emigm.tools.estimates import INCEPTION_FLOPS
+from emigm.tools.random_files import write_inception
 from emigm.tools.timing import Variant, matrix_rate, measure
 from emigm.training import TrainingImages, TrainingRun
 
-ITEMS = ("sampling", "training step", "decoding", "encoding", "reading latents")
+ITEMS = ("sampling", "training step", "decoding", "encoding", "reading latents", "scoring")
 OURS: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("tf32", "float16", "bf16")}
 OFFICIAL: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("float16",)}
 """Precisions that are tried, by device; the official code fixes float16 on a GPU, which it is written for."""
 BATCHES = {
-    "cpu": {"sampling": 1, "training step": 2, "decoding": 1, "encoding": 1},
-    "cuda": dict.fromkeys(ITEMS[:4], 64),
+    "cpu": {"sampling": 1, "training step": 2, "decoding": 1, "encoding": 1, "reading latents": 64, "scoring": 2},
+    "cuda": dict.fromkeys(ITEMS, 64) | {"scoring": 1024},
 }
-STORED, READ = 512, 64
-"""Images whose latents are written to be read, and how many are read at once."""
+"""Images at once; of scoring all, which the extractor takes at most `SCORED` at once."""
+STORED, SCORED = 512, 64
+"""Images whose latents are written to be read, and how many the extractor takes at once."""
 
 
 class Subject:
@@ -97,7 +105,7 @@ class Subject:
         theirs.load_state_dict(to_official(self.model.state_dict(), self.cfg))
         return theirs.to(self.device)
 
-    def sampling(self, precisions: list[Precision]) -> tuple[list[Variant], float]:
+    def sampling(self, precisions: list[Precision], _: Path) -> tuple[list[Variant], float]:
         """Variants that generate a batch of latents, and FLOPs."""
         batch = self.batches["sampling"]
         labels = torch.arange(batch) % self.cfg.classes
@@ -120,7 +128,7 @@ class Subject:
             variants += self._official(official, precisions)
         return variants, batch * sampling(self.cfg, self.sample)
 
-    def training(self, precisions: list[Precision]) -> tuple[list[Variant], float]:
+    def training(self, precisions: list[Precision], _: Path) -> tuple[list[Variant], float]:
         """Variants that take an optimizer step, and FLOPs. Each step masks as many tokens as the mean step does."""
         batch, cfg = self.batches["training step"], self.cfg
         torch.manual_seed(0)
@@ -170,7 +178,7 @@ class Subject:
 
         return once
 
-    def decoding(self, precisions: list[Precision]) -> tuple[list[Variant], float]:
+    def decoding(self, precisions: list[Precision], _: Path) -> tuple[list[Variant], float]:
         """Variants that turn latents into images, ours to 8 bits and checked for NaN, and FLOPs."""
         batch = self.batches["decoding"]
         torch.manual_seed(0)
@@ -183,7 +191,7 @@ class Subject:
             variants += self._official(torch.no_grad()(lambda: theirs.decode(unit / scale)), precisions)
         return variants, batch * self._autoencoder_flops()[1]
 
-    def encoding(self, precisions: list[Precision]) -> tuple[list[Variant], float]:
+    def encoding(self, precisions: list[Precision], _: Path) -> tuple[list[Variant], float]:
         """Variants that turn images into raw latents, and FLOPs."""
         batch = self.batches["encoding"]
         pixels = torch.randint(256, (batch, 3, self.resolution, self.resolution), dtype=torch.uint8)
@@ -197,9 +205,9 @@ class Subject:
             variants += self._official(encode, precisions)
         return variants, batch * self._autoencoder_flops()[0]
 
-    def reading(self, folder: Path) -> list[Variant]:
-        """Variants that read the raw latents of `READ` random images, of whose flips one or the other is taken."""
-        cfg, rng = self.cfg, np.random.default_rng(0)
+    def reading(self, _: list[Precision], folder: Path) -> tuple[list[Variant], None]:
+        """Variants that read the raw latents of random images, of whose flips one or the other is taken."""
+        cfg, rng, batch = self.cfg, np.random.default_rng(0), self.batches["reading latents"]
         channels = cfg.channels * (2 if self.kind == "kl16" else 1)
         latents = rng.standard_normal((STORED, 2, channels, cfg.grid, cfg.grid), dtype=np.float32)
         shards = Shards(folder / "ours", STORED, "bench")
@@ -209,7 +217,7 @@ class Subject:
         store = LatentStore(shards.store)
 
         def ours() -> Tensor:
-            return torch.from_numpy(store.rows(rng.integers(STORED, size=READ), rng.integers(2, size=READ)))
+            return torch.from_numpy(store.rows(rng.integers(STORED, size=batch), rng.integers(2, size=batch)))
 
         variants = [Variant("ours", "float32", ours)]
         if self.code is not None:
@@ -221,10 +229,45 @@ class Subject:
             theirs.samples = [(str(file), 0) for file in files]
 
             def official() -> Tensor:
-                return torch.stack([torch.from_numpy(theirs[i][0]) for i in rng.integers(STORED, size=READ)])
+                return torch.stack([torch.from_numpy(theirs[i][0]) for i in rng.integers(STORED, size=batch)])
 
             variants.append(Variant("official", "float32", official))
-        return variants
+        return variants, None
+
+    def scoring(self, _: list[Precision], folder: Path) -> tuple[list[Variant], float]:
+        """Variants that give Inception's features and logits of images, once, in float32; FLOPs.
+
+        The official evaluation has torch-fidelity do so, of files: the same here, without its loading of weights.
+        """
+        batch, weights = self.batches["scoring"], folder / "inception.pth"
+        write_inception(weights)
+        write_source(folder / "extractor", weights)
+        cfg = ExtractorConfig("inception", weights=str(weights))
+        with products("float32", self.device):  # gives back the switches that an extractor sets for good
+            extract = load_extractor(cfg, folder / "extractor", self.device, SCORED, clean=False)
+        shape = (batch, 3, self.resolution, self.resolution)
+        pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+        def ours() -> None:
+            with products("float32", self.device):
+                extract(pixels)
+
+        variants = [Variant("ours", "float32", ours)]
+        if self.code is not None:
+            files = [folder / f"{i}.png" for i in range(batch)]
+            for file, image in zip(files, pixels, strict=True):
+                Image.fromarray(image.transpose(1, 2, 0)).save(file)
+            images, cuda = ImagesPathDataset(files), self.device != "cpu"
+
+            def official() -> None:
+                with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # as PyTorch has them
+                    # On a CPU no processes that read files: their time is not this process's.
+                    get_featuresdict_from_dataset(
+                        images, extract.network, SCORED, cuda=cuda, save_cpu_ram=not cuda, verbose=False
+                    )
+
+            variants.append(Variant("official", "tf32" if cuda else "float32", official))
+        return variants, batch * INCEPTION_FLOPS
 
     def _official_autoencoder(self) -> nn.Module:
         kind = importlib.import_module("models.vae").AutoencoderKL
@@ -261,11 +304,12 @@ def random_autoencoder(kind: str, device: str) -> Callable[[Precision], Autoenco
 
 def bench_model(subject: Subject, repeats: int, items: tuple[str, ...] = ITEMS) -> dict[str, Any]:
     """All items of one model: what the record holds as `results`."""
-    rates = {p: matrix_rate(subject.device, p) for p in OURS[subject.device]}
+    rates = {p: matrix_rate(subject.device, p) for p in dict.fromkeys((*OURS[subject.device], "float32"))}
     slowest = rates[OURS[subject.device][0]]
-    tried = [p for p, rate in rates.items() if rate >= slowest]  # a CPU without bfloat16 takes minutes
+    tried = [p for p in OURS[subject.device] if rates[p] >= slowest]  # a CPU without bfloat16 takes minutes
     found: dict[str, Any] = {"matrix_rates": rates, "items": {}}
-    makers = dict(zip(ITEMS, (subject.sampling, subject.training, subject.decoding, subject.encoding), strict=False))
+    of_model = (subject.sampling, subject.training, subject.decoding, subject.encoding)
+    makers = dict(zip(ITEMS, (*of_model, subject.reading, subject.scoring), strict=True))
     for item in items:
         if subject.compiled:  # torch counts what it compiles over all models, and beyond a limit compiles no more
             torch._dynamo.reset()
@@ -273,9 +317,9 @@ def bench_model(subject: Subject, repeats: int, items: tuple[str, ...] = ITEMS) 
             torch._dynamo.config.fail_on_recompile_limit_hit = True
         graphs = compiled_graphs() if subject.compiled else 0
         with tempfile.TemporaryDirectory() as folder:
-            variants, flops = (subject.reading(Path(folder)), None) if item == ITEMS[-1] else makers[item](tried)
+            variants, flops = makers[item](tried, Path(folder))
             rows = measure(variants, subject.device, repeats)
-        found["items"][item] = summary(rows, flops, rates) | {"images": subject.batches.get(item, READ)}
+        found["items"][item] = summary(rows, flops, rates) | {"images": subject.batches[item]}
         found["items"][item]["compiled_graphs"] = compiled_graphs() - graphs if subject.compiled else None
         print(f"{subject.name}, {item}: {in_words(found['items'][item])}", flush=True)
     found["differences"] = differences(subject)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from emigm.autoencoders.autoencoder import KL16_CONFIG, kl16_official_name
 from emigm.config.benchmark import Benchmark
@@ -71,7 +72,6 @@ def write_kl16(path: Path) -> None:
 
 def random_inception() -> dict[str, torch.Tensor]:
     """Tensors of torch-fidelity's Inception, random but for features that neither vanish nor grow with depth."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Untrained(FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict, strict=True, assign=False):
