@@ -18,6 +18,7 @@ from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
 from emigm.compose import compose_benchmark
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.files import write_json
+from emigm.metrics import features
 from emigm.records.record import SCHEMA, read_record
 from emigm.tools import bench, embedded, oracle, timing
 from emigm.tools.timing import Variant, matrix_rate, measure
@@ -145,15 +146,14 @@ def test_official_variants_run_in_their_precisions_and_print_nothing(capsys):
 
 def test_scoring_is_compared_with_torch_fidelity_s_own_reading_of_files(tmp_path, monkeypatch):
     found = []
-    for name in ("Extractor.__call__", "get_featuresdict_from_dataset"):
-        place = bench.load_extractor.__globals__["Extractor"] if "." in name else bench
-        plain = getattr(place, name.split(".")[-1])
+    for place, name in ((features.Extractor, "__call__"), (bench, "get_featuresdict_from_dataset")):
+        plain = getattr(place, name)
 
         def kept(*args, _plain=plain, **options):
             found.append(_plain(*args, **options))
             return found[-1]
 
-        monkeypatch.setattr(place, name.split(".")[-1], kept)
+        monkeypatch.setattr(place, name, kept)
     variants, flops = subject(SimpleNamespace()).scoring(["float32"], tmp_path)
     assert [v.code for v in variants] == ["ours", "official"] and flops == 2 * 11.4e9
     for variant in variants:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emigm.artefacts import is_random
+from emigm.artefacts import random_paths
 from emigm.compose import compose, compose_benchmark, sources
 from emigm.config.benchmark import load_benchmark, parse_benchmark
 from emigm.config.errors import ConfigError
@@ -59,18 +59,17 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     assert benchmark.model_config("xs") == real
     full = parse_benchmark(composed("imagenet256")["benchmark"])
     for part in ("autoencoder", "extractor"):
-        dry, true = (dataclasses.asdict(getattr(b, part)) for b in (benchmark, full))
-        assert {k for k in dry if dry[k] != true[k]} <= {"weights", "precision"}
+        assert getattr(full, part) == dataclasses.replace(
+            getattr(benchmark, part),
+            weights=getattr(full, part).weights,
+            **({"precision": "float16"} if part == "autoencoder" else {}),
+        )
+    assert (benchmark.autoencoder.precision, full.autoencoder.precision) == ("float32", "float16")
 
 
 def test_random_files_of_a_dry_run_never_lie_where_a_benchmark_expects_released_ones():
-    named = {
-        name: [b.data.root, b.data.holdout_root, b.autoencoder.weights, b.extractor.weights, b.evaluation.reference]
-        for name in BENCHMARKS
-        for b in [parse_benchmark(composed(name)["benchmark"])]
-    }
-    assert all(map(is_random, named.pop("imagenet256-dry")))
-    assert not any(is_random(path) for paths in named.values() for path in paths)
+    named = {name: random_paths(parse_benchmark(composed(name)["benchmark"])) for name in BENCHMARKS}
+    assert len(named.pop("imagenet256-dry")) == 5 and not any(named.values())
 
 
 def test_an_override_replaces_a_key_of_the_composed_benchmark():

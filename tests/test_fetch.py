@@ -322,7 +322,7 @@ def test_released_names_are_the_files_of_the_benchmarks(key):
     assert (file.repository, file.name) == (released.repository, released.files[size])
 
 
-def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_them(checkout, monkeypatch, capsys):
+def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_them(checkout, capsys):
     import torch
 
     from emigm.autoencoders.autoencoder import load_autoencoder
@@ -363,6 +363,15 @@ def test_random_files_are_refused_where_they_could_pass_for_real_ones(checkout, 
     assert not Path("random").exists()
     (check,) = [c for c in doctor.check_weights(benchmark) if c.what == "autoencoder"]
     assert check.state == doctor.MISSING and check.remedy
+
+
+def test_random_photos_are_for_dry_runs_alone(checkout):
+    for label in range(2):
+        (Path("random/photos") / str(label)).mkdir(parents=True)
+    settings = ["benchmark.weights=trained", "benchmark.data.root=random/photos"]
+    settings += [f"benchmark.{part}.classes=2" for part in ("data", "model")]
+    check, _ = doctor.check_data(compose_benchmark("imagenet256", settings))
+    assert check.state == doctor.MISSING and check.remedy.startswith("only a dry run takes them; put ILSVRC2012")
 
 
 def test_a_path_is_random_by_its_folder_however_it_is_written(checkout):

@@ -108,19 +108,22 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
     elif benchmark.weights == "released":
         yield Check("photos", OK, "none needed with released weights")
     else:
-        yield check_photos(benchmark.name, "training photos", "data.root", data.root, data.classes)
-        yield check_photos(benchmark.name, "held-out photos", "data.holdout_root", data.holdout_root, data.classes)
+        yield check_photos(benchmark, "training photos", "data.root", data.root)
+        yield check_photos(benchmark, "held-out photos", "data.holdout_root", data.holdout_root)
 
 
-def check_photos(name: str, what: str, key: str, root: str, classes: int) -> Check:
+def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     """A folder with one folder for each class."""
-    folder = Path(root)
+    folder, classes = Path(root), benchmark.data.classes
     where = WHERE_FROM["imagenet"].format(classes=classes)
-    remedy = f"put {where}, into {root}, or name the place with -S benchmark.{key}=<folder>"
+    if is_random(root) and not benchmark.dry_run:
+        remedy = f"only a dry run takes them; put {where}, elsewhere, and name it with -S benchmark.{key}=<folder>"
+        return Check(what, MISSING, f"{root}, random", remedy)
     if is_random(root):
-        remedy = (
-            f"`emigm fetch {name}` makes random ones once {root} is away, or name others, -S benchmark.{key}=<folder>"
-        )
+        remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
+        remedy += f", or name others, -S benchmark.{key}=<folder>"
+    else:
+        remedy = f"put {where}, into {root}, or name the place with -S benchmark.{key}=<folder>"
     if not folder.is_dir():
         return Check(what, MISSING, f"no folder {root}", remedy)
     found = sum(p.is_dir() for p in folder.iterdir())
