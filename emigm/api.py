@@ -30,7 +30,8 @@ from emigm.artefacts import MIRRORS, released_file
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
-from emigm.config.schema import AutoencoderConfig, SampleConfig
+from emigm.config.parts import AutoencoderConfig
+from emigm.config.schema import SampleConfig
 from emigm.hub import cached, cached_folder
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, load_model, read_model_config

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.files import read_json
 
@@ -47,8 +46,6 @@ MIRRORS: dict[str, tuple[str | HubFile, ...]] = {
 
 REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
 """ADM's statistics of ImageNet's training images, by resolution."""
-RANDOM = Path("random")
-"""Folder of random files in place of released ones, for dry runs (`emigm.tools.random_files`)."""
 FETCHED = Path("weights") / "fetched.json"
 """What `emigm fetch` got: path -> SHA-256, bytes and where from."""
 
@@ -63,23 +60,6 @@ def released_file(resolution: int, size: str) -> HubFile:
     """The authors' checkpoint of one of the paper's nine models."""
     name = f"{resolution}_model/eMIGM_{_LONG[size]}_{resolution}_checkpoint.pth"
     return HubFile(EMIGM_REPOSITORY, name, EMIGM_REVISION)
-
-
-def is_random(path: str | Path | None) -> bool:
-    """Whether this is the path of a random file."""
-    return path is not None and RANDOM.absolute() in Path(path).absolute().parents
-
-
-def random_paths(benchmark: Benchmark) -> dict[str, Path]:
-    """The random files and folders of photos that a benchmark names: key below `benchmark` -> path."""
-    data, evaluation = benchmark.data, benchmark.evaluation
-    named = {
-        "data.root": data.root,
-        "data.holdout_root": data.holdout_root,
-        "evaluation.reference": evaluation.reference,
-    }
-    named |= {"autoencoder.weights": benchmark.autoencoder.weights, "extractor.weights": benchmark.extractor.weights}
-    return {key: Path(path) for key, path in named.items() if is_random(path)}
 
 
 def fetched() -> dict[str, dict[str, Any]]:

@@ -50,7 +50,7 @@ def parity(options: argparse.Namespace) -> int:
 
 
 def bench(options: argparse.Namespace) -> int:
-    from emigm.config.schema import RunConfig
+    from emigm.config.parts import RunConfig
     from emigm.runtime.distributed import join
     from emigm.tools import embedded
     from emigm.tools.bench import bench as measure

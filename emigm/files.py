@@ -71,8 +71,6 @@ def _system_error(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError):
             return error.strerror or str(error)  # numpy's for a full disk has no number
-        if said := re.search(r"os error (\d+)", str(error)):  # safetensors
-            return os.strerror(int(said[1]))
         error = error.__context__
     return None
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from emigm.config.errors import RunError
-from emigm.config.schema import Precision, SampleConfig
+from emigm.config.rules import Precision
+from emigm.config.schema import SampleConfig
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
@@ -22,6 +23,7 @@ from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, step_counts
 from emigm.runtime.pools import ahead
 from emigm.runtime.precision import autocast, overflow
+from emigm.runtime.transfer import upload
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]
@@ -87,12 +89,15 @@ def generate(
     if int(labels.min()) < 0 or int(labels.max()) >= model.cfg.classes:
         raise ValueError(f"classes must lie in 0..{model.cfg.classes - 1}, got {labels.unique().tolist()}")
     parts = [part for r in ranges or [(first, first + n)] for part in batch_ranges(*r, chunk, batch)]
+    times = embed_times(model.head, cfg)
     draws = ahead(partial(draw_images, model, cfg, seed), parts, threaded=model.backbone.fake_latent.is_cuda)
     for part, draw in zip(parts, draws, strict=True):
         counts = step_counts(
             cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, part.start // chunk)
         )
-        tokens, passes = reveal(model, labels[part.start - first : part.stop - first], cfg, counts, draw, on_step)
+        tokens, passes = reveal(
+            model, labels[part.start - first : part.stop - first], cfg, counts, draw, times, on_step
+        )
         if not tokens.isfinite().all():
             raise RunError(
                 overflow(f"images {part.start} to {part.stop - 1}", cfg.precision, "precision of the sampling settings")
@@ -143,8 +148,8 @@ def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> I
         draw = rng.random if cfg.solver == "categorical" else rng.standard_normal
         noises.append(draw((draws, length, channels), dtype=np.float32))
     like = model.backbone.fake_latent
-    noise = torch.from_numpy(np.stack(noises, axis=1)).to(like.device, like.dtype)
-    return ImageDraw(torch.from_numpy(np.stack(orders)).to(like.device), noise)
+    noise = torch.from_numpy(np.stack(noises, axis=1)).to(like.dtype)
+    return ImageDraw(upload(torch.from_numpy(np.stack(orders)), like.device), upload(noise, like.device))
 
 
 @torch.inference_mode()
@@ -154,16 +159,17 @@ def reveal(
     cfg: SampleConfig,
     counts: np.ndarray,
     draw: ImageDraw,
+    times: Tensor | None,
     on_step: OnStep | None = None,
 ) -> tuple[Tensor, int]:
     """Reveal all tokens in N steps; returns tokens (B, L, C) and the forward passes each image took.
 
-    Nothing in the loop asks the device for a value, so that a GPU is never waited for.
+    `labels` (B,) lie on the CPU; `times` are those of `embed_times`. A GPU is never waited for: nothing here asks it
+    for a value, and what goes there goes by `upload`.
     """
     b, length = draw.order.shape
-    classes = labels.unique(return_inverse=True)  # on the CPU, where `generate` has its labels
-    labels, *classes = (t.to(draw.noise.device) for t in (labels, *classes))
-    times = None if model.cfg.codebook is not None else embed_times(model.head, cfg)
+    classes = map(torch.from_numpy, np.unique(labels.numpy(), return_inverse=True))
+    labels, *classes = (upload(t, draw.noise.device) for t in (labels, *classes))
     tokens = torch.zeros_like(draw.noise[0], dtype=None if model.cfg.codebook is None else torch.int64)
     mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device)
     guided = guided_steps(cfg.steps, cfg.cfg_scale, cfg.cfg_interval)
@@ -215,8 +221,11 @@ def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:
     return noise.gather(2, index[None, ..., None].expand(noise.shape[0], -1, -1, noise.shape[-1]))
 
 
-def embed_times(head: DiffusionHead, cfg: SampleConfig) -> Tensor:
-    """Embedded times of all evaluations of the head in one run of the solver (K, W)."""
+def embed_times(head: DiffusionHead | CategoricalHead, cfg: SampleConfig) -> Tensor | None:
+    """Embedded times of all evaluations of the head in one run of the solver (K, W); None of the categorical head,
+    which has no solver."""
+    if isinstance(head, CategoricalHead):
+        return None
     weight = head.input_proj.weight
     dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device  # no time fits into half precision
     if cfg.solver == "ddpm":
@@ -224,7 +233,7 @@ def embed_times(head: DiffusionHead, cfg: SampleConfig) -> Tensor:
     else:
         times = [step.time for step in dpm_solver_plan(cfg.solver_steps)]
     with torch.no_grad(), autocast(cfg.precision, device.type):
-        return head.time_embed(torch.tensor(times, dtype=dtype, device=device))
+        return head.time_embed(upload(torch.tensor(times, dtype=dtype), device))
 
 
 def sample_tokens(

@@ -32,6 +32,7 @@ from emigm.runtime.distributed import ALONE, World
 from emigm.runtime.pools import ahead
 from emigm.runtime.precision import autocast, products
 from emigm.runtime.resume import ResumePoints
+from emigm.runtime.transfer import upload
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""
@@ -254,12 +255,10 @@ class TrainingRun:
             raise ConfigError(f"{folder}: not seen by every process; put it on a file system that all nodes share")
 
     def read(self, step: int) -> tuple[Tensor, Tensor]:
-        """Raw latents and classes of this process's images of a step."""
+        """Raw latents and classes of this process's images of a step, on the device."""
         index = batch_indices(step, len(self.images.labels), self.cfg.batch, self.seed)[self.share]
         raw = self.images.rows(index, batch_views(step, self.images.views, self.cfg.batch, self.seed)[self.share])
-        if self.images.read_ahead and self.world.device != "cpu":
-            raw = raw.pin_memory()
-        return raw, torch.from_numpy(self.images.labels[index])
+        return upload(raw, self.world.device), upload(torch.from_numpy(self.images.labels[index]), self.world.device)
 
     def draw(self, step: int, group: int, shape: tuple[int, ...]) -> tuple[TrainingDraw, Tensor | None]:
         """The draw of one group, and the noise of its posteriors; `shape` of one image's raw latents."""
@@ -271,7 +270,6 @@ class TrainingRun:
     def step(self, step: int, raw: Tensor, labels: Tensor) -> None:
         """One optimizer step on this process's images: raw latents (b, ...) and classes (b,)."""
         cfg, device = self.cfg, self.world.device
-        raw, labels = raw.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         torch.manual_seed(int(np.random.default_rng([self.seed, step, 3]).integers(2**62)) + self.world.rank)  # dropout
         loss = torch.zeros((), device=device)
         drawn = None

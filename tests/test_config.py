@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emigm.artefacts import random_paths
 from emigm.compose import compose, compose_benchmark, sources
 from emigm.config.benchmark import load_benchmark, parse_benchmark
 from emigm.config.errors import ConfigError
@@ -68,7 +67,7 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
 
 
 def test_random_files_of_a_dry_run_never_lie_where_a_benchmark_expects_released_ones():
-    named = {name: random_paths(parse_benchmark(composed(name)["benchmark"])) for name in BENCHMARKS}
+    named = {name: parse_benchmark(composed(name)["benchmark"]).random_files for name in BENCHMARKS}
     assert len(named.pop("imagenet256-dry")) == 5 and not any(named.values())
 
 

@@ -26,8 +26,8 @@ from emigm.autoencoders.autoencoder import KL16
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
+from emigm.config.parts import RunConfig
 from emigm.config.paths import model_folder
-from emigm.config.schema import RunConfig
 from emigm.data.latents import write_latents
 from emigm.data.samples import SampleSet, chunk_ranges
 from emigm.model.model import save_model

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emigm.config.errors import ConfigError
-from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.config.parts import ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data.images import load_split
 from emigm.metrics.baselines import shuffle_sources
 from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor, write_source
-from emigm.metrics.scores import fid, inception_score, kid, precision_recall, reference_of, scores
+from emigm.metrics.scores import ROWS, fid, inception_score, kid, precision_recall, reference_of, scores, statistics
 from emigm.tools.random_files import write_inception
 
 TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
@@ -86,6 +87,30 @@ def test_fid_sees_tokens_shuffled_within_their_class(tmp_path):
     )
     reference = reference_of(extract(pixels))
     assert fid(extract(shuffled), reference) > 4 * fid(extract(holdout), reference)
+
+
+@pytest.mark.parametrize("n", [2, ROWS, ROWS + 1, 2 * ROWS + 300])
+def test_accumulated_statistics_are_those_of_numpy_on_all_features_at_once(n):
+    pool = torch.randn(n, 24, generator=torch.Generator().manual_seed(0)) + 30  # a mean that cancellation would show at
+    mu, sigma = statistics(pool)
+    np.testing.assert_allclose(mu, pool.double().numpy().mean(0), rtol=1e-14)
+    np.testing.assert_allclose(sigma, np.cov(pool.double().numpy(), rowvar=False), atol=1e-14 * n**0.5)
+
+
+def test_statistics_never_hold_a_second_copy_of_all_features():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and not function.is_view:
+                self.numbers = max(self.numbers, found.numel())
+            return found
+
+    features = torch.zeros(20 * ROWS, 8)
+    with Largest() as largest:
+        statistics(features)
+    assert largest.numbers == ROWS * 8
 
 
 def test_label_accuracy_is_against_the_classes_asked_for(digits):

@@ -14,6 +14,7 @@ import pytest
 
 from emigm import artefacts, cli
 from emigm.compose import compose_benchmark
+from emigm.config.benchmark import is_random
 from emigm.config.errors import ConfigError
 from emigm.files import lock
 from emigm.paper.settings import PAPER_MODELS
@@ -350,33 +351,26 @@ def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_th
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
-    [
-        ("imagenet256", [], "weights = random/a: only a dry run takes random files; name the real one"),
-        ("imagenet512", ["benchmark.dry_run=true"], "random ones are made of kind: kl16, not of dcae; name real ones"),
-    ],
+    "key", ["data.root", "data.holdout_root", "evaluation.reference", "autoencoder.weights", "extractor.weights"]
 )
-def test_random_files_are_refused_where_they_could_pass_for_real_ones(checkout, name, settings, message):
-    benchmark = compose_benchmark(name, ["benchmark.autoencoder.weights=random/a", *settings])
-    with pytest.raises(ConfigError, match=message):
+def test_random_files_are_for_dry_runs_alone(checkout, key):
+    """No stage and no command reads a benchmark that could take them for the real ones."""
+    named = f"benchmark.{key}=random/a"
+    with pytest.raises(ConfigError, match=f"{key} = random/a: only a dry run takes random files; name the real one"):
+        compose_benchmark("imagenet256", [named])
+    assert compose_benchmark("imagenet256", [named, "benchmark.dry_run=true"]).random_files == {key: Path("random/a")}
+
+
+def test_random_files_that_cannot_be_made_are_refused(checkout):
+    benchmark = compose_benchmark("imagenet512", ["benchmark.autoencoder.weights=random/a", "benchmark.dry_run=true"])
+    with pytest.raises(ConfigError, match="random ones are made of kind: kl16, not of dcae; name real ones"):
         fetch.fetch(benchmark)
     assert not Path("random").exists()
-    (check,) = [c for c in doctor.check_weights(benchmark) if c.what == "autoencoder"]
-    assert check.state == doctor.MISSING and check.remedy
-
-
-def test_random_photos_are_for_dry_runs_alone(checkout):
-    for label in range(2):
-        (Path("random/photos") / str(label)).mkdir(parents=True)
-    settings = ["benchmark.weights=trained", "benchmark.data.root=random/photos"]
-    settings += [f"benchmark.{part}.classes=2" for part in ("data", "model")]
-    check, _ = doctor.check_data(compose_benchmark("imagenet256", settings))
-    assert check.state == doctor.MISSING and check.remedy.startswith("only a dry run takes them; put ILSVRC2012")
 
 
 def test_a_path_is_random_by_its_folder_however_it_is_written(checkout):
-    assert all(map(artefacts.is_random, ("random/a", "./random/b/c", str(checkout / "random" / "a"))))
-    assert not any(map(artefacts.is_random, (None, "random", "weights/random/a", "/random/a", "weights/kl16.ckpt")))
+    assert all(map(is_random, ("random/a", "./random/b/c", str(checkout / "random" / "a"))))
+    assert not any(map(is_random, (None, "random", "weights/random/a", "/random/a", "weights/kl16.ckpt")))
 
 
 def test_random_photos_of_another_number_of_classes_are_to_be_deleted(checkout):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.files import HOST, checksums, lock, sha256, write_arrays, write_atomically, write_index
+from emigm.model.weights import read_tensors, write_tensors
 from emigm.runtime.resume import ResumePoints
 
 
@@ -54,9 +55,7 @@ def write_large(folder, kind):
     array = np.random.default_rng(0).random(10_000)
     write = {
         "npz": lambda: write_arrays(folder / "a.npz", a=array),
-        "safetensors": lambda: write_atomically(
-            folder / "a.st", lambda p: save_file({"a": torch.from_numpy(array)}, p)
-        ),
+        "safetensors": lambda: write_tensors(folder / "a.safetensors", {"a": torch.from_numpy(array)}),
         "resume point": lambda: ResumePoints(folder, "k").save(1, {"a": torch.from_numpy(array)}),
         "text": lambda: write_index(folder / "a.json", {"a": array.tolist()}),
     }[kind]
@@ -74,6 +73,21 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tmp_path, kind):
     message = (tmp_path / "message").read_text()
     assert "cannot be written (File too large); make room" in message and "\n" not in message
     assert [p.name for p in tmp_path.iterdir()] == ["message"]
+
+
+def test_weights_are_the_bytes_that_safetensors_writes_by_way_of_no_file_but_our_own(tmp_path, monkeypatch):
+    state = {"b": torch.arange(6.0).view(2, 3).T, "a": torch.ones(2, dtype=torch.float16)}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "theirs.safetensors")
+    theirs = (tmp_path / "theirs.safetensors").read_bytes()
+    (tmp_path / "theirs.safetensors").unlink()
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: seen.append((a.name, os.listdir(tmp_path))) or replace(a, b))
+    write_tensors(tmp_path / "ours.safetensors", state)
+    assert (tmp_path / "ours.safetensors").read_bytes() == theirs
+    ((temporary, beside),) = seen
+    assert beside == [temporary] and temporary.startswith(".ours.safetensors.")
+    assert all(torch.equal(state[k], v) for k, v in read_tensors(tmp_path / "ours.safetensors").items())
 
 
 def test_checksums_name_files_as_from_the_workspace(tmp_path, monkeypatch):

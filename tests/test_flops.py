@@ -13,7 +13,7 @@ from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.flops import group_step, mean_training_step, prediction_step, sampling
 from emigm.model.model import EMIGM, draw_training
 from emigm.model.schedules import guided_steps, reveal_counts
-from emigm.sampling import draw_images, reveal
+from emigm.sampling import draw_images, embed_times, reveal
 
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 
@@ -44,7 +44,7 @@ def test_the_closed_form_of_sampling_counts_what_torch_counts(mae, scale):
     model, labels = random_model(cfg), torch.arange(cfg.classes)  # each class once: none is computed for two images
     counts, draw = reveal_counts("exp", 4, 16, np.random.default_rng(0)), draw_images(model, sample, 0, range(5))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        reveal(model, labels, sample, counts, draw)
+        reveal(model, labels, sample, counts, draw, embed_times(model.head, sample))
     visible, guided = np.cumsum([0, *counts[:-1]]), guided_steps(4, scale, (0.2, 0.6))
     passes = zip(visible.tolist(), counts.tolist(), guided.tolist(), strict=True)
     one = sum((1 + guide) * prediction_step(cfg, v, n, 6) for v, n, guide in passes)

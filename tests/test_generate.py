@@ -12,7 +12,8 @@ from emigm import cli
 from emigm.api import load_generator
 from emigm.compose import compose_benchmark
 from emigm.config.parsing import as_dict
-from emigm.config.schema import AutoencoderConfig, SampleConfig
+from emigm.config.parts import AutoencoderConfig
+from emigm.config.schema import SampleConfig
 from emigm.model.model import save_model
 from emigm.tools import generate
 from emigm.tools.generate import labelled

@@ -19,7 +19,7 @@ from emigm.api import load_generator
 from emigm.artefacts import HubFile
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.schema import AutoencoderConfig
+from emigm.config.parts import AutoencoderConfig
 from emigm.model.checkpoints import export_official
 from emigm.model.model import save_model
 from emigm.paper.settings import PAPER_MODELS

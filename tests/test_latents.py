@@ -15,7 +15,7 @@ from PIL import Image
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.schema import DataConfig
+from emigm.config.parts import DataConfig
 from emigm.data import latents as latents_module
 from emigm.data.images import save_images
 from emigm.data.latents import LatentStore, Shards, write_latents

@@ -320,6 +320,17 @@ def test_a_notebook_that_fails_leaves_nothing_and_says_why(copied, monkeypatch):
     assert not (copied / "results" / "nothing" / "notebooks" / "table2").exists()
 
 
+def test_a_notebook_whose_kernel_is_killed_is_one_line(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    notebook = nbformat.read(copied / "notebooks" / "table2.ipynb", as_version=4)
+    notebook.cells[-1].source = "import os\nos.kill(os.getpid(), 9)"
+    nbformat.write(notebook, copied / "notebooks" / "killed.ipynb")
+    with pytest.raises(RunError, match=r"killed.ipynb, for results/x: its kernel died.*type the same command again$"):
+        execute("killed", None, "x")
+    assert not (copied / "results" / "x" / "notebooks" / "killed").exists()
+
+
 def test_executed_notebooks_name_no_folder_of_the_machine_that_ran_them():
     for path in (REPO / "results").glob("*/notebooks/*/*.ipynb"):
         text = path.read_text(encoding="utf-8")

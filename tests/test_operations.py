@@ -1,18 +1,25 @@
 """How many operations a step dispatches: what costs most of the time of small models, and of a GPU that waits."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_model import TINY, random_model
 from test_training import RECIPE, images, run
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from emigm.autoencoders.base import Pixels
 from emigm.config.schema import SampleConfig, TrainConfig
-from emigm.model.model import draw_training
+from emigm.model import diffusion
+from emigm.model.model import EMIGM, draw_training
 from emigm.model.schedules import reveal_counts
-from emigm.sampling import draw_images, generate, reveal
+from emigm.runtime.distributed import World
+from emigm.runtime.transfer import upload
+from emigm.sampling import draw_images, embed_times, generate, reveal
+from emigm.training import TrainingImages, TrainingRun
 
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
 """Operations that make the CPU wait for a GPU."""
@@ -51,9 +58,9 @@ def sampling(steps, solver_steps, scale=2.0):
     cfg = SampleConfig(steps, solver_steps, scale, (0.2, 0.6))
     counts = reveal_counts(cfg.schedule, steps, TINY.tokens, np.random.default_rng(0))
     draw = draw_images(model, cfg, 0, range(8))
-    reveal(model, labels, cfg, counts, draw)  # makes what is kept
+    reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))  # makes what is kept
     with Operations() as counted:
-        _, passes = reveal(model, labels, cfg, counts, draw)
+        _, passes = reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))
     return counted.names, passes
 
 
@@ -78,7 +85,8 @@ def test_times_of_the_solver_are_embedded_once_in_a_run():
     model, calls = random_model(), []
     model.head.time_embed.register_forward_hook(lambda *_: calls.append(1))
     for solver in ({}, {"solver": "ddpm"}):
-        list(generate(model, torch.arange(8) % 5, SampleConfig(4, 6, 2.0, **solver), seed=0))
+        batches = list(generate(model, torch.arange(8) % 5, SampleConfig(4, 6, 2.0, **solver), seed=0, batch=3))
+        assert len(batches) == 3
     assert len(calls) == 2
 
 
@@ -98,25 +106,124 @@ def test_a_run_waits_for_the_device_when_losses_are_read_and_not_in_its_steps(tm
         assert len([name for name in counted.names if name in SYNCHRONISING]) == reads
 
 
+class Transfers(TorchDispatchMode):
+    """Fails where a tensor goes to a GPU from memory that is not pinned, or comes from it; counts what may go there."""
+
+    def __init__(self, pinned):
+        super().__init__()
+        self.pinned, self.count = pinned, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        found = function(*args, **kwargs)
+        name = function.overloadpacket.__name__
+        if name in ("to", "_to_copy", "copy_"):  # "to": in inference mode
+            to, source = args[:2] if name == "copy_" else (found, args[0])
+            if to.device != source.device:
+                assert to.is_cuda, f"{name} from {source.device} to {to.device}"
+                assert any(source is p for p in self.pinned), f"{name} of {tuple(source.shape)} from pageable memory"
+                assert kwargs.get("non_blocking") or any(a is True for a in args), f"{name} waits"
+                self.count += 1
+        return found
+
+
+LABELS = torch.arange(8) % 5
+"""Made outside of the pretence, since sampling looks at their values."""
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Tensors without values, which may say that they are on a GPU; the list of those in pinned memory."""
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def move(module, device):  # as `Module.to`, which cannot exchange such tensors
+        for part in module.modules():
+            own = dict(part.named_parameters(recurse=False))
+            part._parameters |= {name: torch.nn.Parameter(p.to(device)) for name, p in own.items()}
+        return module
+
+    class OnGPU(torch.Generator):
+        device = torch.device("cuda", 0)
+
+        def __new__(cls, device):
+            return super().__new__(cls)
+
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch, "Generator", OnGPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield pinned
+    diffusion.tables.cache_clear()  # of tensors without values
+
+
+@pytest.mark.parametrize(
+    ("cfg", "counts"),
+    [
+        (SampleConfig(4, 6, 2.0, (0.2, 0.6)), 6),
+        (SampleConfig(4, 6, solver="ddpm"), 6),
+    ],
+)
+def test_all_that_sampling_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, cfg, counts):
+    """Labels, their distinct classes and which image has which, the solver's times, orders and noise."""
+    model, labels = EMIGM(TINY).to("cuda").eval().requires_grad_(False), LABELS
+    reveals = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
+
+    def once():
+        reveal(model, labels, cfg, reveals, draw_images(model, cfg, 0, range(8)), embed_times(model.head, cfg))
+
+    once()  # makes what is kept
+    with Transfers(pretended_gpu) as seen:
+        once()
+    assert seen.count == counts
+
+
+@pytest.mark.parametrize("mae", [True, False])
+def test_all_that_a_training_step_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, monkeypatch, mae):
+    """Latents and labels, and of each of two groups the numbers of masked tokens and the weights. The backward pass,
+    which needs a real GPU, is left out."""
+    cfg, train = dataclasses.replace(TINY, mae=mae), TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4)
+    latents, labels = torch.randn(8, 3, 4, 4), np.arange(8) % 5
+    data = TrainingImages(labels, 1, lambda i, _: latents[torch.from_numpy(i)], read_ahead=False)
+    training = TrainingRun(cfg, train, data, Pixels(1.0), 0, Path(), "-", World(0, 1, "cuda"))
+
+    def backward(loss):
+        for p in training.parameters:
+            p.grad = torch.zeros_like(p)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    training.step(0, *training.read(0))  # makes what is kept
+    with Transfers(pretended_gpu) as seen:
+        training.step(1, *training.read(1))
+    assert seen.count == 2 + 2 * 2
+
+
+def test_a_copy_that_waits_is_seen(pretended_gpu):
+    for tensor, options in ((torch.ones(3), {"non_blocking": True}), (torch.ones(3).pin_memory(), {})):
+        with pytest.raises(AssertionError, match=r"pageable|waits"), Transfers(pretended_gpu):
+            tensor.to("cuda", **options)
+    on_gpu = upload(torch.ones(3), "cuda")
+    with pytest.raises(AssertionError, match="from cuda:0 to cpu"), Transfers(pretended_gpu):
+        on_gpu.cpu()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.xfail(
-    reason="by reading, not yet on a GPU: once a batch of sampling and a group of training, labels, the solver's times "
-    "and the masks' sizes are copied from pageable memory, which waits",
-    strict=True,
-)
 def test_a_gpu_is_never_waited_for():
     model, labels = random_model().to("cuda"), torch.arange(8) % 5
     cfg = SampleConfig(4, 6, 2.0, (0.2, 0.6))
     counts = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
     draw = draw_images(model, cfg, 0, range(8))
     train = TrainConfig(steps=1, batch=8, lr=1e-3)
-    reveal(model, labels, cfg, counts, draw)  # makes what is kept
+    reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))  # makes what is kept
     torch.cuda.set_sync_debug_mode("error")
     try:
-        reveal(model, labels, cfg, counts, draw)
+        reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))
         generator = torch.Generator("cuda").manual_seed(0)
         drawn = draw_training(TINY, train, 8, np.random.default_rng(0), generator)
-        model(torch.randn(8, 3, 4, 4, device="cuda"), labels.to("cuda", non_blocking=True), drawn)
+        model(torch.randn(8, 3, 4, 4, device="cuda"), upload(labels, "cuda"), drawn)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -158,7 +158,9 @@ def test_whole_sampler_matches_the_official_loop(arrays, monkeypatch, solver):
     counts, order, noise, wanted = (arrays[f"sampler/{solver}/{n}"] for n in ("counts", "order", "noise", "latents"))
     model = load(arrays, dtype)
     image_draw = sampling.ImageDraw(order.long(), noise.to(dtype))
-    tokens, passes = sampling.reveal(model, arrays["labels"], cfg, counts.numpy(), image_draw)
+    tokens, passes = sampling.reveal(
+        model, arrays["labels"], cfg, counts.numpy(), image_draw, sampling.embed_times(model.head, cfg)
+    )
     assert relative(model.unpatchify(tokens), wanted) < tolerance
     assert passes == 7  # two of the five steps are guided
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.errors import ConfigError
-from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from emigm.config.parts import AutoencoderConfig
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import group_step
 from emigm.gate import context_errors
 from emigm.model.model import EMIGM, draw_training, load_model, save_model

@@ -12,7 +12,8 @@ from torch import nn
 from emigm import training
 from emigm.autoencoders.autoencoder import KL16, Pixels
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.schema import GateConfig, TrainConfig
+from emigm.config.parts import GateConfig
+from emigm.config.schema import TrainConfig
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM, draw_training
 from emigm.runtime.distributed import World

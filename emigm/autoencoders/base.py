@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.schema import Precision
+from emigm.config.rules import Precision
 from emigm.runtime.precision import autocast, overflow
+from emigm.runtime.transfer import upload
 
 BATCH = 16
 """Images encoded or decoded at once; bounds the memory."""
@@ -122,7 +123,7 @@ class Autoencoder(ABC):
         parts, finite = [], []
         for part in x.split(batch):
             with autocast(self.precision, self.device):
-                found = fn(part.to(self.device))
+                found = fn(upload(part, self.device))
             finite.append(found.isfinite().all())
             parts.append(finish(found).to(x.device))
         if not torch.stack(finite).all():

@@ -9,23 +9,21 @@ from typing import Annotated, Any, Literal
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import Checked, Part, known, parse, read_yaml, show, suggest
-from emigm.config.schema import (
+from emigm.config.parts import (
     AutoencoderConfig,
     CompareConfig,
     DataConfig,
     EvalConfig,
     ExtractorConfig,
     GateConfig,
-    ModelConfig,
-    Name,
     ReleasedConfig,
     RunConfig,
-    SampleConfig,
-    Text,
-    TrainConfig,
-    distinct,
 )
+from emigm.config.rules import Name, Text, distinct
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 
+RANDOM = Path("random")
+"""Folder of random files in place of released ones, for dry runs (`emigm.tools.random_files`)."""
 ModelPart = Annotated[dict[str, Any], Part(ModelConfig)]
 TrainPart = Annotated[dict[str, Any], Part(TrainConfig)]
 SamplePart = Annotated[dict[str, Any], Part(SampleConfig)]
@@ -98,6 +96,21 @@ class Benchmark(Checked):
             self._check_sampling(size)
         if self.weights == "released":
             self._check_released()
+        if self.random_files and not self.dry_run:
+            key, path = next(iter(self.random_files.items()))
+            raise ConfigError(f"{key} = {path}: only a dry run takes random files; name the real one")
+
+    @property
+    def random_files(self) -> dict[str, Path]:
+        """The random files, and folders of random photos, that are named here: key -> path."""
+        named = {
+            "data.root": self.data.root,
+            "data.holdout_root": self.data.holdout_root,
+            "evaluation.reference": self.evaluation.reference,
+            "autoencoder.weights": self.autoencoder.weights,
+            "extractor.weights": self.extractor.weights,
+        }
+        return {key: Path(path) for key, path in named.items() if is_random(path)}
 
     def _check_names(self, where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
         for name in names:
@@ -168,6 +181,11 @@ class Benchmark(Checked):
         cfg = self.sampling[budget]
         where = f"sampling.{budget}." + (f"overrides.{size}" if size in cfg.overrides else "settings")
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
+
+
+def is_random(path: str | Path | None) -> bool:
+    """Whether this is the path of a random file."""
+    return path is not None and RANDOM.absolute() in Path(path).absolute().parents
 
 
 def parse_benchmark(tree: Any) -> Benchmark:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
-from emigm.config.schema import ClassifierTraining
-from emigm.files import read_index, sha256, write_atomically, write_index
-from emigm.model.weights import check_state, read_tensors
+from emigm.config.parts import ClassifierTraining
+from emigm.files import read_index, sha256, write_index
+from emigm.model.weights import check_state, read_tensors, write_tensors
 
 WEIGHTS_FILE = "weights.safetensors"
 """In the extractor's folder."""
@@ -73,8 +72,7 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTrai
 
 def save_classifier(path: Path, model: Classifier) -> None:
     """Write the classifier's weights (safetensors), and the note beside them that `noted_weights` reads."""
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    write_atomically(path, lambda p: save_file(state, p))
+    write_tensors(path, model.state_dict())
     note_weights(path.parent, path)
 
 

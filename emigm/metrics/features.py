@@ -19,11 +19,12 @@ from torch_fidelity.utils import create_feature_extractor
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
+from emigm.config.parts import ExtractorConfig
 from emigm.config.paths import extractor_folder
-from emigm.config.schema import ExtractorConfig
 from emigm.files import sha256
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
 from emigm.model.weights import check_finite, read_tensors
+from emigm.runtime.transfer import upload
 
 INCEPTION_SHA256 = "6726825d"
 """The published weights' checksum starts with this, as their name says."""
@@ -122,7 +123,7 @@ class Extractor:
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(pixels), self.batch):
                 images = pixels[start : start + self.batch]
-                found = self.network(torch.from_numpy(images).to(self.device))
+                found = self.network(upload(torch.from_numpy(images), self.device))
                 found += (self.trunk(self._resized(images)),) if self.clean else ()
                 parts.append([f.float().cpu() for f in found])
         return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
@@ -138,7 +139,7 @@ class Extractor:
 
         with ThreadPool(self.workers) as pool:
             resized = pool.map(build_resizer("clean"), images.transpose(0, 2, 3, 1))
-        return (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(self.device) - 128) / 128
+        return (upload(torch.from_numpy(np.stack(resized)), self.device).permute(0, 3, 1, 2) - 128) / 128
 
 
 def load_extractor(

@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, parse
-from emigm.config.schema import ModelConfig, Precision, TrainConfig
-from emigm.files import read_index, sha256, write_atomically, write_index
+from emigm.config.rules import Precision
+from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.files import read_index, sha256, write_index
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
-from emigm.model.weights import check_state, read_tensors
+from emigm.model.weights import check_state, read_tensors, write_tensors
 from emigm.runtime.precision import HALVES
+from emigm.runtime.transfer import upload
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 REMEDY = "train or import the model again"
@@ -71,13 +72,13 @@ def draw_training(
         t, counts = draw_mask_counts(*settings, images, rng, train.masking)
     masked = int(counts.sum())
     rank = torch.rand(images, cfg.tokens, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
-    mask = rank < torch.from_numpy(counts).to(device)[:, None]
+    mask = rank < upload(torch.from_numpy(counts), device)[:, None]
     repeats = train.diffusion_batch_mul if cfg.codebook is None else 0
     weight = np.broadcast_to(1.0 if train.weight == "one" else elbo_weight(train.schedule, t), images)
     return TrainingDraw(
         counts=counts,
         rows=torch.nonzero_static(mask.flatten(), size=masked)[:, 0],
-        weight=torch.from_numpy(weight / (max(repeats, 1) * masked)).to(device),
+        weight=upload(torch.from_numpy(weight / (max(repeats, 1) * masked)), device),
         dropped=torch.rand(images, generator=generator, device=device) < train.label_dropout,
         time=torch.randint(diffusion.T, (repeats, masked), generator=generator, device=device),
         noise=torch.randn(repeats, masked, cfg.token_channels, generator=generator, device=device),
@@ -192,8 +193,7 @@ def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, *
     agree is whole."""
     folder = Path(folder)
     weights = folder / WEIGHTS_FILE
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_atomically(weights, lambda p: save_file(plain, p))
+    write_tensors(weights, state)
     write_index(folder / CONFIG_FILE, {"model": as_dict(cfg), **facts, "weights": sha256(weights)})
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
+from emigm.files import write_atomically
 
 
 def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
@@ -52,6 +53,16 @@ def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]
     if not isinstance(tree, dict) or not all(isinstance(v, Tensor) for v in tree.values()):
         raise ConfigError(f"{path}: expected named tensors, found {_summary(tree)}")
     return tree
+
+
+def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write named tensors, from wherever they lie, as a `.safetensors` file, atomically.
+
+    The bytes are those of `safetensors.torch.save_file`, which writes by way of a file of its own beside `path`: a kill
+    would leave that one, under a name that no later writer knows.
+    """
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def check_state(state: dict[str, Tensor], model: nn.Module, source: str | Path) -> None:

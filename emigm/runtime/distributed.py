@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from emigm.config.errors import ConfigError
-from emigm.config.schema import RunConfig
+from emigm.config.parts import RunConfig
 from emigm.runtime.launching import place
 from emigm.runtime.pools import die_with_parent
 

@@ -20,8 +20,8 @@ from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
+from emigm.config.parts import AutoencoderConfig
 from emigm.config.paths import STATE, data_folder, images_folder
-from emigm.config.schema import AutoencoderConfig
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import INDEX, SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
@@ -55,6 +55,12 @@ def execute(name: str, benchmark: str | None, into: str) -> Path:
     )  # over TCP kernels warn of eavesdropping
     try:
         NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=None, config=config).execute()
+    except DeadKernelError as e:
+        shutil.rmtree(out, ignore_errors=True)
+        raise RunError(
+            f"{FOLDER / name}.ipynb, for results/{into}: its kernel died, as where memory runs out; free some, then "
+            "type the same command again"
+        ) from e
     except CellExecutionError as e:
         shutil.rmtree(out, ignore_errors=True)
         mistake = e.ename in ("ConfigError", "RunError")  # one message; else where it happened, without colours

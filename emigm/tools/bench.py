@@ -27,7 +27,9 @@ from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from emigm.autoencoders.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG, Autoencoder, Pixels
-from emigm.config.schema import ExtractorConfig, ModelConfig, Precision, SampleConfig, TrainConfig
+from emigm.config.parts import ExtractorConfig
+from emigm.config.rules import Precision
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.data.latents import LatentStore, Shards
 from emigm.files import write_json
 from emigm.flops import AUTOENCODERS, group_step, sampling
@@ -38,6 +40,7 @@ from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.runtime.distributed import World
 from emigm.runtime.precision import autocast, products
+from emigm.runtime.transfer import upload
 from emigm.sampling import generate
 from emigm.tools import oracle
 from emigm.tools.estimates import INCEPTION_FLOPS
@@ -147,7 +150,7 @@ class Subject:
             run, chosen = ours(precision)
 
             def once() -> None:
-                run.step(chosen, latents, labels)
+                run.step(chosen, upload(latents, self.device), upload(labels, self.device))
                 run.unread.clear()
 
             return once

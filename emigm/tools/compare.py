@@ -11,12 +11,12 @@ from pathlib import Path
 from scipy.stats import norm
 from tabulate import tabulate
 
-from emigm.artefacts import PUBLISHED, REFERENCES, fetched, is_random, recorded
-from emigm.config.benchmark import Benchmark
+from emigm.artefacts import PUBLISHED, REFERENCES, fetched, recorded
+from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
+from emigm.config.parts import CompareConfig
 from emigm.config.paths import results_folder
-from emigm.config.schema import CompareConfig
 from emigm.paper.reported import reported
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.records.frame import Records, read_all

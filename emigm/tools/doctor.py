@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emigm.artefacts import PUBLISHED, fetched, is_random
+from emigm.artefacts import PUBLISHED, fetched
 from emigm.compose import DEFAULT
-from emigm.config.benchmark import Benchmark
+from emigm.config.benchmark import Benchmark, is_random
 from emigm.files import sha256
 from emigm.flops import parameters as count_parameters
 from emigm.records.record import REPORTED_VERSIONS
@@ -116,9 +116,6 @@ def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     """A folder with one folder for each class."""
     folder, classes = Path(root), benchmark.data.classes
     where = WHERE_FROM["imagenet"].format(classes=classes)
-    if is_random(root) and not benchmark.dry_run:
-        remedy = f"only a dry run takes them; put {where}, elsewhere, and name it with -S benchmark.{key}=<folder>"
-        return Check(what, MISSING, f"{root}, random", remedy)
     if is_random(root):
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
         remedy += f", or name others, -S benchmark.{key}=<folder>"
@@ -161,8 +158,6 @@ def foreign(
     """A file of others: whether it is there, and is the published one, or the one that `emigm fetch` got."""
     file = file or path
     if is_random(path):
-        if not benchmark.dry_run:
-            return Check(what, MISSING, f"{path}, random", f"only a dry run takes it; name the real one: {where}")
         remedy = f"`emigm fetch {benchmark.name}` makes it"
         return Check(what, OK, f"{path}, random") if path.is_file() else Check(what, MISSING, f"no {path}", remedy)
     if not file.is_file():

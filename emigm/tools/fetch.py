@@ -27,12 +27,10 @@ from emigm.artefacts import (
     REFERENCES,
     HubFile,
     fetched,
-    is_random,
-    random_paths,
     reference_mirrors,
 )
-from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError, RunError
+from emigm.config.benchmark import Benchmark, is_random
+from emigm.config.errors import RunError
 from emigm.files import fingerprint, lock, sha256, write_json
 
 TIMEOUT = (10, 60)
@@ -68,13 +66,10 @@ def fetch(benchmark: Benchmark) -> int:
     HF_ENDPOINT, HF_HUB_OFFLINE).
 
     Raises:
-        ConfigError: random files are named that a dry run alone takes, or that cannot be made.
+        ConfigError: random files are named that cannot be made.
         RunError: another `emigm fetch` is at work here.
     """
-    random, problems = random_paths(benchmark), []
-    if random and not benchmark.dry_run:
-        key, path = next(iter(random.items()))
-        raise ConfigError(f"benchmark.{key} = {path}: only a dry run takes random files; name the real one")
+    random, problems = benchmark.random_files, []
     items = [item for item in wanted(benchmark) if not is_random(item.path)]
     if items or random:
         FETCHED.parent.mkdir(parents=True, exist_ok=True)

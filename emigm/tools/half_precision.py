@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emigm.config.schema import ModelConfig, Precision, SampleConfig
+from emigm.config.rules import Precision
+from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.model.checkpoints import official_name
 from emigm.model.model import cast_linear
 from emigm.runtime.precision import autocast
-from emigm.sampling import reveal
+from emigm.sampling import embed_times, reveal
 from emigm.tools import oracle
 
 FLOOR = 1e-3
@@ -67,7 +68,7 @@ def sampler(code: SimpleNamespace, model: ModelConfig, precision: Precision) -> 
             runs.append(oracle.generate(theirs, labels, model, cfg))
     (wanted, counts, draw), (rounded, *_) = runs
     cast_linear(ours, precision)
-    tokens, _ = reveal(ours, labels, cfg, counts, draw)
+    tokens, _ = reveal(ours, labels, cfg, counts, draw, embed_times(ours.head, cfg))
     return rounding([ours.unpatchify(tokens)], [rounded], [wanted])
 
 

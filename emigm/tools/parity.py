@@ -253,7 +253,7 @@ def check_sampler(code: SimpleNamespace) -> Rows:
                 ours, theirs = oracle.pair(code, PATCHED, 8, **options)
                 labels = torch.arange(4)
                 wanted, counts, draw = oracle.generate(theirs, labels, PATCHED, cfg)
-                tokens, _ = sampling.reveal(ours, labels, cfg, counts, draw)
+                tokens, _ = sampling.reveal(ours, labels, cfg, counts, draw, sampling.embed_times(ours.head, cfg))
                 difference = relative(ours.unpatchify(tokens), wanted)
             limit = max(tolerance, DDPM_FLOAT64) if solver == "ddpm" else tolerance
             yield Row(f"whole sampler, {what}, N 6, K 8, cfg 4, {precision}", difference, limit)

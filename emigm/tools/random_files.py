@@ -1,6 +1,6 @@
 """Random files in place of those that others released, in the same formats, so that a dry run needs nothing of theirs.
 
-They lie in the folder `random/` (`emigm.artefacts.RANDOM`), where no benchmark takes them for the real ones.
+They lie in the folder `random/` (`emigm.config.benchmark.RANDOM`), where no benchmark takes them for the real ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make_random(benchmark: Benchmark, paths: dict[str, Path]) -> None:
 
     Args:
         benchmark: which.
-        paths: what it names (`emigm.artefacts.random_paths`).
+        paths: what it names (`Benchmark.random_files`).
 
     Raises:
         ConfigError: an autoencoder of a kind that is not made here, or photos of another number of classes.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emigm.config.schema import Precision
+from emigm.config.rules import Precision
 from emigm.runtime.precision import HALVES, products
 
 SIDE = {"cpu": 1024, "cuda": 8192}
