@@ -150,6 +150,13 @@ def test_one_training_seed_says_nothing_of_other_runs(root):
     )
 
 
+def test_inception_with_other_weights_than_the_published_ones_is_named(root):
+    frame = runs(root, ["mnist"]).assign(extractor="inception")
+    assert "the TensorFlow weights that FID is defined with" in notes.fid(frame.assign(extractor_published=True))
+    said = notes.fid(frame.assign(extractor_published=[False, *[True] * (len(frame) - 1)]))
+    assert "NOT with the weights that FID is defined with" in said and "TensorFlow" not in said
+
+
 def test_unlike_extractors_are_told_to_be_incomparable(frame):
     mixed = frame.assign(extractor_identity=["a", *["b"] * (len(frame) - 1)])
     assert notes.all_of(mixed)[0].startswith("NOT COMPARABLE") and notes.same_extractor(frame) == ""

@@ -18,6 +18,8 @@ class Findings:
 
     problems: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    earlier: list[str] = field(default_factory=list)
+    """What earlier code made, and stands."""
     files: int = 0
     """Files and folders whose bytes were compared."""
 

@@ -179,7 +179,9 @@ def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | Non
     if evaluate:
         shared |= {"scored_images": evaluate["settings"]["images"], "reference": evaluate.get("reference")}
         shared["extractor"] = evaluate["settings"].get("extractor", {}).get("kind")
-        shared["extractor_identity"] = json.dumps(evaluate["settings"].get("extractor_identity"), sort_keys=True)
+        identity = evaluate["settings"].get("extractor_identity")
+        shared["extractor_identity"] = json.dumps(identity, sort_keys=True)
+        shared["extractor_published"] = (identity or {}).get("published")
     if "sample.steps" in shared:
         shared["N"] = shared.pop("sample.steps")
     if sample:

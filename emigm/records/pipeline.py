@@ -20,6 +20,8 @@ from typing import Any
 from emigm.compose import DEFAULT, FOLDER
 from emigm.config.benchmark import read_yaml
 from emigm.config.errors import ConfigError
+from emigm.records.earlier import FILE as EARLIER
+from emigm.records.earlier import code_at, read_earlier
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
 
 MEASURED = f"{RESULTS}/speed/measured"
@@ -212,18 +214,19 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
                 findings.refuse(
                     f"{path}: is not what stage {stage.name} wrote, which {lock} lists{_changed_files(root, path)}"
                 )
-    others: dict[str, list[str]] = {}
+    others: dict[str, dict[str, str | None]] = {}  # path -> stage -> its checksum then
     for stage in pipeline.stages:
         for path, entry in stage.read.items():
             large = entry.get("size", 0) > LARGEST and not everything
             if large or not (root / path).exists() or any(_within(w, path) or _within(path, w) for w in wrong):
                 continue
             if current(path) != entry.get("md5"):
-                others.setdefault(path, []).append(stage.name)
+                others.setdefault(path, {})[stage.name] = entry.get("md5")
         for what, ours in _changed_params(stage, root):
             findings.refuse(f"{lock}: stage {stage.name} ran with {what}, but params.yaml says {ours}; {REMEDY}")
+    _take_out_earlier(pipeline, others, findings)
     for path, stages in others.items():
-        findings.refuse(f"{path}: has changed since {_named(stages, 'stage')} ran; {REMEDY}")
+        findings.refuse(f"{path}: has changed since {_named(list(stages), 'stage')} ran; {REMEDY}")
     # What `emigm bench` measured is read by a stage and made by none: times are nothing to reproduce.
     measured = [MEASURED] if any(MEASURED in stage.read for stage in pipeline.stages) else []
     outs = [path for stage in pipeline.stages for path in stage.outs] + measured
@@ -232,6 +235,25 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
         path = file.relative_to(root).as_posix()
         if file.is_file() and not any(_within(path, out) for out in outs):
             findings.refuse(f"{path}: no stage makes it")
+
+
+def _take_out_earlier(pipeline: Pipeline, changed: dict[str, dict[str, str | None]], findings: Findings) -> None:
+    """Take code out of what has `changed` (path -> stage -> its checksum then) where the pipeline's results are listed
+    as those of an earlier commit, and the checksums are those of that commit's code."""
+    entry = read_earlier(pipeline.root).get(pipeline.name)
+    code = [path for path in changed if path.split("/")[0] == "emigm"]
+    if entry is None or not code:
+        return
+    with code_at(pipeline.root, entry.commit, code) as then:
+        if then is None:
+            findings.unchecked.append(f"{EARLIER} (commit {entry.commit[:7]})")
+        for path in code:
+            before = None if then is None or not (then / path).exists() else md5(then / path)
+            if then is not None and any(read != before for read in changed[path].values()):
+                findings.refuse(f"{path}: not that of commit {entry.commit[:7]}, which {EARLIER} names; {REMEDY}")
+            del changed[path]
+    since = ", ".join(sorted(code))
+    findings.earlier.append(f"by the code of commit {entry.commit[:7]}, since which have changed: {since}. {entry.why}")
 
 
 def _within(path: str, folder: str) -> bool:
@@ -257,4 +279,5 @@ def _changed_files(root: Path, path: str) -> str:
 
 
 def _named(names: list[str], what: str) -> str:
-    return f"{what} {names[0]}" if len(names) == 1 else f"{len(names)} {what}s ({', '.join(names[:3])}, ...)"
+    more = ", ..." if len(names) > 3 else ""
+    return f"{what} {names[0]}" if len(names) == 1 else f"{len(names)} {what}s ({', '.join(names[:3])}{more})"

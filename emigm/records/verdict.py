@@ -33,6 +33,7 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
         else:
             lines.append(f"  not whole: {count(len(findings.problems), 'problem')}")
             lines += [f"    {p}" for p in findings.problems]
+        lines += [f"  made {what}" for what in findings.earlier]
         if findings.unchecked:
             folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
             lines.append(f"  not here, so not looked at: {len(findings.unchecked)} files of {', '.join(folders)}")
@@ -136,6 +137,7 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "whole": one.whole,
             "problems": one.findings.problems,
             "unchecked": one.findings.unchecked,
+            "earlier": one.findings.earlier,
             "compared": one.comparison is not None,
             "unchanged_records": one.unchanged,
             "devices": list(one.devices),

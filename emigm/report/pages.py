@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
+from emigm.records.earlier import Earlier, read_earlier
 from emigm.records.frame import Records, baselines, benchmarks_with_results, read_all, runs
 from emigm.report import conclusions, notes
 from emigm.report.statistics import summarise
@@ -45,7 +46,10 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     folder, frame = root / "results" / benchmark, runs(root, [benchmark])
     parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
     parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
-    parts.append(bullets(_settings(frame, read_all(root, benchmark))))
+    lines = _settings(frame, read_all(root, benchmark))
+    if earlier := made_earlier(root, benchmark):
+        lines.append(f"Code: of commit {earlier.commit[:7]}; that of the stages has changed since. {earlier.why}")
+    parts.append(bullets(lines))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = {note.partition(":")[0]: note for note in notes.all_of(frame, baselines(root, benchmark))}
     for path in sorted(folder.glob("notebooks/*/*.md")):  # what the notebooks say of their own tables
@@ -76,6 +80,9 @@ def front_page(root: Path) -> str:
         "images; to be read between held-out real images and class shuffle (tokens exchanged within a class: what a "
         "model reaches that ignores context). FIDs of different data share no scale."
     )
+    if earlier := {name: entry.commit[:7] for name in real if (entry := made_earlier(root, name))}:
+        listed = ", ".join(f"[{name}]({name}/README.md) ({commit})" for name, commit in earlier.items())
+        parts.append(f"Made by the code of earlier commits than that of the stages here, as their pages say: {listed}.")
     parts += [
         f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
     ]
@@ -169,6 +176,13 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
     took = f"; {seconds / 3600:.1f} hours of processor time in all" if seconds else ""
     lines.append(f"Machine: {devices}{took}.")
     return lines
+
+
+def made_earlier(root: Path, benchmark: str) -> Earlier | None:
+    """The entry of a benchmark whose records are of earlier code; None where they have been made again."""
+    entry = read_earlier(root).get(benchmark)
+    made = [r["provenance"].get("commit") for r in read_all(root, benchmark).values() if r["benchmark"] == benchmark]
+    return entry if entry is not None and entry.commit in made else None
 
 
 def _training(frame: pd.DataFrame) -> Table:
