@@ -172,6 +172,7 @@ class Pages:
             status = Counter(cell["status"] for cell in one["cells"])
             ours, theirs = one["devices"]
             row = {"Benchmark": name, "Whole": "yes" if one["whole"] else "NO"}
+            row["Whole"] += ", by earlier code" if one["earlier"] else ""
             row |= {column: status[s] for s, column in zip(STATUSES, COLUMNS, strict=True)}
             row |= {"Made on": ours or NONE, f"Results of {found['against']} made on": theirs or NONE}
             rows.append({key: str(value) for key, value in row.items()})

@@ -80,9 +80,13 @@ def test_weights_are_the_bytes_that_safetensors_writes_by_way_of_no_file_but_our
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "theirs.safetensors")
     theirs = (tmp_path / "theirs.safetensors").read_bytes()
     (tmp_path / "theirs.safetensors").unlink()
-    seen = []
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: seen.append((a.name, os.listdir(tmp_path))) or replace(a, b))
+    seen, write = [], Path.write_bytes
+
+    def watched(path, data):
+        seen.append((path.name, os.listdir(tmp_path)))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", watched)
     write_tensors(tmp_path / "ours.safetensors", state)
     assert (tmp_path / "ours.safetensors").read_bytes() == theirs
     ((temporary, beside),) = seen

@@ -127,10 +127,6 @@ class Transfers(TorchDispatchMode):
         return found
 
 
-LABELS = torch.arange(8) % 5
-"""Made outside of the pretence, since sampling looks at their values."""
-
-
 @pytest.fixture
 def pretended_gpu(monkeypatch):
     """Tensors without values, which may say that they are on a GPU; the list of those in pinned memory."""
@@ -167,9 +163,11 @@ def pretended_gpu(monkeypatch):
         (SampleConfig(4, 6, solver="ddpm"), 6),
     ],
 )
-def test_all_that_sampling_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, cfg, counts):
+def test_all_that_sampling_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, monkeypatch, cfg, counts):
     """Labels, their distinct classes and which image has which, the solver's times, orders and noise."""
-    model, labels = EMIGM(TINY).to("cuda").eval().requires_grad_(False), LABELS
+    values = np.arange(8) % 5
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda labels: values)  # which sampling looks at on the CPU
+    model, labels = EMIGM(TINY).to("cuda").eval().requires_grad_(False), torch.from_numpy(values)
     reveals = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
 
     def once():
@@ -216,14 +214,17 @@ def test_a_gpu_is_never_waited_for():
     model, labels = random_model().to("cuda"), torch.arange(8) % 5
     cfg = SampleConfig(4, 6, 2.0, (0.2, 0.6))
     counts = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
-    draw = draw_images(model, cfg, 0, range(8))
-    train = TrainConfig(steps=1, batch=8, lr=1e-3)
-    reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))  # makes what is kept
+    train, latents = TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4), torch.randn(8, 3, 4, 4)
+    data = TrainingImages(labels.numpy(), 1, lambda i, _: latents[torch.from_numpy(i)], read_ahead=False)
+    training = TrainingRun(TINY, train, data, Pixels(1.0), 0, Path(), "-", World(0, 1, "cuda"))
+
+    def once(step):
+        reveal(model, labels, cfg, counts, draw_images(model, cfg, 0, range(8)), embed_times(model.head, cfg))
+        training.step(step, *training.read(step))
+
+    once(0)  # makes what is kept
     torch.cuda.set_sync_debug_mode("error")
     try:
-        reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))
-        generator = torch.Generator("cuda").manual_seed(0)
-        drawn = draw_training(TINY, train, 8, np.random.default_rng(0), generator)
-        model(torch.randn(8, 3, 4, 4, device="cuda"), upload(labels, "cuda"), drawn)
+        once(1)
     finally:
         torch.cuda.set_sync_debug_mode("default")

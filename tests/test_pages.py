@@ -138,9 +138,11 @@ def test_results_of_earlier_code_are_marked_until_they_are_made_again(root):
     listed = "mnist:\n  commit: {}\n  why: Four images are the same.\n"
     for commit, marked in (("a" * 40, True), ("b" * 40, False)):
         (root / "benchmarks" / "earlier.yaml").write_text(listed.format(commit))
-        said = "- Code: of commit aaaaaaa; that of the stages has changed since. Four images are the same."
-        assert (said in benchmark_page(root, "mnist")) == marked
-        assert ("than that of the stages here, as their pages say: [mnist](mnist" in front_page(root)) == marked
+        said = f"1 of {len(list(record.parent.iterdir()))} records of commit aaaaaaa"
+        changed = f"- Code: {said}; the code of their stages has changed since. Four images are the same."
+        assert (changed in benchmark_page(root, "mnist")) == marked
+        assert (f"- mnist, {said}: Four images are the same." in front_page(root)) == marked
+        assert ("Made by earlier code than the stages here have: mnist" in front_page(root)) == marked
 
 
 def test_the_tally_counts_the_ledgers_verdicts(root):

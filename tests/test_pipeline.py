@@ -148,6 +148,7 @@ def test_tracked_results_belong_to_the_tracked_code_and_settings(lock):
         findings = Findings()
         check_pipeline(pipeline, findings)
         assert not findings.problems
+        assert not [what for what in findings.unchecked if what.startswith(str(EARLIER))], "needs the whole history"
         stands = findings.earlier or pipeline.name not in listed
         assert stands, f"take {pipeline.name} off {EARLIER}: the code as it is made its results"
         return

@@ -146,42 +146,106 @@ def list_as_earlier(commit: str) -> None:
 
 @pytest.fixture
 def changed_code(workspace):
-    """The workspace, whose sampling code has changed since its stages ran, and the commit of the code that they ran."""
+    """The workspace, whose sampling code has changed since its stages ran, and the commit of the code that they ran,
+    which the records of sampling name."""
     Path("emigm").mkdir()
     Path("emigm/sampling.py").write_text("1\n")
-    write_lock(workspace)
+    Path("benchmarks/claims.yaml").write_text("{}\n")
     then = commit_all()
+    for budget in (4, 16):
+        edit(f"sample-xs-{budget}", lambda r: r["provenance"].update(commit=then))
+    write_lock(workspace)
     Path("emigm/sampling.py").write_text("2\n")
     assert "emigm/sampling.py: has changed since 2 stages (sample@xs-4, sample@xs-16) ran" in problems()
     return then
 
 
+def of_tiny():
+    (one,) = [one for one in verify() if one.name == "tiny"]
+    return one
+
+
 def test_results_of_earlier_code_are_whole_where_they_are_listed_with_its_commit(changed_code):
     list_as_earlier(changed_code)
-    (one,) = [one for one in verify() if one.name == "tiny"]
+    one = of_tiny()
     assert one.whole
-    said = "made by the code of commit {}, since which have changed: emigm/sampling.py. It is the same."
-    assert said.format(changed_code[:7]) in report([one]) and as_json([one])["benchmarks"]["tiny"]["earlier"]
+    said = f"2 stages (sample@xs-16, sample@xs-4) ran the code of commit {changed_code[:7]}, since which have changed: "
+    assert said + "emigm/sampling.py. It is the same." in report([one])
+    assert as_json([one])["benchmarks"]["tiny"]["earlier"] == one.findings.earlier
+    assert verdict([one]).endswith("; by earlier code: tiny")
 
 
-def test_results_are_refused_where_the_listed_commit_s_code_is_not_theirs(changed_code):
-    other = commit_all()  # of the code as it is
-    Path("emigm/sampling.py").write_text("3\n")
-    list_as_earlier(other)
-    assert f"emigm/sampling.py: not that of commit {other[:7]}, which benchmarks/earlier.yaml names" in problems()
+EXCUSED_NOT = {
+    "code of no commit": lambda: Path("emigm/sampling.py").write_text("3\n") and relist_lock(),
+    "records of another commit": lambda: edit("sample-xs-4", lambda r: r["provenance"].update(commit="0" * 40)),
+    "a record without a commit": lambda: edit("sample-xs-4", lambda r: r["provenance"].pop("commit")),
+}
+
+
+def relist_lock() -> None:
+    """As though the stages had run with the code as it is now, under records that name the commit of another."""
+    path = Path("benchmarks/tiny/dvc.lock")
+    lock = yaml.safe_load(path.read_text())
+    for stage in ("sample@xs-4", "sample@xs-16"):
+        deps = lock["stages"][stage]["deps"]
+        deps[:] = [dvc_entry(Path(), d["path"]) if d["path"] == "emigm/sampling.py" else d for d in deps]
+    path.write_text(yaml.safe_dump(lock))
+    Path("emigm/sampling.py").write_text("2\n")
+
+
+@pytest.mark.parametrize("change", EXCUSED_NOT)
+def test_a_stage_stands_by_code_and_records_of_the_listed_commit_alone(changed_code, change):
+    EXCUSED_NOT[change]()
+    list_as_earlier(changed_code)
+    assert "emigm/sampling.py: has changed since" in problems()
+
+
+def test_a_stage_does_not_stand_by_code_that_the_listed_commit_had_not_yet(changed_code):
+    """One file that a commit lacks must not leave the others unchecked."""
+    Path("emigm/pictures.py").write_text("1\n")  # since that commit
+    path = Path("benchmarks/tiny/dvc.lock")
+    lock = yaml.safe_load(path.read_text())
+    deps = lock["stages"]["sample@xs-4"]["deps"]
+    deps[:] = [dvc_entry(Path(), d["path"]) if d["path"] == "emigm/pictures.py" else d for d in deps]
+    path.write_text(yaml.safe_dump(lock))
+    list_as_earlier(changed_code)
+    assert "emigm/sampling.py: has changed since stage sample@xs-4 ran" in problems()
 
 
 def test_an_entry_of_earlier_code_excuses_nothing_but_code(changed_code):
     list_as_earlier(changed_code)
-    path = Path("data/tiny/reference.npz")
-    path.write_bytes(path.read_bytes() + b"0")
-    assert "data/tiny/reference.npz: is not what stage reference wrote" in problems()
+    assert of_tiny().whole
+    Path("benchmarks/claims.yaml").write_text("{a: 1}\n")
+    assert "benchmarks/claims.yaml: has changed since stage notebook@table2 ran" in problems()
 
 
-def test_a_commit_of_earlier_code_that_is_not_in_the_history_here_is_named_as_unchecked(changed_code):
-    list_as_earlier("0" * 40)
-    (one,) = [one for one in verify() if one.name == "tiny"]
-    assert one.whole and "benchmarks/earlier.yaml (commit 0000000)" in one.findings.unchecked
+def test_a_listed_commit_has_to_be_in_the_history(changed_code):
+    list_as_earlier("a" * 40)
+    for budget in (4, 16):
+        edit(f"sample-xs-{budget}", lambda r: r["provenance"].update(commit="a" * 40))
+    with pytest.raises(ConfigError, match=r"earlier.yaml: a{40} is no commit in the history of HEAD"):
+        verify()
+
+
+def test_where_the_history_is_not_here_earlier_code_is_named_as_unchecked(changed_code, tmp_path, monkeypatch):
+    list_as_earlier(changed_code)
+    commit_all()
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", Path.cwd().as_uri(), tmp_path / "shallow"], check=True)
+    monkeypatch.chdir(tmp_path / "shallow")
+    one = of_tiny()
+    assert f"benchmarks/earlier.yaml (commit {changed_code[:7]})" in one.findings.unchecked
+    assert not [p for p in one.findings.problems if "has changed since" in p]
+
+
+def test_an_entry_of_earlier_code_for_no_benchmark_is_refused(workspace):
+    Path("benchmarks/earlier.yaml").write_text(yaml.safe_dump({"tinny": {"commit": "a" * 40, "why": "x"}}))
+    assert "benchmarks/earlier.yaml: tinny is no folder of benchmarks/ with a pipeline" in problems()
+
+
+def test_a_chain_whose_later_stage_read_another_model_than_was_made_is_refused_without_the_models_too(workspace):
+    shutil.rmtree("models")
+    relock(lambda stage: stage["outs"][0].update(md5="0" * 32 + ".dir"))
+    assert "stage sample@xs-4 read another models/tiny/xs than stage train@xs made" in problems()
 
 
 def test_an_entry_of_earlier_code_that_is_none_is_named(changed_code):

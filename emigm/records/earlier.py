@@ -2,12 +2,15 @@
 
 To run every benchmark again takes hours, so that a change of stage code may leave the results of some as they are.
 `benchmarks/earlier.yaml` names these, each with the commit and with what was seen of the change's effect; their pages
-say so, and `emigm verify` holds the checksums in dvc.lock to the code of that commit. No torch, and no DVC.
+say so. `emigm verify` lets a stage stand whose records name that commit, and whose checksums in dvc.lock are those of
+all the code that it depends on at that commit. What makes no record, a notebook or a page, takes seconds and has to run
+again. No torch, and no DVC.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import tarfile
 import tempfile
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from emigm.config.errors import ConfigError
 from emigm.config.parsing import Checked, matching, parse, read_yaml
 from emigm.config.rules import Text
 
@@ -39,16 +43,44 @@ def read_earlier(root: Path) -> dict[str, Earlier]:
     return {name: parse(Earlier, entry, f"{FILE}: {name}") for name, entry in tree.items()}
 
 
+def commits_of(files: Iterable[Path]) -> list[str]:
+    """The commit that each record among the files names in its provenance, "None" where it names none."""
+    found = []
+    for file in files:
+        try:
+            tree = json.loads(file.read_text(encoding="utf-8")) if file.suffix == ".json" else {}
+        except (OSError, ValueError):  # a damaged record is refused where records are checked
+            continue
+        provenance = tree.get("provenance") if isinstance(tree, dict) else None
+        found += [str(provenance.get("commit"))] if isinstance(provenance, dict) else []
+    return found
+
+
 @contextmanager
 def code_at(root: Path, commit: str, paths: Iterable[str]) -> Iterator[Path | None]:
-    """A folder with files and folders of a commit, under their own names; None where its history is not here."""
-    command = ["git", "-C", str(root), "archive", "--format=tar", commit, "--", *sorted(paths)]
-    try:
-        archive = subprocess.run(command, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
+    """A folder with the given files and folders as they are in a commit, those that it has; None where the history is
+    not here, in a shallow clone or outside of git.
+
+    Raises:
+        ConfigError: the history is here, and the commit is none that led to HEAD.
+    """
+    if git(root, "merge-base", "--is-ancestor", commit, "HEAD") is None:
+        if git(root, "rev-parse", "--is-shallow-repository") == b"false\n" and git(root, "rev-parse", "HEAD"):
+            raise ConfigError(f"{FILE}: {commit} is no commit in the history of HEAD")
         yield None
         return
+    listed = git(root, "ls-tree", "-z", "--name-only", commit, "--", *sorted(paths)) or b""
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
+        if there := [path for path in listed.decode().split("\0") if path]:
+            archive = git(root, "archive", "--format=tar", commit, "--", *there)
+            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+                tar.extractall(folder, filter="data")
         yield Path(folder)
+
+
+def git(root: Path, *arguments: str) -> bytes | None:
+    """Output of a git command; None where it fails or there is no git."""
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None

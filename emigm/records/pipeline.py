@@ -21,7 +21,7 @@ from emigm.compose import DEFAULT, FOLDER
 from emigm.config.benchmark import read_yaml
 from emigm.config.errors import ConfigError
 from emigm.records.earlier import FILE as EARLIER
-from emigm.records.earlier import code_at, read_earlier
+from emigm.records.earlier import code_at, commits_of, read_earlier
 from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
 
 MEASURED = f"{RESULTS}/speed/measured"
@@ -215,8 +215,12 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
                     f"{path}: is not what stage {stage.name} wrote, which {lock} lists{_changed_files(root, path)}"
                 )
     others: dict[str, dict[str, str | None]] = {}  # path -> stage -> its checksum then
+    made = {path: (s.name, entry.get("md5")) for s in _with_shared(pipeline) for path, entry in s.made.items()}
     for stage in pipeline.stages:
         for path, entry in stage.read.items():
+            maker, checksum = made.get(path, (None, None))
+            if maker is not None and not (root / path).exists() and entry.get("md5") != checksum:
+                findings.refuse(f"{lock}: stage {stage.name} read another {path} than stage {maker} made; {REMEDY}")
             large = entry.get("size", 0) > LARGEST and not everything
             if large or not (root / path).exists() or any(_within(w, path) or _within(path, w) for w in wrong):
                 continue
@@ -238,22 +242,50 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
 
 
 def _take_out_earlier(pipeline: Pipeline, changed: dict[str, dict[str, str | None]], findings: Findings) -> None:
-    """Take code out of what has `changed` (path -> stage -> its checksum then) where the pipeline's results are listed
-    as those of an earlier commit, and the checksums are those of that commit's code."""
-    entry = read_earlier(pipeline.root).get(pipeline.name)
-    code = [path for path in changed if path.split("/")[0] == "emigm"]
-    if entry is None or not code:
+    """Take out of what has `changed` (path -> stage -> its checksum then) the code of the stages that stand though it
+    has (`emigm.records.earlier`)."""
+    root, entry = pipeline.root, read_earlier(pipeline.root).get(pipeline.name)
+    code = sorted(path for path in changed if _is_code(path))
+    ran = {stage for path in code for stage in changed[path]}
+    stages = [s for s in pipeline.stages if entry and s.name in ran and _made_at(root, s, entry.commit)]
+    if not stages:
         return
-    with code_at(pipeline.root, entry.commit, code) as then:
+    with code_at(root, entry.commit, {path for s in stages for path in s.read if _is_code(path)}) as then:
         if then is None:
             findings.unchecked.append(f"{EARLIER} (commit {entry.commit[:7]})")
-        for path in code:
-            before = None if then is None or not (then / path).exists() else md5(then / path)
-            if then is not None and any(read != before for read in changed[path].values()):
-                findings.refuse(f"{path}: not that of commit {entry.commit[:7]}, which {EARLIER} names; {REMEDY}")
-            del changed[path]
-    since = ", ".join(sorted(code))
-    findings.earlier.append(f"by the code of commit {entry.commit[:7]}, since which have changed: {since}. {entry.why}")
+        standing = {s.name for s in stages if then is None or _ran_code(s, then)}
+    for path in code:
+        changed[path] = {stage: read for stage, read in changed[path].items() if stage not in standing}
+    for path in [path for path in code if not changed[path]]:
+        del changed[path]
+    if standing:
+        findings.earlier.append(
+            f"{_named(sorted(standing), 'stage')} ran the code of commit {entry.commit[:7]}, since which have changed: "
+            f"{', '.join(code)}. {entry.why}"
+        )
+
+
+def _is_code(path: str) -> bool:
+    return path.split("/")[0] == "emigm"
+
+
+def _made_at(root: Path, stage: Stage, commit: str) -> bool:
+    """Whether a stage has made records, and all of them name the commit."""
+    return set(commits_of(root / path for path in stage.made if path.split("/")[0] == RESULTS)) == {commit}
+
+
+def _ran_code(stage: Stage, then: Path) -> bool:
+    """Whether all code that a stage ran is that in the folder `then`."""
+    read = {path: entry.get("md5") for path, entry in stage.read.items() if _is_code(path)}
+    return all(checksum == (md5(then / path) if (then / path).exists() else None) for path, checksum in read.items())
+
+
+def _with_shared(pipeline: Pipeline) -> list[Stage]:
+    """A pipeline's stages, and those of the benchmarks whose images it shares or whose results it reads."""
+    parts = [path.split("/") for stage in pipeline.stages for path in stage.deps]
+    others = {p[1] for p in parts if len(p) > 2 and p[0] in ("data", RESULTS)} - {pipeline.name}
+    there = [Pipeline(pipeline.root, name) for name in sorted(others)]
+    return [*pipeline.stages, *(s for other in there if other.lock.is_file() for s in other.stages)]
 
 
 def _within(path: str, folder: str) -> bool:

@@ -33,7 +33,7 @@ def report(found: Sequence[Verification], against: str | None = None) -> str:
         else:
             lines.append(f"  not whole: {count(len(findings.problems), 'problem')}")
             lines += [f"    {p}" for p in findings.problems]
-        lines += [f"  made {what}" for what in findings.earlier]
+        lines += [f"  {what}" for what in findings.earlier]
         if findings.unchecked:
             folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
             lines.append(f"  not here, so not looked at: {len(findings.unchecked)} files of {', '.join(folders)}")
@@ -77,7 +77,12 @@ def _largest(found: Sequence[Any]) -> list[Any]:
 
 
 def verdict(found: Sequence[Verification], against: str | None = None) -> str:
-    """One sentence."""
+    """One sentence; it names what stands by earlier code."""
+    earlier = [one.name for one in found if one.findings.earlier]
+    return _verdict(found, against) + (f"; by earlier code: {', '.join(earlier)}" if earlier else "")
+
+
+def _verdict(found: Sequence[Verification], against: str | None) -> str:
     other = "HEAD" if against is None else against
     problems = [p for one in found for p in one.findings.problems]
     if problems:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,8 @@ from emigm.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
+from emigm.records.earlier import FILE as EARLIER
+from emigm.records.earlier import git, read_earlier
 from emigm.records.equivalence import Comparison, compare
 from emigm.records.findings import RESULTS, Findings, differing, short
 from emigm.records.pipeline import Pipeline, check_pipeline
@@ -102,6 +103,8 @@ def verify(
 def _strays(root: Path, names: Sequence[str]) -> Findings:
     """What lies in results/ beside the benchmarks' folders and is made by no stage."""
     found = Findings()
+    for name in sorted(read_earlier(root).keys() - set(names)):
+        found.refuse(f"{EARLIER}: {name} is no folder of {FOLDER}/ with a pipeline")
     outs = {out for name in names for stage in Pipeline(root, name).stages for out in stage.outs}
     for path in sorted((root / RESULTS).iterdir()):
         name = f"{RESULTS}/{path.name}"
@@ -208,14 +211,14 @@ def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
             raise ConfigError(f"{against}: neither a folder nor a revision of this repository")
         yield None
         return
-    listed = _git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", f"{RESULTS}/")
+    listed = git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", f"{RESULTS}/")
     wanted = [p for p in listed.decode().split("\0") if p.endswith(f"/{CLAIMS}") or "/records/" in p]
     composed = [params_file(name).as_posix() for name in sources(root)]
-    listed = _git(root, "ls-tree", "-z", "--name-only", revision, "--", *composed)
+    listed = git(root, "ls-tree", "-z", "--name-only", revision, "--", *composed)
     wanted += [p for p in listed.decode().split("\0") if p]
     with tempfile.TemporaryDirectory() as folder:
         if wanted:
-            archive = _git(root, "archive", "--format=tar", revision, "--", *wanted)
+            archive = git(root, "archive", "--format=tar", revision, "--", *wanted)
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(folder, filter="data")
         yield Path(folder) / RESULTS
@@ -223,16 +226,8 @@ def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
 
 def commit(revision: str, root: Path = Path()) -> str | None:
     """Hash of a revision of the checkout; None where there is none."""
-    found = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    found = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     return found.decode().strip() if found else None
-
-
-def _git(root: Path, *arguments: str) -> bytes | None:
-    """Output of a git command; None where it fails or there is no git."""
-    try:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _compare_claims(ours: Path, theirs: Path, found: Verification) -> None:

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from emigm.records.earlier import Earlier, read_earlier
+from emigm.records.earlier import commits_of, read_earlier
 from emigm.records.frame import Records, baselines, benchmarks_with_results, read_all, runs
 from emigm.report import conclusions, notes
 from emigm.report.statistics import summarise
@@ -47,8 +47,8 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
     parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
     lines = _settings(frame, read_all(root, benchmark))
-    if earlier := made_earlier(root, benchmark):
-        lines.append(f"Code: of commit {earlier.commit[:7]}; that of the stages has changed since. {earlier.why}")
+    if said := earlier_code(root, benchmark):
+        lines.append(f"Code: {said}; the code of their stages has changed since. {read_earlier(root)[benchmark].why}")
     parts.append(bullets(lines))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = {note.partition(":")[0]: note for note in notes.all_of(frame, baselines(root, benchmark))}
@@ -80,9 +80,9 @@ def front_page(root: Path) -> str:
         "images; to be read between held-out real images and class shuffle (tokens exchanged within a class: what a "
         "model reaches that ignores context). FIDs of different data share no scale."
     )
-    if earlier := {name: entry.commit[:7] for name in real if (entry := made_earlier(root, name))}:
-        listed = ", ".join(f"[{name}]({name}/README.md) ({commit})" for name, commit in earlier.items())
-        parts.append(f"Made by the code of earlier commits than that of the stages here, as their pages say: {listed}.")
+    if earlier := {name: said for name in read_earlier(root) if (said := earlier_code(root, name))}:
+        listed = [f"{name}, {said}: {read_earlier(root)[name].why}" for name, said in earlier.items()]
+        parts.append(_folded(f"Made by earlier code than the stages here have: {', '.join(earlier)}", bullets(listed)))
     parts += [
         f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
     ]
@@ -178,11 +178,13 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
     return lines
 
 
-def made_earlier(root: Path, benchmark: str) -> Earlier | None:
-    """The entry of a benchmark whose records are of earlier code; None where they have been made again."""
+def earlier_code(root: Path, benchmark: str) -> str:
+    """How many of the records are of earlier code, and of which commit; empty where all have been made again."""
     entry = read_earlier(root).get(benchmark)
-    made = [r["provenance"].get("commit") for r in read_all(root, benchmark).values() if r["benchmark"] == benchmark]
-    return entry if entry is not None and entry.commit in made else None
+    folder = root / "results" / benchmark
+    commits = commits_of(sorted([*folder.glob("*.json"), *folder.glob("records/*.json")]))
+    number = commits.count(entry.commit) if entry is not None else 0
+    return f"{number} of {plural(len(commits), 'record')} of commit {entry.commit[:7]}" if number else ""
 
 
 def _training(frame: pd.DataFrame) -> Table:
