@@ -89,15 +89,14 @@ def generate(
     if int(labels.min()) < 0 or int(labels.max()) >= model.cfg.classes:
         raise ValueError(f"classes must lie in 0..{model.cfg.classes - 1}, got {labels.unique().tolist()}")
     parts = [part for r in ranges or [(first, first + n)] for part in batch_ranges(*r, chunk, batch)]
-    times = embed_times(model.head, cfg)
+    labels, times = labels.cpu(), embed_times(model.head, cfg)
     draws = ahead(partial(draw_images, model, cfg, seed), parts, threaded=model.backbone.fake_latent.is_cuda)
     for part, draw in zip(parts, draws, strict=True):
         counts = step_counts(
             cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, part.start // chunk)
         )
-        tokens, passes = reveal(
-            model, labels[part.start - first : part.stop - first], cfg, counts, draw, times, on_step
-        )
+        classes = labels[part.start - first : part.stop - first]
+        tokens, passes = reveal(model, classes, cfg, counts, draw, times, on_step)
         if not tokens.isfinite().all():
             raise RunError(
                 overflow(f"images {part.start} to {part.stop - 1}", cfg.precision, "precision of the sampling settings")

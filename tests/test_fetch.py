@@ -369,7 +369,9 @@ def test_random_files_that_cannot_be_made_are_refused(checkout):
 
 
 def test_a_path_is_random_by_its_folder_however_it_is_written(checkout):
-    assert all(map(is_random, ("random/a", "./random/b/c", str(checkout / "random" / "a"))))
+    Path("link").symlink_to("random")
+    written = ("random/a", "./random/b/c", "weights/../random/a", "link/a", str(checkout / "random" / "a"))
+    assert all(map(is_random, written))
     assert not any(map(is_random, (None, "random", "weights/random/a", "/random/a", "weights/kl16.ckpt")))
 
 

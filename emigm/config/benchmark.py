@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,8 +185,11 @@ class Benchmark(Checked):
 
 
 def is_random(path: str | Path | None) -> bool:
-    """Whether this is the path of a random file."""
-    return path is not None and RANDOM.absolute() in Path(path).absolute().parents
+    """Whether this is the path of a random file, however it is written, and whether links lead there."""
+    if path is None:
+        return False
+    written = Path(os.path.abspath(RANDOM)) in Path(os.path.abspath(path)).parents
+    return written or RANDOM.resolve() in Path(path).resolve().parents
 
 
 def parse_benchmark(tree: Any) -> Benchmark:

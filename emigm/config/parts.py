@@ -147,7 +147,7 @@ class AutoencoderConfig(Checked):
 
 @dataclass(frozen=True)
 class ClassifierTraining(Checked):
-    """Training of the digits' classifier."""
+    """Training of the classifier of small images."""
 
     steps: Steps
     batch: Count

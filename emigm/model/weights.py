@@ -59,7 +59,7 @@ def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write named tensors, from wherever they lie, as a `.safetensors` file, atomically.
 
     The bytes are those of `safetensors.torch.save_file`, which writes by way of a file of its own beside `path`: a kill
-    would leave that one, under a name that no later writer knows.
+    would leave that one, under a name that no later writer knows. The file is held in memory before it is written.
     """
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
