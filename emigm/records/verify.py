@@ -1,7 +1,8 @@
 """`emigm verify`: is what lies in results/ whole, and does it say what the tracked results say? No torch.
 
 *Whole*: every record follows from its runs, its settings and the records before it (`emigm.records.whole`), and every
-file has the bytes that its stage wrote (`emigm.records.pipeline`). *Reproduced*: every cell is identical to that of the
+file has the bytes that its stage wrote or read (`emigm.records.pipeline`), but code that has changed since results that
+are listed (`emigm.records.earlier`). *Reproduced*: every cell is identical to that of the
 results it is held against, or equivalent within a margin fixed beforehand, by itself or with its metric's other cells
 (`emigm.records.equivalence` says by which test), and no claim's verdict has turned round.
 """
