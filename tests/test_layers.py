@@ -10,9 +10,10 @@ from test_pipeline import imported_modules
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "config.parsing", "files", "model.schedules", "model.diffusion"},
-    {"artefacts", "config.schema", "config.benchmark", "config.paths", "compose", "paper"},
+    {"artefacts", "config.rules", "config.schema", "config.parts", "config.benchmark", "config.paths"}
+    | {"compose", "paper"},
     {"records", "runtime.resume", "runtime.pools", "runtime.launching", "runtime.distributed", "flops"}
-    | {"runtime.precision"},
+    | {"runtime.precision", "runtime.transfer"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
@@ -58,6 +59,7 @@ def test_the_mathematics_imports_nothing_of_the_project(name):
     "module",
     [
         "config.schema",
+        "config.parts",
         "paper.settings",
         "records.record",
         "records.verdict",
