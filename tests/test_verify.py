@@ -137,10 +137,16 @@ def commit_all() -> str:
 def list_as_earlier(commit: str) -> None:
     """List the results, and have their page written again."""
     Path("benchmarks/earlier.yaml").write_text(yaml.safe_dump({"tiny": {"commit": commit, "why": "It is the same."}}))
+    read_as_it_is("benchmarks/earlier.yaml", "page")
+
+
+def read_as_it_is(dependency: str, *stages: str) -> None:
+    """Have dvc.lock say that stages read a file as it is now."""
     path = Path("benchmarks/tiny/dvc.lock")
     lock = yaml.safe_load(path.read_text())
-    deps = lock["stages"]["page"]["deps"]
-    deps[:] = [dvc_entry(Path(), d["path"]) if d["path"].endswith("earlier.yaml") else d for d in deps]
+    for stage in stages:
+        deps = lock["stages"][stage]["deps"]
+        deps[:] = [dvc_entry(Path(), dependency) if d["path"].endswith(dependency) else d for d in deps]
     path.write_text(yaml.safe_dump(lock))
 
 
@@ -184,12 +190,7 @@ EXCUSED_NOT = {
 
 def relist_lock() -> None:
     """As though the stages had run with the code as it is now, under records that name the commit of another."""
-    path = Path("benchmarks/tiny/dvc.lock")
-    lock = yaml.safe_load(path.read_text())
-    for stage in ("sample@xs-4", "sample@xs-16"):
-        deps = lock["stages"][stage]["deps"]
-        deps[:] = [dvc_entry(Path(), d["path"]) if d["path"] == "emigm/sampling.py" else d for d in deps]
-    path.write_text(yaml.safe_dump(lock))
+    read_as_it_is("emigm/sampling.py", "sample@xs-4", "sample@xs-16")
     Path("emigm/sampling.py").write_text("2\n")
 
 
@@ -203,11 +204,7 @@ def test_a_stage_stands_by_code_and_records_of_the_listed_commit_alone(changed_c
 def test_a_stage_does_not_stand_by_code_that_the_listed_commit_had_not_yet(changed_code):
     """One file that a commit lacks must not leave the others unchecked."""
     Path("emigm/pictures.py").write_text("1\n")  # since that commit
-    path = Path("benchmarks/tiny/dvc.lock")
-    lock = yaml.safe_load(path.read_text())
-    deps = lock["stages"]["sample@xs-4"]["deps"]
-    deps[:] = [dvc_entry(Path(), d["path"]) if d["path"] == "emigm/pictures.py" else d for d in deps]
-    path.write_text(yaml.safe_dump(lock))
+    read_as_it_is("emigm/pictures.py", "sample@xs-4")
     list_as_earlier(changed_code)
     assert "emigm/sampling.py: has changed since stage sample@xs-4 ran" in problems()
 

@@ -14,7 +14,7 @@ import json
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +69,22 @@ def code_at(root: Path, commit: str, paths: Iterable[str]) -> Iterator[Path | No
             raise ConfigError(f"{FILE}: {commit} is no commit in the history of HEAD")
         yield None
         return
-    listed = git(root, "ls-tree", "-z", "--name-only", commit, "--", *sorted(paths)) or b""
+    with extracted(root, commit, listed(root, commit, *sorted(paths))) as folder:
+        yield folder
+
+
+def listed(root: Path, revision: str, *arguments: str) -> list[str]:
+    """What `git ls-tree` lists of a revision: the paths among the arguments that it has; with -r, the files in them."""
+    found = git(root, "ls-tree", "-z", "--name-only", revision, *arguments) or b""
+    return [path for path in found.decode().split("\0") if path]
+
+
+@contextmanager
+def extracted(root: Path, revision: str, paths: Sequence[str]) -> Iterator[Path]:
+    """A temporary folder with files and folders of a revision, which has them all, under their own names."""
     with tempfile.TemporaryDirectory() as folder:
-        if there := [path for path in listed.decode().split("\0") if path]:
-            archive = git(root, "archive", "--format=tar", commit, "--", *there)
+        if paths:
+            archive = git(root, "archive", "--format=tar", revision, "--", *paths)
             with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
                 tar.extractall(folder, filter="data")
         yield Path(folder)

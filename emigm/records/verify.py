@@ -2,17 +2,14 @@
 
 *Whole*: every record follows from its runs, its settings and the records before it (`emigm.records.whole`), and every
 file has the bytes that its stage wrote or read (`emigm.records.pipeline`), but code that has changed since results that
-are listed (`emigm.records.earlier`). *Reproduced*: every cell is identical to that of the
-results it is held against, or equivalent within a margin fixed beforehand, by itself or with its metric's other cells
-(`emigm.records.equivalence` says by which test), and no claim's verdict has turned round.
+are listed (`emigm.records.earlier`). *Reproduced*: every cell is identical to that of the results it is held against,
+or equivalent within a margin fixed beforehand, by itself or with its metric's other cells (`emigm.records.equivalence`
+says by which test), and no claim's verdict has turned round.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +21,7 @@ from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 from emigm.records.earlier import FILE as EARLIER
-from emigm.records.earlier import git, read_earlier
+from emigm.records.earlier import extracted, git, listed, read_earlier
 from emigm.records.equivalence import Comparison, compare
 from emigm.records.findings import RESULTS, Findings, differing, short
 from emigm.records.pipeline import Pipeline, check_pipeline
@@ -212,17 +209,11 @@ def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
             raise ConfigError(f"{against}: neither a folder nor a revision of this repository")
         yield None
         return
-    listed = git(root, "ls-tree", "-r", "-z", "--name-only", revision, "--", f"{RESULTS}/")
-    wanted = [p for p in listed.decode().split("\0") if p.endswith(f"/{CLAIMS}") or "/records/" in p]
-    composed = [params_file(name).as_posix() for name in sources(root)]
-    listed = git(root, "ls-tree", "-z", "--name-only", revision, "--", *composed)
-    wanted += [p for p in listed.decode().split("\0") if p]
-    with tempfile.TemporaryDirectory() as folder:
-        if wanted:
-            archive = git(root, "archive", "--format=tar", revision, "--", *wanted)
-            with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-                tar.extractall(folder, filter="data")
-        yield Path(folder) / RESULTS
+    files = listed(root, revision, "-r", "--", f"{RESULTS}/")
+    wanted = [p for p in files if p.endswith(f"/{CLAIMS}") or "/records/" in p]
+    wanted += listed(root, revision, "--", *(params_file(name).as_posix() for name in sources(root)))
+    with extracted(root, revision, wanted) as folder:
+        yield folder / RESULTS
 
 
 def commit(revision: str, root: Path = Path()) -> str | None:

@@ -21,8 +21,8 @@ EXTRACTORS = {
     "inception": ("Inception-v3", "the TensorFlow weights that FID is defined with, through torch-fidelity"),
 }
 """Kind of extractor -> its name, and what a note adds."""
-UNPUBLISHED = "NOT with the weights that FID is defined with: such a FID is nobody else's"
-"""What a note adds in place of that for Inception with other weights."""
+UNPUBLISHED = "NOT with the weights that FID is defined with: comparable with no published FID"
+"""What a note adds for Inception with other weights."""
 MEANINGS = {
     "holdout": "never trained on",
     "train_subset": "training images themselves",
@@ -98,7 +98,7 @@ def fid(frame: pd.DataFrame) -> str:
         return "Nothing has been scored yet."
     more = {EXTRACTORS[kind][1] for kind in frame["extractor"].dropna().unique() if kind in EXTRACTORS}
     if "extractor_published" in frame and frame["extractor_published"].eq(False).any():
-        more = {UNPUBLISHED}
+        more = more - {EXTRACTORS["inception"][1]} | {UNPUBLISHED}
     number = " or ".join(f"{n:,.0f}" for n in images)
     reference = " or ".join(sorted(frame["reference"].dropna().unique()))
     detail = f" ({'; '.join(sorted(more))})" if more else ""

@@ -47,8 +47,9 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
     parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
     lines = _settings(frame, read_all(root, benchmark))
-    if said := earlier_code(root, benchmark):
-        lines.append(f"Code: {said}; the code of their stages has changed since. {read_earlier(root)[benchmark].why}")
+    if earlier := earlier_code(root).get(benchmark):
+        made, why = earlier
+        lines.append(f"Code: {made}; the code of their stages has changed since. {why}")
     parts.append(bullets(lines))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = {note.partition(":")[0]: note for note in notes.all_of(frame, baselines(root, benchmark))}
@@ -80,8 +81,8 @@ def front_page(root: Path) -> str:
         "images; to be read between held-out real images and class shuffle (tokens exchanged within a class: what a "
         "model reaches that ignores context). FIDs of different data share no scale."
     )
-    if earlier := {name: said for name in read_earlier(root) if (said := earlier_code(root, name))}:
-        listed = [f"{name}, {said}: {read_earlier(root)[name].why}" for name, said in earlier.items()]
+    if earlier := earlier_code(root):
+        listed = [f"{name}, {made}: {why}" for name, (made, why) in earlier.items()]
         parts.append(_folded(f"Made by earlier code than the stages here have: {', '.join(earlier)}", bullets(listed)))
     parts += [
         f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
@@ -178,13 +179,17 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
     return lines
 
 
-def earlier_code(root: Path, benchmark: str) -> str:
-    """How many of the records are of earlier code, and of which commit; empty where all have been made again."""
-    entry = read_earlier(root).get(benchmark)
-    folder = root / "results" / benchmark
-    commits = commits_of(sorted([*folder.glob("*.json"), *folder.glob("records/*.json")]))
-    number = commits.count(entry.commit) if entry is not None else 0
-    return f"{number} of {plural(len(commits), 'record')} of commit {entry.commit[:7]}" if number else ""
+def earlier_code(root: Path) -> dict[str, tuple[str, str]]:
+    """Benchmark -> how many of its records are of earlier code and of which commit, and what was seen of the changes
+    since; without those whose records have all been made again."""
+    found = {}
+    for name, entry in read_earlier(root).items():
+        folder = root / "results" / name
+        commits = commits_of([*folder.glob("*.json"), *folder.glob("records/*.json")])
+        if number := commits.count(entry.commit):
+            made = f"{number} of {plural(len(commits), 'record')} of commit {entry.commit[:7]}"
+            found[name] = made, entry.why
+    return found
 
 
 def _training(frame: pd.DataFrame) -> Table:

@@ -20,15 +20,7 @@ import huggingface_hub
 import requests
 from tqdm import tqdm
 
-from emigm.artefacts import (
-    FETCHED,
-    MIRRORS,
-    PUBLISHED,
-    REFERENCES,
-    HubFile,
-    fetched,
-    reference_mirrors,
-)
+from emigm.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, reference_mirrors
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import RunError
 from emigm.files import fingerprint, lock, sha256, write_json
