@@ -26,10 +26,10 @@ from sphinx.cmd.build import main as sphinx
 from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, load_claims
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
-from emigm.records.verdict import STATUSES
 from emigm.report import conclusions, pages
 from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, model_name, saved, write_text
+from emigm.verify.verdict import STATUSES
 
 HERE = Path(__file__).resolve().parent
 CODE = HERE.parent / "emigm"

@@ -26,17 +26,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from emigm.artefacts import MIRRORS, released_file
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
-from emigm.config.parts import AutoencoderConfig
-from emigm.config.schema import SampleConfig
-from emigm.hub import cached, cached_folder
+from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, load_model, read_model_config
 from emigm.paper.settings import PAPER_MODELS, paper_key, paper_sampling
-from emigm.sampling import generate
+from emigm.sample import generate
+from emigm.tools.artefacts import MIRRORS, released_file
+from emigm.tools.hub import cached, cached_folder
 
 PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
 """Autoencoder and latent scale of the paper's models, by resolution."""
@@ -54,7 +53,7 @@ class Generator:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Generator:
-        """`load_generator`, as users of the Hub call it; `emigm.hub.push_to_hub` is its counterpart."""
+        """`load_generator`, as users of the Hub call it; `emigm.tools.hub.push_to_hub` is its counterpart."""
         return load_generator(name, **options)
 
     def batches(
@@ -112,7 +111,7 @@ def load_generator(
 
     Args:
         name: a folder with `model.safetensors` and `config.json`; an official checkpoint; the name of one of the
-            paper's nine, such as "256-l"; or a repository on the Hub that `emigm.hub.push_to_hub` wrote, as
+            paper's nine, such as "256-l"; or a repository on the Hub that `emigm.tools.hub.push_to_hub` wrote, as
             "owner/name". What lies on the Hub is downloaded once, into the Hub's own cache.
         autoencoder: its configuration, or, for the paper's models, the path of its weights (`kl16.ckpt`, the
             DC-AE file or folder); None: what the folder's `config.json` names, or, where that is not there and for

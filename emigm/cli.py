@@ -44,16 +44,16 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def parity(options: argparse.Namespace) -> int:
-    from emigm.tools.parity import main as compare
+    from tests.official.parity import main as compare
 
     return compare(options.official)
 
 
 def bench(options: argparse.Namespace) -> int:
-    from emigm.config.parts import RunConfig
-    from emigm.runtime.distributed import join
+    from benchmarks.speed.bench import bench as measure
+    from emigm.config.schema import RunConfig
+    from emigm.distributed import join
     from emigm.tools import embedded
-    from emigm.tools.bench import bench as measure
 
     for name in ("repeats", "threads", "batch", "steps"):
         value = getattr(options, name)
@@ -103,7 +103,7 @@ def export_checkpoint(options: argparse.Namespace) -> int:
 
 
 def compose(options: argparse.Namespace) -> int:
-    from emigm.compose import write_composed
+    from emigm.config.compose import write_composed
 
     for path in write_composed():
         print(f"{path}: written")
@@ -111,8 +111,8 @@ def compose(options: argparse.Namespace) -> int:
 
 
 def push(options: argparse.Namespace) -> int:
-    from emigm.hub import push_to_hub
     from emigm.tools.generate import benchmark_sampling
+    from emigm.tools.hub import push_to_hub
 
     sampling = benchmark_sampling(options.folder)
     print(push_to_hub(options.folder, options.repository, sampling=sampling, private=options.private))
@@ -120,28 +120,28 @@ def push(options: argparse.Namespace) -> int:
 
 
 def fetch(options: argparse.Namespace) -> int:
-    from emigm.compose import compose_benchmark
+    from emigm.config.compose import compose_benchmark
     from emigm.tools.fetch import fetch as get
 
     return get(compose_benchmark(options.benchmark, options.set))
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from emigm.compose import compose_benchmark
+    from emigm.config.compose import compose_benchmark
     from emigm.tools.doctor import doctor as examine
 
     return examine(compose_benchmark(options.benchmark, options.set))
 
 
 def compare(options: argparse.Namespace) -> int:
-    from emigm.compose import compose_benchmark
+    from emigm.config.compose import compose_benchmark
     from emigm.tools.compare import compare as against_paper
 
     return against_paper(compose_benchmark(options.benchmark, options.set), options.allow_missing)
 
 
 def export_samples(options: argparse.Namespace) -> int:
-    from emigm.compose import compose_benchmark
+    from emigm.config.compose import compose_benchmark
     from emigm.config.paths import results_folder
     from emigm.metrics.adm import export_npz
     from emigm.records.record import read_record
@@ -160,16 +160,16 @@ def export_samples(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    from emigm.files import write_json
-    from emigm.records.verdict import as_json, holds, log, report
-    from emigm.records.verify import verify as examine
+    from emigm.io import write_json
+    from emigm.verify.verdict import as_json, holds, log, report
+    from emigm.verify.verify import verify as examine
 
     for name, needs in (("seed", "deep"), ("note", "log")):
         if getattr(options, name) is not None and not getattr(options, needs):
             raise ConfigError(f"--{name} has no effect without --{needs}")
     found = examine(options.benchmark, options.against, deep=options.deep)
     if options.deep:
-        from emigm.tools.deep import generate_again
+        from emigm.verify.deep import generate_again
 
         generate_again(found, options.seed)
     if options.json:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emigm.config.errors import RunError
-from emigm.config.parts import GateConfig
+from emigm.config.schema import GateConfig
 from emigm.model import diffusion
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM

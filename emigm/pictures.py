@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 
 GREY = 96
 GRID_COLUMNS = 12

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.parts import GateConfig
-from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
+from emigm.config.schema import GateConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
 from emigm.records.record import mean_and_spread, write_record

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from emigm.files import write_json
+from emigm.io import write_json
 from emigm.paper.claims import Cells, Claims
 
 GROUND = "MNIST"

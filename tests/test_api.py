@@ -10,8 +10,7 @@ from emigm import cli
 from emigm.api import Generator, load_generator
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.parts import AutoencoderConfig
-from emigm.config.schema import SampleConfig
+from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.model import save_model
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 

@@ -20,7 +20,7 @@ from emigm.autoencoders import autoencoder
 from emigm.autoencoders.autoencoder import KL16, Pixels, kl16_official_name, load_autoencoder
 from emigm.autoencoders.base import encode_with_flips
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.parts import AutoencoderConfig
+from emigm.config.schema import AutoencoderConfig
 from emigm.model.weights import read_tensors
 
 KL16_WIDTHS = (32, 32, 64, 64, 128)  # the published ones over 4

@@ -12,12 +12,11 @@ from dvc.utils.serialize import parse_yaml as dvc_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emigm.compose import compose, sources
 from emigm.config.benchmark import KEYS, load_benchmark, parse_benchmark
+from emigm.config.compose import compose, sources
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse_yaml
-from emigm.config.parts import GateConfig
-from emigm.config.schema import ModelConfig, SampleConfig
+from emigm.config.schema import GateConfig, ModelConfig, SampleConfig
 from emigm.model.model import EMIGM
 
 ROOT = Path(__file__).parents[1]

@@ -13,15 +13,15 @@ from diffusers import AutoencoderKL
 from test_notebooks import reading, run
 from torch import nn
 
+from benchmarks.speed.timing import Variant, matrix_rate, measure
 from emigm import cli, stages
 from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig, SampleConfig
-from emigm.files import write_json
+from emigm.io import write_json
 from emigm.metrics import features
 from emigm.records.record import SCHEMA, read_record
 from emigm.tools import bench, embedded, oracle, timing
-from emigm.tools.timing import Variant, matrix_rate, measure
 
 MODEL = ModelConfig(
     grid=2, channels=16, classes=5, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=16, head_blocks=1

@@ -16,7 +16,7 @@ from test_distributed import benchmark, encoded
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
-from emigm.config.parts import ReleasedConfig
+from emigm.config.schema import ReleasedConfig
 from emigm.model import checkpoints
 from emigm.model.checkpoints import export_official, fetch_official, identify, import_official, to_official
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from emigm.compose import compose_benchmark
-from emigm.files import sha256
+from emigm.config.compose import compose_benchmark
+from emigm.io import sha256
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from emigm import cli
-from emigm.artefacts import PUBLISHED
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
-from emigm.files import write_json
+from emigm.io import write_json
 from emigm.model.schedules import nfe
 from emigm.paper.reported import reported
 from emigm.pictures import save_grid
 from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
+from emigm.tools.artefacts import PUBLISHED
 from emigm.tools.compare import chance_outside, compare, compare_cells
 
 REPO = Path(__file__).parents[1]

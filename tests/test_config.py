@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emigm.compose import compose, compose_benchmark, sources
 from emigm.config.benchmark import load_benchmark, parse_benchmark
+from emigm.config.compose import compose, compose_benchmark, sources
 from emigm.config.errors import ConfigError
 from emigm.config.schema import SampleConfig
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling

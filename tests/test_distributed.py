@@ -21,21 +21,21 @@ from test_model import random_model
 from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
 from torch import nn
 
-from emigm import sampling
+from emigm import launching, pools
+from emigm import sample as sampling
 from emigm.autoencoders.autoencoder import KL16
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
-from emigm.config.parts import RunConfig
 from emigm.config.paths import model_folder
+from emigm.config.schema import RunConfig
 from emigm.data.latents import write_latents
 from emigm.data.samples import SampleSet, chunk_ranges
+from emigm.distributed import ALONE, World, join
+from emigm.launching import place, run_stage
 from emigm.model.model import save_model
-from emigm.runtime import launching, pools
-from emigm.runtime.distributed import ALONE, World, join
-from emigm.runtime.launching import place, run_stage
-from emigm.runtime.pools import in_turn
-from emigm.runtime.precision import autocast, products
+from emigm.model.precision import autocast, products
+from emigm.pools import in_turn
 from emigm.stages.sample import sample
 from emigm.stages.train import train_size
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from emigm import cli
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig
-from emigm.files import write_json
 from emigm.flops import sampling
+from emigm.io import write_json
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import doctor
 from emigm.tools.estimates import Device, costs, cpu, gpu, training_bytes

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import stdtrit
 
-from emigm.records.cells import cells_of
-from emigm.records.equivalence import (
+from emigm.verify.cells import cells_of
+from emigm.verify.equivalence import (
     DIFFERS,
     IDENTICAL,
     OF_DISTANCE,

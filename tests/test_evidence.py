@@ -14,8 +14,8 @@ import pytest
 import torch
 from simulated import SIZES, simulate, write_records
 
-from emigm.compose import params_file
 from emigm.config.benchmark import load_benchmark
+from emigm.config.compose import params_file
 from emigm.flops import parameters
 from emigm.model.model import EMIGM
 from emigm.paper.claims import load_claims

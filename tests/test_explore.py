@@ -11,7 +11,7 @@ import pytest
 from made_up import REPO, checkout
 from test_model import random_model
 
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.model.model import save_model
 

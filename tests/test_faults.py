@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, UserError
-from emigm.files import (
+from emigm.io import (
     read_arrays,
     read_index,
     sha256,
@@ -385,8 +385,8 @@ def stopped(monkeypatch, stage, where, after):
 
 @pytest.fixture
 def in_one_process(monkeypatch):
-    monkeypatch.setattr("emigm.runtime.pools.cores", lambda: 1)
-    monkeypatch.setattr("emigm.runtime.distributed.World.is_plain", property(lambda self: False))
+    monkeypatch.setattr("emigm.pools.cores", lambda: 1)
+    monkeypatch.setattr("emigm.distributed.World.is_plain", property(lambda self: False))
 
 
 def test_every_bit_of_a_resume_point_counts(workspace, in_one_process, monkeypatch):
@@ -416,7 +416,7 @@ def test_damaged_features_of_an_interrupted_evaluation_are_refused(workspace, mo
 
 def test_a_damaged_chunk_of_an_interrupted_run_is_made_again(workspace, in_one_process, monkeypatch):
     expected = faults.outputs("sample-xs-4", Path())
-    stopped(monkeypatch, "sample-xs-4", "emigm.sampling.reveal", 3)
+    stopped(monkeypatch, "sample-xs-4", "emigm.sample.reveal", 3)
     files = sorted(p for p in Path(".state/tiny/sample-xs-4").rglob("*") if p.is_file())
     assert len(files) == 6
     for file in files[::2]:
@@ -523,7 +523,7 @@ def test_an_interrupted_stage_ends_in_one_line_with_its_workers(long_training, s
 
 @linux
 def test_a_second_run_of_a_stage_is_refused_and_a_killed_one_blocks_nothing(long_training, workspace, monkeypatch):
-    monkeypatch.setattr("emigm.runtime.launching.LOCK_TRIES", 3)
+    monkeypatch.setattr("emigm.launching.LOCK_TRIES", 3)
     first = long_training()
     assert faults.run("train-xs", workspace, "second.txt") == 1
     (message,) = Path("second.txt").read_text().splitlines()

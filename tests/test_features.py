@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emigm.config.errors import ConfigError
-from emigm.config.parts import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data.images import load_split
 from emigm.metrics.baselines import shuffle_sources
 from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_classifier

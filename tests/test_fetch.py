@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from emigm import artefacts, cli
-from emigm.compose import compose_benchmark
+from emigm import cli
 from emigm.config.benchmark import is_random
+from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
-from emigm.files import lock
+from emigm.io import lock
 from emigm.paper.settings import PAPER_MODELS
-from emigm.tools import doctor, fetch
+from emigm.tools import artefacts, doctor, fetch
 from emigm.tools.fetch import Wanted, obtain, wanted
 from emigm.tools.random_files import make_random
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.files import HOST, checksums, lock, sha256, write_arrays, write_atomically, write_index
+from emigm.io import HOST, checksums, lock, sha256, write_arrays, write_atomically, write_index
 from emigm.model.weights import read_tensors, write_tensors
-from emigm.runtime.resume import ResumePoints
+from emigm.resume import ResumePoints
 
 
 def test_temporaries_match_no_pattern_and_those_of_dead_writers_are_removed(tmp_path):

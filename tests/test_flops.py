@@ -13,7 +13,7 @@ from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.flops import group_step, mean_training_step, prediction_step, sampling
 from emigm.model.model import EMIGM, draw_training
 from emigm.model.schedules import guided_steps, reveal_counts
-from emigm.sampling import draw_images, embed_times, reveal
+from emigm.sample import draw_images, embed_times, reveal
 
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 

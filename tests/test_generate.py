@@ -10,10 +10,9 @@ from test_model import TINY, random_model
 
 from emigm import cli
 from emigm.api import load_generator
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.parsing import as_dict
-from emigm.config.parts import AutoencoderConfig
-from emigm.config.schema import SampleConfig
+from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.model import save_model
 from emigm.tools import generate
 from emigm.tools.generate import labelled

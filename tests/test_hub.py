@@ -14,15 +14,16 @@ from test_fetch import COMMIT, File, Server
 from test_generate import CFG, OWN, make
 from test_model import TINY, random_model
 
-from emigm import api, cli, hub
+from emigm import api, cli
 from emigm.api import load_generator
-from emigm.artefacts import HubFile
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.parts import AutoencoderConfig
+from emigm.config.schema import AutoencoderConfig
 from emigm.model.checkpoints import export_official
 from emigm.model.model import save_model
 from emigm.paper.settings import PAPER_MODELS
+from emigm.tools import hub
+from emigm.tools.artefacts import HubFile
 
 REPO = Path(__file__).parents[1]
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parts import DataConfig, ReleasedConfig
+from emigm.config.schema import DataConfig, ReleasedConfig
 from emigm.data.images import load_images, load_split, open_images, save_images
 from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_photos
-from emigm.files import write_index
+from emigm.io import write_index
 from emigm.stages.prepare import prepare
 
 ROOT = Path(__file__).parents[1]

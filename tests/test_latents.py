@@ -15,12 +15,12 @@ from PIL import Image
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.parts import DataConfig
+from emigm.config.schema import DataConfig
 from emigm.data import latents as latents_module
 from emigm.data.images import save_images
 from emigm.data.latents import LatentStore, Shards, write_latents
 from emigm.data.photos import DecodingError
-from emigm.files import write_index
+from emigm.io import write_index
 from emigm.stages.encode import encode, read_ahead
 from emigm.stages.prepare import prepare
 

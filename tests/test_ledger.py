@@ -11,8 +11,8 @@ import yaml
 from scipy import stats
 from simulated import GROUND, SIZES, cells_of, simulate
 
-from emigm.compose import params_file
 from emigm.config.benchmark import load_benchmark
+from emigm.config.compose import params_file
 from emigm.config.errors import ConfigError
 from emigm.paper.claims import FILE, Cells, Claim, Difference, Place, load_claims
 from emigm.report import conclusions

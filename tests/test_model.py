@@ -9,7 +9,7 @@ import torch
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.files import write_index
+from emigm.io import write_index
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, compile_networks, compiled_graphs, draw_training, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
@@ -222,7 +222,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
 
 def test_compiled_networks_are_those_that_sampling_and_training_call(monkeypatch):
     from emigm.config.schema import SampleConfig
-    from emigm.sampling import generate
+    from emigm.sample import generate
 
     compiled, calls = [], []
 
@@ -253,7 +253,7 @@ def test_compiled_networks_are_those_that_sampling_and_training_call(monkeypatch
 def test_networks_are_traced_whole_and_again_for_few_shapes(monkeypatch):
     """As torch.compile traces them, without the compiler itself, which a CPU has no use of."""
     from emigm.config.schema import SampleConfig
-    from emigm.sampling import generate
+    from emigm.sample import generate
 
     plain, model = random_model(), random_model()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
@@ -279,7 +279,7 @@ def test_networks_are_traced_whole_and_again_for_few_shapes(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a C++ compiler")
 def test_compiled_networks_compute_the_same_and_their_graphs_are_counted():
     from emigm.config.schema import SampleConfig
-    from emigm.sampling import generate
+    from emigm.sample import generate
 
     plain, model = random_model().to("cuda"), random_model().to("cuda")
     compile_networks(model)

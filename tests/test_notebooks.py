@@ -15,7 +15,7 @@ import pytest
 from made_up import REPO, checkout, write_results
 from test_compare import write_paper_results
 
-from emigm.compose import compose
+from emigm.config.compose import compose
 from emigm.config.errors import ConfigError, RunError
 from emigm.stages.notebooks import execute
 
@@ -23,7 +23,7 @@ ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.
 MINE = ("figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4", "training")
 ALLOWED = {"math", "numpy", "pandas", "matplotlib", "scipy"}
 ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.model.schedules", "emigm.flops")
-ROOMS += ("emigm.compose",)
+ROOMS += ("emigm.config.compose",)
 
 
 def code_of(name):

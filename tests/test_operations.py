@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from emigm.autoencoders.base import Pixels
 from emigm.config.schema import SampleConfig, TrainConfig
+from emigm.distributed import World
 from emigm.model import diffusion
 from emigm.model.model import EMIGM, draw_training
 from emigm.model.schedules import reveal_counts
-from emigm.runtime.distributed import World
-from emigm.runtime.transfer import upload
-from emigm.sampling import draw_images, embed_times, generate, reveal
-from emigm.training import TrainingImages, TrainingRun
+from emigm.model.transfer import upload
+from emigm.sample import draw_images, embed_times, generate, reveal
+from emigm.train import TrainingImages, TrainingRun
 
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
 """Operations that make the CPU wait for a GPU."""

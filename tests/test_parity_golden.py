@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from emigm import sampling, training
+from emigm import sample as sampling
+from emigm import train as training
 from emigm.autoencoders.autoencoder import Pixels
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
@@ -21,7 +22,7 @@ from emigm.model import head
 from emigm.model.checkpoints import from_official, official_name, to_official
 from emigm.model.model import EMIGM
 from emigm.tools import half_precision, oracle, parity
-from emigm.tools.parity import relative
+from tests.official.parity import relative
 
 GOLDEN = Path(__file__).parent / "golden"
 FACTS = json.loads((GOLDEN / "official_tiny.json").read_text())

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emigm.compose import DEFAULT, compose, composed_text, params_file, sources
+from emigm.config.compose import DEFAULT, compose, composed_text, params_file, sources
 from emigm.config.errors import ConfigError
-from emigm.records.earlier import FILE as EARLIER
-from emigm.records.earlier import read_earlier
-from emigm.records.findings import Findings
-from emigm.records.pipeline import Pipeline, check_pipeline
+from emigm.verify.earlier import FILE as EARLIER
+from emigm.verify.earlier import read_earlier
+from emigm.verify.findings import Findings
+from emigm.verify.pipeline import Pipeline, check_pipeline
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"

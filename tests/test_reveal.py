@@ -15,13 +15,13 @@ from test_model import TINY, random_model
 from test_notebooks import reading, run
 
 from emigm.autoencoders.codebook import fit_codebook, save_codebook
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.schema import SampleConfig
 from emigm.data.images import load_images
 from emigm.model.model import save_model
 from emigm.model.schedules import step_counts
 from emigm.pictures import MASKED, MOST, after_step, columns_of, save_animation, to_look_at
-from emigm.sampling import COUNTS, generate, generate_with_steps, random_stream
+from emigm.sample import COUNTS, generate, generate_with_steps, random_stream
 from emigm.stages.prepare import prepare
 from emigm.stages.reveal import ANIMATED, FOLDER, FOLLOWED, IN_A_ROW, make_pictures
 from emigm.stages.sample import Maker

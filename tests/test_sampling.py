@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from test_model import TINY, random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from emigm import sampling
+from emigm import sample as sampling
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.data.samples import Chunks, SampleSet, chunk_name, chunk_ranges, write_samples
 from emigm.model.model import EMIGM, cast_linear, draw_training
+from emigm.model.precision import autocast
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
-from emigm.runtime.pools import ahead
-from emigm.runtime.precision import autocast
-from emigm.sampling import COUNTS, generate, guided_denoiser, random_stream
+from emigm.pools import ahead
+from emigm.sample import COUNTS, generate, guided_denoiser, random_stream
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
 DDPM = dataclasses.replace(DPM, solver="ddpm", temperature=0.9, x0_clip=2.0)

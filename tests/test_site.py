@@ -22,13 +22,13 @@ from simulated import SIZES, simulate, write_records
 
 from emigm.paper.claims import load_claims
 from emigm.pictures import save_grid
-from emigm.records.equivalence import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
-from emigm.records.findings import Findings
-from emigm.records.verdict import as_json
-from emigm.records.verify import Verification
 from emigm.report.ledger import FAILS, HOLDS, NOT_RUN
 from emigm.report.tables import Table
 from emigm.stages.notebooks import execute
+from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
+from emigm.verify.findings import Findings
+from emigm.verify.verdict import as_json
+from emigm.verify.verify import Verification
 
 for needed in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
     pytest.importorskip(needed, reason=f"the site needs {needed}: make test-site")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_training import Killed
 
-from emigm import sampling
-from emigm.compose import compose_benchmark
+from emigm import sample as sampling
+from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.flops import mean_training_step
 from emigm.model.model import load_model, read_model_config

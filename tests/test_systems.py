@@ -12,13 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.errors import ConfigError
-from emigm.config.parts import AutoencoderConfig
-from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
+from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import group_step
 from emigm.gate import context_errors
 from emigm.model.model import EMIGM, draw_training, load_model, save_model
 from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
-from emigm.sampling import generate, most_confident, sample_codes
+from emigm.sample import generate, most_confident, sample_codes
 
 CODES = ModelConfig(
     grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,

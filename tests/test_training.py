@@ -9,17 +9,16 @@ import torch
 from test_model import TINY, random_model
 from torch import nn
 
-from emigm import training
+from emigm import train as training
 from emigm.autoencoders.autoencoder import KL16, Pixels
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.parts import GateConfig
-from emigm.config.schema import TrainConfig
+from emigm.config.schema import GateConfig, TrainConfig
+from emigm.distributed import World
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM, draw_training
-from emigm.runtime.distributed import World
-from emigm.runtime.pools import ahead
-from emigm.runtime.precision import autocast
-from emigm.training import (
+from emigm.model.precision import autocast
+from emigm.pools import ahead
+from emigm.train import (
     TrainingImages,
     batch_indices,
     batch_share,

@@ -16,14 +16,14 @@ from dvc_data.hashfile.tree import Tree
 from test_evaluation import TREE
 
 from emigm.cli import main
-from emigm.compose import write_composed
 from emigm.config.benchmark import load_benchmark
+from emigm.config.compose import write_composed
 from emigm.config.errors import ConfigError
-from emigm.records.findings import at
-from emigm.records.pipeline import Pipeline, md5
 from emigm.records.summary import fid_table, metrics_tree, summaries
-from emigm.records.verdict import as_json, holds, log, report, verdict
-from emigm.records.verify import verify
+from emigm.verify.findings import at
+from emigm.verify.pipeline import Pipeline, md5
+from emigm.verify.verdict import as_json, holds, log, report, verdict
+from emigm.verify.verify import verify
 
 ROOT = Path(__file__).parents[1]
 RECORDS = "results/tiny/records"
@@ -155,14 +155,14 @@ def changed_code(workspace):
     """The workspace, whose sampling code has changed since its stages ran, and the commit of the code that they ran,
     which the records of sampling name."""
     Path("emigm").mkdir()
-    Path("emigm/sampling.py").write_text("1\n")
+    Path("emigm/sample.py").write_text("1\n")
     Path("benchmarks/claims.yaml").write_text("{}\n")
     then = commit_all()
     for budget in (4, 16):
         edit(f"sample-xs-{budget}", lambda r: r["provenance"].update(commit=then))
     write_lock(workspace)
-    Path("emigm/sampling.py").write_text("2\n")
-    assert "emigm/sampling.py: has changed since 2 stages (sample@xs-4, sample@xs-16) ran" in problems()
+    Path("emigm/sample.py").write_text("2\n")
+    assert "emigm/sample.py: has changed since 2 stages (sample@xs-4, sample@xs-16) ran" in problems()
     return then
 
 
@@ -176,13 +176,13 @@ def test_results_of_earlier_code_are_whole_where_they_are_listed_with_its_commit
     one = of_tiny()
     assert one.whole
     said = f"2 stages (sample@xs-16, sample@xs-4) ran the code of commit {changed_code[:7]}, since which have changed: "
-    assert said + "emigm/sampling.py. It is the same." in report([one])
+    assert said + "emigm/sample.py. It is the same." in report([one])
     assert as_json([one])["benchmarks"]["tiny"]["earlier"] == one.findings.earlier
     assert verdict([one]).endswith("; by earlier code: tiny")
 
 
 EXCUSED_NOT = {
-    "code of no commit": lambda: Path("emigm/sampling.py").write_text("3\n") and relist_lock(),
+    "code of no commit": lambda: Path("emigm/sample.py").write_text("3\n") and relist_lock(),
     "records of another commit": lambda: edit("sample-xs-4", lambda r: r["provenance"].update(commit="0" * 40)),
     "a record without a commit": lambda: edit("sample-xs-4", lambda r: r["provenance"].pop("commit")),
 }
@@ -190,15 +190,15 @@ EXCUSED_NOT = {
 
 def relist_lock() -> None:
     """As though the stages had run with the code as it is now, under records that name the commit of another."""
-    read_as_it_is("emigm/sampling.py", "sample@xs-4", "sample@xs-16")
-    Path("emigm/sampling.py").write_text("2\n")
+    read_as_it_is("emigm/sample.py", "sample@xs-4", "sample@xs-16")
+    Path("emigm/sample.py").write_text("2\n")
 
 
 @pytest.mark.parametrize("change", EXCUSED_NOT)
 def test_a_stage_stands_by_code_and_records_of_the_listed_commit_alone(changed_code, change):
     EXCUSED_NOT[change]()
     list_as_earlier(changed_code)
-    assert "emigm/sampling.py: has changed since" in problems()
+    assert "emigm/sample.py: has changed since" in problems()
 
 
 def test_a_stage_does_not_stand_by_code_that_the_listed_commit_had_not_yet(changed_code):
@@ -206,7 +206,7 @@ def test_a_stage_does_not_stand_by_code_that_the_listed_commit_had_not_yet(chang
     Path("emigm/pictures.py").write_text("1\n")  # since that commit
     read_as_it_is("emigm/pictures.py", "sample@xs-4")
     list_as_earlier(changed_code)
-    assert "emigm/sampling.py: has changed since stage sample@xs-4 ran" in problems()
+    assert "emigm/sample.py: has changed since stage sample@xs-4 ran" in problems()
 
 
 def test_an_entry_of_earlier_code_excuses_nothing_but_code(changed_code):
@@ -799,7 +799,7 @@ def test_scores_that_the_images_do_not_give_are_refused(workspace, capsys):
 
 
 def test_another_machine_may_round_differently(workspace, capsys):
-    from emigm.tools.deep import differing_pixels
+    from emigm.verify.deep import differing_pixels
 
     for stage in ("sample-xs-4", "sample-xs-16", "evaluate-xs"):
         edit(stage, lambda r: r["provenance"].update(device="CPU: another"))

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from emigm import stages
 from emigm.config.benchmark import KEYS
-from emigm.files import sha256, write_atomically, write_json
+from emigm.io import sha256, write_atomically, write_json
 from emigm.records.record import SCHEMA, provenance
 from emigm.stages import encode, evaluate, extractor, prepare, reference, sample, train
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from emigm.autoencoders.base import Autoencoder, Pixels, channels_last
 from emigm.autoencoders.codebook import load_codes
 from emigm.config.errors import ConfigError
-from emigm.config.parts import AutoencoderConfig
-from emigm.config.rules import Precision
+from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
 
 KL16_CONFIG: dict[str, Any] = {

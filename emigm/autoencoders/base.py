@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.rules import Precision
-from emigm.runtime.precision import autocast, overflow
-from emigm.runtime.transfer import upload
+from emigm.config.schema import Precision
+from emigm.model.precision import autocast, overflow
+from emigm.model.transfer import upload
 
 BATCH = 16
 """Images encoded or decoded at once; bounds the memory."""

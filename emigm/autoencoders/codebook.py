@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from emigm.autoencoders.base import Autoencoder, channels_last
 from emigm.config.errors import ConfigError
-from emigm.config.parts import AutoencoderConfig
-from emigm.config.rules import Precision
-from emigm.files import read_arrays, write_arrays
+from emigm.config.schema import AutoencoderConfig, Precision
+from emigm.io import read_arrays, write_arrays
 from emigm.model.weights import check_state, read_tensors
 
 

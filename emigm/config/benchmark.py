@@ -10,18 +10,22 @@ from typing import Annotated, Any, Literal
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import Checked, Part, known, parse, read_yaml, show, suggest
-from emigm.config.parts import (
+from emigm.config.schema import (
     AutoencoderConfig,
     CompareConfig,
     DataConfig,
     EvalConfig,
     ExtractorConfig,
     GateConfig,
+    ModelConfig,
+    Name,
     ReleasedConfig,
     RunConfig,
+    SampleConfig,
+    Text,
+    TrainConfig,
+    distinct,
 )
-from emigm.config.rules import Name, Text, distinct
-from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 
 RANDOM = Path("random")
 """Folder of random files in place of released ones, for dry runs (`emigm.tools.random_files`)."""

@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
-from emigm.config.parts import DataConfig
+from emigm.config.schema import DataConfig
 from emigm.data.photos import DecodingError, Photos, decode
-from emigm.files import read_arrays, read_json, write_arrays
+from emigm.io import read_arrays, read_json, write_arrays
 
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "holdout")

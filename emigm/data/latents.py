@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.files import read_index, sha256, write_atomically, write_index
+from emigm.io import read_index, sha256, write_atomically, write_index
 
 INDEX = "index.json"
 SHARD_ROWS = 4096

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
-from emigm.files import read_index
+from emigm.io import read_index
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 """Of photos, in small letters."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.data.images import load_images, save_images
-from emigm.files import read_index, sha256, write_index
+from emigm.io import read_index, sha256, write_index
 
 INDEX = "index.json"
 REMEDY = "delete the folder and run dvc repro"

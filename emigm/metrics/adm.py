@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
 from emigm.data.samples import SampleSet
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 
 DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a damaged `.npz` raises."""

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
-from emigm.config.parts import ClassifierTraining
-from emigm.files import read_index, sha256, write_index
+from emigm.config.schema import ClassifierTraining
+from emigm.io import read_index, sha256, write_index
 from emigm.model.weights import check_state, read_tensors, write_tensors
 
 WEIGHTS_FILE = "weights.safetensors"

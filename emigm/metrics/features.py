@@ -19,12 +19,12 @@ from torch_fidelity.utils import create_feature_extractor
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.parts import ExtractorConfig
 from emigm.config.paths import extractor_folder
-from emigm.files import sha256
+from emigm.config.schema import ExtractorConfig
+from emigm.io import sha256
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
+from emigm.model.transfer import upload
 from emigm.model.weights import check_finite, read_tensors
-from emigm.runtime.transfer import upload
 
 INCEPTION_SHA256 = "6726825d"
 """The published weights' checksum starts with this, as their name says."""

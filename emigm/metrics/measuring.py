@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from emigm.files import read_arrays, write_arrays
+from emigm.distributed import World
+from emigm.io import read_arrays, write_arrays
 from emigm.metrics.features import Features
-from emigm.runtime.distributed import World
 
 
 class Chunk(NamedTuple):

@@ -17,7 +17,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from emigm.config.errors import ConfigError
-from emigm.files import read_arrays, write_arrays
+from emigm.io import read_arrays, write_arrays
 from emigm.metrics.adm import check_statistics
 from emigm.metrics.features import Features
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from emigm.config.errors import ConfigError
-from emigm.config.parts import ReleasedConfig
-from emigm.config.schema import ModelConfig
-from emigm.files import sha256, write_atomically
+from emigm.config.schema import ModelConfig, ReleasedConfig
+from emigm.io import sha256, write_atomically
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
 from emigm.model.weights import check_tensors, read_tensors
 from emigm.paper.settings import PAPER_MODELS

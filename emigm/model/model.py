@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, parse
-from emigm.config.rules import Precision
-from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.files import read_index, sha256, write_index
+from emigm.config.schema import ModelConfig, Precision, TrainConfig
+from emigm.io import read_index, sha256, write_index
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone
 from emigm.model.head import CategoricalHead, DiffusionHead
+from emigm.model.precision import HALVES
 from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
+from emigm.model.transfer import upload
 from emigm.model.weights import check_state, read_tensors, write_tensors
-from emigm.runtime.precision import HALVES
-from emigm.runtime.transfer import upload
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 REMEDY = "train or import the model again"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 
 
 def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from emigm.compose import DEFAULT
+from emigm.config.compose import DEFAULT
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
 from emigm.records.record import read_record

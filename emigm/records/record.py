@@ -19,7 +19,7 @@ from typing import Any
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
-from emigm.files import read_json, write_json
+from emigm.io import read_json, write_json
 
 SCHEMA = 2
 TRAINING_IMAGES = "training images"
@@ -51,7 +51,7 @@ def write_record(
         results: the measured numbers.
         device: where it was measured ("cpu", "cuda:0").
         processes: how many shared the work.
-        inputs: file => checksum of what the stage read (`emigm.files.checksums`). What one stage's record has as an
+        inputs: file => checksum of what the stage read (`emigm.io.checksums`). What one stage's record has as an
             output, and another's as an input, chains them.
         outputs: file => checksum of what it wrote.
         others_cpu_seconds: processor time of the other processes (`cpu_seconds`).

@@ -13,7 +13,6 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from emigm.records.earlier import commits_of, read_earlier
 from emigm.records.frame import Records, baselines, benchmarks_with_results, read_all, runs
 from emigm.report import conclusions, notes
 from emigm.report.statistics import summarise
@@ -31,6 +30,7 @@ from emigm.report.tables import (
     saved_notes,
     thousands,
 )
+from emigm.verify.earlier import commits_of, read_earlier
 
 SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""

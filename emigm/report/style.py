@@ -27,7 +27,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 from emigm.records.frame import SIZES, ladder_size
 from emigm.report.statistics import CELL, summarise
 

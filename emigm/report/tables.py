@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 from emigm.records.frame import ladder_size
 
 NOT_RUN, NONE = "not run", "–"

@@ -20,16 +20,16 @@ from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.parts import AutoencoderConfig
 from emigm.config.paths import STATE, data_folder, images_folder
+from emigm.config.schema import AutoencoderConfig
 from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import INDEX, SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
-from emigm.files import checksums, fingerprint, sha256, write_atomically, write_json
+from emigm.distributed import World, join
+from emigm.io import checksums, fingerprint, sha256, write_atomically, write_json
+from emigm.launching import run_stage
+from emigm.pools import Stopwatch
 from emigm.records.record import cpu_seconds, write_record
-from emigm.runtime.distributed import World, join
-from emigm.runtime.launching import run_stage
-from emigm.runtime.pools import Stopwatch
 
 STATISTICS_IMAGES = 2048
 """Images, evenly spaced, that the record's mean and deviation of unit latents are taken over, at most."""

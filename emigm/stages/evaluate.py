@@ -15,7 +15,9 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import STATE, data_folder, extractor_folder, images_folder, samples_folder, samples_name
 from emigm.data.images import PARTS, open_images
 from emigm.data.samples import INDEX, SampleSet
-from emigm.files import checksums, fingerprint
+from emigm.distributed import join
+from emigm.io import checksums, fingerprint
+from emigm.launching import run_stage
 from emigm.metrics.features import Extractor, extractor_of
 from emigm.metrics.measuring import Chunk, as_arrays, from_arrays, measure_chunks, measured
 from emigm.metrics.scores import (
@@ -29,8 +31,6 @@ from emigm.metrics.scores import (
 )
 from emigm.records.record import cpu_seconds, write_record
 from emigm.records.summary import summaries
-from emigm.runtime.distributed import join
-from emigm.runtime.launching import run_stage
 
 Run = tuple[str, int, int]
 """Budget, training seed, sampling seed."""

@@ -10,7 +10,8 @@ import torch
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import extractor_folder, images_folder
 from emigm.data.images import PARTS, open_images
-from emigm.files import checksums, sha256
+from emigm.io import checksums, sha256
+from emigm.launching import run_stage
 from emigm.metrics.classifier import (
     FEATURES,
     WEIGHTS_FILE,
@@ -19,7 +20,6 @@ from emigm.metrics.classifier import (
     train_classifier,
 )
 from emigm.records.record import write_record
-from emigm.runtime.launching import run_stage
 
 
 def make_extractor(benchmark: Benchmark) -> None:

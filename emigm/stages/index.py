@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from emigm.launching import in_one_line
 from emigm.report.pages import benchmark_page, front_page
 from emigm.report.tables import write_text
-from emigm.runtime.launching import in_one_line
 
 
 def write_page(benchmark: str | None) -> Path:

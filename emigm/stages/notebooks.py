@@ -18,8 +18,8 @@ from traitlets.config import Config
 from emigm.config.errors import RunError
 from emigm.config.parsing import known
 from emigm.config.paths import results_folder
+from emigm.launching import in_one_line
 from emigm.report.tables import write_text
-from emigm.runtime.launching import in_one_line
 
 FOLDER = Path("notebooks")
 

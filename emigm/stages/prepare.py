@@ -10,9 +10,9 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import images_folder
 from emigm.data.images import NONE, PARTS, load_split, save_images
 from emigm.data.photos import scan_photos
-from emigm.files import checksums, write_index, write_json
+from emigm.io import checksums, write_index, write_json
+from emigm.launching import run_stage
 from emigm.records.record import write_record
-from emigm.runtime.launching import run_stage
 
 
 def prepare(benchmark: Benchmark) -> None:

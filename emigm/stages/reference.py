@@ -18,7 +18,9 @@ from emigm.config.parsing import as_dict
 from emigm.config.paths import STATE, data_folder, extractor_folder, images_folder, results_folder
 from emigm.data.images import PARTS, ImageSource, open_images, why_none
 from emigm.data.latents import INDEX, LatentStore
-from emigm.files import checksums, fingerprint, sha256
+from emigm.distributed import join
+from emigm.io import checksums, fingerprint, sha256
+from emigm.launching import run_stage
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.features import Extractor, Features, extractor_of
@@ -36,8 +38,6 @@ from emigm.metrics.scores import (
 from emigm.model.model import EMIGM
 from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, save_grid
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
-from emigm.runtime.distributed import join
-from emigm.runtime.launching import run_stage
 
 CHUNK = 500
 """Real images whose features are kept together."""

@@ -15,14 +15,14 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.paths import images_folder, model_folder, results_folder
 from emigm.config.schema import SampleConfig
 from emigm.data.images import PARTS, open_images
-from emigm.files import checksums
+from emigm.distributed import join
+from emigm.io import checksums
+from emigm.launching import run_stage
 from emigm.metrics.scores import nearest, nearest_distance
 from emigm.model.schedules import SCHEDULES, nfe
 from emigm.pictures import after_step, columns_of, rows_of_images, save_animation, save_png, to_look_at
 from emigm.records.record import write_record
-from emigm.runtime.distributed import join
-from emigm.runtime.launching import run_stage
-from emigm.sampling import generate_with_steps
+from emigm.sample import generate_with_steps
 from emigm.stages.sample import Maker, balanced_labels, sampling_seed
 
 FOLDER = Path("grids") / "reveal"

@@ -19,7 +19,9 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import STATE, model_folder, results_folder, samples_folder, samples_name
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import INDEX, Chunks, SampleSet
-from emigm.files import checksums, fingerprint, sha256
+from emigm.distributed import World, join
+from emigm.io import checksums, fingerprint, sha256
+from emigm.launching import run_stage
 from emigm.model.model import (
     REMEDY,
     WEIGHTS_FILE,
@@ -31,11 +33,9 @@ from emigm.model.model import (
 )
 from emigm.model.schedules import nfe
 from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
+from emigm.pools import Progress, Stopwatch, cores, in_turn, parallel
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
-from emigm.runtime.distributed import World, join
-from emigm.runtime.launching import run_stage
-from emigm.runtime.pools import Progress, Stopwatch, cores, in_turn, parallel
-from emigm.sampling import batch_ranges, generate
+from emigm.sample import batch_ranges, generate
 
 
 def sample(benchmark: Benchmark, size: str, budget: str) -> None:

@@ -12,16 +12,16 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import STATE, data_folder, extractor_folder, model_folder, snapshot_folder
 from emigm.data.samples import Chunks, SampleSet
-from emigm.files import checksums
+from emigm.distributed import World, join
 from emigm.flops import mean_training_step
+from emigm.io import checksums
+from emigm.launching import run_stage
 from emigm.metrics.features import extractor_of
 from emigm.metrics.measuring import measure_chunks, measured
 from emigm.metrics.scores import load_reference
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
+from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import cpu_seconds, write_record
-from emigm.runtime.distributed import World, join
-from emigm.runtime.launching import run_stage
-from emigm.runtime.pools import Progress, in_turn, parallel
 from emigm.stages.evaluate import check_made_from, chunks_of, measure, score, summaries
 from emigm.stages.sample import check_facts, sample_model
 

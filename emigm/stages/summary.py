@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import results_folder
-from emigm.files import write_atomically, write_json
+from emigm.io import write_atomically, write_json
+from emigm.launching import run_stage
 from emigm.records.record import read_record
 from emigm.records.summary import curves_table, fid_table, metrics_tree
-from emigm.runtime.launching import run_stage
 
 
 def summary(benchmark: Benchmark) -> None:

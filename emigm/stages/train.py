@@ -19,16 +19,16 @@ from emigm.config.paths import STATE, data_folder, model_folder, results_folder,
 from emigm.config.schema import ModelConfig
 from emigm.data.images import PARTS, Part
 from emigm.data.latents import INDEX, LatentStore
-from emigm.files import checksums, sha256, write_atomically
+from emigm.distributed import World, join
 from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_errors, context_ratio
+from emigm.io import checksums, sha256, write_atomically
+from emigm.launching import run_stage
 from emigm.model.checkpoints import fetch_official, import_official
 from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
+from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
-from emigm.runtime.distributed import World, join
-from emigm.runtime.launching import run_stage
-from emigm.runtime.pools import Progress, in_turn, parallel
-from emigm.training import TrainingImages, train
+from emigm.train import TrainingImages, train
 
 IN_MEMORY = 2**30
 """Bytes up to which all latents are read at once; larger ones are read batch by batch."""

@@ -11,16 +11,16 @@ from pathlib import Path
 from scipy.stats import norm
 from tabulate import tabulate
 
-from emigm.artefacts import PUBLISHED, REFERENCES, fetched, recorded
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.parts import CompareConfig
 from emigm.config.paths import results_folder
+from emigm.config.schema import CompareConfig
 from emigm.paper.reported import reported
 from emigm.paper.settings import PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.records.frame import Records, read_all
 from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
+from emigm.tools.artefacts import PUBLISHED, REFERENCES, fetched, recorded
 from emigm.tools.doctor import how_to_run
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"

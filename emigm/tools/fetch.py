@@ -20,10 +20,10 @@ import huggingface_hub
 import requests
 from tqdm import tqdm
 
-from emigm.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, reference_mirrors
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import RunError
-from emigm.files import fingerprint, lock, sha256, write_json
+from emigm.io import fingerprint, lock, sha256, write_json
+from emigm.tools.artefacts import FETCHED, MIRRORS, PUBLISHED, REFERENCES, HubFile, fetched, reference_mirrors
 
 TIMEOUT = (10, 60)
 """Seconds to wait for a connection, and for the next bytes."""

@@ -14,11 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from emigm.api import Generator, load_generator
-from emigm.compose import compose_benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 
 LEAST_SIDE, MOST_WIDTH = 64, 2600
 """Pixels: smaller images are enlarged by a whole factor; a wider row of classes goes on below."""

@@ -20,7 +20,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from emigm.autoencoders.autoencoder import KL16_CONFIG, kl16_official_name
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 
 STORED_IMAGES = 16
 """Images in the file of reference statistics; ADM's has 10,000."""

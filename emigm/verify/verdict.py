@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from emigm.config.errors import ConfigError
-from emigm.files import write_atomically
-from emigm.records.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison
-from emigm.records.findings import count
-from emigm.records.verify import Verification, commit
+from emigm.io import write_atomically
+from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison
+from emigm.verify.findings import count
+from emigm.verify.verify import Verification, commit
 
 STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
 SHOWN = 5

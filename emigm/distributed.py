@@ -18,9 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from emigm.config.errors import ConfigError
-from emigm.config.parts import RunConfig
-from emigm.runtime.launching import place
-from emigm.runtime.pools import die_with_parent
+from emigm.config.schema import RunConfig
+from emigm.launching import place
+from emigm.pools import die_with_parent
 
 TIMEOUT = datetime.timedelta(hours=1)
 """Longest wait of one process for another: main may be writing a large file, or the machines may differ."""

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emigm.config.rules import Precision
-from emigm.config.schema import ModelConfig, SampleConfig
+from emigm.config.schema import ModelConfig, Precision, SampleConfig
 from emigm.model.checkpoints import official_name
 from emigm.model.model import cast_linear
-from emigm.runtime.precision import autocast
-from emigm.sampling import embed_times, reveal
+from emigm.model.precision import autocast
+from emigm.sample import embed_times, reveal
 from emigm.tools import oracle
 
 FLOOR = 1e-3

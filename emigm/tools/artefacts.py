@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emigm.config.errors import ConfigError
-from emigm.files import read_json
+from emigm.io import read_json
 
 
 class HubFile(NamedTuple):

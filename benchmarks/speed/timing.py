@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from emigm.config.rules import Precision
-from emigm.runtime.precision import HALVES, products
+from emigm.config.schema import Precision
+from emigm.model.precision import HALVES, products
 
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the square matrices whose product gives a device's rate."""

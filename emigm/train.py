@@ -26,13 +26,13 @@ from emigm.autoencoders.autoencoder import Autoencoder
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
-from emigm.files import fingerprint
+from emigm.distributed import ALONE, World
+from emigm.io import fingerprint
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks, draw_training
-from emigm.runtime.distributed import ALONE, World
-from emigm.runtime.pools import ahead
-from emigm.runtime.precision import autocast, products
-from emigm.runtime.resume import ResumePoints
-from emigm.runtime.transfer import upload
+from emigm.model.precision import autocast, products
+from emigm.model.transfer import upload
+from emigm.pools import ahead
+from emigm.resume import ResumePoints
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""

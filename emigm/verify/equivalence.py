@@ -61,9 +61,9 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from emigm.records.cells import Cell, Record, Unit, cells_of
-from emigm.records.findings import count
 from emigm.records.summary import seed_variances
+from emigm.verify.cells import Cell, Record, Unit, cells_of
+from emigm.verify.findings import count
 
 LEVEL = 0.05
 """Of each of the two one-sided tests."""

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from emigm.config.errors import RunError
-from emigm.config.rules import Precision
-from emigm.config.schema import SampleConfig
+from emigm.config.schema import Precision, SampleConfig
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM
+from emigm.model.precision import autocast, overflow
 from emigm.model.schedules import guided_steps, step_counts
-from emigm.runtime.pools import ahead
-from emigm.runtime.precision import autocast, overflow
-from emigm.runtime.transfer import upload
+from emigm.model.transfer import upload
+from emigm.pools import ahead
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]

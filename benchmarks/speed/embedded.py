@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from benchmarks.speed.bench import write_speed
+from benchmarks.speed.timing import matrix_rate, spread
 from emigm.autoencoders.autoencoder import Pixels
-from emigm.compose import compose_benchmark
 from emigm.config.benchmark import Benchmark
+from emigm.config.compose import compose_benchmark
 from emigm.config.paths import results_folder
+from emigm.distributed import ALONE
 from emigm.flops import mean_training_step
+from emigm.pools import keep_freed_memory
 from emigm.records.record import cpu_seconds, read_record
-from emigm.runtime.distributed import ALONE
-from emigm.runtime.pools import keep_freed_memory
-from emigm.tools.bench import write_speed
-from emigm.tools.timing import matrix_rate, spread
-from emigm.training import TrainingImages, TrainingRun
+from emigm.train import TrainingImages, TrainingRun
 
 STAGES = (
     "prepare",

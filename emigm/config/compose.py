@@ -17,7 +17,7 @@ import yaml
 from emigm.config.benchmark import Benchmark, load_benchmark, parse_params
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known, parse_yaml, read_yaml
-from emigm.files import write_atomically
+from emigm.io import write_atomically
 
 FOLDER = Path("benchmarks")
 SOURCE = "benchmark.yaml"

@@ -17,18 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from emigm.compose import params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.compose import params_file, sources
 from emigm.config.errors import UserError
 from emigm.config.paths import data_folder, model_folder, results_folder
+from emigm.distributed import join
 from emigm.metrics.features import extractor_of
 from emigm.metrics.scores import load_reference
+from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import provenance, read_record
-from emigm.records.verify import Verification
-from emigm.runtime.distributed import join
-from emigm.runtime.pools import Progress, in_turn, parallel
 from emigm.stages.evaluate import known_images, measure, open_samples, score
 from emigm.stages.sample import Maker
+from emigm.verify.verify import Verification
 
 LEVELS, SHARE = 2, 0.99
 """On another machine, this share of the pixel values lies within so many of 256 levels."""
@@ -43,7 +43,7 @@ def generate_again(found: Sequence[Verification], seed: int | None = None) -> No
     `found`.
 
     Args:
-        found: what `emigm.records.verify` has found.
+        found: what `emigm.verify.verify` has found.
         seed: of the choice of chunks; None: a new one.
     """
     seed = secrets.randbelow(10**6) if seed is None else seed

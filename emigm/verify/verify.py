@@ -1,9 +1,9 @@
 """`emigm verify`: is what lies in results/ whole, and does it say what the tracked results say? No torch.
 
-*Whole*: every record follows from its runs, its settings and the records before it (`emigm.records.whole`), and every
-file has the bytes that its stage wrote or read (`emigm.records.pipeline`), but code that has changed since results that
-are listed (`emigm.records.earlier`). *Reproduced*: every cell is identical to that of the results it is held against,
-or equivalent within a margin fixed beforehand, by itself or with its metric's other cells (`emigm.records.equivalence`
+*Whole*: every record follows from its runs, its settings and the records before it (`emigm.verify.whole`), and every
+file has the bytes that its stage wrote or read (`emigm.verify.pipeline`), but code that has changed since results that
+are listed (`emigm.verify.earlier`). *Reproduced*: every cell is identical to that of the results it is held against,
+or equivalent within a margin fixed beforehand, by itself or with its metric's other cells (`emigm.verify.equivalence`
 says by which test), and no claim's verdict has turned round.
 """
 
@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emigm.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.compose import FOLDER, SOURCE, params_file, sources
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
-from emigm.records.earlier import FILE as EARLIER
-from emigm.records.earlier import extracted, git, listed, read_earlier
-from emigm.records.equivalence import Comparison, compare
-from emigm.records.findings import RESULTS, Findings, differing, short
-from emigm.records.pipeline import Pipeline, check_pipeline
-from emigm.records.whole import check_artefacts, check_derived, check_records, expected_settings, read_all
+from emigm.verify.earlier import FILE as EARLIER
+from emigm.verify.earlier import extracted, git, listed, read_earlier
+from emigm.verify.equivalence import Comparison, compare
+from emigm.verify.findings import RESULTS, Findings, differing, short
+from emigm.verify.pipeline import Pipeline, check_pipeline
+from emigm.verify.whole import check_artefacts, check_derived, check_records, expected_settings, read_all
 
 CLAIMS = "claims.csv"
 CONTRARY = {"holds", "does not hold"}

@@ -8,12 +8,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from emigm.artefacts import HubFile
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
-from emigm.files import read_index, sha256, write_index
+from emigm.io import read_index, sha256, write_index
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE, read_model_config
+from emigm.tools.artefacts import HubFile
 
 CARD = """---
 library_name: emigm

@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emigm import sampling, training
+from emigm import sample as sampling
+from emigm import train as training
 from emigm.autoencoders.autoencoder import Pixels
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import diffusion, schedules
@@ -38,7 +39,7 @@ from emigm.model.head import DiffusionHead
 from emigm.model.model import EMIGM, load_model
 from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import half_precision, oracle
-from emigm.training import batch_indices
+from emigm.train import batch_indices
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10
 """Tolerances in the two precisions."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from emigm.config.errors import ConfigError
-from emigm.files import sha256, write_atomically
+from emigm.io import sha256, write_atomically
 
 
 class ResumePoints:

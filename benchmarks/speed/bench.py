@@ -26,27 +26,25 @@ from torch import Tensor, nn
 from torch_fidelity.datasets import ImagesPathDataset
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
+from benchmarks.speed.timing import Variant, matrix_rate, measure
 from emigm.autoencoders.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG, Autoencoder, Pixels
-from emigm.config.parts import ExtractorConfig
-from emigm.config.rules import Precision
-from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
+from emigm.config.schema import ExtractorConfig, ModelConfig, Precision, SampleConfig, TrainConfig
 from emigm.data.latents import LatentStore, Shards
-from emigm.files import write_json
+from emigm.distributed import World
 from emigm.flops import AUTOENCODERS, group_step, sampling
+from emigm.io import write_json
 from emigm.metrics.features import load_extractor, write_source
 from emigm.model.checkpoints import to_official
 from emigm.model.model import EMIGM, cast_linear, compile_networks, compiled_graphs
+from emigm.model.precision import autocast, products
+from emigm.model.transfer import upload
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
-from emigm.runtime.distributed import World
-from emigm.runtime.precision import autocast, products
-from emigm.runtime.transfer import upload
-from emigm.sampling import generate
+from emigm.sample import generate
 from emigm.tools import oracle
 from emigm.tools.estimates import INCEPTION_FLOPS
 from emigm.tools.random_files import write_inception
-from emigm.tools.timing import Variant, matrix_rate, measure
-from emigm.training import TrainingImages, TrainingRun
+from emigm.train import TrainingImages, TrainingRun
 
 ITEMS = ("sampling", "training step", "decoding", "encoding", "reading latents", "scoring")
 OURS: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("tf32", "float16", "bf16")}

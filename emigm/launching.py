@@ -18,8 +18,8 @@ from typing import NoReturn
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError, RunError, UserError
 from emigm.config.paths import STATE
-from emigm.files import lock
-from emigm.runtime.pools import die_with_parent
+from emigm.io import lock
+from emigm.pools import die_with_parent
 
 
 def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = False) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emigm import sampling
+from emigm import sample as sampling
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import diffusion, schedules

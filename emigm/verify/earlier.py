@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import Checked, matching, parse, read_yaml
-from emigm.config.rules import Text
+from emigm.config.schema import Text
 
 FILE = Path("benchmarks/earlier.yaml")
 

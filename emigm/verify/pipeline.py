@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from emigm.compose import DEFAULT, FOLDER
 from emigm.config.benchmark import read_yaml
+from emigm.config.compose import DEFAULT, FOLDER
 from emigm.config.errors import ConfigError
-from emigm.records.earlier import FILE as EARLIER
-from emigm.records.earlier import code_at, commits_of, read_earlier
-from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, short
+from emigm.verify.earlier import FILE as EARLIER
+from emigm.verify.earlier import code_at, commits_of, read_earlier
+from emigm.verify.findings import REMEDY, RESULTS, Findings, at, differing, short
 
 MEASURED = f"{RESULTS}/speed/measured"
 """Records of `emigm bench`."""
@@ -243,7 +243,7 @@ def check_pipeline(pipeline: Pipeline, findings: Findings, everything: bool = Fa
 
 def _take_out_earlier(pipeline: Pipeline, changed: dict[str, dict[str, str | None]], findings: Findings) -> None:
     """Take out of what has `changed` (path -> stage -> its checksum then) the code of the stages that stand though it
-    has (`emigm.records.earlier`)."""
+    has (`emigm.verify.earlier`)."""
     root, entry = pipeline.root, read_earlier(pipeline.root).get(pipeline.name)
     code = sorted(path for path in changed if _is_code(path))
     ran = {stage for path in code for stage in changed[path]}

@@ -13,12 +13,12 @@ from typing import Any
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.files import sha256
+from emigm.io import sha256
 from emigm.model.schedules import nfe
-from emigm.records.cells import cells_of
-from emigm.records.findings import REMEDY, RESULTS, Findings, at, differing, same, short
 from emigm.records.record import SCORED, mean_and_spread, read_record, reference_name, scale
 from emigm.records.summary import curves_table, fid_table, metrics_tree, summaries
+from emigm.verify.cells import cells_of
+from emigm.verify.findings import REMEDY, RESULTS, Findings, at, differing, same, short
 
 MADE = ("data", "models", "samples")
 """Folders that stages fill and git does not track."""

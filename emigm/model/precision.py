@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from emigm.config.errors import ConfigError
-from emigm.config.rules import Precision
+from emigm.config.schema import Precision
 
 HALVES = {"float16": torch.float16, "bf16": torch.bfloat16}
 

@@ -1,1 +1,0 @@
-"""How a stage is started and uses processes, cores and devices."""

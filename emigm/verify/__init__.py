@@ -1,0 +1,1 @@
+"""Did it reproduce, and is what lies here whole?"""
