@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
-UV := 0.13.9
 
 .PHONY: reproduce evidence test test-site site lint readme lock clean-env
 
@@ -36,20 +36,20 @@ lint: $(READY)
 readme: $(READY)
 	$(RUN) python -m emigm.report.blocks
 
-# The stamp comes last: an interrupted installation starts over.
+# pip itself, so that its settings hold: index, mirror, proxy, certificates. About three minutes and 6.3 GB, half of it the
+# GPU libraries that the index's builds of torch bring on x86. The stamp comes last: an interrupted installation starts over.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	    f"error: Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed; name one: make PYTHON=python3.12 ...")'
+	@git rev-parse --verify --quiet HEAD > /dev/null || { git rev-parse HEAD; echo "error: this is no git checkout that \
+	git reads, and results are compared with what git tracks; git clone the repository, or mend what git says"; exit 1; } >&2
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes \
-	    --requirement requirements.lock
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	$(PIP) install --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/.site: docs/requirements.lock $(READY)
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes \
-	    --requirement docs/requirements.lock
+	$(PIP) install --no-deps --require-hashes --requirement docs/requirements.lock
 	touch $@
 
 # One resolution for Python 3.11 to 3.13 and all platforms, with checksums and no index's name.
