@@ -1,0 +1,190 @@
+"""Several nodes, as processes of one machine: two torchrun agents that meet, and the Slurm template with stand-ins for
+Slurm's commands. What dies ends all within a minute, and the same command goes on."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+TOGETHER = ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=test"]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def environment(folder, **more):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "LOCAL_RANK", "WORLD_"))}
+    return {
+        **inherited, "PATH": f"{folder / 'bin'}:{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1", **more,
+    }  # fmt: skip
+
+
+def write_params(folder, launcher=None):
+    tree = yaml.safe_load((ROOT / "benchmarks/smoke/params.yaml").read_text(encoding="utf-8"))
+    benchmark = tree["benchmark"]
+    benchmark |= {"name": "tiny", "images_of": "tiny"}
+    benchmark["run"] = {"device": "cpu", "launcher": launcher}
+    benchmark["train"] |= {"steps": 120, "seeds": [0], "checkpoint_every": 10, "snapshots": []}
+    benchmark["evaluation"] |= {"snapshots": None, "images": 400, "seeds": [0]}
+    benchmark["ladder"]["xs"]["model"] = {"width": 16, "head_width": 16}
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with the latents of a tiny benchmark, its model trained by one process, and that training's loss."""
+    folder = tmp_path_factory.mktemp("nodes")
+    write_params(folder)
+    for stage, *options in (("prepare",), ("encode",), ("train", "--size", "xs")):
+        command = [sys.executable, "-m", f"emigm.stages.{stage}", *options]
+        subprocess.run(command, cwd=folder, env=environment(folder), check=True, capture_output=True)
+    return folder, loss(folder)
+
+
+@pytest.fixture
+def folder(prepared, tmp_path):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def loss(folder):
+    record = json.loads((folder / "results/tiny/records/train-xs.json").read_text(encoding="utf-8"))
+    return record["results"]["final_loss"]["values"][0]
+
+
+def nodes(folder, stage, *options, processes):
+    """Two torchrun agents with a meeting point, as two nodes start them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{s.getsockname()[1]}"
+    command = ["torchrun", *TOGETHER, f"--rdzv-endpoint={endpoint}", f"--nproc-per-node={processes}"]
+    command += ["-m", f"emigm.stages.{stage}", "--size", "xs", *options]
+    logs = [(folder / f"node{n}.log").open("w") for n in range(2)]
+    return [
+        subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log, start_new_session=True)
+        for log in logs
+    ]
+
+
+def ranks(folder):
+    """Processes that run a stage in the folder, launchers left out, and their parents."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            where, parent = os.readlink(process / "cwd"), (process / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        except OSError:
+            continue
+        stage = [c for c in command if c.startswith(b"emigm.stages")]
+        if stage and where == str(folder) and not any(b"torchrun" in c for c in command):
+            found[int(process.name)] = int(parent)
+    return found
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+def ended(processes, folder):
+    for process in processes:
+        process.wait(60)
+    wait_for(lambda: not ranks(folder))
+    return [process.returncode for process in processes]
+
+
+def said(folder):
+    return "".join((folder / f"node{n}.log").read_text() for n in range(2))
+
+
+def test_a_killed_process_of_two_nodes_ends_training_on_both_and_the_same_command_goes_on(folder, prepared):
+    shutil.rmtree(folder / "models")
+    running = nodes(folder, "train", processes=2)
+    wait_for(
+        lambda: list(folder.glob(".state/tiny/train-xs/**/*0000000[1-9]0*")) or list(folder.glob(".state/**/*.pt"))
+    )
+    os.kill(max(ranks(folder)), signal.SIGKILL)
+    assert 0 not in ended(running, folder)
+    assert not list(folder.glob("models/tiny/xs/seed0/model.safetensors"))
+    assert ended(nodes(folder, "train", processes=2), folder) == [0, 0], said(folder)
+    begun = [int(n) for n in re.findall(r"(\d+)/120 \[", said(folder))]
+    assert min(n for n in begun if n) >= 10  # from a resume point, not from the start
+    assert loss(folder) == pytest.approx(prepared[1], rel=1e-4)
+
+
+def test_a_killed_node_ends_sampling_on_the_other_and_the_same_command_goes_on(folder):
+    running = nodes(folder, "sample", "--budget", "4", processes=1)
+    wait_for(lambda: list(folder.glob(".state/tiny/sample-xs-4/**/*.npz")))
+    os.killpg(running[1].pid, signal.SIGKILL)
+    ended(running, folder)
+    assert ended(nodes(folder, "sample", "--budget", "4", processes=1), folder) == [0, 0], said(folder)
+    assert len(list(folder.glob("samples/tiny/xs/4/train0-seed0/*.npz"))) == 400 // 20
+
+
+def test_a_launcher_killed_before_the_processes_meet_leaves_none_waiting(folder):
+    running = nodes(folder, "train", processes=1)
+    wait_for(lambda: len(ranks(folder)) == 2)
+    running[0].kill()
+    ended(running, folder)
+
+
+SRUN = """#!{python}
+# Starts two processes as srun does, and ends both where one fails.
+import os, subprocess, sys
+assert sys.argv[1:3] == ["--kill-on-bad-exit=1", "python"], sys.argv
+tasks = [subprocess.Popen([sys.executable, *sys.argv[3:]], env={{**os.environ, "SLURM_PROCID": str(i),
+         "SLURM_LOCALID": str(i), "SLURM_NTASKS": "2"}}) for i in range(2)]
+codes = [task.wait() for task in tasks]
+sys.exit(max(map(abs, codes)))
+"""
+
+
+def test_the_slurm_template_requeues_at_the_walltime_and_goes_on(folder, prepared):
+    shutil.rmtree(folder / "models")
+    write_params(folder, "srun --kill-on-bad-exit=1 python")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    scripts = {
+        "srun": SRUN.format(python=sys.executable),
+        "scontrol": '#!/bin/bash\necho "$@" >> scontrol.log\n[ "$1" = show ] && echo 127.0.0.1\nexit 0\n',
+        "dvc": f"#!/bin/bash\nexec {sys.executable} -m emigm.stages.train --size xs\n",
+    }
+    (folder / "bin").mkdir()
+    for name, text in scripts.items():
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()
+    template = (
+        (ROOT / "benchmarks/slurm/imagenet256.sbatch").read_text().replace("MASTER_PORT=29500", f"MASTER_PORT={port}")
+    )
+    (folder / "job").write_text(template)
+
+    def submit():
+        slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-4]"}
+        with (folder / "node0.log").open("w") as log:
+            return subprocess.Popen(
+                ["bash", "job"], cwd=folder, env=environment(folder, **slurm), stdout=log, stderr=log
+            )
+
+    job = submit()
+    wait_for(lambda: list(folder.glob(".state/**/*.pt")))
+    job.send_signal(signal.SIGTERM)  # as --signal=B:TERM@300 does
+    assert ended([job], folder) == [0]
+    assert "requeue 77" in (folder / "scontrol.log").read_text()
+    assert ended([submit()], folder) == [0], (folder / "node0.log").read_text()
+    assert loss(folder) == pytest.approx(prepared[1], rel=1e-4)
