@@ -5,13 +5,15 @@ import pytest
 from scipy.stats import binom, truncnorm
 
 from emigm.model.schedules import (
-    SCHEDULES,
+    ALL_SCHEDULES,
+    CFG_SCHEDULES,
     binomial_probabilities,
     draw_mask_count,
     draw_mask_counts,
     elbo_weight,
     expected_reveal_counts,
     gamma,
+    guidance_scale,
     guided_steps,
     nfe,
     reveal_counts,
@@ -20,13 +22,13 @@ from emigm.model.schedules import (
     truncated_normal_ratio,
 )
 
-NAMES = sorted(SCHEDULES)
+NAMES = sorted(ALL_SCHEDULES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slope_is_the_derivative_of_gamma(name):
     t, h = np.linspace(0.05, 0.95, 19), 1e-6
-    slope = SCHEDULES[name](t)[1]
+    slope = ALL_SCHEDULES[name](t)[1]
     assert np.allclose(slope, (gamma(name, t + h) - gamma(name, t - h)) / (2 * h), rtol=1e-6)
 
 
@@ -140,3 +142,11 @@ def test_nfe_of_the_papers_budgets(steps, interval, guided):
 def test_guidance_acts_on_a_half_open_interval_and_never_at_scale_1():
     assert guided_steps(10, 2.0, (0.2, 0.4)).tolist() == [s in (6, 7) for s in range(10)]  # s = .40001 is out
     assert not guided_steps(10, 1.0, (0.0, 1.0)).any()
+
+
+@pytest.mark.parametrize("name", CFG_SCHEDULES)
+def test_guidance_ends_at_its_scale_and_grows_on_the_way_there(name):
+    scales = [guidance_scale(name, 4.1, share) for share in np.linspace(0.05, 1, 20)]
+    assert scales[-1] == pytest.approx(4.1, rel=0.006)  # exp: 1 - e^-5 of the way
+    assert all(1 < a <= b for a, b in zip(scales, scales[1:], strict=False))
+    assert guidance_scale("constant", 4.1, 0.3) == 4.1 and guidance_scale("linear", 3.0, 0.25) == 1.5

@@ -37,19 +37,27 @@ def exp(t):
     return 1 - decay, 5 * decay
 
 
+def log_exp(t):
+    """gamma(t) = log(1 + (e^5 - 1) t) / 5 and gamma'(t) (Table 9 of the published paper)."""
+    growth = math.expm1(5)
+    return np.log1p(growth * t) / 5, growth / (5 * (1 + growth * t))
+
+
 SCHEDULES: dict[str, Callable] = {"linear": linear, "cosine": cosine, "exp": exp}
 """Table 4: name -> t -> (gamma(t), gamma'(t)); gamma(t) is the probability that a token is masked at t."""
+ALL_SCHEDULES = {**SCHEDULES, "log-exp": log_exp}
+"""Those of Table 9 as well."""
 
 
 def gamma(schedule: str, t):
     """Probability that a token is masked at time t in [0, 1]."""
-    return SCHEDULES[schedule](np.asarray(t, dtype=np.float64))[0]
+    return ALL_SCHEDULES[schedule](np.asarray(t, dtype=np.float64))[0]
 
 
 def elbo_weight(schedule: str, t):
     """w(t) = gamma'(t) / gamma(t), the ELBO's weight (Shi et al., section 3; Table 4 prints it negated, since t runs
     from 1 to 0)."""
-    value, slope = SCHEDULES[schedule](np.asarray(t, dtype=np.float64))
+    value, slope = ALL_SCHEDULES[schedule](np.asarray(t, dtype=np.float64))
     return slope / value
 
 
@@ -194,6 +202,25 @@ def guided_steps(steps: int, cfg_scale: float, interval: tuple[float, float]) ->
     s = sampling_times(steps)[1:]
     low, high = interval
     return (s > np.float32(low)) & (s <= np.float32(high)) & (cfg_scale != 1.0)
+
+
+CFG_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda share: 1,
+    "linear": lambda share: share,
+    "power": lambda share: share**2,
+    "cubic": lambda share: share**3,
+    "exp": lambda share: 1 - math.exp(-5 * share),
+    "cosine": lambda share: math.cos(math.pi / 2 * (1 - share)),
+}
+"""How guidance grows with the share of tokens that are revealed, those of the step included (MAR's and the official code's;
+"linear" in the paper up to its section 5.2, "constant" from 5.3 on)."""
+
+
+def guidance_scale(cfg_schedule: str, cfg_scale: float, share: float) -> float:
+    """Scale of a guided step after which this `share` of the tokens is revealed: 1 + (cfg_scale - 1) f(share)."""
+    if cfg_schedule == "constant":  # without rounding
+        return cfg_scale
+    return 1 + (cfg_scale - 1) * CFG_SCHEDULES[cfg_schedule](share)
 
 
 def nfe(steps: int, cfg_scale: float, interval: tuple[float, float]) -> float:
