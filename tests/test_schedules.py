@@ -1,5 +1,7 @@
 """Mask schedules, reveal counts, guidance windows and NFE."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import binom, truncnorm
@@ -148,5 +150,5 @@ def test_guidance_acts_on_a_half_open_interval_and_never_at_scale_1():
 def test_guidance_ends_at_its_scale_and_grows_on_the_way_there(name):
     scales = [guidance_scale(name, 4.1, share) for share in np.linspace(0.05, 1, 20)]
     assert scales[-1] == pytest.approx(4.1, rel=0.006)  # exp: 1 - e^-5 of the way
-    assert all(1 < a <= b for a, b in zip(scales, scales[1:], strict=False))
+    assert all(1 < a <= b for a, b in itertools.pairwise(scales))
     assert guidance_scale("constant", 4.1, 0.3) == 4.1 and guidance_scale("linear", 3.0, 0.25) == 1.5

@@ -212,8 +212,8 @@ CFG_SCHEDULES: dict[str, Callable[[float], float]] = {
     "exp": lambda share: 1 - math.exp(-5 * share),
     "cosine": lambda share: math.cos(math.pi / 2 * (1 - share)),
 }
-"""How guidance grows with the share of tokens that are revealed, those of the step included (MAR's and the official code's;
-"linear" in the paper up to its section 5.2, "constant" from 5.3 on)."""
+"""How guidance grows with the share of tokens that are revealed, those of the step included, as in MAR's and the official
+code. The paper takes "linear" up to its section 5.2 and "constant" from 5.3 on."""
 
 
 def guidance_scale(cfg_schedule: str, cfg_scale: float, share: float) -> float:
