@@ -212,7 +212,7 @@ CFG_SCHEDULES: dict[str, Callable[[float], float]] = {
     "exp": lambda share: 1 - math.exp(-5 * share),
     "cosine": lambda share: math.cos(math.pi / 2 * (1 - share)),
 }
-"""How guidance grows with the share of tokens that are revealed, those of the step included, as in MAR's and the official
+"""How guidance grows with the share of revealed tokens, those of the step included, as in MAR's and the official
 code. The paper takes "linear" up to its section 5.2 and "constant" from 5.3 on."""
 
 
