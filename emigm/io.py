@@ -25,7 +25,7 @@ from emigm.config.errors import ConfigError, RunError, UserError
 TEMPORARY = ".tmp"
 """Suffix of files under way, which no reader's pattern matches: a killed writer leaves one."""
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "-"
-"""This machine, in the names of temporary files."""
+"""This machine, in the names of temporary files: locks of another machine may not be seen here."""
 CHECKSUM = "sha256"
 """Key of a JSON file's, and name of an `.npz`'s, checksum of all else in it."""
 
@@ -33,7 +33,7 @@ CHECKSUM = "sha256"
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Have `write(temporary)` make a file beside `path`, then move it there: readers never see half a file.
 
-    Files that killed writers left in the folder are removed.
+    Files that killed writers of this machine left in the folder are removed.
 
     Raises:
         RunError: the disk is full or does not let itself be written; `path` is as it was.
@@ -42,11 +42,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
-        prefix = f".{path.name}.{HOST}.{os.getpid()}."
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=TEMPORARY, dir=path.parent)
-        temporary = Path(name)
+        handle, temporary = _locked_temporary(path)
         try:
-            lock(handle)
             write(temporary)
             temporary.chmod(0o644)
             with temporary.open("rb") as f:  # on the disk before its name is: a power cut leaves no empty file
@@ -75,31 +72,27 @@ def _system_error(error: BaseException | None) -> str | None:
     return None
 
 
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """An open, locked, empty file beside `path`, and its path."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{HOST}.", suffix=TEMPORARY, dir=path.parent)
+        if lock(handle) is not False and os.path.exists(name):  # else `remove_leftovers` came between
+            return handle, Path(name)
+        os.close(handle)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of this machine's writers that are no more."""
-    for file in folder.glob(f".*{TEMPORARY}"):
-        host, pid = file.name.split(".")[-4:-2]
-        if host != HOST or not pid.isdigit() or _runs(int(pid)):
-            continue
+    """Remove the temporary files of this machine's writers that are no more: nobody holds their locks."""
+    for file in folder.glob(f".*.{HOST}.*{TEMPORARY}"):
         try:
             handle = os.open(file, os.O_RDWR)
         except OSError:  # its writer has just moved it, or it is another user's
             continue
         try:
-            if lock(handle):  # no: a writer in a container that shares the machine's name, but not its processes
+            if lock(handle):
                 file.unlink(missing_ok=True)
         finally:
             os.close(handle)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def lock(handle: int) -> bool | None:
@@ -157,15 +150,20 @@ def read_index(path: str | Path, remedy: str) -> dict[str, Any]:
     return tree
 
 
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Write one array as `.npy`, atomically."""
+    write_atomically(path, lambda p: _save(p, np.save, np.ascontiguousarray(array)))
+
+
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     """Write named arrays as one `.npz` with a checksum of their names, types, shapes and values."""
     arrays[CHECKSUM] = np.array(_digest_arrays(arrays))
+    write_atomically(path, lambda p: _save(p, np.savez, **arrays))
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as f:  # given a name, numpy adds a suffix to it
-            np.savez(f, **arrays)
 
-    write_atomically(path, write)
+def _save(path: Path, save: Callable[..., None], *args: np.ndarray, **arrays: np.ndarray) -> None:
+    with path.open("wb") as f:  # given a name, numpy adds a suffix to it
+        save(f, *args, **arrays)
 
 
 def read_arrays(path: str | Path, names: Iterable[str], remedy: str) -> dict[str, np.ndarray]:

@@ -9,39 +9,38 @@ from typing import Any
 import torch
 
 from emigm.config.errors import ConfigError
-from emigm.io import sha256, write_atomically
+from emigm.io import write_atomically
+from emigm.store import Parts
 
 
 class ResumePoints:
-    """The newest state of one run, in a file whose name holds its step and its checksum.
-
-    Its name and not a second file: a kill between two files would leave a state that nothing vouches for.
+    """The newest state of one run.
 
     Args:
-        folder: where the file lies.
-        key: names the run; what is in the folder under another key is not its.
+        folder: where it lies, in a folder of its own.
+        key: names the run.
     """
 
     def __init__(self, folder: Path, key: str):
-        self.folder, self.key = folder, key
+        self.folder, self.parts = folder, Parts(folder / key, key=key)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, and remove those before."""
-        written = self.folder / f"{self.key}.pt"
 
-        def save(temporary: Path) -> None:
+        def write(temporary: Path) -> None:
             with temporary.open("wb") as f:  # to a file of its own, torch does not say that the disk is full
                 torch.save(state, f)
 
-        write_atomically(written, save)
-        newest = written.rename(self.folder / f"{self.key}-{step:09d}-{sha256(written)}.pt")
-        for file in self._files():
-            if file != newest:
-                file.unlink(missing_ok=True)
+        before = self._files()
+        number = int(before[-1].name.split("-")[0]) + 1 if before else 0
+        # A new name each time, so that a kill between file and note leaves the state before.
+        self.parts.add(f"{number:09d}-step{step}.pt", lambda path: write_atomically(path, write))
+        for file in before:
+            self.parts.remove(file.name)
 
     def exists(self) -> bool:
         """Whether there is a state."""
-        return bool(self._files())
+        return self._newest() is not None
 
     def load(self, entries: tuple[str, ...] = ()) -> dict[str, Any] | None:
         """The newest state, which has these entries; None: there is none.
@@ -49,10 +48,10 @@ class ResumePoints:
         Raises:
             ConfigError: it is damaged, holds code, or is no such state.
         """
-        if not (files := self._files()):
+        if (path := self._newest()) is None:
             return None
-        path, remedy = files[-1], "delete it to start this run over"
-        if sha256(path) != path.stem.split("-")[-1]:
+        remedy = "delete it to start this run over"
+        if self.parts.whole(path.name) is None:
             raise ConfigError(f"{path}: damaged resume point (checksum differs); {remedy}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # processes share its pages
@@ -62,11 +61,13 @@ class ResumePoints:
             ) from e
         except Exception as e:  # torch.load raises many types for what is no such file
             raise ConfigError(f"{path}: not a resume point ({type(e).__name__}); {remedy}") from e
-        if not isinstance(state, dict) or (missing := [name for name in entries if name not in state]):
-            found = f"has no {missing[0]!r}" if isinstance(state, dict) else f"holds a {type(state).__name__}"
-            raise ConfigError(f"{path}: not a resume point ({found}); {remedy}")
+        if not isinstance(state, dict) or not state.keys() >= set(entries):
+            raise ConfigError(f"{path}: not a resume point (lacks some of {', '.join(entries)}); {remedy}")
         return state
+
+    def _newest(self) -> Path | None:
+        return next((f for f in reversed(self._files()) if self.parts.note(f.name) is not None), None)
 
     def _files(self) -> list[Path]:
         """Of this run, oldest first."""
-        return sorted(self.folder.glob(f"{self.key}-[0-9]*-[0-9a-f]*.pt"))
+        return sorted(self.parts.files.glob("[0-9]*.pt"))

@@ -6,23 +6,31 @@ Shape letters: B images, L tokens, n tokens revealed in a step, C token channels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emigm.config.errors import RunError
+from emigm.autoencoders.autoencoder import load_autoencoder
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import Precision, SampleConfig
+from emigm.data.samples import Chunks
+from emigm.distributed import World
+from emigm.io import fingerprint
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
-from emigm.model.model import EMIGM
+from emigm.model.model import EMIGM, REMEDY, cast_linear, compile_networks, load_model, read_model_config
 from emigm.model.precision import autocast, overflow
 from emigm.model.schedules import guided_steps, step_counts
 from emigm.model.transfer import upload
-from emigm.pools import ahead
+from emigm.pools import Progress, Stopwatch, ahead
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]
@@ -298,3 +306,105 @@ def most_confident(log_p: Tensor, uniform: Tensor, temperature: float, n: int) -
     """
     gumbel = -(-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
     return (log_p + temperature * gumbel).topk(n, dim=1).indices
+
+
+class Sampler:
+    """Makes the images of one training seed's weights, chunk by chunk.
+
+    Args:
+        benchmark: the settings.
+        size: of the model.
+        weights: model folder.
+        cfg: steps, solver and guidance.
+        train_seed: of the weights.
+        device: where to compute.
+        facts: what the model folder must say beside, such as the number of training steps.
+
+    Raises:
+        ConfigError: the model is missing, damaged, or another than the benchmark says.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        size: str,
+        weights: Path,
+        cfg: SampleConfig,
+        train_seed: int,
+        device: str,
+        **facts: Any,
+    ):
+        _, known = read_model_config(weights)
+        for name, value in ({"seed": train_seed, "autoencoder": benchmark.autoencoder.space} | facts).items():
+            if known.get(name, value) != value:
+                raise ConfigError(f"{weights}: a model of {name} {known[name]}, expected {value}; {REMEDY}")
+        self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
+        cast_linear(self.model, cfg.precision)
+        if benchmark.run.compile:
+            compile_networks(self.model)
+        self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
+        self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run
+        self.chunk = benchmark.evaluation.chunk
+        self.key = fingerprint(known["weights"], str(cfg), str(benchmark.autoencoder), self.chunk)
+
+    def options(self, index: int) -> dict[str, int]:
+        """Arguments of `generate` for the images of the `index` of evaluation.seeds."""
+        seed = sampling_seed(self.train_seed, index)
+        return {"seed": seed, "chunk": self.chunk, "batch": self.run.sample_batch}
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Unit latents (n, channels, grid, grid) => pixels, uint8 (n, c, h, w)."""
+        return self.autoencoder.decode(latents, self.run.encode_batch).cpu().numpy()
+
+    def chunks(self, index: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """The chunks (start, stop) of the images of the `index` of evaluation.seeds, one after another.
+
+        Yields:
+            Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image.
+        """
+        labels = balanced_labels(max(stop for _, stop in ranges), self.model.cfg.classes)
+        batches = generate(self.model, labels, self.cfg, ranges=ranges, **self.options(index))
+        for start, stop in ranges:
+            parts = list(islice(batches, len(batch_ranges(start, stop, self.chunk, self.run.sample_batch))))
+            pixels = self.decode(torch.cat([part.latents for part in parts]))
+            yield pixels, labels[start:stop].numpy(), parts[0].passes
+
+    def write(self, index: int, images: int, folder: Path, world: World, progress: Progress) -> Chunks:
+        """Write this process's chunks of the images 0 .. `images` - 1 of the `index` of evaluation.seeds; those that
+        an earlier run finished are not made again.
+
+        Returns:
+            All processes' chunks, in the working folder.
+        """
+        chunks = Chunks(folder, images, self.chunk, f"{self.key}-{sampling_seed(self.train_seed, index)}")
+        mine = world.share(len(chunks.ranges))
+        missing = chunks.missing(mine)
+        done = images * (len(mine) - len(missing)) // max(1, len(mine))
+        progress(done)
+        made, written = self.chunks(index, [chunks.ranges[i] for i in missing]), None
+        with ThreadPoolExecutor(1) as thread:  # writes a chunk while the next one is made
+            for n, i in enumerate(missing, 1):
+                watch = Stopwatch()
+                pixels, labels, passes = next(made)
+                seconds = watch.seconds()
+                if written is not None:
+                    written.result()
+                written = thread.submit(chunks.write, i, pixels, labels, seconds=seconds, passes=passes)
+                progress(done + (images - done) * n // len(missing))
+            if written is not None:
+                written.result()
+        return chunks
+
+
+def sampling_seed(train_seed: int, index: int) -> int:
+    """Seed of all randomness behind the images of one training seed and the `index` of evaluation.seeds.
+
+    Every condition that shares a training seed shares it too, so that comparisons are paired, while models of different
+    training seeds have noise of their own: their spread is then that of independent repetitions.
+    """
+    return 1000 * train_seed + index
+
+
+def balanced_labels(images: int, classes: int) -> Tensor:
+    """Classes in turn, so that every run of images is balanced, int64 (images,)."""
+    return torch.arange(images) % classes

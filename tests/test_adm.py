@@ -4,9 +4,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from stored import write_samples
 
 from emigm.config.errors import ConfigError
-from emigm.data.samples import Chunks, write_samples
+from emigm.data.samples import Chunks
 from emigm.metrics.adm import AdmReference, export_npz
 
 D = 6

@@ -61,7 +61,6 @@ def test_a_learned_codebook_is_fitted_used_and_its_loss_recorded(folder, records
     lost = [encoded[part]["reconstruction_rmse"] for part in ("train", "holdout")]
     assert 0 < lost[0] < 60 and lost[1] == pytest.approx(lost[0], rel=0.05)
     assert baselines["reconstruction"]["fid"]["mean"] > baselines["holdout"]["fid"]["mean"]
-    assert records["evaluate-maskgit"]["4"]["summary"]["fid"]["mean"] > 0
     weights = folder / "data" / "codes" / "latents" / "codebook.npz"
     assert list(encoded["weights_sha256"].values()) == [sha256(weights)]
     assert "unit_std" not in encoded["train"]
@@ -71,4 +70,4 @@ def test_every_stage_runs_on_codes(records):
     sizes = ("maskgit", "mdm")
     made = {f"{stage}-{size}" for size in sizes for stage in ("train", "evaluate")} | {f"sample-{s}-4" for s in sizes}
     assert set(records) == {"prepare", "extractor", "encode", "reference"} | made
-    assert all(records[f"evaluate-{size}"]["4"]["summary"]["fid"]["mean"] > 0 for size in sizes)
+    assert all(run["fid"] > 0 for size in sizes for run in records[f"evaluate-{size}"]["4"]["runs"])

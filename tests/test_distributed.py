@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
+from stored import write_latents
 from test_model import random_model
 from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
 from torch import nn
@@ -29,7 +30,6 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import model_folder
 from emigm.config.schema import RunConfig
-from emigm.data.latents import write_latents
 from emigm.data.samples import SampleSet, chunk_ranges
 from emigm.distributed import ALONE, World, join
 from emigm.launching import place, run_stage
@@ -112,7 +112,7 @@ def killed_and_resumed(world, folder):
     begun = []
     resumed = trained(world, folder / "killed", {"on_start": begun.append})
     world.barrier()  # the main process writes the last resume point
-    return begun, whole, resumed, sorted(p.name for p in (folder / "killed").iterdir())
+    return begun, whole, resumed, sorted(p.name for p in (folder / "killed").rglob("*.pt"))
 
 
 def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path):
@@ -221,7 +221,8 @@ def test_other_batches_generate_the_same_images(model_in, monkeypatch):
 
 
 def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypatch):
-    from emigm.stages import sample as stage
+    from emigm.stages.context import StageRun
+    from emigm.stages.sample import sample_run
 
     tiny = benchmark()
     monkeypatch.chdir(model_in("a", tiny))
@@ -235,13 +236,13 @@ def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypat
 
     real = sampling.draw_images
     monkeypatch.setattr(sampling, "draw_images", draw)
-    work = (tiny, "xs", "4", Path(".state"), ALONE, (0, 0))
+    work = (StageRun(tiny, "sample-xs-4"), "xs", "4", (0, 0))
     with pytest.raises(Killed):
-        stage.sample_seed(*work, lambda done: None)
+        sample_run(*work, lambda done: None)
     done = []
-    chunks = stage.sample_seed(*work, done.append)
+    chunks = sample_run(*work, done.append)
     assert firsts == [0, 5, 10, 15, 15, 20] and done[0] == 13 and done[-1] == 22
-    assert [cost["images"] for cost in chunks.finish()] == [5, 5, 5, 5, 2] and len(SampleSet(chunks.store, 22)) == 22
+    assert [cost["images"] for cost in chunks.finish()] == [5, 5, 5, 5, 2] and len(SampleSet(chunks.files, 22)) == 22
 
 
 def encoded(folder, tiny, images=48):

@@ -1,10 +1,9 @@
-"""Files written whole or not at all, by whatever library; checksums; resume points."""
+"""Files written whole or not at all, by whatever library; checksums; parts of long jobs, resume points among them."""
 
 import errno
 import multiprocessing
 import os
 import resource
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +12,28 @@ import torch
 from safetensors.torch import save_file
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.io import HOST, checksums, lock, sha256, write_arrays, write_atomically, write_index
+from emigm.io import HOST, checksums, lock, read_index, sha256, write_arrays, write_atomically, write_index
 from emigm.model.weights import read_tensors, write_tensors
 from emigm.resume import ResumePoints
+from emigm.store import INDEX, Parts
 
 
-def test_temporaries_match_no_pattern_and_those_of_dead_writers_are_removed(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    names = [f"{HOST}.{pid}.x" for pid in (ended.pid, f"{ended.pid}0000", os.getpid())] + [f"elsewhere.{ended.pid}.x"]
-    dead, held, mine, foreign = (tmp_path / f".a.json.{name}.tmp" for name in names)
-    for path in (dead, held, mine, foreign):
+def test_temporaries_match_no_pattern_and_those_of_dead_writers_of_this_machine_are_removed(tmp_path):
+    dead, held, foreign = (tmp_path / f".a.json.{name}.tmp" for name in (f"{HOST}.x", f"{HOST}.y", "elsewhere.x"))
+    for path in (dead, held, foreign):
         path.touch()
     seen = []
 
     def write(temporary):
         seen.extend(p for pattern in ("*.json", "*.npz", "*.pt", "[0-9]*") for p in tmp_path.glob(pattern))
         assert temporary.parent == tmp_path and temporary.suffix == ".tmp"
+        write_atomically(tmp_path / "b.json", lambda p: p.write_text("{}"))  # removes no file of a writer at work
         temporary.write_text("{}")
 
     with held.open() as f:
         assert lock(f.fileno())
         write_atomically(tmp_path / "a.json", write)
-    assert seen == [] and {p.name for p in tmp_path.iterdir()} == {"a.json", held.name, mine.name, foreign.name}
+    assert seen == [] and {p.name for p in tmp_path.iterdir()} == {"a.json", "b.json", held.name, foreign.name}
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
@@ -72,7 +70,7 @@ def test_a_full_disk_is_one_line_whatever_library_writes(tmp_path, kind):
     process.join(60)
     message = (tmp_path / "message").read_text()
     assert "cannot be written (File too large); make room" in message and "\n" not in message
-    assert [p.name for p in tmp_path.iterdir()] == ["message"]
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["message"]
 
 
 def test_weights_are_the_bytes_that_safetensors_writes_by_way_of_no_file_but_our_own(tmp_path, monkeypatch):
@@ -103,6 +101,40 @@ def test_checksums_name_files_as_from_the_workspace(tmp_path, monkeypatch):
     assert list(found) == ["d/a/c", "d/b", "e"] and found["e"] == sha256(Path("e"))
 
 
+# Parts of a long job
+
+
+def parts_of(folder, key="a"):
+    return Parts(folder, ["0", "1", "2"], key)
+
+
+def test_a_part_counts_only_whole_noted_and_made_from_the_same(tmp_path):
+    parts = parts_of(tmp_path / "work")
+    for i, name in enumerate(parts.names):
+        assert parts.missing() == list(range(i, 3))
+        parts.add(name, lambda p, name=name: write_atomically(p, lambda t: t.write_text(name)), seconds=i)
+    assert parts.missing() == [] and parts_of(tmp_path / "work", "b").missing() == [0, 1, 2]
+    assert [note["facts"] for note in parts.notes()] == [{"seconds": i} for i in range(3)]
+    (parts.files / "1").write_text("x")  # as long as before
+    (tmp_path / "work" / "notes" / "2.json").write_text("{")
+    assert parts.missing() == [1, 2] and parts.missing([0, 2]) == [2] and parts.note("1") and not parts.whole("1")
+    with pytest.raises(RunError, match=r"files/1: is missing or damaged; type the same command again"):
+        parts.notes()
+
+
+def test_a_finished_folder_holds_the_parts_and_their_index_alone(tmp_path):
+    parts = parts_of(tmp_path / "work")
+    for name in parts.names:
+        parts.add(name, lambda p: write_atomically(p, lambda t: t.write_text("whole")))
+    for left in ("3", f".0.{HOST}.x.tmp"):
+        (parts.files / left).touch()
+    (tmp_path / "out" / "old").mkdir(parents=True)
+    parts.seal({"facts": 1})
+    parts.move(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"0", "1", "2", INDEX}
+    assert read_index(tmp_path / "out" / INDEX, "") == {"facts": 1} and not (tmp_path / "work").exists()
+
+
 # Resume points
 
 
@@ -116,21 +148,24 @@ class Code:
 @pytest.mark.parametrize("content", [[1, 2], {"step": 3}, torch.zeros(2), Code(), {"model": Code()}])
 def test_a_resume_point_that_is_none_is_one_line_without_unsafe_advice(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
-    torch.save(content, "x.pt")
-    Path("x.pt").rename(f"train-k-000000001-{sha256(Path('x.pt'))}.pt")
+    points = ResumePoints(Path(), "train-k")
+    points.save(1, content)
     with pytest.raises(ConfigError) as error:
-        ResumePoints(Path(), "train-k").load(("model", "step"))
+        points.load(("model", "step"))
     message = str(error.value)
     assert "delete it to start this run over" in message and "\n" not in message
     assert "weights_only" not in message and not Path("ran").exists()
 
 
-def test_the_newest_resume_point_is_taken_and_only_it_is_kept(tmp_path):
+def test_the_newest_resume_point_is_taken_and_only_it_is_kept(tmp_path, monkeypatch):
     points = ResumePoints(tmp_path, "k")
-    assert points.load(("step",)) is None
+    assert points.load(("step",)) is None and not points.exists()
     for step in (2, 10, 10):
         points.save(step, {"step": step})
-        assert points.load(("step",)) == {"step": step}
-        assert len(list(tmp_path.iterdir())) == 1
+        assert points.load(("step",)) == {"step": step} and points.exists()
+        assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 2  # the state and its note
     ResumePoints(tmp_path, "other").save(1, {"step": 1})
+    monkeypatch.setattr("emigm.store.write_index", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # killed between the file and its note
+        points.save(12, {"step": 12})
     assert points.load(("step",)) == {"step": 10}

@@ -2,26 +2,24 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
-import socket
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from stored import in_processes, write_latents
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import ConfigError, RunError
+from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig
 from emigm.data import latents as latents_module
 from emigm.data.images import save_images
-from emigm.data.latents import LatentStore, Shards, write_latents
+from emigm.data.latents import LatentStore, Shards
 from emigm.data.photos import DecodingError
 from emigm.io import write_index
-from emigm.stages.encode import encode, read_ahead
+from emigm.stages.encode import encode
 from emigm.stages.prepare import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -105,42 +103,6 @@ def test_missing_and_damaged_indexes_are_named(store, tmp_path):
         LatentStore(store)
 
 
-def test_a_shard_counts_as_written_only_whole_and_made_from_the_same(tmp_path):
-    def shards(key="a", rows=11, shard_rows=4):
-        return Shards(tmp_path / "work", rows, key, shard_rows)
-
-    for i, rows in enumerate(shards().ranges):
-        shards().write(i, LATENTS[rows.start : rows.stop], seconds=2.0)
-    assert shards().missing() == [] and shards().seconds() == 6.0
-    assert shards(key="b").missing() == [0, 1, 2]
-    assert shards(rows=10).missing() == [2]
-    assert shards(shard_rows=3).missing() == [0, 1, 2, 3]  # the third has as many rows, but others
-    file = tmp_path / "work" / "store" / "latents-00001.npy"
-    file.write_bytes(file.read_bytes()[:-1])
-    (tmp_path / "work" / "notes" / "00002.json").write_text("")
-    assert shards().missing() == [1, 2]
-    with pytest.raises(RunError, match=r"latents-00001\.npy: shard was not written; run the same command again"):
-        shards().finish(np.arange(11), {})
-
-
-def test_what_does_not_belong_to_a_finished_store_is_removed(tmp_path):
-    shards = Shards(tmp_path / "work", 11, "a", 6)
-    for i, rows in enumerate(shards.ranges):
-        shards.write(i, LATENTS[rows.start : rows.stop])
-    for left in ("latents-00007.npy", ".latents-00000.npy.1.x1.tmp"):
-        (shards.store / left).touch()
-    shards.finish(np.arange(11), {})
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
-    shards.move(tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "index.json", "latents-00000.npy", "latents-00001.npy"
-    ]  # fmt: skip
-    assert not (tmp_path / "work").exists() and np.array_equal(
-        LatentStore(tmp_path / "out").rows(np.arange(11)), LATENTS
-    )
-
-
 # The stage
 
 
@@ -171,25 +133,6 @@ def outputs(benchmark):
 
 def record(benchmark):
     return json.loads(Path("results", benchmark.name, "records", "encode.json").read_text())
-
-
-def in_processes(n, job, *arguments):
-    """Run job(*arguments) in n processes, as torchrun would start them; returns their exit codes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-
-    def start(rank):
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if n > 1 else {}
-        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), **meeting})
-        job(*arguments)
-
-    children = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(n)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
-    return [child.exitcode for child in children]
 
 
 def test_latents_hold_every_image_and_its_flip(images):
@@ -235,7 +178,7 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_missing(images, monkeypat
     monkeypatch.setattr(Shards, "write", die_at_the_tenth)
     assert in_processes(1, encode, killed, 7) == [-signal.SIGKILL]
     assert not outputs(killed)
-    before = {p.name: p.stat().st_mtime_ns for p in Path(".state/killed/encode/train/store").iterdir()}
+    before = {p.name: p.stat().st_mtime_ns for p in Path(".state/killed/encode/train/files").iterdir()}
     assert len(before) == 8
     monkeypatch.setattr(Shards, "write", note)
     encode(killed, shard_rows=7)
@@ -323,20 +266,3 @@ def test_no_images_mean_no_latents_and_the_reason_is_kept(images):
     assert [p.name for p in (folder / "latents").iterdir()] == ["none.json"]
     assert json.loads((folder / "latents" / "none.json").read_text()) == {"reason": "released weights"}
     assert record(benchmark)["results"] == {"none": "released weights"}
-
-
-def test_the_next_batch_is_read_while_one_is_encoded():
-    batches = [range(i, i + 2) for i in range(0, 8, 2)]
-    begun = {rows.start: threading.Event() for rows in batches}
-
-    class Source:
-        def pixels(self, rows):
-            begun[rows.start].set()
-            return np.array(rows)
-
-    seen = []
-    for pixels in read_ahead(Source(), batches):
-        seen += pixels.tolist()
-        following = begun.get(seen[-1] + 1)
-        assert following is None or following.wait(5)
-    assert seen == list(range(8))

@@ -21,10 +21,9 @@ from emigm.data.images import load_images
 from emigm.model.model import save_model
 from emigm.model.schedules import step_counts
 from emigm.pictures import MASKED, MOST, after_step, columns_of, save_animation, to_look_at
-from emigm.sample import COUNTS, generate, generate_with_steps, random_stream
+from emigm.sample import COUNTS, Sampler, generate, generate_with_steps, random_stream
 from emigm.stages.prepare import prepare
 from emigm.stages.reveal import ANIMATED, FOLDER, FOLLOWED, IN_A_ROW, make_pictures
-from emigm.stages.sample import Maker
 
 DPM = SampleConfig(steps=5, solver_steps=4, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
 MDM = SampleConfig(steps=5, solver="categorical", schedule="linear")
@@ -164,8 +163,9 @@ def test_the_stage_draws_the_images_of_the_sample_stage_and_the_same_bytes_again
 
     def sampled(**changes):
         cfg = dataclasses.replace(benchmark.sample_config(size, "16"), **changes)
-        make = Maker(benchmark, size, Path("models/mnist/h/seed0"), cfg, train_seed=0, device="cpu")
-        return to_look_at(make(0, 0, benchmark.evaluation.chunk)[0])[:, 0].astype(int)
+        sampler = Sampler(benchmark, size, Path("models/mnist/h/seed0"), cfg, train_seed=0, device="cpu")
+        pixels, _, _ = next(sampler.chunks(0, [(0, benchmark.evaluation.chunk)]))
+        return to_look_at(pixels)[:, 0].astype(int)
 
     wanted = sampled()
     with Image.open(folder / "animation.png") as animation:

@@ -73,7 +73,7 @@ def test_snapshots_are_scored_as_the_final_weights_are(trained, monkeypatch):
     for mine, other in zip(points[-1]["runs"], scored["runs"], strict=True):
         assert (mine["train_seed"], mine["sample_seed"]) == (other["train_seed"], other["sample_seed"])
         assert mine["fid"] == pytest.approx(other["fid"], rel=1e-6)  # the same images
-    assert points[0]["summary"]["fid"]["mean"] != points[1]["summary"]["fid"]["mean"]
+    assert points[0]["runs"][0]["fid"] != points[1]["runs"][0]["fid"]
     assert not (folder / ".state" / "smoke" / "snapshots-xs").exists()
 
 
@@ -90,7 +90,7 @@ def test_a_killed_stage_goes_on_where_it_stopped(trained, monkeypatch):
         made.append(images.start)
         return real(model, cfg, seed, images)
 
-    monkeypatch.setattr("emigm.stages.snapshots.parallel", in_this_process)
+    monkeypatch.setattr("emigm.stages.context.parallel", in_this_process)
     with monkeypatch.context() as killing:
         killing.setattr(sampling, "draw_images", draw)
         with pytest.raises(Killed):

@@ -774,7 +774,9 @@ def test_a_random_chunk_of_every_size_is_generated_and_scored_again(workspace, c
 
 def test_images_that_the_weights_do_not_give_are_refused(workspace, capsys):
     """The chain of checksums is forged along with the images; nothing but generating them again shows it."""
-    from emigm.data.samples import SampleSet, write_samples
+    from stored import write_samples
+
+    from emigm.data.samples import SampleSet
 
     for folder in Path("samples/tiny/xs").glob("*/*"):
         samples = SampleSet(folder, 24)

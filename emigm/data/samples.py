@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emigm.config.errors import ConfigError, RunError
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.paths import samples_folder, samples_name
 from emigm.data.images import load_images, save_images
-from emigm.io import read_index, sha256, write_index
+from emigm.io import read_index, sha256
+from emigm.store import INDEX, Parts
 
-INDEX = "index.json"
 REMEDY = "delete the folder and run dvc repro"
 
 
@@ -27,32 +29,26 @@ def chunk_ranges(images: int, chunk: int) -> list[tuple[int, int]]:
     return [(start, min(start + chunk, images)) for start in range(0, images, chunk)]
 
 
-class Chunks:
-    """Chunks under way, written by one process or several at once.
-
-    Beside each lies a note with its checksum and what it cost, so that a killed run goes on where it stopped.
+class Chunks(Parts):
+    """Chunks under way; `files` becomes a SampleSet.
 
     Args:
-        folder: working folder; holds `store`, which becomes a SampleSet, and the notes.
+        folder: working folder.
         images: images in all.
         chunk: images of one chunk.
+        key: what the images are made by.
     """
 
-    def __init__(self, folder: Path, images: int, chunk: int):
-        self.folder, self.store = folder, folder / "store"
+    def __init__(self, folder: Path, images: int, chunk: int, key: str = ""):
         self.ranges = chunk_ranges(images, chunk)
-
-    def missing(self, chunks: Sequence[int]) -> list[int]:
-        """Those of the given chunks that are still to be written, or are not as they were written."""
-        return [i for i in chunks if self._note(i) is None]
+        super().__init__(folder, [chunk_name(*r) for r in self.ranges], key)
 
     def write(self, i: int, pixels: np.ndarray, labels: np.ndarray, **cost: float) -> None:
         """Write the i-th chunk: pixels uint8 (n, c, h, w), labels int64 (n,), and what making it cost."""
-        save_images(self._file(i), pixels, labels)
-        write_index(self._note_file(i), {"images": len(pixels), "cost": cost, "checksum": sha256(self._file(i))})
+        self.add(self.names[i], partial(save_images, pixels=pixels, labels=labels), **cost)
 
     def finish(self, **facts: Any) -> list[dict[str, Any]]:
-        """Make `store` whole: write its index, with facts on what the images are.
+        """Write the index, with facts on what the images are.
 
         Returns:
             For every chunk its number of images and its cost.
@@ -60,48 +56,11 @@ class Chunks:
         Raises:
             RunError: a chunk is missing or damaged.
         """
-        notes = [self._note(i) for i in range(len(self.ranges))]
-        for i, note in enumerate(notes):
-            if note is None:
-                raise RunError(f"{self._file(i)}: chunk is missing or damaged; type the same command again")
-        files = {chunk_name(*r): note["checksum"] for r, note in zip(self.ranges, notes, strict=True)}
-        for file in self.store.iterdir():
-            if file.name not in files:
-                file.unlink()
-        write_index(self.store / INDEX, {"facts": facts, "files": files})
-        return [{"images": note["images"]} | note["cost"] for note in notes]
-
-    def move(self, folder: Path) -> None:
-        """Move the finished store to `folder`, in place of what is there, and remove the working folder."""
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(self.store, folder)  # copies where .state and samples are on two disks
-        shutil.rmtree(self.folder)
-
-    def _file(self, i: int) -> Path:
-        return self.store / chunk_name(*self.ranges[i])
-
-    def _note_file(self, i: int) -> Path:
-        return self.folder / "notes" / f"{self.ranges[i][0]:06d}.json"
-
-    def _note(self, i: int) -> dict[str, Any] | None:
-        """Note of chunk i, if both are there and whole."""
-        file = self._file(i)
-        try:
-            note = read_index(self._note_file(i), "")
-        except ConfigError:  # missing, or the machine went down before it was on the disk
-            return None
-        return note if file.is_file() and sha256(file) == note["checksum"] else None
-
-
-def write_samples(folder: Path, pixels: np.ndarray, labels: np.ndarray, chunk: int, **facts: Any) -> None:
-    """Write a folder of images (n, c, h, w) and labels (n,) that are in memory; `facts` go into its index."""
-    chunks = Chunks(folder.with_name(f".{folder.name}"), len(pixels), chunk)
-    for i, (start, stop) in enumerate(chunks.ranges):
-        chunks.write(i, pixels[start:stop], labels[start:stop])
-    chunks.finish(**facts)
-    chunks.move(folder)
+        notes = self.notes()
+        files = {name: note["checksum"] for name, note in zip(self.names, notes, strict=True)}
+        self.seal({"facts": facts, "files": files})
+        numbers = [stop - start for start, stop in self.ranges]
+        return [{"images": n} | note["facts"] for n, note in zip(numbers, notes, strict=True)]
 
 
 class SampleSet:
@@ -128,13 +87,13 @@ class SampleSet:
                     f"{self.folder}: its images are of {name} {self.facts.get(name)}, expected {value}; {REMEDY}"
                 )
         self.ranges = sorted(tuple(map(int, name.removesuffix(".npz").split("-"))) for name in self.checksums)
-        found = 0
+        whole = 0
         for start, stop in self.ranges:
-            if start != found or not (self.folder / chunk_name(start, stop)).is_file():
+            if start != whole or not (self.folder / chunk_name(start, stop)).is_file():
                 break
-            found = stop
-        if found != images or self.ranges[-1][1] != images:
-            raise ConfigError(f"{self.folder}: holds {found} images without a gap, expected {images} in all; {REMEDY}")
+            whole = stop
+        if whole != images or self.ranges[-1][1] != images:
+            raise ConfigError(f"{self.folder}: holds {whole} images without a gap, expected {images} in all; {REMEDY}")
 
     def __len__(self) -> int:
         return self.ranges[-1][1]
@@ -158,19 +117,22 @@ class SampleSet:
             raise ConfigError(f"{file}: checksum differs; {REMEDY}")
         return pixels, labels
 
-    def first(self, n: int) -> np.ndarray:
-        """Pixels uint8 (n, c, h, w) of the first n images, or of all where there are fewer."""
-        found: list[np.ndarray] = []
-        for pixels, _ in self:
-            found.append(pixels)
-            if sum(map(len, found)) >= n:
-                break
-        return np.concatenate(found)[:n]
-
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self.chunk(i) for i in range(len(self.ranges)))
+
+    def first(self, n: int) -> np.ndarray:
+        """Pixels uint8 (n, c, h, w) of the first n images, or of all where there are fewer."""
+        needed = [i for i, (start, _) in enumerate(self.ranges) if start < n]
+        return np.concatenate([self.chunk(i)[0] for i in needed])[:n]
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels and labels of all images; for small sets."""
         pixels, labels = zip(*self, strict=True)
         return np.concatenate(pixels), np.concatenate(labels)
+
+
+def open_samples(benchmark: Benchmark, size: str, budget: str, train_seed: int, seed: int) -> SampleSet:
+    """What the sample stage left of one run."""
+    folder = samples_folder(benchmark, size, budget) / samples_name(train_seed, seed)
+    facts = {"benchmark": benchmark.name, "size": size, "budget": budget, "train_seed": train_seed, "seed": seed}
+    return SampleSet(folder, benchmark.evaluation.images, **facts)

@@ -1,8 +1,10 @@
-"""Images measured chunk by chunk: shared by all processes of a stage, kept on the disk until the stage is done."""
+"""Images measured part by part, shared by all processes of a stage and kept on the disk until it is done; and the
+scores of generated images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,60 +12,128 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from emigm.config.benchmark import Benchmark
+from emigm.config.errors import ConfigError
+from emigm.config.paths import data_folder, extractor_folder, images_folder
+from emigm.data.images import PARTS, open_images
+from emigm.data.samples import SampleSet
 from emigm.distributed import World
-from emigm.io import read_arrays, write_arrays
-from emigm.metrics.features import Features
+from emigm.io import checksums, fingerprint, read_arrays, write_arrays
+from emigm.metrics.features import Features, extractor_of
+from emigm.metrics.scores import clean_fid, load_reference, nearest_distances, same_number, scores
+from emigm.store import Parts
+
+Arrays = dict[str, np.ndarray]
+"""What was measured, by name: a row for each image."""
 
 
-class Chunk(NamedTuple):
+class Images(NamedTuple):
     """Images that are read and measured together."""
 
     key: str
-    """Names the images and all that is measured on them; what was found under the same name is taken."""
-    images: int
+    """Names the images and all that is measured on them; what was measured under the same name is taken."""
+    number: int
     read: Callable[[], np.ndarray]
-    """Pixels, uint8 (images, c, h, w)."""
+    """Pixels, uint8 (number, c, h, w)."""
 
 
-def measure_chunks(
-    chunks: Iterable[Chunk],
-    measure: Callable[[np.ndarray], dict[str, np.ndarray]],
-    state: Path,
-    world: World,
-    label: str,
+def measure_images(
+    images: Sequence[Images], measure: Callable[[np.ndarray], Arrays], state: Path, world: World, label: str
 ) -> None:
-    """Measure this process's share of the chunks into `state`, one file each; what is there already is kept.
+    """Measure this process's share into `state`, one file for each of `images`; what is whole there is kept.
 
-    Returns when all processes are done. A file depends on its chunk alone, so their number changes nothing.
+    Returns when all processes are done. A file depends on its images alone, so the number of processes changes nothing.
     """
-    world.check_shared(state)
-    chunks = list(chunks)
-    mine = [chunks[i] for i in world.share(len(chunks))]
-    total = sum(c.images for c in mine)
+    parts = _parts(images, state)
+    mine = world.share(len(images))
+    missing = set(parts.missing(mine))
+    total = sum(images[i].number for i in mine)
     with tqdm(total=total, unit="image", desc=label, disable=not world.is_main, mininterval=1.0) as bar:
-        for chunk in mine:
-            path = state / f"{chunk.key}.npz"
-            if not path.is_file():
-                found = measure(chunk.read())
-                write_arrays(path, **found)
-            bar.update(chunk.images)
+        for i in mine:
+            if i in missing:
+                found = measure(images[i].read())
+                parts.add(parts.names[i], partial(write_arrays, **found))
+            bar.update(images[i].number)
     world.barrier()
 
 
-def measured(chunks: Iterable[Chunk], state: Path) -> dict[str, np.ndarray]:
-    """What `measure_chunks` found, put together in the order of the chunks."""
-    parts = []
-    for chunk in chunks:
-        remedy = "delete it and type the same command again"
-        parts.append(read_arrays(state / f"{chunk.key}.npz", (), remedy))
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+def measured(images: Sequence[Images], state: Path) -> Arrays:
+    """What `measure_images` measured, put together in the order of the images; raises RunError where some is not."""
+    parts = _parts(images, state)
+    parts.notes()
+    arrays = [read_arrays(parts.files / name, (), "delete it and type the same command again") for name in parts.names]
+    return {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
 
 
-def as_arrays(features: Features) -> dict[str, np.ndarray]:
-    """For `measure_chunks`."""
+def _parts(images: Sequence[Images], state: Path) -> Parts:
+    return Parts(state, [f"{i.key}.npz" for i in images])
+
+
+def as_arrays(features: Features) -> Arrays:
+    """For `measure_images`."""
     return {name: tensor.numpy() for name, tensor in features._asdict().items() if tensor is not None}
 
 
-def from_arrays(arrays: dict[str, np.ndarray]) -> Features:
-    """The features among what `measured` gives."""
+def from_arrays(arrays: Arrays) -> Features:
+    """The features among what was measured."""
     return Features(*(torch.from_numpy(arrays[name]) if name in arrays else None for name in Features._fields))
+
+
+class Scorer:
+    """Measures and scores the generated images of a benchmark.
+
+    Args:
+        benchmark: the settings.
+        device: where to compute features.
+        neighbours: also measure the distance to the nearest real images, in pixels; never done for photos, where it
+            says nothing.
+
+    Raises:
+        ConfigError: reference or extractor is missing or damaged, or the reference was made with another extractor, or
+            from other images, than are here.
+    """
+
+    def __init__(self, benchmark: Benchmark, device: str, neighbours: bool = True):
+        path, folder = data_folder(benchmark) / "reference.npz", images_folder(benchmark)
+        self.reference, self.extract = load_reference(path), extractor_of(benchmark, device)
+        self.kid_subset = benchmark.evaluation.kid_subset
+        self.known: Arrays = {}
+        """Equally many training and held-out images."""
+        images: list[Path] = []
+        if neighbours and benchmark.data.dataset != "imagenet":
+            train, holdout = (source.pixels(range(len(source))) for source in (open_images(folder, p) for p in PARTS))
+            self.known = {"nearest_train": same_number(train, holdout), "nearest_holdout": holdout}
+            images = [folder / f"{part}.npz" for part in PARTS]
+        self.inputs = checksums(extractor_folder(benchmark), path, *images)
+        """File => checksum of what scores depend on beside the generated images."""
+        self.key = [*self.extract.key, *(self.inputs[p.as_posix()] for p in images)]
+        for file, checksum in self.reference.facts["inputs"].items():
+            if self.inputs.get(file, checksum) != checksum:
+                raise ConfigError(f"{path}: was made with another {file} (sha256 {checksum}); run dvc repro")
+
+    def images_of(self, samples: SampleSet) -> list[Images]:
+        """The files of one run, for `measure_images`."""
+        return [
+            Images(fingerprint(samples.checksum(i), self.key), stop - start, lambda i=i: samples.chunk(i)[0])
+            for i, (start, stop) in enumerate(samples.ranges)
+        ]
+
+    def measure(self, pixels: np.ndarray) -> Arrays:
+        """Features, and the distance of each image to its nearest among the `known` ones."""
+        near = {name: nearest_distances(pixels, others) for name, others in self.known.items()}
+        return as_arrays(self.extract(pixels)) | near
+
+    def score(self, arrays: Arrays, labels: np.ndarray | None) -> dict[str, float | None]:
+        """Every metric of one run; None: not measured.
+
+        Args:
+            arrays: what was measured.
+            labels: classes (n,); None, which saves reading the images, where the extractor does not classify them.
+        """
+        features = from_arrays(arrays)
+        near = {
+            name: float(arrays[name].mean(dtype=np.float64)) if name in arrays else None
+            for name in ("nearest_train", "nearest_holdout")
+        }
+        found = scores(features, self.reference, labels, self.kid_subset)
+        return found | near | {"clean_fid": clean_fid(features, self.reference)}

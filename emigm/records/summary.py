@@ -57,7 +57,7 @@ def metrics_tree(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[
         # Released weights have no gate without held-out latents.
         metrics[size] = {} if context is None else {"context_ratio": context["ratio"]["mean"]}
         for budget in budgets:
-            scored = records[f"evaluate-{size}"]["results"][budget]["summary"]
+            scored = summaries(records[f"evaluate-{size}"]["results"][budget]["runs"])
             metrics[size][f"n{budget}"] = {name: scored[name]["mean"] for name in SHOWN if name in scored}
     baselines = records["reference"]["results"]["baselines"]
     metrics["baselines"] = {name: baseline["fid"]["mean"] for name, baseline in baselines.items()}
@@ -71,7 +71,7 @@ def fid_table(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[str
         parameters = records[f"train-{size}"]["results"]["parameters"]
         for budget in budgets:
             nfe = records[f"sample-{size}-{budget}"]["results"]["nfe"]
-            fid = records[f"evaluate-{size}"]["results"][budget]["summary"]["fid"]
+            fid = summaries(records[f"evaluate-{size}"]["results"][budget]["runs"])["fid"]
             row = (size, budget, parameters, nfe, fid["mean"], fid["train_std"], fid["sample_std"])
             lines.append(",".join("" if v is None else str(v) for v in row))
     return "\n".join(lines) + "\n"

@@ -12,13 +12,7 @@ from emigm.config.paths import extractor_folder, images_folder
 from emigm.data.images import PARTS, open_images
 from emigm.io import checksums, sha256
 from emigm.launching import run_stage
-from emigm.metrics.classifier import (
-    FEATURES,
-    WEIGHTS_FILE,
-    load_classifier,
-    save_classifier,
-    train_classifier,
-)
+from emigm.metrics.classifier import FEATURES, WEIGHTS_FILE, load_classifier, save_classifier, train_classifier
 from emigm.records.record import write_record
 
 
@@ -33,22 +27,21 @@ def make_extractor(benchmark: Benchmark) -> None:
 def train_on_images(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Train on the training images; accuracy on these and on the held-out ones, and the checksums of both."""
     torch.set_num_threads(1)
-    sets = {part: open_images(images_folder(benchmark), part) for part in PARTS}
-    images = {part: (source.pixels(range(len(source))), source.labels) for part, source in sets.items()}
+    sources = {part: open_images(images_folder(benchmark), part) for part in PARTS}
+    images = {part: (source.pixels(range(len(source))), source.labels) for part, source in sources.items()}
     weights = folder / WEIGHTS_FILE
     save_classifier(weights, train_classifier(*images["train"], benchmark.extractor.training))
     model = load_classifier(weights)
     results: dict[str, Any] = {"features": FEATURES, "sha256": sha256(weights)}
     for part, (pixels, labels) in images.items():
         right = model(torch.from_numpy(pixels))[1].argmax(1).numpy() == labels
-        results[f"{part}_accuracy"] = float(right.mean())
-        results[f"{part}_images"] = len(labels)
-    return results, checksums(*(source.path for source in sets.values()))
+        results |= {f"{part}_accuracy": float(right.mean()), f"{part}_images": len(labels)}
+    return results, checksums(*(source.path for source in sources.values()))
 
 
 def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Check that torch-fidelity can use the weights, and note which file they are."""
-    from emigm.metrics.features import INCEPTION_SHA256, load_extractor, write_source
+    from emigm.metrics.features import INCEPTION_SHA256, load_extractor, write_source  # seconds to import
 
     weights = Path(benchmark.extractor.weights)
     facts = write_source(folder, weights)

@@ -37,36 +37,30 @@ def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[
     for part, (pixels, labels) in split.items():
         save_images(folder / f"{part}.npz", pixels, labels)
     pixels, labels = split["train"]
-    return [f"{part}.npz" for part in split], {
-        "train_images": len(pixels),
-        "holdout_images": len(split["holdout"][0]),
-        "classes": int(labels.max()) + 1,
-        "shape": list(pixels.shape[1:]),
-    }
+    numbers = {f"{part}_images": len(split[part][0]) for part in PARTS}
+    results = numbers | {"classes": int(labels.max()) + 1, "shape": list(pixels.shape[1:])}
+    return [f"{part}.npz" for part in PARTS], results
 
 
 def prepare_photos(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write the lists of both parts' photos; returns the files' names and the record's results."""
     cfg = benchmark.data
-    roots = dict(zip(PARTS, (("root", cfg.root), ("holdout_root", cfg.holdout_root)), strict=True))
-    found = {
+    roots = {"train": ("root", cfg.root), "holdout": ("holdout_root", cfg.holdout_root)}
+    photos = {
         part: scan_photos(Path(root), cfg.classes, f"benchmark.data.{key}", benchmark.run.workers)
         for part, (key, root) in roots.items()
     }
-    if differing := set(found["train"]["classes"]) ^ set(found["holdout"]["classes"]):
+    if differing := set(photos["train"]["classes"]) ^ set(photos["holdout"]["classes"]):
         raise ConfigError(
             f"benchmark.data.holdout_root = {cfg.holdout_root}: its class folders are not those of {cfg.root}; "
             f"{len(differing)} are in one only, such as {min(differing)}"
         )
-    for part, photos in found.items():
-        manifest = {"root": roots[part][1], "resolution": cfg.resolution, **photos}
+    for part in PARTS:
+        manifest = {"root": roots[part][1], "resolution": cfg.resolution, **photos[part]}
         write_index(folder / f"{part}.json", manifest)
-    return [f"{part}.json" for part in found], {
-        "train_images": len(found["train"]["files"]),
-        "holdout_images": len(found["holdout"]["files"]),
-        "classes": cfg.classes,
-        "shape": [3, cfg.resolution, cfg.resolution],
-    }
+    numbers = {f"{part}_images": len(photos[part]["files"]) for part in PARTS}
+    results = numbers | {"classes": cfg.classes, "shape": [3, cfg.resolution, cfg.resolution]}
+    return [f"{part}.json" for part in PARTS], results
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,13 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.paths import images_folder, model_folder, results_folder
 from emigm.config.schema import SampleConfig
 from emigm.data.images import PARTS, open_images
-from emigm.distributed import join
 from emigm.io import checksums
 from emigm.launching import run_stage
 from emigm.metrics.scores import nearest, nearest_distance
 from emigm.model.schedules import SCHEDULES, nfe
 from emigm.pictures import after_step, columns_of, rows_of_images, save_animation, save_png, to_look_at
-from emigm.records.record import write_record
-from emigm.sample import generate_with_steps
-from emigm.stages.sample import Maker, balanced_labels, sampling_seed
+from emigm.sample import Sampler, balanced_labels, generate_with_steps
+from emigm.stages.context import StageRun
 
 FOLDER = Path("grids") / "reveal"
 """Below a benchmark's results: where its tables and figures look for pictures."""
@@ -33,59 +32,57 @@ FOLLOWED = (2, 7)
 """Indices of the images whose steps are shown under every schedule."""
 NEIGHBOURS = 3
 
+Generated = Callable[[SampleConfig, int], tuple[np.ndarray, np.ndarray]]
+"""(settings, n) => the first n images that the sample stage makes with them, and the steps that revealed their tokens
+(n, L)."""
+
 
 def make_pictures(benchmark: Benchmark, size: str) -> None:
-    device, evaluation = join(benchmark.run).device, benchmark.evaluation
-    if device == "cpu":
+    run, evaluation = StageRun(benchmark, f"reveal-{size}"), benchmark.evaluation
+    if run.world.device == "cpu":
         torch.set_num_threads(1)  # as where samples are made
     budget = max(benchmark.budgets, key=lambda name: benchmark.sample_config(size, name).steps)
     cfg, train_seed = benchmark.sample_config(size, budget), benchmark.train_config(size).seeds[0]
     weights = model_folder(benchmark, size, train_seed)
-    make = Maker(benchmark, size, weights, cfg, train_seed, device)
-    seed = sampling_seed(train_seed, evaluation.seeds[0])
+    sampler = Sampler(benchmark, size, weights, cfg, train_seed, run.world.device)
+    model = sampler.model.cfg
 
     def images(settings: SampleConfig, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first n that the sample stage makes with these settings, and the steps that revealed their tokens."""
-        labels = balanced_labels(n, make.model.cfg.classes)
-        options = {"seed": seed, "chunk": evaluation.chunk, "batch": benchmark.run.sample_batch}
-        latents, steps = generate_with_steps(make.model, labels, settings, **options)
-        return make.autoencoder.decode(latents, benchmark.run.encode_batch).cpu().numpy(), steps.cpu().numpy()
+        labels, options = balanced_labels(n, model.classes), sampler.options(evaluation.seeds[0])
+        latents, steps = generate_with_steps(sampler.model, labels, settings, **options)
+        return sampler.decode(latents), steps.cpu().numpy()
 
-    folder = results_folder(benchmark.name) / FOLDER
+    folder, parts = results_folder(benchmark.name) / FOLDER, images_folder(benchmark)
     shutil.rmtree(folder, ignore_errors=True)
     pixels, steps = images(cfg, ANIMATED)
-    wide = to_look_at(pixels[:1]).shape[-1] > 100
-    columns = min(IN_A_ROW // 2 if wide else IN_A_ROW, make.model.cfg.classes)
+    side = to_look_at(pixels[:1]).shape[-1]
+    columns = min(IN_A_ROW // 2 if side > 100 else IN_A_ROW, model.classes)
     animated = save_animation(folder / "animation.png", pixels, steps, cfg.steps, columns)
-    shown = columns_of(cfg.steps, to_look_at(pixels[:1]).shape[-1])
+    shown = columns_of(cfg.steps, side)
     results = {"animated": {"images": animated, "columns": columns}, "steps_shown": shown}
     results["schedules"] = schedules(images, cfg, shown, folder / "schedules.png")
     if cfg.cfg_scale != 1:
         results["guidance"] = guidance(images, cfg, folder / "guidance.png")
     inputs = checksums(weights, *weight_files(benchmark.autoencoder.weights))
     if benchmark.data.dataset != "imagenet":  # distances of photos in pixels say nothing
-        parts = images_folder(benchmark)
         results["nearest"] = neighbours(pixels[:IN_A_ROW], parts, folder / "neighbours.png")
         inputs |= checksums(*(parts / f"{part}.npz" for part in PARTS))
-    write_record(
-        benchmark,
-        f"reveal-{size}",
+    run.finish(
         results,
-        device=device,
         inputs=inputs,
         outputs=checksums(folder),
         size=size,
         budget=budget,
         sample=cfg,
         chunk=evaluation.chunk,
-        tokens=make.model.cfg.tokens,
+        tokens=model.tokens,
         train_seed=train_seed,
         sample_seed=evaluation.seeds[0],
         followed=list(FOLLOWED),
     )
 
 
-def schedules(images: Any, cfg: SampleConfig, shown: list[int], path: Path) -> dict[str, list[float]]:
+def schedules(images: Generated, cfg: SampleConfig, shown: list[int], path: Path) -> dict[str, list[float]]:
     """Draw the same images under every mask schedule, a row each, after the steps `shown`; of every schedule the
     tokens revealed after each step, mean over a row of images."""
     rows, revealed = [], {}
@@ -97,7 +94,7 @@ def schedules(images: Any, cfg: SampleConfig, shown: list[int], path: Path) -> d
     return revealed
 
 
-def guidance(images: Any, cfg: SampleConfig, path: Path) -> dict[str, dict[str, float]]:
+def guidance(images: Generated, cfg: SampleConfig, path: Path) -> dict[str, dict[str, float]]:
     """Draw the same images without guidance, guided at every step, and guided in the interval; of each its NFE, and
     how far its images are from those without (root mean square over pixels, in grey levels)."""
     ways = {

@@ -1,0 +1,45 @@
+"""Latents and images where stages look for them, without the stages that make them."""
+
+import multiprocessing
+import os
+import socket
+
+from emigm.data.latents import SHARD_ROWS, Shards
+from emigm.data.samples import Chunks
+
+
+def write_latents(folder, latents, labels, facts, shard_rows=SHARD_ROWS):
+    """Raw latents (n, views, ...) and labels (n,) as the encode stage leaves them."""
+    shards = Shards(folder.with_name(f".{folder.name}"), len(latents), "", shard_rows)
+    for i, rows in enumerate(shards.ranges):
+        shards.write(i, latents[rows.start : rows.stop])
+    shards.finish(labels, facts)
+    shards.move(folder)
+
+
+def write_samples(folder, pixels, labels, chunk, **facts):
+    """Images (n, c, h, w) and labels (n,) as the sample stage leaves those of one run."""
+    chunks = Chunks(folder.with_name(f".{folder.name}"), len(pixels), chunk)
+    for i, (start, stop) in enumerate(chunks.ranges):
+        chunks.write(i, pixels[start:stop], labels[start:stop])
+    chunks.finish(**facts)
+    chunks.move(folder)
+
+
+def in_processes(n, job, *arguments):
+    """Run job(*arguments) in n processes, as torchrun would start them; returns their exit codes."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+
+    def start(rank):
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if n > 1 else {}
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), **meeting})
+        job(*arguments)
+
+    children = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(n)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(100)
+    return [child.exitcode for child in children]
