@@ -43,17 +43,24 @@ def generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def import_from_checkout() -> None:
+    """Have `tests` and `benchmarks` found, which are no part of the package; torch-fidelity brings another `tests`."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
 def parity(options: argparse.Namespace) -> int:
+    import_from_checkout()
     from tests.official.parity import main as compare
 
     return compare(options.official)
 
 
 def bench(options: argparse.Namespace) -> int:
+    import_from_checkout()
+    from benchmarks.speed import embedded
     from benchmarks.speed.bench import bench as measure
     from emigm.config.schema import RunConfig
     from emigm.distributed import join
-    from emigm.tools import embedded
 
     for name in ("repeats", "threads", "batch", "steps"):
         value = getattr(options, name)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,17 +10,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from test_notebooks import reading, run
-from torch import nn
 
-from benchmarks.speed.timing import Variant, matrix_rate, measure
-from emigm import cli, stages
+from benchmarks.speed import bench, embedded, timing
+from benchmarks.speed.timing import Variant
+from emigm import cli
 from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
 from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.io import write_json
 from emigm.metrics import features
 from emigm.records.record import SCHEMA, read_record
-from emigm.tools import bench, embedded, oracle, timing
+from tests.official import oracle
 
 MODEL = ModelConfig(
     grid=2, channels=16, classes=5, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=16, head_blocks=1
@@ -29,12 +28,11 @@ MODEL = ModelConfig(
 SAMPLE = SampleConfig(2, 3, 2.0, (0.2, 0.6))
 
 
-def subject(code=None):
+def subject(code=None, compiled=False):
     torch.manual_seed(0)
     narrow = AutoencoderKL(**KL16_CONFIG | {"block_out_channels": (32,) * 5, "layers_per_block": 1}).eval()
-    found = bench.Subject("256-xs", "cpu", code, 2, MODEL, SAMPLE, lambda p: KL16(narrow, 0.2325, "cpu", p))
-    found.resolution = 32  # 16 pixels a latent
-    return found
+    autoencoder = functools.partial(KL16, narrow, 0.2325, "cpu")
+    return bench.Subject("256-xs", "cpu", MODEL, SAMPLE, autoencoder, 32, code, 2, compiled)  # 16 pixels a latent
 
 
 @pytest.fixture(scope="module")
@@ -77,55 +75,30 @@ def test_the_ratio_is_that_of_the_fastest_precisions():
         return {"code": code, "precision": precision, "median": median}
 
     rows = [row("ours", "float32", 4.0), row("ours", "bf16", 2.0), row("official", "float32", 6.0)]
-    found = bench.summary(rows, 8e9, {"float32": 8e9, "bf16": 16e9})
-    assert found["best"] == {"ours": "bf16", "official": "float32"}
-    assert (found["speedup"], found["share_of_matrix_rate"]) == (3.0, 0.25)
+    best = bench.summary(rows, 8e9, {"float32": 8e9, "bf16": 16e9})
+    assert best["best"] == {"ours": "bf16", "official": "float32"}
+    assert (best["speedup"], best["share_of_matrix_rate"]) == (3.0, 0.25)
 
 
 def test_variants_run_in_turn_after_one_call_each(monkeypatch):
     ran = []
-    variants = [
-        Variant("ours", "float32", lambda: ran.append("a")),
-        Variant("official", "float32", lambda: ran.append("b")),
-    ]
+    variants = [Variant(code, "float32", lambda code=code: ran.append(code[1])) for code in ("ours", "official")]
     ticks = iter([0, 1, 10, 13, 20, 21, 30, 37])
     monkeypatch.setattr(timing, "clock", lambda device: next(ticks))
-    found = measure(variants, "cpu", 2)
-    assert "".join(ran) == "ab" + "ab" * 2
-    assert [row["seconds"] for row in found] == [[1, 1], [3, 7]]
-    assert [(row["median"], row["spread"]) for row in found] == [(1, 0), (5, 0.8)]
+    rows = timing.measure(variants, "cpu", 2)
+    assert "".join(ran) == "uf" * 3
+    assert [(row["seconds"], row["median"], row["spread"]) for row in rows] == [([1, 1], 1, 0), ([3, 7], 5, 0.8)]
 
 
 def test_memory_is_that_of_the_call_alone():
-    def run():
-        return [torch.ones(2**18) for _ in range(128)]  # 128 MiB in pieces that the C library keeps when freed
-
     for _ in range(3):  # also where the process has had as much and has freed it
-        found = timing.peak_bytes(run, "cpu")
-        assert found is None or 0.9 * 2**27 < found < 1.5 * 2**27
-
-
-def test_a_rate_is_positive_and_time_passes():
-    assert matrix_rate("cpu", "float32", 1) > 1e8
-    begun = timing.clock("cpu")
-    while time.process_time() - begun < 0.001:
-        pass
-    assert timing.clock("cpu") > begun
-
-
-class Theirs(nn.Module):
-    """Stands in for the official model: counts what it is asked to do."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def random_masking(self, tokens):
-        return torch.zeros(tokens.shape[:2]), "t", "exp"
+        # 128 MiB in pieces that the C library keeps when freed
+        taken = timing.peak_bytes(lambda: [torch.ones(2**18) for _ in range(128)], "cpu")
+        assert taken is None or 0.9 * 2**27 < taken < 1.5 * 2**27
 
 
 def test_the_official_step_masks_as_many_tokens_as_ours():
-    theirs = Theirs()
+    theirs = SimpleNamespace(random_masking=lambda tokens: (torch.zeros(tokens.shape[:2]), "t", "exp"))
     mask, *rest = oracle.fixed_masking(theirs, 3)(torch.zeros(4, 9, 2))
     assert mask.sum(1).tolist() == [3.0] * 4 and rest == ["t", "exp"] and mask.dtype == torch.float32
 
@@ -137,28 +110,29 @@ def test_official_variants_run_in_their_precisions_and_print_nothing(capsys):
         print("official")
         seen.append(torch.is_autocast_enabled("cpu"))
 
-    measured = subject(SimpleNamespace())._official(official, ["float32", "bf16"])
-    assert [(v.code, v.precision) for v in measured] == [("official", "float32"), ("official", "bf16")]
-    for variant in measured:
+    work, item = bench.Work(lambda precision: None, lambda: official, None), bench.ITEMS["sampling"]
+    variants = bench.variants_of(item, work, subject(SimpleNamespace()), ["float32", "bf16"])
+    assert [(v.code, v.precision) for v in variants[2:]] == [("official", "float32"), ("official", "bf16")]
+    for variant in variants[2:]:
         variant.run()
     assert seen == [False, True] and capsys.readouterr().out == ""
 
 
 def test_scoring_is_compared_with_torch_fidelity_s_own_reading_of_files(tmp_path, monkeypatch):
-    found = []
-    for place, name in ((features.Extractor, "__call__"), (bench, "get_featuresdict_from_dataset")):
-        plain = getattr(place, name)
+    results = []
+    for owner, name in ((features.Extractor, "__call__"), (bench, "get_featuresdict_from_dataset")):
+        plain = getattr(owner, name)
 
         def kept(*args, _plain=plain, **options):
-            found.append(_plain(*args, **options))
-            return found[-1]
+            results.append(_plain(*args, **options))
+            return results[-1]
 
-        monkeypatch.setattr(place, name, kept)
-    variants, flops = subject(SimpleNamespace()).scoring(["float32"], tmp_path)
-    assert [v.code for v in variants] == ["ours", "official"] and flops == 2 * 11.4e9
-    for variant in variants:
-        variant.run()
-    ours, theirs = found
+        monkeypatch.setattr(owner, name, kept)
+    work = bench.scoring(subject(), 2, tmp_path)
+    assert work.flops == 2 * 11.4e9
+    for run_once in (work.ours("float32"), work.official()):
+        run_once()
+    ours, theirs = results
     assert torch.allclose(ours.pool, theirs["2048"], rtol=1e-4, atol=1e-4) and ours.clean is None
 
 
@@ -168,12 +142,10 @@ def test_our_networks_are_compiled_where_that_is_asked_for_in_every_precision(mo
     monkeypatch.setattr(bench, "OURS", {"cpu": ("float32", "float16", "bf16")})
     monkeypatch.setattr(bench, "matrix_rate", lambda device, precision: 1e9)
     monkeypatch.setattr(bench, "differences", lambda subject: [])
-    for wanted in (False, True):
-        measured = subject()
-        measured.compiled = wanted
-        found = bench.bench_model(measured, 1, bench.ITEMS[:2])["items"]
-        graphs = [item["compiled_graphs"] for item in found.values()]
-        assert graphs == [None, None] if not wanted else min(graphs) >= 6  # two networks in three precisions
+    for compiled in (False, True):
+        items = bench.bench_model(subject(compiled=compiled), 1, ("sampling", "training step"))["items"]
+        graphs = [item["compiled_graphs"] for item in items.values()]
+        assert min(graphs) >= 6 if compiled else graphs == [None, None]  # two networks in three precisions
 
 
 @pytest.fixture
@@ -213,7 +185,7 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(checkout, resu
 def test_the_default_benchmark_is_trained_for_a_few_steps(monkeypatch):
     benchmark = compose_benchmark("smoke")
     benchmark = dataclasses.replace(benchmark, sizes=benchmark.sizes[:1])
-    monkeypatch.setattr(embedded, "start_up", lambda stages: [(stage, 1.0) for stage in stages])
+    monkeypatch.setattr(embedded, "start_up", lambda stage: 1.0)
     threads = torch.get_num_threads()
     try:
         found = embedded.bench_embedded(benchmark, steps=3, repeats=2)
@@ -240,13 +212,9 @@ def test_speed_is_compared_relative_to_the_matrix_rate():
         assert third == "reveal: 1.0 CPU seconds to start"
 
 
-def test_every_stage_of_the_chain_has_its_start_measured():
-    assert sorted(embedded.STAGES) == sorted(p.stem for p in Path(stages.__file__).parent.glob("[a-z]*.py"))
-
-
 def test_what_a_stage_takes_to_start_is_measured_in_a_process_of_its_own():
-    ((stage, seconds),) = embedded.start_up(("summary",))
-    assert stage == "summary" and 0 < seconds < 60
+    assert {"prepare", "train", "sample", "evaluate"} < set(embedded.STAGES)
+    assert 0 < embedded.start_up("summary") < 60
 
 
 @pytest.mark.parametrize(
@@ -256,9 +224,13 @@ def test_what_a_stage_takes_to_start_is_measured_in_a_process_of_its_own():
         (["--embedded", "--size", "256-xs"], "--size has no effect with --embedded"),
         (["--embedded", "--device", "cuda"], "--device cuda has no effect with --embedded"),
         (["--steps", "3"], "--steps has no effect without --embedded"),
+        *(
+            ([option, "0"], f"{option} 0: must be at least 1")
+            for option in ("--repeats", "--threads", "--batch", "--steps")
+        ),
     ],
 )
-def test_options_that_do_nothing_are_refused(capsys, arguments, message):
+def test_options_that_do_nothing_or_are_too_small_are_refused(capsys, arguments, message):
     assert cli.main(["bench", *arguments]) == 1
     assert f"error: {message}" in capsys.readouterr().err
 
@@ -275,9 +247,3 @@ def test_the_record_is_written_and_compared_with_the_tracked_one(tmp_path, monke
     assert "of the record's speed" not in text and text.endswith("tracked/cpu-embedded.json: written")
     text = embedded.measure_beside(tmp_path / "tracked", tmp_path / "out", 1, 1)
     assert "1.00 of the record's speed" in text and (tmp_path / "out" / "cpu-embedded.json").is_file()
-
-
-@pytest.mark.parametrize("option", ["--repeats", "--threads", "--batch", "--steps"])
-def test_numbers_below_one_are_refused(capsys, option):
-    assert cli.main(["bench", option, "0"]) == 1
-    assert f"error: {option} 0: must be at least 1" in capsys.readouterr().err

@@ -21,13 +21,18 @@ from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import head
 from emigm.model.checkpoints import from_official, official_name, to_official
 from emigm.model.model import EMIGM
-from emigm.tools import half_precision, oracle, parity
+from tests.official import oracle, parity
 from tests.official.parity import relative
 
 GOLDEN = Path(__file__).parent / "golden"
 FACTS = json.loads((GOLDEN / "official_tiny.json").read_text())
 CFG = parse(ModelConfig, FACTS["model"], "golden")
-PRECISIONS = {"float32": (torch.float32, 1e-5), "float64": (torch.float64, 1e-10)}
+SOLVERS = {
+    ("dpm-solver", "float32"): (None, 1e-5),
+    ("dpm-solver", "float64"): (None, 1e-10),
+    ("ddpm", "float64"): (0.7, parity.DDPM_FLOAT64),
+}
+"""(solver, precision) -> (temperature, tolerance)"""
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +43,19 @@ def arrays():
 
 @pytest.fixture
 def float64(monkeypatch, arrays):
-    lift_casts(monkeypatch, arrays)
-
-
-def lift_casts(monkeypatch, arrays):
     """No float32 but the time features' frequencies: those of the machine that made the arrays, since processors
     differ in the last bits of a float32 exponential."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(head, "frequencies", lambda device: arrays["frequencies"])
+    plan = functools.partial(sampling.dpm_solver_plan, dtype=torch.float64)
+    monkeypatch.setattr(sampling, "dpm_solver_plan", plan)
+
+
+def use(request, precision):
+    """The type of a precision, with our casts lifted in float64; otherwise tables are float32, as the official ones."""
+    if precision == "float64":
+        request.getfixturevalue("float64")
+    return getattr(torch, precision)
 
 
 def load(arrays, dtype=torch.float64, **changes):
@@ -76,7 +86,7 @@ def test_state_dict_has_the_official_names(arrays):
 @pytest.mark.parametrize("mae", [True, False], ids=["mae", "no mae"])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 @pytest.mark.parametrize("fake", [True, False], ids=["fake", "class"])
-@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS.values(), ids=PRECISIONS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
 def test_condition_vectors_match_the_official_network(arrays, mae, shared, fake, dtype, tolerance):
     model = load(arrays, dtype, mae=mae, cfg_with_mask=shared)
     latents, labels, mask = (arrays[name][:2] for name in ("latents", "labels", "mask"))
@@ -97,18 +107,27 @@ def test_training_loss_matches_the_official_one(arrays, float64, weight):
     assert relative(loss, arrays[f"loss/{weight}/float64"]) < 1e-10
 
 
-def test_gradients_match_the_official_ones(arrays, float64):
-    model = load(arrays)
-    model(arrays["latents"].double(), arrays["labels"], draw(arrays, "loss")).backward()
-    mine = gradients(model)
-    norms = {name.split("/")[1]: norm for name, norm in arrays.items() if name.startswith("gradient_norm/")}
+def named(arrays, prefix):
+    """The arrays below a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in arrays.items() if name.startswith(prefix)}
+
+
+def assert_norms(mine, arrays):
+    """The norms of gradients are the official ones."""
+    norms = named(arrays, "gradient_norm/")
     assert norms.keys() == mine.keys()
     largest = max(norms.values())
     for name, norm in norms.items():
         assert abs(mine[name].norm() - norm) < 1e-10 * max(norm, 1e-3 * largest), name
-    for name in arrays:
-        if name.startswith("gradient/"):
-            assert relative(mine[name.split("/")[1]], arrays[name]) < 1e-10, name
+
+
+def test_gradients_match_the_official_ones(arrays, float64):
+    model = load(arrays)
+    model(arrays["latents"].double(), arrays["labels"], draw(arrays, "loss")).backward()
+    mine = gradients(model)
+    assert_norms(mine, arrays)
+    for name, wanted in named(arrays, "gradient/").items():
+        assert relative(mine[name], wanted) < 1e-10, name
 
 
 def test_loss_keeps_its_precision_in_float32_at_the_first_diffusion_times(arrays):
@@ -119,101 +138,79 @@ def test_loss_keeps_its_precision_in_float32_at_the_first_diffusion_times(arrays
     assert relative(loss, arrays["loss/one/float32"]) < 2e-6
     assert relative(loss, arrays["loss/one/float64"]) < 2e-6
     mine = gradients(model)
-    for name, norm in arrays.items():
-        if name.startswith("gradient_norm_float32/"):
-            assert relative(mine[name.split("/")[1]].norm(), norm) < 1e-5, name
+    for name, norm in named(arrays, "gradient_norm_float32/").items():
+        assert relative(mine[name].norm(), norm) < 1e-5, name
 
 
 @pytest.mark.parametrize("scale", [1, 4])
 @pytest.mark.parametrize("steps", [8, 14])
-@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS.values(), ids=PRECISIONS)
-def test_dpm_solver_matches_the_official_one(arrays, monkeypatch, steps, scale, dtype, tolerance):
-    name = str(dtype).removeprefix("torch.")
-    if dtype == torch.float64:  # otherwise the tables are float32, as the official ones
-        lift_casts(monkeypatch, arrays)
-        monkeypatch.setattr(sampling, "dpm_solver_plan", functools.partial(sampling.dpm_solver_plan, dtype=dtype))
-    cfg = SampleConfig(1, steps, float(scale))
-    noise = arrays[f"solver/dpm-solver/{steps}/1/noise"].to(dtype)
+@pytest.mark.parametrize("case", [*SOLVERS])
+def test_solvers_match_the_official_ones(arrays, request, case, steps, scale):
+    (solver, precision), (temperature, tolerance) = case, SOLVERS[case]
+    dtype = use(request, precision)
+    cfg = SampleConfig(1, steps, float(scale), solver=solver, temperature=temperature)
+    noise = arrays[f"solver/{solver}/{steps}/{scale if solver == 'ddpm' else 1}/noise"].to(dtype)
     z = list(arrays["solver/z"].to(dtype))[: 1 if scale == 1 else 2]
     tokens = sampling.sample_tokens(load(arrays, dtype).head, z, noise, cfg)
-    assert relative(tokens, arrays[f"solver/dpm-solver/{steps}/{scale}/{name}"]) < tolerance
+    assert relative(tokens, arrays[f"solver/{solver}/{steps}/{scale}/{precision}"]) < tolerance
 
 
-@pytest.mark.parametrize("scale", [1, 4])
-@pytest.mark.parametrize("steps", [8, 14])
-def test_ddpm_matches_the_official_one(arrays, float64, steps, scale):
-    cfg = SampleConfig(1, steps, float(scale), solver="ddpm", temperature=0.7)
-    noise = arrays[f"solver/ddpm/{steps}/{scale}/noise"].double()
-    z = list(arrays["solver/z"].double())[: 1 if scale == 1 else 2]
-    tokens = sampling.sample_tokens(load(arrays).head, z, noise, cfg)
-    assert relative(tokens, arrays[f"solver/ddpm/{steps}/{scale}/float64"]) < parity.DDPM_FLOAT64
-
-
-@pytest.mark.parametrize("solver", ["ddpm", "dpm-solver"])
-def test_whole_sampler_matches_the_official_loop(arrays, monkeypatch, solver):
-    dtype, tolerance, temperature = torch.float32, 1e-5, None
-    if solver == "ddpm":
-        lift_casts(monkeypatch, arrays)
-        dtype, tolerance, temperature = torch.float64, parity.DDPM_FLOAT64, 0.7
+@pytest.mark.parametrize("case", [("dpm-solver", "float32"), ("ddpm", "float64")])
+def test_whole_sampler_matches_the_official_loop(arrays, request, case):
+    (solver, precision), (temperature, tolerance) = case, SOLVERS[case]
+    dtype = use(request, precision)
     cfg = SampleConfig(5, 8, 4.0, (0.1, 0.6), solver=solver, temperature=temperature)
     counts, order, noise, wanted = (arrays[f"sampler/{solver}/{n}"] for n in ("counts", "order", "noise", "latents"))
     model = load(arrays, dtype)
-    image_draw = sampling.ImageDraw(order.long(), noise.to(dtype))
-    tokens, passes = sampling.reveal(
-        model, arrays["labels"], cfg, counts.numpy(), image_draw, sampling.embed_times(model.head, cfg)
-    )
+    image_draw, times = sampling.ImageDraw(order.long(), noise.to(dtype)), sampling.embed_times(model.head, cfg)
+    tokens, passes = sampling.reveal(model, arrays["labels"], cfg, counts.numpy(), image_draw, times)
     assert relative(model.unpatchify(tokens), wanted) < tolerance
     assert passes == 7  # two of the five steps are guided
 
 
-def test_training_steps_match_the_official_loop(arrays, float64, monkeypatch, tmp_path):
-    model = load(arrays)
-    cfg = TrainConfig(3, 4, 1e-3, warmup_steps=1, grad_clip=0.5, ema=0.8, label_dropout=0.5)
-    norms = []
-    clip = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, limit: norms.append(clip(p, limit)))
-    monkeypatch.setattr(training, "EMIGM", lambda _: model)
-    draws = iter([draw(arrays, f"training/{step}") for step in range(3)])
-    monkeypatch.setattr(training, "draw_training", lambda *_: next(draws))
-    order = iter(arrays["training/order"].tolist())
-    monkeypatch.setattr(training, "batch_indices", lambda *_: np.array(next(order)))
-    latents, labels = arrays["latents"].double(), arrays["labels"].numpy()
-    run = {"seed": 0, "state_folder": tmp_path, "data_id": "golden"}
-    images = training.TrainingImages(labels, 1, lambda index, _: latents[index], read_ahead=False)
-    result = training.train(CFG, cfg, images, Pixels(1.0), **run)
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Trains a model on the draws and the batches (indices of images) of its steps, and keeps what clips."""
 
+    def run(model, cfg, draws, batches, latents, labels, clip, **options):
+        draws, batches = iter(draws), iter(batches)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        monkeypatch.setattr(training, "EMIGM", lambda _: model)
+        monkeypatch.setattr(training, "draw_training", lambda *_: next(draws))
+        monkeypatch.setattr(training, "batch_indices", lambda *_: np.array(next(batches)))
+        images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
+        options |= {"seed": 0, "state_folder": tmp_path, "data_id": "golden"}
+        return training.train(CFG, cfg, images, Pixels(1.0), **options)
+
+    return run
+
+
+def test_training_steps_match_the_official_loop(arrays, float64, train):
+    model, norms, clip = load(arrays), [], torch.nn.utils.clip_grad_norm_
+    cfg = TrainConfig(3, 4, 1e-3, warmup_steps=1, grad_clip=0.5, ema=0.8, label_dropout=0.5)
+    draws, order = [draw(arrays, f"training/{step}") for step in range(3)], arrays["training/order"].tolist()
+    latents, labels = arrays["latents"].double(), arrays["labels"]
+    result = train(model, cfg, draws, order, latents, labels, lambda p, limit: norms.append(clip(p, limit)))
     assert relative(torch.stack(norms), arrays["training/gradient_norms"]) < 1e-10
-    weights = {official_name(name): p.detach() for name, p in model.named_parameters()}
-    averages = {official_name(name): p for name, p in result.ema.items()}
-    for mine, what in ((weights, "weights"), (averages, "ema")):
-        for name, wanted in arrays.items():
-            if name.startswith(f"training/{what}/"):
-                assert relative(mine[name.split("/")[-1]], wanted) < 1e-10, name
+    for values, what in ((dict(model.named_parameters()), "weights"), (result.ema, "ema")):
+        mine = {official_name(name): p.detach() for name, p in values.items()}
+        for name, wanted in named(arrays, f"training/{what}/").items():
+            assert relative(mine[name], wanted) < 1e-10, name
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
-def test_a_step_of_several_groups_has_the_mean_of_the_official_gradients(
-    arrays, float64, monkeypatch, tmp_path, micro_batch
-):
+def test_a_step_of_several_groups_has_the_mean_of_the_official_gradients(arrays, float64, train, micro_batch):
     """Three groups with the images and the draw of one official GPU each: the mean of equal gradients is that one."""
     model, latents, labels = load(arrays), arrays["latents"].double().repeat(3, 1, 1, 1), arrays["labels"].repeat(3)
-    group = len(arrays["latents"])
-    cfg = TrainConfig(1, 3 * group, 1e-3, mask_group=group)
-    found = {}
-    monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda *_: found.update({n: g.clone() for n, g in gradients(model).items()})
-    )
-    monkeypatch.setattr(training, "EMIGM", lambda _: model)
-    monkeypatch.setattr(training, "draw_training", lambda *_: draw(arrays, "loss"))
-    monkeypatch.setattr(training, "batch_indices", lambda *_: np.arange(3 * group))
-    images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
-    run = {"seed": 0, "state_folder": tmp_path, "data_id": "golden", "micro_batch": micro_batch}
-    result = training.train(CFG, cfg, images, Pixels(1.0), **run)
+    cfg, mine = TrainConfig(1, len(labels), 1e-3, mask_group=len(labels) // 3), {}
+
+    def keep(*_):
+        mine.update({name: gradient.clone() for name, gradient in gradients(model).items()})
+
+    draws, order = [draw(arrays, "loss")] * 3, [range(len(labels))]
+    result = train(model, cfg, draws, order, latents, labels, keep, micro_batch=micro_batch)
     assert relative(torch.tensor(result.curve[0][1]), arrays["loss/one/float64"]) < 1e-6  # kept in float32
-    largest = max(norm for name, norm in arrays.items() if name.startswith("gradient_norm/"))
-    for name, gradient in found.items():
-        norm = arrays[f"gradient_norm/{name}"]
-        assert abs(gradient.norm() - norm) < 1e-10 * max(norm, 1e-3 * largest), name
+    assert_norms(mine, arrays)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -229,13 +226,10 @@ def test_golden_arrays_say_which_official_code_made_them():
     assert (GOLDEN / "official_tiny.npz").stat().st_size < 300_000
 
 
-def test_parity_with_a_folder_that_is_no_clone_is_one_clear_error(tmp_path):
+def test_parity_without_a_clone_or_timm_is_one_clear_error(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ConfigError, match=r"no models/emigm\.py.*clone"):
             parity.run_parity(folder)
-
-
-def test_parity_without_timm_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "emigm.py").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -246,15 +240,17 @@ def test_parity_without_timm_says_what_to_install(tmp_path, monkeypatch):
 def test_rounding_is_the_distance_from_float32_over_the_official_one():
     exact = [torch.ones(3), 1e-9 * torch.ones(2), torch.zeros(2)]
     half, whole = ([t + d * max(t.max(), 1e-3) for t in exact] for d in (0.5, 1.0))
-    assert half_precision.rounding(half, whole, exact) == pytest.approx(0.5)
-    assert np.isnan(half_precision.rounding([t * torch.nan for t in exact], whole, exact))
+    assert parity.rounding(half, whole, exact) == pytest.approx(0.5)
+    assert np.isnan(parity.rounding([t * torch.nan for t in exact], whole, exact))
 
 
 def test_a_difference_that_is_not_a_number_is_beyond_tolerance(monkeypatch, capsys):
     rows = [parity.Row("a", 0.0, 0.0), parity.Row("b", float("nan"), 1e-5)]
-    assert [row.ok for row in rows] == [True, False]
-    monkeypatch.setattr(parity, "run_parity", lambda official: rows)
-    assert parity.main("clone") == 1
-    assert "BEYOND" in capsys.readouterr().out
-    monkeypatch.setattr(parity, "run_parity", lambda official: rows[:1])
-    assert parity.main("clone") == 0
+    for n, status in ((1, 0), (2, 1)):
+        monkeypatch.setattr(parity, "run_parity", lambda official, n=n: rows[:n])
+        assert parity.main("clone") == status
+        assert ("BEYOND" in capsys.readouterr().out) == bool(status)
+
+
+def test_the_table_has_all_comparisons():
+    assert sum(len(settings) * len(names) * len(limits) for _, settings, names, limits in parity.COMPARISONS) == 101

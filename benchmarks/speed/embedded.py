@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +15,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.speed.bench import write_speed
-from benchmarks.speed.timing import matrix_rate, spread
-from emigm.autoencoders.autoencoder import Pixels
+from benchmarks.speed.bench import training_run, write_speed
+from benchmarks.speed.timing import matrix_rate, seconds_of, spread
+from emigm import stages
 from emigm.config.benchmark import Benchmark
 from emigm.config.compose import compose_benchmark
 from emigm.config.paths import results_folder
-from emigm.distributed import ALONE
 from emigm.flops import mean_training_step
 from emigm.pools import keep_freed_memory
 from emigm.records.record import cpu_seconds, read_record
-from emigm.train import TrainingImages, TrainingRun
 
-STAGES = (
-    "prepare",
-    "extractor",
-    "encode",
-    "reference",
-    "train",
-    "sample",
-    "reveal",
-    "evaluate",
-    "snapshots",
-    "summary",
-    "notebooks",
-    "index",
-)
+STAGES = [p.stem for p in sorted(Path(stages.__file__).parent.glob("*.py")) if "__main__" in p.read_text("utf-8")]
 WARM_UP = 3
 
 
@@ -49,10 +34,10 @@ def measure_beside(tracked: Path, out: Path, steps: int, repeats: int) -> str:
     the folder `tracked`, where there is one."""
     benchmark, old = compose_benchmark(None), tracked / "cpu-embedded.json"
     before = read_record(old)["results"] if old.is_file() else None
-    found = bench_embedded(benchmark, steps, repeats) | {"spent_cpu_seconds": spent(benchmark.name)}
+    results = bench_embedded(benchmark, steps, repeats) | {"spent_cpu_seconds": spent(benchmark.name)}
     settings = {"benchmark": benchmark.name, "steps": steps, "repeats": repeats, "device": "cpu", "threads": 1}
-    path = write_speed(out, "embedded", found, settings, "cpu")
-    return f"{beside(found, before)}\n{path}: written"
+    path = write_speed(out, "embedded", results, settings, "cpu")
+    return f"{beside(results, before)}\n{path}: written"
 
 
 def spent(benchmark: str) -> dict[str, float]:
@@ -70,71 +55,61 @@ def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, 
     keep_freed_memory()
     rate = matrix_rate("cpu", "float32")
     runs = {size: training_steps(benchmark, size, steps) for size in benchmark.sizes}
-    taken = {size: [] for size in runs}
-    for _ in tqdm(range(repeats), "training", leave=False):
-        for size, run in runs.items():
-            taken[size].append(run())
+    rounds = [{size: seconds_of(run, "cpu") for size, run in runs.items()} for _ in tqdm(range(repeats), "training")]
     training = {}
-    for size, seconds in taken.items():
+    for size in runs:
+        seconds = [taken[size] for taken in rounds]
         flops = float(mean_training_step(benchmark.model_config(size), benchmark.train_config(size), 200))
         speed = steps / statistics.median(seconds)
         training[size] = {"steps_per_cpu_second": speed, "spread": spread(seconds), "flops": flops}
         training[size]["share_of_matrix_rate"] = flops * speed / rate
-    started: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    for _ in tqdm(range(repeats), "start-up", leave=False):
-        for stage, seconds in start_up(STAGES):
-            started[stage].append(seconds)
+    rounds = [{stage: start_up(stage) for stage in STAGES} for _ in tqdm(range(repeats), "start-up")]
+    started = {stage: [taken[stage] for taken in rounds] for stage in STAGES}
     start = {name: {"cpu_seconds": statistics.median(s), "spread": spread(s)} for name, s in started.items()}
     return {"matrix_rates": {"float32": rate}, "training": training, "start_up": start}
 
 
-def training_steps(benchmark: Benchmark, size: str, steps: int) -> Callable[[], float]:
-    """What takes so many steps of the benchmark's own recipe, over its whole course, on random images, and returns the
-    processor seconds."""
-    cfg, recipe = benchmark.model_config(size), benchmark.train_config(size)
-    torch.manual_seed(0)
-    latents = torch.randn(recipe.batch, cfg.channels, cfg.grid, cfg.grid)
-    labels = torch.arange(recipe.batch) % cfg.classes
-    images = TrainingImages(labels.numpy(), 1, lambda i, _: latents[i], read_ahead=False)
-    run = TrainingRun(cfg, recipe, images, Pixels(1.0), 0, Path(), "-", ALONE)
-    for step in range(WARM_UP):
-        run.step(step, latents, labels)
+def training_steps(benchmark: Benchmark, size: str, steps: int) -> Callable[[], None]:
+    """What takes so many steps of the benchmark's own recipe, over its whole course, on random images."""
+    recipe = benchmark.train_config(size)
+    run, latents, labels = training_run(benchmark.model_config(size), recipe)
 
-    def once() -> float:
-        begun = time.process_time()
-        for step in np.linspace(0, recipe.steps - 1, steps).astype(int):
-            run.step(int(step), latents, labels)
+    def take(chosen: list[int]) -> None:
+        for step in chosen:
+            run.step(step, latents, labels)
         run.unread.clear()
-        return time.process_time() - begun
 
-    return once
-
-
-def start_up(stages: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-    """Processor seconds until a stage's module is imported, by stage."""
-    for stage in stages:
-        begun = cpu_seconds() - time.process_time()
-        subprocess.run([sys.executable, "-c", f"import emigm.stages.{stage}"], check=True)
-        yield stage, cpu_seconds() - time.process_time() - begun
+    take(list(range(WARM_UP)))
+    return lambda: take(np.linspace(0, recipe.steps - 1, steps).astype(int).tolist())
 
 
-def beside(found: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+def start_up(stage: str) -> float:
+    """Processor seconds until a stage's module is imported, in a process of its own."""
+
+    def of_children() -> float:
+        return cpu_seconds() - time.process_time()
+
+    begun = of_children()
+    subprocess.run([sys.executable, "-c", f"import emigm.stages.{stage}"], check=True)
+    return of_children() - begun
+
+
+def beside(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     """What was measured, a line each, and its ratio to an earlier record, of other code or another machine.
 
     Both are relative to their machine's matrix rate, which takes most of its speed out of the ratio in training, and
     little in start-up. Above 1: faster than on record.
     """
-    rates = [r["matrix_rates"]["float32"] for r in (found, before or found)]
+    rate, old_rate = (r["matrix_rates"]["float32"] for r in (now, before or now))
+    old = before or {"training": {}, "start_up": {}}
     lines = []
-    for size, now in found["training"].items():
-        text = f"{size}: {now['steps_per_cpu_second']:.1f} training steps a CPU second, "
-        lines.append(f"{text}{now['share_of_matrix_rate']:.0%} of the matrix rate")
-        if before is not None and size in before["training"]:
-            ratio = now["share_of_matrix_rate"] / before["training"][size]["share_of_matrix_rate"]
-            lines[-1] += f"; {ratio:.2f} of the record's speed, relative to the matrix rate"
-    for stage, now in found["start_up"].items():
-        lines.append(f"{stage}: {now['cpu_seconds']:.1f} CPU seconds to start")
-        if before is not None and stage in before["start_up"]:
-            ratio = before["start_up"][stage]["cpu_seconds"] * rates[1] / (now["cpu_seconds"] * rates[0])
-            lines[-1] += f"; {ratio:.2f} of the record's speed, relative to the matrix rate"
-    return "\n".join(lines)
+    for size, new in now["training"].items():
+        share = new["share_of_matrix_rate"]
+        text = f"{size}: {new['steps_per_cpu_second']:.1f} training steps a CPU second, {share:.0%} of the matrix rate"
+        lines.append((text, share / old["training"][size]["share_of_matrix_rate"] if size in old["training"] else None))
+    for stage, new in now["start_up"].items():
+        text, seconds = f"{stage}: {new['cpu_seconds']:.1f} CPU seconds to start", new["cpu_seconds"] * rate
+        known = old["start_up"].get(stage)
+        lines.append((text, known and known["cpu_seconds"] * old_rate / seconds))
+    said = "{}; {:.2f} of the record's speed, relative to the matrix rate"
+    return "\n".join(text if ratio is None else said.format(text, ratio) for text, ratio in lines)

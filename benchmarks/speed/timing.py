@@ -36,6 +36,13 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """What one call takes."""
+    begun = clock(device)
+    run()
+    return clock(device) - begun
+
+
 def measure(variants: Sequence[Variant], device: str, repeats: int) -> list[dict[str, Any]]:
     """Run every variant once to warm up, then all of them in turn, `repeats` times.
 
@@ -43,23 +50,12 @@ def measure(variants: Sequence[Variant], device: str, repeats: int) -> list[dict
         For each its seconds, their median, their spread, and the most memory (bytes) it took beyond what was taken
         before, None where the system does not say.
     """
-    seconds: list[list[float]] = [[] for _ in variants]
     peaks = [peak_bytes(variant.run, device) for variant in variants]
-    for _ in range(repeats):
-        for variant, taken in zip(variants, seconds, strict=True):
-            begun = clock(device)
-            variant.run()
-            taken.append(clock(device) - begun)
+    rounds = [[seconds_of(variant.run, device) for variant in variants] for _ in range(repeats)]
     return [
-        {
-            "code": variant.code,
-            "precision": variant.precision,
-            "seconds": taken,
-            "median": statistics.median(taken),
-            "spread": spread(taken),
-            "peak_bytes": peak,
-        }
-        for variant, taken, peak in zip(variants, seconds, peaks, strict=True)
+        {"code": variant.code, "precision": variant.precision, "seconds": list(seconds)}
+        | {"median": statistics.median(seconds), "spread": spread(seconds), "peak_bytes": peak}
+        for variant, seconds, peak in zip(variants, zip(*rounds, strict=True), peaks, strict=True)
     ]
 
 
@@ -97,10 +93,5 @@ def matrix_rate(device: str, precision: Precision, repeats: int = 5) -> float:
     """FLOP/s of the product of two square matrices in a precision: the best of a few."""
     side = SIDE[torch.device(device).type]
     a = torch.randn(side, side, device=device, dtype=HALVES.get(precision, torch.float32))
-    best = float("inf")
     with products(precision, device):
-        for _ in range(repeats):
-            begun = clock(device)
-            a @ a
-            best = min(best, clock(device) - begun)
-    return 2 * side**3 / best
+        return 2 * side**3 / min(seconds_of(lambda: a @ a, device) for _ in range(repeats))

@@ -1,8 +1,7 @@
-"""The official code (github.com/ML-GSAI/eMIGM) run beside ours: imported from a clone the user names, on the CPU.
+"""The official code (github.com/ML-GSAI/eMIGM) run beside ours: imported from a clone the user names.
 
-It draws as it always does; what it draws is kept, and put in the form ours takes. Shape letters: B images,
-L tokens, M masked tokens, n tokens revealed in a step, C token channels, R diffusion times of a token, K solver
-steps.
+It draws as it always does; what it draws is kept, and put in the form ours takes. Shape letters: B images, L tokens, M
+masked tokens, n tokens revealed in a step, C token channels, R diffusion times of a token, K solver steps.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -32,18 +32,18 @@ from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.model import diffusion, schedules
 from emigm.model.checkpoints import to_official
 from emigm.model.head import DiffusionHead
-from emigm.model.model import EMIGM, TrainingDraw
+from emigm.model.model import EMIGM
+from emigm.train import TrainingDraw
 
 MODULES = ("models.emigm", "models.diffloss", "models.dpm_solver", "util.misc", "util.lr_sched", "engine_emigm")
-UNUSED = ("cv2", "torch_fidelity")
-"""Packages that `engine_emigm` imports for images and FID, of which nothing is called here."""
+PACKAGES = {name.split(".")[0] for name in MODULES} | {"diffusion"}
 
 Calls = dict[str, list[tuple[tuple, Any]]]
 """(arguments, result) of every call of a function, by the function's name."""
 
 
 @contextlib.contextmanager
-def official_code(folder: str | Path, device: str = "cpu") -> Iterator[types.SimpleNamespace]:
+def official_code(folder: str | Path, device: str = "cpu") -> Iterator[SimpleNamespace]:
     """The official modules (`.emigm`, `.diffloss`, `.misc`, ...), usable while the block runs: on a GPU as they are,
     on the CPU with stand-ins for what asks for a GPU.
 
@@ -56,6 +56,9 @@ def official_code(folder: str | Path, device: str = "cpu") -> Iterator[types.Sim
     if importlib.util.find_spec("timm") is None:
         raise ConfigError("the official code needs the package timm; install it beside emigm (pip install timm)")
 
+    for name in [name for name in sys.modules if name.split(".")[0] in PACKAGES]:  # others of these everyday names
+        del sys.modules[name]
+    sys.modules.setdefault("cv2", types.ModuleType("cv2"))  # imported there, and not called here
     linspace = torch.linspace
     on_cpu = {
         (torch.Tensor, "cuda"): lambda self, *args, **kwargs: self,
@@ -71,36 +74,27 @@ def official_code(folder: str | Path, device: str = "cpu") -> Iterator[types.Sim
         stack.enter_context(mock.patch.object(sys, "path", [str(folder), *sys.path]))
         for (owner, name), value in on_cpu.items() if device == "cpu" else ():
             stack.enter_context(mock.patch.object(owner, name, value))
-        # Its packages have everyday names (models, util, ...): others of these names come back afterwards.
-        stack.callback(sys.modules.update, _forget_packages())
-        stack.callback(_forget_packages)
-        sys.modules.update({name: types.ModuleType(name) for name in UNUSED})
         try:
             modules = {name.split(".")[-1]: importlib.import_module(name) for name in MODULES}
         except ImportError as e:
             raise ConfigError(f"{folder}: the official code does not import ({e})") from e
-        yield types.SimpleNamespace(**modules)
-
-
-def _forget_packages() -> dict[str, types.ModuleType]:
-    packages = {"models", "util", "diffusion", "engine_emigm", *UNUSED}
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] in packages}
+        yield SimpleNamespace(**modules)
 
 
 @contextlib.contextmanager
-def in_float64(official: types.SimpleNamespace) -> Iterator[None]:
+def in_float64(code: SimpleNamespace) -> Iterator[None]:
     """float64 by default, and in place of every cast to float32, in both codes.
 
-    As it stands the official head cannot run in float64 (its time features are float32), and its diffusion and
-    solver tables are rounded to float32.
+    As it stands the official head cannot run in float64 (its time features are float32), and its diffusion and solver
+    tables are rounded to float32.
     """
-    schedule = functools.partial(official.dpm_solver.NoiseScheduleVP, dtype=torch.float64)
+    schedule = functools.partial(code.dpm_solver.NoiseScheduleVP, dtype=torch.float64)
     plan = functools.partial(diffusion.dpm_solver_plan, dtype=torch.float64)
     torch.set_default_dtype(torch.float64)
     try:
         with (
             mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
-            mock.patch.object(official.dpm_solver, "NoiseScheduleVP", schedule),
+            mock.patch.object(code.dpm_solver, "NoiseScheduleVP", schedule),
             mock.patch.object(sampling, "dpm_solver_plan", plan),
         ):
             yield
@@ -109,40 +103,30 @@ def in_float64(official: types.SimpleNamespace) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch(owner: Any, *names: str, edit: Callable[[str, Any], None] = lambda name, result: None) -> Iterator[Calls]:
-    """Keep the calls of owner.name, which go on as ever; `edit` may change a result in place."""
+def watch(owner: Any, *names: str) -> Iterator[Calls]:
+    """Keep the calls of owner.name, which go on as ever."""
     calls: Calls = {name: [] for name in names}
 
-    def watched(name: str, function: Callable) -> Callable:
-        def call(*args, **kwargs):
-            result = function(*args, **kwargs)
-            edit(name, result)
-            calls[name].append((args, result))
-            return result
-
-        return call
+    def call(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        calls[name].append((args, result))
+        return result
 
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.enter_context(mock.patch.object(owner, name, watched(name, getattr(owner, name))))
+            watched = functools.partial(call, name, getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, watched))
         yield calls
 
 
-def build(official: types.SimpleNamespace, cfg: ModelConfig, make: Callable | None = None, **options: Any) -> nn.Module:
+def build(code: SimpleNamespace, cfg: ModelConfig, make: Callable | None = None, **options: Any) -> nn.Module:
     """The official model of an architecture; `make` is one of its size functions, which fix the transformer."""
     if make is None:
-        options = {
-            "norm_layer": functools.partial(nn.LayerNorm, eps=1e-6),
-            "mlp_ratio": cfg.mlp_ratio,
-            "encoder_embed_dim": cfg.width,
-            "decoder_embed_dim": cfg.width,
-            "encoder_depth": cfg.encoder_blocks,
-            "decoder_depth": cfg.decoder_blocks,
-            "encoder_num_heads": cfg.heads,
-            "decoder_num_heads": cfg.heads,
-            **options,
-        }
-    return (make or official.emigm.eMIGM)(
+        for side in ("encoder", "decoder"):
+            options |= {f"{side}_embed_dim": cfg.width, f"{side}_num_heads": cfg.heads}
+        options |= {"encoder_depth": cfg.encoder_blocks, "decoder_depth": cfg.decoder_blocks}
+        options |= {"norm_layer": functools.partial(nn.LayerNorm, eps=1e-6), "mlp_ratio": cfg.mlp_ratio}
+    return (make or code.emigm.eMIGM)(
         img_size=cfg.grid,
         vae_stride=1,
         patch_size=cfg.patch,
@@ -159,35 +143,38 @@ def build(official: types.SimpleNamespace, cfg: ModelConfig, make: Callable | No
     )
 
 
-def pair(official: types.SimpleNamespace, cfg: ModelConfig, seed: int, **options: Any) -> tuple[EMIGM, nn.Module]:
-    """Our model and the official one with the same weights, in eval mode: random and perturbed, so that no layer
-    is the identity."""
+def sampling_options(cfg: SampleConfig) -> dict[str, Any]:
+    """What `build` has to know of how the model will sample."""
+    low, high = cfg.cfg_interval
+    options = {"num_sampling_steps": str(cfg.solver_steps), "sampling_algo": cfg.solver}
+    return options | {"cfg_t_min": low, "cfg_t_max": high, "mask_strategy": cfg.schedule}
+
+
+def pair(code: SimpleNamespace, cfg: ModelConfig, seed: int, **options: Any) -> tuple[EMIGM, nn.Module]:
+    """Our model and the official one with the same weights, in eval mode: random and perturbed, so that no layer is
+    the identity."""
     torch.manual_seed(seed)
     ours = EMIGM(cfg)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    theirs = build(official, cfg, **options)
+    theirs = build(code, cfg, **options)
     theirs.load_state_dict(to_official(ours.state_dict(), cfg))
     return ours.eval(), theirs.eval()
 
 
-def without_networks(
-    official: types.SimpleNamespace, cfg: ModelConfig, **options: Any
-) -> tuple[nn.Module, list[int], list[int]]:
-    """The official model with its networks taken out, so that its sampling loop runs fast; a list that grows by
-    the rows of every pass of the network, and one that grows by the tokens of every call of the head."""
-    model, passes, counts = build(official, cfg, **options), [], []
-
-    def encode(tokens: Tensor, *_: Tensor) -> None:
-        passes.append(len(tokens))
+def without_networks(code: SimpleNamespace, cfg: ModelConfig, **options: Any) -> tuple[nn.Module, list[int], list[int]]:
+    """The official model with its networks taken out, so that its sampling loop runs fast; a list that grows by the
+    rows of every pass of the network, and one that grows by the tokens of every call of the head."""
+    model, passes, counts = build(code, cfg, **options), [], []
 
     def sample(z: Tensor, *_: float) -> Tensor:
         counts.append(len(z))
         return torch.zeros(len(z), cfg.token_channels)
 
-    model.forward_mae_encoder, model.diffloss.sample = encode, sample
+    model.forward_mae_encoder = lambda tokens, *_: passes.append(len(tokens))
     model.forward_mae_decoder = lambda _, mask: torch.zeros(*mask.shape, 1)
+    model.diffloss.sample = sample
     return model, passes, counts
 
 
@@ -203,29 +190,24 @@ def fixed_masking(theirs: nn.Module, masked: int) -> Callable[[Tensor], tuple]:
     return mask
 
 
-def loss_and_draw(
-    theirs: nn.Module, cfg: ModelConfig, latents: Tensor, labels: Tensor, **edit: Callable[[str, Any], None]
-) -> tuple[Tensor, TrainingDraw]:
+def loss_and_draw(theirs: nn.Module, cfg: ModelConfig, latents: Tensor, labels: Tensor) -> tuple[Tensor, TrainingDraw]:
     """The official training loss of unit latents (B, channels, grid, grid), and what was drawn for it."""
-    with watch(torch, "rand", "randint", "randn_like", **edit) as drawn, watch(theirs, "random_masking") as masks:
+    with watch(torch, "rand", "randint", "randn_like") as drawn, watch(theirs, "random_masking") as masks:
         loss = theirs.train()(latents, labels)
     (draw,) = _training_draws(theirs, cfg, len(labels), drawn | masks)
     return loss, draw
 
 
-def train_epoch(
-    official: types.SimpleNamespace, theirs: nn.Module, model: ModelConfig, cfg: TrainConfig, batches: list[tuple]
-) -> tuple[list[Tensor], list[TrainingDraw], list[float]]:
-    """Train the official model for an epoch of `batches`, (unit latents, labels) each.
-
-    Returns:
-        EMA weights in the order of its parameters, the draws, and the gradients' norms before the clip.
-    """
-    recipe = types.SimpleNamespace(
+def trainer(
+    code: SimpleNamespace, theirs: nn.Module, cfg: TrainConfig, epoch: int, device: str = "cpu"
+) -> tuple[Callable[[list[tuple[Tensor, Tensor]]], None], list[Tensor]]:
+    """What trains the official model for an epoch, of `epoch` batches of (unit latents, labels), without what it
+    prints; and its EMA weights in the order of its parameters."""
+    recipe = SimpleNamespace(
         lr=cfg.lr,
         min_lr=0.0,
         lr_schedule=cfg.lr_schedule,
-        warmup_epochs=cfg.warmup_steps / len(batches),
+        warmup_epochs=cfg.warmup_steps / epoch,
         epochs=1,
         grad_clip=cfg.grad_clip,
         ema_rate=cfg.ema,
@@ -233,16 +215,31 @@ def train_epoch(
     )
     parameters = list(theirs.parameters())
     average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(official.misc.add_weight_decay(theirs, cfg.weight_decay), cfg.lr, cfg.betas)
-    scaler = official.misc.NativeScalerWithGradNormCount()
-    epoch = official.engine_emigm.train_one_epoch
+    optimizer = torch.optim.AdamW(code.misc.add_weight_decay(theirs, cfg.weight_decay), cfg.lr, cfg.betas)
+    scaler, train = code.misc.NativeScalerWithGradNormCount(), code.engine_emigm.train_one_epoch
+
+    def run(batches: list[tuple[Tensor, Tensor]]) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(theirs, None, parameters, average, batches, optimizer, device, 0, scaler, args=recipe)
+
+    return run, average
+
+
+def train_epoch(
+    code: SimpleNamespace, theirs: nn.Module, model: ModelConfig, cfg: TrainConfig, batches: list[tuple]
+) -> tuple[list[Tensor], list[TrainingDraw], list[float]]:
+    """Train the official model for an epoch of `batches`, (unit latents, labels) each.
+
+    Returns:
+        EMA weights in the order of its parameters, the draws, and the gradients' norms before the clip.
+    """
+    run, average = trainer(code, theirs, cfg, len(batches))
     with (
         watch(torch, "rand", "randint", "randn_like") as drawn,
         watch(theirs, "random_masking") as masks,
         watch(torch.nn.utils, "clip_grad_norm_") as clips,
-        contextlib.redirect_stdout(io.StringIO()),
     ):
-        epoch(theirs, None, parameters, average, batches, optimizer, "cpu", 0, scaler, args=recipe)
+        run(batches)
     norms = [norm.item() for _, norm in clips["clip_grad_norm_"]]
     return average, _training_draws(theirs, model, cfg.batch, drawn | masks), norms
 
@@ -251,15 +248,14 @@ def _training_draws(theirs: nn.Module, cfg: ModelConfig, batch: int, calls: Call
     """Every step's draw. The official code draws for all L tokens, ours for the masked ones."""
     uniforms = [result for _, result in calls["rand"] if result.shape == (batch,)]  # those of the class dropout
     steps = zip(calls["random_masking"], uniforms, calls["randint"], calls["randn_like"], strict=True)
+    every = (theirs.diffusion_batch_mul, batch, cfg.tokens)  # (R, B, L)
     draws = []
     for (_, (mask, t, schedule)), uniform, (_, time), (_, noise) in steps:
         masked = mask.nonzero()[:, 1].view(batch, -1)
-        rows = masked.expand(theirs.diffusion_batch_mul, -1, -1)  # (R, B, M)
-        every = (theirs.diffusion_batch_mul, batch, cfg.tokens)  # (R, B, L)
-        weight = float(schedules.elbo_weight(schedule, t[0, 0].item())) if theirs.use_weighted_loss else 1.0
+        time = time.view(every).gather(2, masked.expand(every[0], -1, -1))  # (R, B, m)
         noise = sampling.select_rows_of_each(noise.view(*every, -1), masked)
-        dropped = uniform < theirs.label_drop_prob
-        draws.append(draw_of(cfg.tokens, masked, dropped, time.view(every).gather(2, rows), noise, weight))
+        weight = float(schedules.elbo_weight(schedule, t[0, 0].item())) if theirs.use_weighted_loss else 1.0
+        draws.append(draw_of(cfg.tokens, masked, uniform < theirs.label_drop_prob, time, noise, weight))
     return draws
 
 
@@ -283,15 +279,13 @@ def draw_of(
 
 
 @torch.no_grad()
-def solve(
-    official: types.SimpleNamespace, head: DiffusionHead, z: list[Tensor], cfg: SampleConfig
-) -> tuple[Tensor, Tensor]:
+def solve(code: SimpleNamespace, head: DiffusionHead, z: list[Tensor], cfg: SampleConfig) -> tuple[Tensor, Tensor]:
     """Tokens (M, C) the official solvers make with the weights of `head`, and the noise they drew (K or 1, M, C).
 
     z: [conditional] or [conditional, unconditional], each (M, D).
     """
     rows, width = z[0].shape
-    theirs = official.diffloss.DiffLoss(
+    theirs = code.diffloss.DiffLoss(
         target_channels=head.input_proj.in_features,
         z_channels=width,
         depth=len(head.res_blocks),
@@ -330,14 +324,13 @@ def generate(
 
 
 def save_checkpoint(
-    official: types.SimpleNamespace, theirs: nn.Module, average: list[Tensor], folder: Path
+    code: SimpleNamespace, theirs: nn.Module, average: list[Tensor], folder: Path
 ) -> tuple[Path, nn.Module]:
-    """A checkpoint of the official model and its EMA weights as the official code saves it, and the model that
-    the official evaluation makes of that file."""
-    optimizer = torch.optim.AdamW(theirs.parameters())
-    scaler = official.misc.NativeScalerWithGradNormCount()
+    """A checkpoint of the official model and its EMA weights as the official code saves it, and the model that the
+    official evaluation makes of that file."""
     args = argparse.Namespace(output_dir=str(folder), lr=1e-3)
-    official.misc.save_model(args, 3, theirs, theirs, optimizer, scaler, ema_params=average, epoch_name="last")
+    optimizer, scaler = torch.optim.AdamW(theirs.parameters()), code.misc.NativeScalerWithGradNormCount()
+    code.misc.save_model(args, 3, theirs, theirs, optimizer, scaler, ema_params=average, epoch_name="last")
     path = folder / "checkpoint-last.pth"
 
     # What its script does to resume and then to switch to EMA weights, which is part of longer functions there.

@@ -1,0 +1,1 @@
+"""A package, so that `tests.official` is this one: torch-fidelity installs another `tests`."""
