@@ -81,7 +81,13 @@ class Extractor:
     """
 
     def __init__(
-        self, network: FeatureExtractorBase, identity: dict[str, Any], device: str, batch: int, workers: int, clean: bool
+        self,
+        network: FeatureExtractorBase,
+        identity: dict[str, Any],
+        device: str,
+        batch: int,
+        workers: int,
+        clean: bool,
     ):
         self.network, self.identity = network, identity
         self.device, self.batch, self.workers = torch.device(device), batch, workers

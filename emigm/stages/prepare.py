@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError
 from emigm.config.paths import images_folder
 from emigm.data.images import NONE, PARTS, load_split, save_images
-from emigm.data.photos import scan_photos
+from emigm.data.photos import class_names, scan_both
 from emigm.io import checksums, write_index, write_json
 from emigm.launching import run_stage
 from emigm.records.record import write_record
@@ -33,11 +32,12 @@ def prepare(benchmark: Benchmark) -> None:
 
 def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write both parts of a small data set; returns the files' names and the record's results."""
-    split = load_split(benchmark.data)
+    split = load_split(benchmark.data, benchmark.run.workers)
     for part, (pixels, labels) in split.items():
         save_images(folder / f"{part}.npz", pixels, labels)
     pixels, labels = split["train"]
-    return [f"{part}.npz" for part in split], {
+    names = {"class_names": class_names(benchmark.data.root)} if benchmark.data.dataset == "folder" else {}
+    return [f"{part}.npz" for part in split], names | {
         "train_images": len(pixels),
         "holdout_images": len(split["holdout"][0]),
         "classes": int(labels.max()) + 1,
@@ -48,19 +48,9 @@ def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[
 def prepare_photos(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write the lists of both parts' photos; returns the files' names and the record's results."""
     cfg = benchmark.data
-    roots = dict(zip(PARTS, (("root", cfg.root), ("holdout_root", cfg.holdout_root)), strict=True))
-    found = {
-        part: scan_photos(Path(root), cfg.classes, f"benchmark.data.{key}", benchmark.run.workers)
-        for part, (key, root) in roots.items()
-    }
-    if differing := set(found["train"]["classes"]) ^ set(found["holdout"]["classes"]):
-        raise ConfigError(
-            f"benchmark.data.holdout_root = {cfg.holdout_root}: its class folders are not those of {cfg.root}; "
-            f"{len(differing)} are in one only, such as {min(differing)}"
-        )
-    for part, photos in found.items():
-        manifest = {"root": roots[part][1], "resolution": cfg.resolution, **photos}
-        write_index(folder / f"{part}.json", manifest)
+    found = scan_both(cfg.root, cfg.holdout_root, cfg.classes, benchmark.run.workers)
+    for part, root in zip(PARTS, (cfg.root, cfg.holdout_root), strict=True):
+        write_index(folder / f"{part}.json", {"root": root, "resolution": cfg.resolution, **found[part]})
     return [f"{part}.json" for part in found], {
         "train_images": len(found["train"]["files"]),
         "holdout_images": len(found["holdout"]["files"]),
