@@ -3,9 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import re
+import struct
 import subprocess
 import sys
 import types
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
 from emigm.data.images import load_images, load_split, open_images, save_images
-from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_photos
+from emigm.data.photos import DecodingError, Photos, adm_crop, class_names, decode, scan_photos, to_rgb
 from emigm.io import write_index
 from emigm.stages.prepare import prepare
 
@@ -154,14 +157,85 @@ def test_photos_come_in_any_order_whatever_the_number_of_threads(photos):
     assert pixels.flags.c_contiguous
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "I;16", "LA"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    path = tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}"
-    if mode == "I;16":
-        Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(path)
-    else:
-        Image.new("RGB", (20, 20), (200, 200, 200)).convert(mode).save(path)
-    assert adm_crop(decode(path.name, path), 16).shape == (16, 16, 3)
+def stripes(*colours):
+    """Four stripes of 6 rows; not so saturated that LAB in 8 bits cannot hold them."""
+    return Image.fromarray(np.repeat(np.array(colours, np.uint8), 6, axis=0)[:, None].repeat(20, axis=1))
+
+
+GREY = stripes((255,) * 3, (180,) * 3, (70,) * 3, (0,) * 3)
+COLOUR = stripes((255,) * 3, (200, 120, 60), (40, 90, 140), (0,) * 3)
+SCALED = {"I": 65535 / 255, "F": 1 / 255} | dict.fromkeys(["I;16", "I;16B", "I;16L", "I;16N"], 65535 / 255)
+
+
+def in_mode(mode):
+    """A known picture in a mode of Pillow, and its grey levels or colours as RGB."""
+    if mode == "1":
+        return GREY.convert("L").point(lambda v: 255 * (v > 128)).convert("1"), GREY.point(lambda v: 255 * (v > 128))
+    if mode in SCALED:
+        levels = np.asarray(GREY.convert("L")).astype(np.float64) * SCALED[mode]
+        dtype = {"I": np.int32, "F": np.float32, "I;16B": ">u2"}.get(mode, "<u2")
+        image = Image.frombytes(mode, GREY.size, levels.round(6).astype(dtype).tobytes())
+        return image, GREY
+    if mode in ("L", "LA", "La"):
+        return GREY.convert("L").convert("LA").convert(mode) if mode == "La" else GREY.convert(mode), GREY
+    if mode in ("P", "PA"):
+        return COLOUR.convert("P", palette=Image.Palette.ADAPTIVE).convert(mode), COLOUR
+    return (COLOUR.convert("RGBA") if mode == "RGBa" else COLOUR).convert(mode), COLOUR
+
+
+@pytest.mark.parametrize("mode", Image.MODES)
+def test_every_mode_of_pillow_becomes_the_same_rgb(mode):
+    image, expected = in_mode(mode)
+    assert image.mode == mode
+    difference = np.asarray(to_rgb(image)).astype(int) - np.asarray(expected)
+    assert np.abs(difference).max() <= 3
+
+
+@pytest.mark.parametrize(("mode", "white"), [("I", 255), ("F", 255), ("F", 65535)])
+def test_grey_levels_of_modes_without_a_white_are_scaled_by_their_range(mode, white):
+    levels = np.asarray(GREY.convert("L")) * (white / 255)
+    image = Image.fromarray(levels.astype({"I": np.int32, "F": np.float32}[mode]))
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(GREY))
+
+
+@pytest.mark.parametrize("level", [70000, -1, np.nan])
+def test_grey_levels_beyond_16_bits_are_no_photo(tmp_path, level):
+    Image.fromarray(np.full((9, 9), level, np.float32)).save(tmp_path / "a.tiff")
+    assert "save it with 8 or 16 bits" in decode("a", tmp_path / "a.tiff")
+
+
+def png(samples):
+    """A PNG file of 16 bits, which Pillow writes of grey alone: uint16 (h, w, channels), 1 to 4 channels."""
+    height, width, channels = samples.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_of_16_bits_keeps_its_grey_levels(channels):
+    colour = np.asarray(COLOUR if channels > 2 else GREY).astype(np.uint16)
+    opaque = np.full((*colour.shape[:2], 1), 65535, np.uint16)
+    samples = np.concatenate([colour[..., : channels - 1 + channels % 2] * 257, opaque], axis=2)[..., :channels]
+    decoded = decode("a", png(samples))
+    assert np.abs(np.asarray(decoded).astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [(".png", m) for m in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
+    + [(".jpg", m) for m in ("L", "RGB", "CMYK", "YCbCr")]
+    + [(".bmp", "RGB"), (".webp", "RGB"), (".tiff", "LAB"), (".tiff", "I;16B"), (".tiff", "F")],
+)
+def test_files_of_every_kind_decode_to_the_picture_that_was_saved(tmp_path, suffix, mode):
+    image, expected = in_mode(mode)
+    options = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
+    image.save(tmp_path / f"a{suffix}", **options)
+    decoded = np.asarray(decode("a", tmp_path / f"a{suffix}")).astype(int)
+    inner = [row for row in range(24) if row % 6 in (2, 3)]  # away from edges, which JPEG blurs
+    assert np.abs(decoded - np.asarray(expected))[inner].max() <= 6
 
 
 def test_every_photo_that_does_not_decode_is_named_with_its_reason(photos):
@@ -183,28 +257,66 @@ def test_many_failures_are_counted_and_the_first_are_named():
     assert "9.JPEG" in message and "10.JPEG" not in message
 
 
-def test_classes_are_numbered_in_order_of_their_names_and_hidden_files_ignored(tmp_path):
-    root = write_photos(tmp_path / "train", ["n10", "n02", "n9"], each=2)
-    (root / ".DS_Store").touch()
-    (root / "n02" / "._n02_0.JPEG").touch()
-    found = scan_photos(root, 3, "key", 2)
-    assert found["classes"] == ["n02", "n10", "n9"] and found["labels"] == [0, 0, 1, 1, 2, 2]
-    assert found["files"][:3] == ["n02/n02_0.JPEG", "n02/n02_1.JPEG", "n10/n10_0.JPEG"]
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["n10", "n02", "n9"], ["n02", "n10", "n9"]),
+        ([str(i) for i in range(12)], [str(i) for i in range(12)]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+    ],
+    ids=["text", "numbers", "mixed"],
+)
+def test_classes_are_numbered_in_order_of_their_names(tmp_path, names, order):
+    photos = scan_photos(write_photos(tmp_path, names), len(names), "key", 2)
+    assert photos["classes"] == order and photos["labels"] == [i for i in range(len(names)) for _ in range(2)]
+    assert photos["files"][:3] == [f"{order[0]}/{order[0]}_0.JPEG", f"{order[0]}/{order[0]}_1.JPEG", photos["files"][2]]
+
+
+def test_files_beside_the_classes_and_what_desktops_leave_are_ignored(tmp_path, capsys):
+    root = write_photos(tmp_path, ["n1", "n2"])
+    expected = scan_photos(root, 2, "key", 2)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "n2/._n2_0.JPEG", "n1/thumbs.db", "n1/Desktop.ini"):
+        (root / name).touch()
+    for name in (".ipynb_checkpoints", "n1/.ipynb_checkpoints"):
+        (root / name).mkdir()
+    assert scan_photos(root, 2, "key", 2) == expected and "note" not in capsys.readouterr().out
+    for name in ("wnids.txt", "n3.tar"):
+        (root / name).touch()
+    assert scan_photos(root, 2, "key", 2) == expected
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note" in line]
+    assert len(notes) == 1 and "files beside the class folders are ignored (n3.tar, wnids.txt)" in notes[0]
+
+
+def test_the_home_folder_and_variables_are_expanded_in_paths(tmp_path, monkeypatch):
+    write_photos(tmp_path / "photos", ["n1"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in ("~/photos", "$HOME/photos", "${HOME}/photos"):
+        photos = scan_photos(Path(root), 1, "key", 1)
+        assert Photos(write_manifest(tmp_path / "a.json", root, **photos), 1).pixels([0]).shape == (1, 3, 16, 16)
+        assert class_names(root) == ["n1"]
+
+
+def test_the_command_that_sorts_the_validation_photos_sorts_them(tmp_path):
+    solution = ["ImageId,PredictionString", "val_1,n02 1 2 3 4 ", "val_2,n01 5 6 7 8 n01 1 1 2 2 ", "val_3,n02 1 2 3 4"]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(solution) + "\n")
+    for i in (1, 2, 3):
+        Image.fromarray(noise(20, 20, i)).save(tmp_path / f"val_{i}.JPEG")
+    with pytest.raises(ConfigError, match=r"ImageNet\('DIR', 'val'\)") as e:
+        scan_photos(tmp_path, 2, "key", 1)
+    command = re.search("beside the photos, `(.*)` sorts", str(e.value))[1]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert scan_photos(tmp_path, 2, "key", 1)["files"] == ["n01/val_2.JPEG", "n02/val_1.JPEG", "n02/val_3.JPEG"]
 
 
 LAYOUTS = {
     "missing": (lambda root: None, r"key = .*: no such folder; it must hold the photos, one folder for each class"),
     "flat": (
         lambda root: (root.mkdir(), [(root / f"ILSVRC2012_val_0000000{i}.JPEG").touch() for i in range(4)]),
-        r"4 photos side by side and no class folders.*validation.*move each into its class's folder",
+        r"4 photos side by side and no class folders.*each goes into the folder of its class.*ImageNet's validation",
     ),
     "few": (lambda root: write_photos(root, ["n1", "n2"], 1), r"found 2 class folders \(n1, n2\), expected .* = 3"),
     "empty": (lambda root: root.mkdir(), r"found 0 class folders \(none\), expected benchmark\.data\.classes = 3"),
     "parent": (lambda root: write_photos(root, ["train", "val"], 1), r"found 2 class folders.*did you mean .*/train\?"),
-    "archive": (
-        lambda root: (write_photos(root, ["n1", "n2", "n3"], 1), (root / "n4.tar").touch()),
-        r"files beside the class folders \(n4\.tar\); unpack or remove them",
-    ),
     "stray": (
         lambda root: (write_photos(root, ["n1", "n2", "n3"], 1), (root / "n2" / "list.txt").touch()),
         r"1 files or folders among the photos that are none \(n2/list\.txt\); remove",

@@ -1,5 +1,4 @@
-"""The configured autoencoder, KL-16 and DC-AE among them. The only file that knows third-party autoencoders of
-numbers; `codebook` knows those of codes."""
+"""The configured autoencoder. The only file that knows third-party autoencoders: MAR's KL-16 and DC-AE."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emigm.autoencoders.base import Autoencoder, Pixels, channels_last
-from emigm.autoencoders.codebook import load_codes
+from emigm.autoencoders.base import Autoencoder, Pixels
+from emigm.autoencoders.codebook import load_kmeans
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
@@ -63,24 +62,26 @@ DCAE_CONFIG: dict[str, Any] = {
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
 
-class KL16(Autoencoder):
-    """MAR's variational autoencoder: 16 channels, stride 16; raw latents are its posterior (B, 32, H/16, W/16)."""
+class Network(Autoencoder):
+    """An autoencoder of diffusers: `module` maps images in [-1, 1] to raw latents and back."""
+
+    def __init__(
+        self, module: nn.Module, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"
+    ):
+        super().__init__(scale, device, precision)
+        # The layout in which GPUs, and CPUs, convolve fastest; what convolutions take and give follows.
+        self.module = module.to(memory_format=torch.channels_last)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.module.decode(latents).sample
+
+
+class KL16(Network):
+    """MAR's variational autoencoder: raw latents are its posterior, mean and log-variance (B, 32, H/16, W/16)."""
 
     kind = "kl16"
     latent_channels = 16
     stride = 16
-
-    def __init__(
-        self,
-        module: nn.Module,
-        scale: float,
-        device: str | torch.device = "cpu",
-        precision: Precision = "float32",
-        ignored: int = 0,
-    ):
-        super().__init__(scale, device, precision)
-        self.module = channels_last(module)
-        self.ignored = ignored
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent_dist.parameters  # the log-variance is not clamped yet
@@ -96,12 +97,9 @@ class KL16(Autoencoder):
         mean, logvar = raw.chunk(2, dim=1)
         return mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise.to(raw.device, raw.dtype)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.module.decode(latents).sample
 
-
-class DCAE(Autoencoder):
-    """Deep compression autoencoder f32c32: 32 channels, stride 32; raw latents (B, 32, H/32, W/32) are exact."""
+class DCAE(Network):
+    """Deep compression autoencoder f32c32: raw latents (B, 32, H/32, W/32) are exact."""
 
     kind = "dcae"
     latent_channels = 32
@@ -110,8 +108,7 @@ class DCAE(Autoencoder):
     def __init__(
         self, module: nn.Module, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"
     ):
-        super().__init__(scale, device, precision)
-        self.module = channels_last(module)
+        super().__init__(module, scale, device, precision)
         for part in module.modules():
             # Linear attention sums over all positions, which autocast would do in float16; the official one is float32.
             if hasattr(part, "apply_linear_attention"):
@@ -120,24 +117,17 @@ class DCAE(Autoencoder):
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.module.decode(latents).sample
-
 
 def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Autoencoder:
-    """Build the configured autoencoder.
-
-    Args:
-        cfg: `weights` is a file, or a folder that holds one under its usual name.
-        device: where it works.
+    """Build the configured autoencoder; `cfg.weights` is a file, or a folder that holds one under its usual name.
 
     Raises:
         ConfigError: the weights are missing or damaged, or are those of another model.
     """
     if cfg.kind == "pixels":
         return Pixels(cfg.scale, device)
-    if cfg.codebook is not None:
-        return load_codes(cfg, device)
+    if cfg.kind == "kmeans":
+        return load_kmeans(cfg, device)
     load, names, remedy = {
         "kl16": (_load_kl16, ("kl16.ckpt", DIFFUSERS_FILE), "kl16.ckpt as MAR released it"),
         "dcae": (_load_dcae, ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"),
@@ -195,21 +185,15 @@ def _load_kl16(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -
     with torch.device("meta"):
         module = AutoencoderKL(**KL16_CONFIG)
     state = read_tensors(path, part=None if path.suffix == ".safetensors" else "model")
-    ignored = 0
-    if any(name.startswith("encoder.down.") for name in state):
-        parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-        kept = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
-        ignored = len(state) - len(kept)
-        # Checked under the file's own names and shapes, so that a message names what the file should have.
+    if any(name.startswith("encoder.down.") for name in state):  # else diffusers' layout
+        parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # others are the training loss's
+        state = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+        # Checked under the file's own names and shapes, so that a message names what the file should have. The only
+        # matrices are attention's; the file has them as 1 x 1 convolutions.
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        wanted = {
-            # The only matrices are attention's; the file has them as 1 x 1 convolutions.
-            kl16_official_name(name): (*shape, 1, 1) if len(shape) == 2 else shape
-            for name, shape in shapes.items()
-        }
-        check_tensors(kept, wanted, path)
-        state = {name: kept[kl16_official_name(name)].reshape(shape) for name, shape in shapes.items()}
-    return KL16(_fill(module, state, path, device), cfg.scale, device, cfg.precision, ignored)
+        check_tensors(state, {kl16_official_name(n): (*s, 1, 1) if len(s) == 2 else s for n, s in shapes.items()}, path)
+        state = {name: state[kl16_official_name(name)].reshape(shape) for name, shape in shapes.items()}
+    return KL16(_fill(module, state, path, device), cfg.scale, device, cfg.precision)
 
 
 def _load_dcae(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -> DCAE:
@@ -218,14 +202,9 @@ def _load_dcae(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -
     with torch.device("meta"):
         module = AutoencoderDC(**DCAE_CONFIG)
     state = read_tensors(path)
-    if any(name.startswith("encoder.stages.") for name in state):
-        try:
-            from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers as convert
-        except ImportError as e:
-            raise ConfigError(
-                f"{path}: the installed diffusers cannot convert this layout; use the folder "
-                "dc-ae-f32c32-in-1.0-diffusers, or install diffusers 0.42"
-            ) from e
+    if any(name.startswith("encoder.stages.") for name in state):  # as published, not diffusers' layout
+        from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers as convert
+
         state = convert(state)
     return DCAE(_fill(module, state, path, device), cfg.scale, device, cfg.precision)
 
@@ -242,7 +221,6 @@ def _find(path: Path, names: tuple[str, ...]) -> Path:
     """The weights file: `path` itself, or the first of `names` in that folder."""
     if not path.is_dir():
         return path
-    for name in names:
-        if (path / name).is_file():
-            return path / name
+    if files := [path / name for name in names if (path / name).is_file()]:
+        return files[0]
     raise ConfigError(f"{path}: no {' or '.join(names)} in this folder")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import Precision
@@ -40,8 +40,6 @@ class Autoencoder(ABC):
     """Channels of unit latents; None: as many as the images have."""
     stride: ClassVar[int] = 1
     """Pixels of an image's side that make one latent position."""
-    ignored: int = 0
-    """Tensors of the weights file that belong to no part of the autoencoder, such as a training loss's."""
 
     def __init__(self, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"):
         self.scale = scale
@@ -94,11 +92,7 @@ class Autoencoder(ABC):
                 f"autoencoder kind: {self.kind} decodes latents of {self.latent_channels} channels, not of "
                 f"{unit.shape[1]}; set model.channels: {self.latent_channels}"
             )
-
-        def eight_bits(images: Tensor) -> Tensor:
-            return ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
-
-        return self._in_batches(lambda z: self._decode(z.float() / self.scale).float(), unit, batch, eight_bits)
+        return self._in_batches(lambda z: self._decode(z.float() / self.scale).float(), unit, batch, _eight_bits)
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor:
@@ -113,19 +107,15 @@ class Autoencoder(ABC):
         return raw
 
     def _in_batches(
-        self,
-        fn: Callable[[Tensor], Tensor],
-        x: Tensor,
-        batch: int,
-        finish: Callable[[Tensor], Tensor] = lambda found: found,
+        self, fn: Callable[[Tensor], Tensor], x: Tensor, batch: int, finish: Callable[[Tensor], Tensor] = lambda y: y
     ) -> Tensor:
         """finish(fn(x)) a batch at a time; what `fn`, under autocast, gives must be finite."""
         parts, finite = [], []
         for part in x.split(batch):
             with autocast(self.precision, self.device):
-                found = fn(upload(part, self.device))
-            finite.append(found.isfinite().all())
-            parts.append(finish(found).to(x.device))
+                y = fn(upload(part, self.device))
+            finite.append(y.isfinite().all())
+            parts.append(finish(y).to(x.device))
         if not torch.stack(finite).all():
             raise RunError(overflow(f"autoencoder kind: {self.kind}", self.precision, "autoencoder.precision"))
         return torch.cat(parts)
@@ -142,6 +132,10 @@ class Autoencoder(ABC):
             )
 
 
+def _eight_bits(images: Tensor) -> Tensor:
+    return ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
+
+
 class Pixels(Autoencoder):
     """No autoencoder: raw latents are the pixels, in [-1, 1]."""
 
@@ -152,12 +146,6 @@ class Pixels(Autoencoder):
 
     def _decode(self, latents: Tensor) -> Tensor:
         return latents
-
-
-def channels_last(module: nn.Module) -> nn.Module:
-    """The module with its convolutions' weights in the layout in which GPUs, and CPUs, convolve fastest; what they take
-    and give follows."""
-    return module.to(memory_format=torch.channels_last)
 
 
 def encode_with_flips(ae: Autoencoder, pixels: Tensor, batch: int = BATCH) -> tuple[Tensor, Tensor]:

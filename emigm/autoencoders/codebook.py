@@ -1,35 +1,27 @@
-"""Autoencoders whose latents are codes: the centres of a k-means of patches, and a VQ autoencoder.
+"""An autoencoder whose latents are codes: the nearest centre of a k-means of patches of pixels.
 
 Raw latents are the codes as float32 (so that the store holds one type), unit latents the codes as int64, both
-(B, 1, H / stride, W / stride).
+(B, 1, H / patch, W / patch).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from emigm.autoencoders.base import Autoencoder, channels_last
+from emigm.autoencoders.base import Autoencoder
 from emigm.config.errors import ConfigError
-from emigm.config.schema import AutoencoderConfig, Precision
+from emigm.config.schema import AutoencoderConfig
 from emigm.io import read_arrays, write_arrays
-from emigm.model.weights import check_state, read_tensors
+
+MOST_PATCHES = 500_000
+"""Patches a codebook is fitted on, at most; evenly spaced ones of more."""
 
 
-class Codes(Autoencoder):
-    """Common to all: a sample of raw latents is the codes themselves."""
-
-    latent_channels = 1
-
-    def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        return raw.long()
-
-
-class KMeans(Codes):
+class KMeans(Autoencoder):
     """The nearest of learned patches of pixels at every position: a codebook without a network.
 
     Args:
@@ -38,12 +30,16 @@ class KMeans(Codes):
         device: where it works.
     """
 
+    latent_channels = 1
     kind = "kmeans"
 
     def __init__(self, centres: Tensor, patch: int, device: str | torch.device = "cpu"):
         super().__init__(1.0, device)
         self.centres, self.stride = centres.to(device), patch
         self.channels = centres.shape[1] // patch**2
+
+    def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        return raw.long()
 
     def _encode(self, images: Tensor) -> Tensor:
         b, _, height, width = images.shape
@@ -103,16 +99,13 @@ def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:
     return centres.astype(np.float32)
 
 
-MOST_PATCHES = 500_000
-"""Patches a codebook is fitted on, at most; evenly spaced ones of more."""
-
-
 def save_codebook(path: Path, centres: np.ndarray) -> None:
     """Write the centres (V, channels x patch x patch) as `.npz` with their checksum."""
     write_arrays(path, centres=centres)
 
 
-def _load_kmeans(cfg: AutoencoderConfig, device: str | torch.device) -> KMeans:
+def load_kmeans(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> KMeans:
+    """Read what `save_codebook` wrote; raises ConfigError when missing, damaged or of another size."""
     remedy = "the encode stage writes it; run dvc repro"
     centres = read_arrays(cfg.weights, ["centres"], remedy)["centres"]
     if len(centres) != cfg.codebook or centres.shape[1] % cfg.patch**2:
@@ -121,64 +114,3 @@ def _load_kmeans(cfg: AutoencoderConfig, device: str | torch.device) -> KMeans:
             f"{cfg.patch} x {cfg.patch} pixels; {remedy}"
         )
     return KMeans(torch.from_numpy(centres), cfg.patch, device)
-
-
-class VQ(Codes):
-    """diffusers' VQModel: the code of the nearest codebook vector at every position."""
-
-    kind = "vq"
-
-    def __init__(self, module: nn.Module, device: str | torch.device = "cpu", precision: Precision = "float32"):
-        super().__init__(1.0, device, precision)
-        self.module = channels_last(module)
-        self.stride = 2 ** (len(module.config.block_out_channels) - 1)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        features = self.module.encode(images).latents  # (B, d, h, w)
-        vectors = self.module.quantize.embedding.weight  # (codes, d)
-        codes = torch.cdist(features.permute(0, 2, 3, 1).flatten(1, 2), vectors).argmin(-1)
-        return codes.view(len(images), 1, *features.shape[2:]).float()
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        vectors = self.module.quantize.embedding(latents[:, 0].long()).permute(0, 3, 1, 2)
-        return self.module.decode(vectors.contiguous(), force_not_quantize=True).sample
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        _, channels, height, width = pixels.shape
-        wanted = self.module.config.in_channels
-        if channels != wanted or height % self.stride or width % self.stride:
-            raise ConfigError(
-                f"autoencoder kind: vq takes images of {wanted} channels with sides that are multiples of "
-                f"{self.stride}, not {channels} x {height} x {width}; resize the images or set another kind"
-            )
-
-
-def load_codes(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Codes:
-    """The configured autoencoder of codes.
-
-    Raises:
-        ConfigError: the weights are missing, damaged or of another codebook.
-    """
-    if cfg.kind == "kmeans":
-        return _load_kmeans(cfg, device)
-    from diffusers import VQModel  # importing diffusers takes seconds
-
-    folder = Path(cfg.weights)
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ConfigError(f"{config}: no such file; autoencoder.weights of kind: vq names a folder saved by diffusers")
-    try:
-        settings = json.loads(config.read_text())
-    except json.JSONDecodeError as e:
-        raise ConfigError(f"{config}: not valid JSON ({e}); download it again") from e
-    with torch.device("meta"):
-        module = VQModel.from_config(settings)
-    if module.config.num_vq_embeddings != cfg.codebook:
-        raise ConfigError(
-            f"{config}: a codebook of {module.config.num_vq_embeddings} codes; autoencoder.codebook is {cfg.codebook}"
-        )
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    state = read_tensors(weights)
-    check_state(state, module, weights)
-    module.load_state_dict(state, assign=True)
-    return VQ(module.to(device).eval().requires_grad_(False), device, cfg.precision)

@@ -204,11 +204,13 @@ def parse_benchmark(tree: Any) -> Benchmark:
     """
     benchmark = parse(Benchmark, tree, "benchmark")
     data, evaluation, compare = benchmark.data, benchmark.evaluation, benchmark.compare
-    images, rgb = data.images, data.images.channels == 3
-    if rgb != (benchmark.extractor.kind == "inception"):
+    images = data.images
+    takes = "inception" if data.dataset == "imagenet" else "cnn" if images.channels == 1 else None  # None: both
+    if takes not in (None, benchmark.extractor.kind):
+        why = "grey images" if takes == "cnn" else "photos that are not held in memory (set dataset: folder)"
         raise ConfigError(
-            f"benchmark.extractor.kind: {benchmark.extractor.kind} does not take the {'RGB' if rgb else 'grey'} images "
-            f"of data.dataset: {data.dataset}; set another"
+            f"benchmark.extractor.kind: {benchmark.extractor.kind} does not take the {why} of data.dataset: "
+            f"{data.dataset}; set extractor.kind: {takes}"
         )
     if evaluation.images < evaluation.kid_subset:
         raise ConfigError(

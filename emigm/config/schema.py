@@ -6,9 +6,10 @@ an option that cannot apply is a `ConfigError` that names the key and what is al
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 
 from emigm.config.errors import ConfigError
@@ -62,6 +63,7 @@ IMAGES = {
     "mnist": Images(1, None, 10),
     "cifar10": Images(3, 32, 10),
     "imagenet": Images(3, None, None),
+    "folder": Images(3, None, None),
 }
 
 
@@ -69,20 +71,23 @@ IMAGES = {
 class DataConfig(Checked):
     """Which images, and how they are split."""
 
-    dataset: Literal["digits", "mnist", "cifar10", "imagenet"]
+    dataset: Literal["digits", "mnist", "cifar10", "imagenet", "folder"]
+    """folder: one's own photos, decoded once into memory; imagenet: photos of any number, read when asked for."""
     root: Text | None = None
-    """cifar10: folder with torchvision's or parquet files (downloaded there when absent); imagenet: the training
-    photos, one folder for each class."""
+    """cifar10: folder with torchvision's or parquet files (downloaded there when absent); imagenet and folder: the
+    training photos, one folder for each class."""
     holdout_root: Text | None = None
-    """imagenet: photos that are never trained on (the validation set), in the same layout."""
+    """imagenet, and folder without `holdout`: photos that are never trained on (the validation set), in the same
+    layout."""
     classes: Count | None = None
-    """imagenet: number of class folders there must be."""
+    """imagenet and folder: number of class folders there must be."""
     resolution: Annotated[int, within("[8, 4096]")] | None = None
     """Side in pixels of the square crop; of mnist at most 28."""
     holdout: Annotated[float, within("(0, 1)")] | None = None
-    """digits and mnist: fraction of each class that is never trained on (cifar10: its test images are held out)."""
+    """digits, mnist, and folder without `holdout_root`: fraction of each class that is never trained on (cifar10: its
+    test images are held out)."""
     split_seed: Seed = 0
-    """digits and mnist: of the choice of held-out images."""
+    """Of the choice of that fraction."""
     flips: bool = False
     """Encode every training image with its horizontal flip, and train on either with equal chance."""
 
@@ -92,13 +97,22 @@ class DataConfig(Checked):
             "mnist": {"holdout", "resolution"},
             "cifar10": {"root"},
             "imagenet": {"root", "holdout_root", "classes", "resolution"},
+            "folder": {"root", "classes", "resolution", "holdout" if self.holdout_root is None else "holdout_root"},
         }[self.dataset]
         for name in ("root", "holdout_root", "classes", "resolution", "holdout"):
             if (getattr(self, name) is not None) != (name in applies):
                 verb = "is missing" if name in applies else "has no effect"
-                raise ConfigError(f"{name} {verb} for dataset: {self.dataset}")
+                raise ConfigError(f"{name} {verb} for dataset: {self.dataset}{self._class_folders(name)}")
         if self.dataset == "mnist" and self.resolution > 28:
             raise ConfigError(f"resolution = {self.resolution} is more than the 28 pixels of dataset: mnist; lower it")
+
+    def _class_folders(self, key: str) -> str:
+        """What to add to an error about `classes` of one's own photos: how many there are."""
+        if key != "classes" or self.dataset != "folder" or self.root is None:
+            return ""
+        root = Path(os.path.expandvars(self.root)).expanduser()
+        folders = [p for p in root.glob("*") if p.is_dir() and not p.name.startswith(".")]
+        return f"; {self.root} has {len(folders)} class folders"
 
     @property
     def images(self) -> Images:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig
-from emigm.data.photos import DecodingError, Photos, decode
+from emigm.data.photos import DecodingError, Photos, crop_photos, decode, expand, scan_both, scan_photos
 from emigm.io import read_arrays, read_json, write_arrays
 
 Part = Literal["train", "holdout"]
@@ -20,6 +21,8 @@ PARTS: tuple[Part, ...] = ("train", "holdout")
 NONE = "none.json"
 """In place of a folder's data where a benchmark needs none: {"reason": ...}."""
 REMEDY = "delete it and run dvc repro"
+MOST_BYTES = 2 * 2**30
+"""Pixels of `dataset: folder` in memory, at most: 170,000 photos of 64 x 64."""
 
 
 class ImageSource(Protocol):
@@ -108,9 +111,56 @@ def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 Split = dict[Part, tuple[np.ndarray, np.ndarray]]
 
 
-def load_split(cfg: DataConfig) -> Split:
-    """Both parts of a small data set as (pixels uint8 NCHW, labels int64)."""
+def load_split(cfg: DataConfig, workers: int = 8) -> Split:
+    """Both parts of a data set that fits in memory as (pixels uint8 NCHW, labels int64); threads decode photos."""
+    if cfg.dataset == "folder":
+        return load_folder(cfg, workers)
     return {"digits": load_digits, "mnist": load_mnist, "cifar10": load_cifar10}[cfg.dataset](cfg)
+
+
+def load_folder(cfg: DataConfig, workers: int) -> Split:
+    """One's own photos, a folder for each class, cropped as ADM does; split by `holdout_mask`, or held-out photos are
+    those of `cfg.holdout_root`.
+
+    Raises:
+        ConfigError: there are none, or too many to hold in memory; a class would have none to train on or none held
+            out.
+        DecodingError: names every photo that does not decode.
+    """
+    if cfg.holdout_root is not None:
+        parts = scan_both(cfg.root, cfg.holdout_root, cfg.classes, workers)
+        roots = {"train": cfg.root, "holdout": cfg.holdout_root}
+        return {part: _decoded(roots[part], parts[part], cfg.resolution, workers) for part in PARTS}
+    photos = scan_photos(Path(cfg.root), cfg.classes, "benchmark.data.root", workers)
+    labels = np.array(photos["labels"])
+    held_out = np.bincount(labels[holdout_mask(labels, cfg.holdout, cfg.split_seed)], minlength=cfg.classes)
+    for name, n, out in zip(photos["classes"], np.bincount(labels), held_out, strict=True):
+        if not 0 < out < n:
+            raise ConfigError(
+                f"benchmark.data.holdout = {cfg.holdout} holds out {out} of the {n} photos of class {name}; some must "
+                "be held out and some remain: change it, or add photos"
+            )
+    return _split(*_decoded(cfg.root, photos, cfg.resolution, workers), cfg)
+
+
+def _decoded(root: str, photos: dict[str, Any], resolution: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (n, 3, resolution, resolution) and labels (n,) of what `scan_photos` found."""
+    files, shape = photos["files"], (len(photos["files"]), 3, resolution, resolution)
+    if math.prod(shape) > MOST_BYTES:
+        raise ConfigError(
+            f"benchmark.data.root = {root}: {len(files):,} photos of {resolution} x {resolution} pixels are more than "
+            f"{MOST_BYTES / 2**30:g} GiB; lower data.resolution, or set dataset: imagenet, which reads photos when they "
+            "are asked for (and takes extractor.kind: inception)"
+        )
+    pixels, failures = np.empty(shape, dtype=np.uint8), []
+    for i in tqdm(range(0, len(files), 500), desc=f"decode {root}", unit="500 photos"):
+        try:
+            pixels[i : i + 500] = crop_photos((expand(root) / f for f in files[i : i + 500]), resolution, workers)
+        except DecodingError as e:
+            failures += e.failures
+    if failures:
+        raise DecodingError(failures, "replace them by whole copies, or remove them")
+    return pixels, np.array(photos["labels"], dtype=np.int64)
 
 
 def load_digits(cfg: DataConfig) -> Split:
@@ -162,7 +212,7 @@ def load_cifar10(cfg: DataConfig) -> Split:
     Read from parquet files (columns `image`, the bytes of an image file, and `label`) where `cfg.root` holds them,
     else by torchvision, which downloads what is absent.
     """
-    root = Path(cfg.root)
+    root = expand(cfg.root)
     files = [root / "train.parquet", root / "test.parquet"]
     there = [f for f in files if f.is_file()]
     if there and there != files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -19,8 +19,16 @@ from emigm.io import read_index
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 """Of photos, in small letters."""
+IGNORED = {"thumbs.db", "desktop.ini"}
+"""What desktops leave everywhere, in small letters; hidden files and folders are ignored as well."""
 NAMED = 10
 """Files that an error message names; the others are counted."""
+SORT_VALIDATION = (
+    "sort them: from the archives ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in a folder DIR, "
+    "`python -c \"from torchvision.datasets import ImageNet; ImageNet('DIR', 'val')\"` makes DIR/val; with Kaggle's "
+    "LOC_val_solution.csv beside the photos, `tail -n +2 LOC_val_solution.csv | while IFS=', ' read -r photo class _; "
+    'do mkdir -p "$class" && mv "$photo.JPEG" "$class/"; done` sorts them in their folder'
+)
 
 
 class DecodingError(ConfigError):
@@ -34,6 +42,11 @@ class DecodingError(ConfigError):
     def __init__(self, failures: Sequence[str], remedy: str):
         self.failures = list(failures)
         super().__init__(f"{len(failures)} images do not decode: {_first(failures, '; ')}; {remedy}")
+
+
+def expand(path: str | Path) -> Path:
+    """The path with `~` and `$VARIABLES` replaced by what they stand for."""
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def adm_crop(image: Image.Image, resolution: int) -> np.ndarray:
@@ -52,15 +65,51 @@ def adm_crop(image: Image.Image, resolution: int) -> np.ndarray:
     return np.asarray(image)[top : top + resolution, left : left + resolution]
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB; transparency is dropped.
+
+    Pillow clips grey images of more than 8 bits where it should scale them. White is 65535 in its modes of 16 bits.
+    Modes I and F do not say what it is: the least of 1 (F alone), 255 and 65535 that no pixel exceeds.
+    """
+    if image.mode == "La":  # Pillow converts it to nothing else
+        image = image.convert("LA")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        grey = np.asarray(image).astype(np.float64)
+        tops = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+        white = next((top for top in tops if grey.max() <= top), None)
+        if white is None or not grey.min() >= 0:
+            raise ValueError(f"grey levels from {grey.min():g} to {grey.max():g}; save it with 8 or 16 bits")
+        image = Image.fromarray(np.round(grey * (255 / white)).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def decode(name: str, file: Path | bytes) -> Image.Image | str:
     """The image as RGB, whatever its mode (ImageNet has grey and CMYK photos), or one line on why there is none."""
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except UnidentifiedImageError:
         return f"{name} (not an image)"
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e:
         return f"{name} ({getattr(e, 'strerror', None) or e})"
+
+
+def crop_photos(paths: Iterable[Path], resolution: int, workers: int) -> np.ndarray:
+    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads.
+
+    Raises:
+        DecodingError: names every one of these photos that does not decode.
+    """
+
+    def crop(path: Path) -> np.ndarray | str:
+        image = decode(str(path), path)
+        return image if isinstance(image, str) else adm_crop(image, resolution)
+
+    with ThreadPoolExecutor(workers) as pool:
+        crops = list(pool.map(crop, paths))
+    if failures := [c for c in crops if isinstance(c, str)]:
+        raise DecodingError(failures, "replace them by whole copies")
+    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
 
 
 class Photos:
@@ -78,7 +127,7 @@ class Photos:
         remedy = "run the prepare stage again (dvc repro)"
         manifest = read_index(path, remedy)
         try:
-            self.root, self.resolution = Path(manifest["root"]), manifest["resolution"]
+            self.root, self.resolution = expand(manifest["root"]), manifest["resolution"]
             self.files, labels = manifest["files"], manifest["labels"]
         except KeyError as e:
             raise ConfigError(f"{path}: has no {e}; {remedy}") from e
@@ -93,27 +142,15 @@ class Photos:
         return len(self.files)
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
-        """Crops of the given photos, uint8 (n, 3, resolution, resolution).
-
-        Raises:
-            DecodingError: names every one of these photos that does not decode.
-        """
-        with ThreadPoolExecutor(self.workers) as pool:
-            crops = list(pool.map(self._crop, indices))
-        if failures := [c for c in crops if isinstance(c, str)]:
-            raise DecodingError(failures, "replace them by whole copies")
-        return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
-
-    def _crop(self, index: int) -> np.ndarray | str:
-        path = self.root / self.files[index]
-        image = decode(str(path), path)
-        return image if isinstance(image, str) else adm_crop(image, self.resolution)
+        """Crops of the given photos, uint8 (n, 3, resolution, resolution); raises DecodingError."""
+        return crop_photos((self.root / self.files[i] for i in indices), self.resolution, self.workers)
 
 
 def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, Any]:
     """Find the photos under `root`, one folder for each class, without opening them.
 
-    Classes are numbered in the order of their folders' names, as ImageNet's usually are. Hidden files are ignored.
+    Classes are numbered in the order of `class_names`, as ImageNet's usually are. Hidden files, what desktops leave,
+    and files beside the class folders are ignored.
 
     Args:
         root: folder of the class folders.
@@ -125,16 +162,17 @@ def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, A
         classes (names), files (relative to root, in order of class and name), labels.
 
     Raises:
-        ConfigError: the folder is missing, has another layout or another number of classes, or holds anything else.
+        ConfigError: the folder is missing, has another layout or another number of classes, or a class holds anything
+            else.
     """
-    where = f"{key} = {root}"
+    where, root = f"{key} = {root}", expand(root)
     if not root.is_dir():
         raise ConfigError(f"{where}: no such folder; it must hold the photos, one folder for each class")
-    folders, files = _entries(root)
-    if not folders and any(_is_photo(f) for f in files):
+    folders, beside = class_names(root), _entries(root)[1]
+    if not folders and any(_is_photo(f) for f in beside):
         raise ConfigError(
-            f"{where}: {len(files)} photos side by side and no class folders, as ImageNet's validation archive "
-            "unpacks; move each into its class's folder (PyTorch's examples have a script: imagenet/extract_ILSVRC.sh)"
+            f"{where}: {len(beside)} photos side by side and no class folders; each goes into the folder of its class. "
+            f"If these are ImageNet's validation photos as they unpack, {SORT_VALIDATION}"
         )
     if len(folders) != classes:
         hint = f"; did you mean {root / 'train'}?" if "train" in folders else ""
@@ -142,32 +180,49 @@ def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, A
             f"{where}: found {len(folders)} class folders ({_first(folders) or 'none'}), "
             f"expected benchmark.data.classes = {classes}{hint}"
         )
-    if files:
-        raise ConfigError(f"{where}: files beside the class folders ({_first(files)}); unpack or remove them")
+    if beside:
+        tqdm.write(f"note: {where}: files beside the class folders are ignored ({_first(beside)})")
     with ThreadPoolExecutor(workers) as pool:
-        bar = tqdm(pool.map(lambda name: _entries(root / name), folders), total=classes, desc=key, unit="class")
-        inside = list(bar)
-    photos = {name: files for name, (_, files) in zip(folders, inside, strict=True)}
-    strays = [f"{name}/{sub}/" for name, (subs, _) in zip(folders, inside, strict=True) for sub in subs]
-    strays += [f"{name}/{file}" for name, files in photos.items() for file in files if not _is_photo(file)]
+        inside = pool.map(lambda name: _entries(root / name), folders)
+        inside = dict(zip(folders, tqdm(inside, total=classes, desc=key, unit="class"), strict=True))
+    strays = [f"{name}/{sub}/" for name, (subs, _) in inside.items() for sub in subs]
+    strays += [f"{name}/{file}" for name, (_, files) in inside.items() for file in files if not _is_photo(file)]
     if strays:
         raise ConfigError(
             f"{where}: {len(strays)} files or folders among the photos that are none ({_first(strays)}); remove them"
         )
-    if empty := [name for name, files in photos.items() if not files]:
+    if empty := [name for name, (_, files) in inside.items() if not files]:
         raise ConfigError(f"{where}: {len(empty)} class folders without a photo ({_first(empty)}); fill them")
     return {
         "classes": folders,
-        "files": [f"{name}/{file}" for name, files in photos.items() for file in files],
-        "labels": [label for label, files in enumerate(photos.values()) for _ in files],
+        "files": [f"{name}/{file}" for name, (_, files) in inside.items() for file in files],
+        "labels": [label for label, (_, files) in enumerate(inside.values()) for _ in files],
     }
+
+
+def scan_both(root: str, holdout_root: str, classes: int, workers: int) -> dict[str, dict[str, Any]]:
+    """`scan_photos` of training ("train") and held-out photos ("holdout"), which must be of the same classes."""
+    train = scan_photos(Path(root), classes, "benchmark.data.root", workers)
+    holdout = scan_photos(Path(holdout_root), classes, "benchmark.data.holdout_root", workers)
+    if differing := set(train["classes"]) ^ set(holdout["classes"]):
+        raise ConfigError(
+            f"benchmark.data.holdout_root = {holdout_root}: its class folders are not those of {root}; "
+            f"{len(differing)} are in one only, such as {min(differing)}"
+        )
+    return {"train": train, "holdout": holdout}
+
+
+def class_names(root: str | Path) -> list[str]:
+    """Names of the class folders in order of the classes: as numbers where all are numbers, else as text."""
+    names = _entries(expand(root))[0]
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in `folder`, sorted."""
     with os.scandir(folder) as entries:  # knows folders without a look at each of a million files
-        visible = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
-    return sorted(n for n, is_dir in visible if is_dir), sorted(n for n, is_dir in visible if not is_dir)
+        seen = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".") and e.name.lower() not in IGNORED]
+    return sorted(n for n, is_dir in seen if is_dir), sorted(n for n, is_dir in seen if not is_dir)
 
 
 def _is_photo(name: str) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -19,8 +21,6 @@ from emigm.config.errors import ConfigError
 from emigm.data.samples import SampleSet
 from emigm.io import write_atomically
 
-DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged `.npz` raises."""
 REMEDY = (
     "evaluation.reference must name an .npz with mu and sigma, such as VIRTUAL_imagenet256_labeled.npz or "
     "VIRTUAL_imagenet512.npz from the list of reference batches in guided-diffusion's evaluations/README.md"
@@ -43,68 +43,53 @@ class AdmReference:
     sigma: np.ndarray
     """float64 (d, d)."""
     keys: list[str]
-    images: int | None
+    images: int | None = None
     """n, images in `arr_0`; None: there are none."""
 
     def __init__(self, path: str | Path, features: int):
         self.path = Path(path)
         if not self.path.is_file():
             raise ConfigError(f"{self.path}: no such file ({REMEDY})")
-        try:
-            self._archive = zipfile.ZipFile(self.path)
-            with np.load(self.path) as f:
-                self.keys = sorted(f.files)
-                statistics = {name: f[name] for name in ("mu", "sigma") if name in f.files}
-        except DAMAGE as e:
-            raise self._damaged(e) from e
+        with self._naming_damage(), np.load(self.path) as f:
+            self.keys = sorted(f.files)
+            statistics = {name: f[name] for name in ("mu", "sigma") if name in f.files}
         if missing := [name for name in ("mu", "sigma") if name not in statistics]:
             raise ConfigError(f"{self.path}: no {' and no '.join(missing)} among {self.keys} ({REMEDY})")
         check_statistics(statistics["mu"], statistics["sigma"], features, self.path, "download the file again")
         self.mu, self.sigma = (statistics[name].astype(np.float64) for name in ("mu", "sigma"))
-        self.images = self._open() if "arr_0" in self.keys else None
-
-    def pixels(self, start: int, stop: int) -> np.ndarray:
-        """Images start .. stop - 1, uint8 (n, 3, height, width); cheapest in ascending order."""
-        size = math.prod(self._shape)
-        try:
-            self._stream.seek(self._first + start * size)
-            data = self._stream.read((stop - start) * size)
-            images = np.frombuffer(data, np.uint8).reshape(stop - start, *self._shape)
-        except DAMAGE as e:
-            raise self._damaged(e) from e
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-    def _open(self) -> int:
-        """Open `arr_0` for `pixels`; returns its number of images."""
-        try:
-            self._stream: IO[bytes] = self._archive.open("arr_0.npy")
+        if "arr_0" not in self.keys:
+            return
+        with self._naming_damage():
+            self._stream: IO[bytes] = zipfile.ZipFile(self.path).open("arr_0.npy")
             version = np.lib.format.read_magic(self._stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, by_column, dtype = read(self._stream)
-        except DAMAGE as e:
-            raise self._damaged(e) from e
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or by_column:
             raise ConfigError(
                 f"{self.path}: arr_0 is {dtype} of shape {shape}, expected uint8 (n, height, width, 3) ({REMEDY})"
             )
-        self._first, self._shape = self._stream.tell(), shape[1:]
-        return shape[0]
+        self._first, self.images, self._shape = self._stream.tell(), shape[0], shape[1:]
 
-    def _damaged(self, e: Exception) -> ConfigError:
-        return ConfigError(f"{self.path}: truncated, damaged or no .npz ({e}); download it again ({REMEDY})")
+    def pixels(self, start: int, stop: int) -> np.ndarray:
+        """Images start .. stop - 1, uint8 (n, 3, height, width); cheapest in ascending order."""
+        size = math.prod(self._shape)
+        with self._naming_damage():
+            self._stream.seek(self._first + start * size)
+            images = np.frombuffer(self._stream.read((stop - start) * size), np.uint8)
+            return np.ascontiguousarray(images.reshape(stop - start, *self._shape).transpose(0, 3, 1, 2))
+
+    @contextmanager
+    def _naming_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+            text = f"{self.path}: truncated, damaged or no .npz ({e}); download it again ({REMEDY})"
+            raise ConfigError(text) from e
 
 
 def check_statistics(mu: np.ndarray, sigma: np.ndarray, features: int, path: Path, remedy: str) -> None:
-    """Raise ConfigError, with the remedy, unless these are a mean (d,) and a covariance (d, d) of floats: finite,
-    symmetric, and of no negative variance.
-
-    Args:
-        mu: mean.
-        sigma: covariance.
-        features: d that the extractor has.
-        path: the file that they come from.
-        remedy: what the user can do.
-    """
+    """Raise ConfigError, with the remedy, unless `mu` is a mean (d,) and `sigma` a covariance (d, d) of d = `features`
+    floats: finite, symmetric, and of no negative variance."""
     for name, array, shape in (("mu", mu, (features,)), ("sigma", sigma, (features, features))):
         if array.shape != shape or array.dtype.kind != "f":
             raise ConfigError(
@@ -118,9 +103,7 @@ def check_statistics(mu: np.ndarray, sigma: np.ndarray, features: int, path: Pat
 
 
 def export_npz(samples: Path, out: Path, images: int) -> None:
-    """Write generated images as ADM's evaluator reads them: `arr_0`, and their classes in `arr_1` (n,).
-
-    The images pass through memory chunk by chunk.
+    """Write generated images, chunk by chunk, as ADM's evaluator reads them: `arr_0`, and their classes, `arr_1` (n,).
 
     Args:
         samples: folder of one training and one sampling seed.
@@ -128,31 +111,27 @@ def export_npz(samples: Path, out: Path, images: int) -> None:
         images: how many there must be.
 
     Raises:
-        ConfigError: the folder does not hold that many images, or they are not RGB.
+        ConfigError: the folder does not hold that many images, or they are not RGB of one size.
     """
     if Path(out).suffix != ".npz":
         raise ConfigError(f"{out}: the name must end in .npz, as ADM's evaluator asks")
     source = SampleSet(samples, images)
-    channels, height, width = source.chunk(0)[0].shape[1:]
-    if channels != 3:
-        raise ConfigError(f"{samples}: ADM's evaluator takes RGB images, not images of {channels} channel(s)")
+    shape = source.chunk(0)[0].shape[1:]
+    if shape[0] != 3:
+        raise ConfigError(f"{samples}: ADM's evaluator takes RGB images, not images of {shape[0]} channel(s)")
 
     def write(path: Path) -> None:
         labels = []
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as f:
-                _write_header(f, "|u1", (images, height, width, channels))
+                header = {"descr": "|u1", "fortran_order": False, "shape": (images, *shape[1:], 3)}
+                np.lib.format.write_array_header_1_0(f, header)
                 for pixels, classes in tqdm(source, total=len(source.ranges), desc=f"write {out}", unit="chunk"):
-                    if pixels.shape[1:] != (channels, height, width):
+                    if pixels.shape[1:] != shape:
                         raise ConfigError(f"{samples}: images of several sizes; delete it and run dvc repro")
                     f.write(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
                     labels.append(classes)
             with archive.open("arr_1.npy", "w") as f:
-                _write_header(f, "<i8", (images,))
-                f.write(np.concatenate(labels).astype("<i8"))
+                np.lib.format.write_array(f, np.concatenate(labels).astype("<i8"), version=(1, 0))
 
     write_atomically(out, write)
-
-
-def _write_header(f: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
-    np.lib.format.write_array_header_1_0(f, {"descr": dtype, "fortran_order": False, "shape": shape})

@@ -1,4 +1,4 @@
-"""The feature extractor of small grey images: a classifier, its training and its file."""
+"""The feature extractor of small images, grey or in colour: a classifier, its training and its file."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ FEATURES = 64
 """Hidden units of the classifier, which are the features."""
 TRACE = 100.0
 """The features are scaled so that their covariance over the training images has this trace."""
+AT_ONCE = 5000
+"""Images of a large set that are classified at once."""
 
 
 class Classifier(nn.Module):
-    """Three convolutions and two linear layers for small grey images; its 64 hidden units are the features.
+    """Three convolutions and two linear layers for small images; its 64 hidden units are the features.
 
     SiLU keeps the features from collapsing onto the classes, as ReLU lets them: FID then hardly tells images with
     shuffled tokens from held-out ones.
     """
 
-    def __init__(self, classes: int, side: int):
+    def __init__(self, classes: int, side: int, channels: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1, stride=2)
+        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1, stride=2)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1, stride=2)
         self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
         self.hidden = nn.Linear(64 * math.ceil(side / 4) ** 2, FEATURES)
@@ -43,8 +45,13 @@ class Classifier(nn.Module):
         self.register_buffer("feature_scale", torch.ones(()))
         self.register_buffer("side", torch.tensor(side))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, side, side) of the images."""
+        return (self.conv1.in_channels, int(self.side), int(self.side))
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels in 0..255 (B, 1, side, side) => features scaled to TRACE (B, 64), logits (B, classes)."""
+        """Pixels in 0..255 (B, channels, side, side) => features scaled to TRACE (B, 64), logits (B, classes)."""
         x = pixels.float() / 127.5 - 1
         for convolution in (self.conv1, self.conv2, self.conv3):
             x = F.silu(convolution(x))
@@ -53,11 +60,11 @@ class Classifier(nn.Module):
 
 
 def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTraining) -> Classifier:
-    """Train the classifier on pixels uint8 (n, 1, side, side) and labels (n,), then set its feature scale."""
+    """Train the classifier on pixels uint8 (n, channels, side, side) and labels (n,), then set its feature scale."""
     torch.manual_seed(cfg.seed)
     generator = torch.Generator().manual_seed(cfg.seed)
     x, y = torch.from_numpy(pixels), torch.from_numpy(labels)
-    model = Classifier(int(labels.max()) + 1, pixels.shape[-1])
+    model = Classifier(int(labels.max()) + 1, pixels.shape[-1], pixels.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
     for _ in range(cfg.steps):
         i = torch.randint(len(x), (cfg.batch,), generator=generator)
@@ -65,13 +72,19 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTrai
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     model.eval().requires_grad_(False)
-    features, _ = model(x)
+    features = torch.cat([model(part)[0] for part in x.split(AT_ONCE)])
     model.feature_scale.copy_((TRACE / torch.cov(features.double().T).trace()).sqrt())
     return model
 
 
+def accuracy(model: Classifier, pixels: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the images that the classifier assigns to their class."""
+    classes = torch.cat([model(part)[1].argmax(1) for part in torch.from_numpy(pixels).split(AT_ONCE)])
+    return float((classes.numpy() == labels).mean())
+
+
 def save_classifier(path: Path, model: Classifier) -> None:
-    """Write the classifier's weights (safetensors), and the note beside them that `noted_weights` reads."""
+    """Write the classifier, and beside it the note of which file it is."""
     write_tensors(path, model.state_dict())
     note_weights(path.parent, path)
 
@@ -81,10 +94,10 @@ def load_classifier(path: Path) -> Classifier:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; the extractor stage has not run (dvc repro)")
     state = read_tensors(path)
-    for name in ("logits.bias", "side"):
+    for name in ("logits.bias", "side", "conv1.weight"):
         if name not in state:
             raise ConfigError(f"{path}: tensor {name} is missing; delete it and run dvc repro")
-    model = Classifier(len(state["logits.bias"]), int(state["side"]))
+    model = Classifier(len(state["logits.bias"]), int(state["side"]), state["conv1.weight"].shape[1])
     check_state(state, model, path)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

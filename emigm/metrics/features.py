@@ -23,14 +23,13 @@ from emigm.config.paths import extractor_folder
 from emigm.config.schema import ExtractorConfig
 from emigm.io import sha256
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
+from emigm.metrics.inception import INCEPTION_FILE, INCEPTION_SHA256
 from emigm.model.transfer import upload
 from emigm.model.weights import check_finite, read_tensors
 
-INCEPTION_SHA256 = "6726825d"
-"""The published weights' checksum starts with this, as their name says."""
 INCEPTION_REMEDY = (
-    "extractor.weights of kind: inception must name torch-fidelity's pt_inception-2015-12-05-6726825d.pth; its release "
-    "v0.2.0 on GitHub (toshas/torch-fidelity) has it as weights-inception-2015-12-05-6726825d.pth"
+    f"extractor.weights of kind: inception must name torch-fidelity's {INCEPTION_FILE}; its release v0.2.0 on GitHub "
+    f"(toshas/torch-fidelity) has it as {INCEPTION_FILE.replace('pt_', 'weights-')}"
 )
 
 
@@ -111,21 +110,20 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
-        side = None if self.inception else int(self.network.model.side)
-        expected = (3,) if self.inception else (1, side, side)
+        expected = (3,) if self.inception else self.network.model.shape
         if pixels.dtype != np.uint8 or pixels.shape[1 : 1 + len(expected)] != expected:
+            shape = "3 x height x width" if self.inception else " x ".join(map(str, expected))
             raise ConfigError(
-                f"extractor kind: {self.identity['kind']} takes uint8 images of shape "
-                f"{'3 x height x width' if self.inception else f'1 x {side} x {side}'}, not {pixels.dtype} of shape "
-                f"{' x '.join(map(str, pixels.shape[1:]))}; set another extractor"
+                f"extractor kind: {self.identity['kind']} takes uint8 images of shape {shape}, not {pixels.dtype} of "
+                f"shape {' x '.join(map(str, pixels.shape[1:]))}; set another extractor"
             )
         parts = []
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(pixels), self.batch):
                 images = pixels[start : start + self.batch]
-                found = self.network(upload(torch.from_numpy(images), self.device))
-                found += (self.trunk(self._resized(images)),) if self.clean else ()
-                parts.append([f.float().cpu() for f in found])
+                layers = self.network(upload(torch.from_numpy(images), self.device))
+                layers += (self.trunk(self._resized(images)),) if self.clean else ()
+                parts.append([layer.float().cpu() for layer in layers])
         return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
 
     @cached_property
@@ -152,9 +150,9 @@ def load_extractor(
     """
     inception = cfg.kind == "inception"
     path = noted_weights(Path(folder), INCEPTION_REMEDY if inception else "delete the folder and run dvc repro")
-    layers, name = [str(FEATURES), "logits"], cfg.kind
+    name, layers = cfg.kind, list(ClassifierExtractor.get_provided_features_list())
     if inception:
-        layers, name = ["2048", "logits_unbiased"], "inception-v3-compat"
+        name, layers = "inception-v3-compat", ["2048", "logits_unbiased"]
         check_inception(path)
     options = {"feature_extractor_weights_path": str(path), "verbose": False}
     try:
@@ -164,7 +162,7 @@ def load_extractor(
         raise ConfigError(f"{path}: not the weights of this extractor ({reason}) ({INCEPTION_REMEDY})") from e
     identity: dict[str, Any] = {"kind": cfg.kind, "sha256": sha256(path)}
     if inception:
-        identity["published"] = identity["sha256"].startswith(INCEPTION_SHA256)
+        identity["published"] = identity["sha256"] == INCEPTION_SHA256
     return Extractor(network, identity, device, batch, workers, clean)
 
 

@@ -12,7 +12,14 @@ from emigm.config.paths import extractor_folder, images_folder
 from emigm.data.images import PARTS, open_images
 from emigm.io import checksums, sha256
 from emigm.launching import run_stage
-from emigm.metrics.classifier import FEATURES, WEIGHTS_FILE, load_classifier, save_classifier, train_classifier
+from emigm.metrics.classifier import (
+    FEATURES,
+    WEIGHTS_FILE,
+    accuracy,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
 from emigm.records.record import write_record
 
 
@@ -34,8 +41,7 @@ def train_on_images(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any],
     model = load_classifier(weights)
     results: dict[str, Any] = {"features": FEATURES, "sha256": sha256(weights)}
     for part, (pixels, labels) in images.items():
-        right = model(torch.from_numpy(pixels))[1].argmax(1).numpy() == labels
-        results |= {f"{part}_accuracy": float(right.mean()), f"{part}_images": len(labels)}
+        results |= {f"{part}_accuracy": accuracy(model, pixels, labels), f"{part}_images": len(labels)}
     return results, checksums(*(source.path for source in sources.values()))
 
 
@@ -49,7 +55,7 @@ def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[st
     if not extractor.identity["published"]:
         print(
             f"warning: {facts['path']} is not the published file (its sha256 begins {facts['sha256'][:8]}, not "
-            f"{INCEPTION_SHA256}); no FID can be compared with others"
+            f"{INCEPTION_SHA256[:8]}); no FID can be compared with others"
         )
     file = {"file": Path(facts["path"]).name, "sha256": facts["sha256"], "bytes": facts["bytes"]}
     results = {"features": extractor.width, **file, "published": extractor.identity["published"]}

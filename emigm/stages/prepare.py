@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError
 from emigm.config.paths import images_folder
 from emigm.data.images import NONE, PARTS, load_split, save_images
-from emigm.data.photos import scan_photos
+from emigm.data.photos import class_names, scan_both
 from emigm.io import checksums, write_index, write_json
 from emigm.launching import run_stage
 from emigm.records.record import write_record
@@ -33,31 +32,23 @@ def prepare(benchmark: Benchmark) -> None:
 
 def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write both parts of a small data set; returns the files' names and the record's results."""
-    split = load_split(benchmark.data)
+    split = load_split(benchmark.data, benchmark.run.workers)
     for part, (pixels, labels) in split.items():
         save_images(folder / f"{part}.npz", pixels, labels)
     pixels, labels = split["train"]
-    numbers = {f"{part}_images": len(split[part][0]) for part in PARTS}
-    results = numbers | {"classes": int(labels.max()) + 1, "shape": list(pixels.shape[1:])}
+    results: dict[str, Any] = {f"{part}_images": len(split[part][0]) for part in PARTS}
+    results |= {"classes": int(labels.max()) + 1, "shape": list(pixels.shape[1:])}
+    if benchmark.data.dataset == "folder":
+        results["class_names"] = class_names(benchmark.data.root)
     return [f"{part}.npz" for part in PARTS], results
 
 
 def prepare_photos(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write the lists of both parts' photos; returns the files' names and the record's results."""
     cfg = benchmark.data
-    roots = {"train": ("root", cfg.root), "holdout": ("holdout_root", cfg.holdout_root)}
-    photos = {
-        part: scan_photos(Path(root), cfg.classes, f"benchmark.data.{key}", benchmark.run.workers)
-        for part, (key, root) in roots.items()
-    }
-    if differing := set(photos["train"]["classes"]) ^ set(photos["holdout"]["classes"]):
-        raise ConfigError(
-            f"benchmark.data.holdout_root = {cfg.holdout_root}: its class folders are not those of {cfg.root}; "
-            f"{len(differing)} are in one only, such as {min(differing)}"
-        )
-    for part in PARTS:
-        manifest = {"root": roots[part][1], "resolution": cfg.resolution, **photos[part]}
-        write_index(folder / f"{part}.json", manifest)
+    photos = scan_both(cfg.root, cfg.holdout_root, cfg.classes, benchmark.run.workers)
+    for part, root in zip(PARTS, (cfg.root, cfg.holdout_root), strict=True):
+        write_index(folder / f"{part}.json", {"root": root, "resolution": cfg.resolution, **photos[part]})
     numbers = {f"{part}_images": len(photos[part]["files"]) for part in PARTS}
     results = numbers | {"classes": cfg.classes, "shape": [3, cfg.resolution, cfg.resolution]}
     return [f"{part}.json" for part in PARTS], results

@@ -1,0 +1,180 @@
+"""One's own photos (`dataset: folder`): prepared, split, classified in colour, and taken through the stages."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emigm.config.compose import compose_benchmark, composed_text, params_file
+from emigm.config.errors import ConfigError
+from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.data import images
+from emigm.data.images import load_split, open_images
+from emigm.data.latents import LatentStore
+from emigm.data.photos import DecodingError, adm_crop, decode
+from emigm.metrics import classifier
+from emigm.metrics.classifier import WEIGHTS_FILE, accuracy, save_classifier, train_classifier
+from emigm.metrics.features import load_extractor
+from emigm.stages.encode import encode
+from emigm.stages.extractor import make_extractor
+from emigm.stages.prepare import prepare
+from emigm.stages.reference import make_reference
+
+SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
+BENCHMARK = """
+title: Photos of my own
+dry_run: true
+sizes: [xs]
+budgets: ["4"]
+notebooks: [scores]
+data: {dataset: folder, root: photos, holdout: 0.25, classes: 2, resolution: 16, flips: true}
+autoencoder: {kind: pixels, scale: 1.5}
+extractor: {kind: cnn, training: {steps: 20, batch: 16, lr: 0.003, seed: 0}}
+run: {device: cpu}
+evaluation: {images: 6, seeds: [0], chunk: 6, kid_subset: 6}
+gate: {visible: [0, 8], images: 6, repeats: 1, on_failure: mark}
+model: {grid: 16, channels: 3, patch: 4, classes: 2, heads: 2, encoder_blocks: 1, decoder_blocks: 1, head_blocks: 1}
+train: {steps: 4, batch: 8, lr: 0.001, seeds: [0], t_min: 0.2}
+ladder: {xs: {model: {width: 16, head_width: 16}, train: {}}}
+sampling: {"4": {settings: {steps: 4, solver_steps: 4}, overrides: {}}}
+"""
+
+
+def write_photos(root, counts, size=(40, 30)):
+    """Photos of classes {name: how many}, JPEG and PNG by turns: each class has a colour of its own, and noise."""
+    rng = np.random.default_rng(0)
+    for number, (name, photos) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(photos):
+            pixels = rng.integers(0, 120, (size[1], size[0], 3))
+            pixels[..., number % 3] += 130
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:03d}.{('jpg', 'png')[i % 2]}")
+    return root
+
+
+def record(stage):
+    return json.loads(Path("results/mine/records", f"{stage}.json").read_text())["results"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with a benchmark of photos."""
+    monkeypatch.chdir(tmp_path)
+    Path("benchmarks/mine").mkdir(parents=True)
+    Path("benchmarks/mine/benchmark.yaml").write_text(BENCHMARK)
+    params_file("mine").write_text(composed_text("mine"))
+    return tmp_path
+
+
+def run_stages(benchmark):
+    for stage in (prepare, make_extractor, encode, make_reference):
+        stage(benchmark)
+
+
+def test_own_photos_go_through_the_stages(here):
+    write_photos(here / "photos", {"2": 12, "10": 12})
+    run_stages(compose_benchmark("mine"))
+    numbers = {"train_images": 18, "holdout_images": 6, "classes": 2, "shape": [3, 16, 16]}
+    assert record("prepare") == numbers | {"class_names": ["2", "10"]}
+    train, holdout = (open_images("data/mine/images", part) for part in ("train", "holdout"))
+    assert np.bincount(train.labels).tolist() == [9, 9] and np.bincount(holdout.labels).tolist() == [3, 3]
+    assert record("extractor")["train_accuracy"] > 0.9
+    assert LatentStore(Path("data/mine/latents/train")).rows(np.arange(18)).shape == (18, 2, 3, 16, 16)
+    reference = record("reference")
+    assert {"holdout", "train_subset", "class_shuffle"} <= set(reference["baselines"])
+    assert all(np.isfinite(reference["baselines"][b]["fid"]["mean"]) for b in ("holdout", "class_shuffle"))
+    assert reference["nearest"]["holdout_to_train"] > 0
+
+
+def test_photos_of_imagenet_go_through_the_stages(here):
+    if not SAMPLE.is_dir():
+        pytest.skip("needs the sample photos in shared/data, which only developers have")
+    names = sorted(p.name for p in SAMPLE.iterdir() if p.is_dir())  # of one photo each: held out are the same
+    settings = {"data.root": SAMPLE, "data.holdout": "null", "data.holdout_root": SAMPLE}
+    settings |= {"data.classes": len(names), "model.classes": len(names), "evaluation.images": len(names)}
+    run_stages(compose_benchmark("mine", [f"benchmark.{key}={value}" for key, value in settings.items()]))
+    assert record("prepare")["class_names"] == names and record("prepare")["train_images"] == len(names)
+    assert record("reference")["baselines"]["holdout"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+def folder(root, **changes):
+    return dataclasses.replace(DataConfig("folder", str(root), holdout=0.25, classes=2, resolution=16), **changes)
+
+
+def test_photos_are_cropped_and_split_by_class_with_the_seed(tmp_path):
+    root = write_photos(tmp_path, {"a": 8, "b": 4})
+    split = load_split(folder(root), workers=3)
+    crops = {adm_crop(decode("", p), 16).transpose(2, 0, 1).tobytes() for p in root.glob("*/*.*")}
+    assert {i.tobytes() for part in split.values() for i in part[0]} == crops and len(crops) == 12
+    assert np.bincount(split["train"][1]).tolist() == [6, 3] and np.bincount(split["holdout"][1]).tolist() == [2, 1]
+    again, other = load_split(folder(root)), load_split(folder(root, split_seed=1))
+    assert np.array_equal(again["holdout"][0], split["holdout"][0])
+    assert not np.array_equal(other["holdout"][0], split["holdout"][0])
+
+
+def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
+    write_photos(tmp_path / "train", {"a": 3, "b": 3}), write_photos(tmp_path / "val", {"a": 1, "b": 2})
+    cfg = folder(tmp_path / "train", holdout=None, holdout_root=str(tmp_path / "val"))
+    split = load_split(cfg)
+    assert split["train"][1].tolist() == [0, 0, 0, 1, 1, 1] and split["holdout"][1].tolist() == [0, 1, 1]
+    (tmp_path / "val" / "a").rename(tmp_path / "val" / "c")
+    with pytest.raises(ConfigError, match="holdout_root = .*class folders are not those of.*2 are in one only"):
+        load_split(cfg)
+
+
+def test_photos_that_cannot_be_a_data_set_are_refused_by_name(tmp_path, monkeypatch):
+    root = write_photos(tmp_path, {"a": 8, "b": 1})
+    with pytest.raises(ConfigError, match=r"holdout = 0\.25 holds out 0 of the 1 photos of class b; .*add photos"):
+        load_split(folder(root))
+    with pytest.raises(ConfigError, match=r"found 2 class folders \(a, b\), expected benchmark\.data\.classes = 3"):
+        load_split(folder(root, classes=3))
+    with pytest.raises(ConfigError, match="found 2 class folders"):
+        load_split(folder(root, classes=1))
+    write_photos(tmp_path / "more", {"a": 8, "b": 8})
+    for name in ("a/003.png", "b/004.jpg"):
+        (tmp_path / "more" / name).write_text("<html>")
+    with pytest.raises(DecodingError, match=r"2 images do not decode: .*003\.png \(not an image\); .*004\.jpg"):
+        load_split(folder(tmp_path / "more"))
+    monkeypatch.setattr(images, "MOST_BYTES", 10_000)
+    with pytest.raises(
+        ConfigError, match=r"16 photos of 16 x 16 pixels are more than .*lower data\.resolution, or set"
+    ):
+        load_split(folder(tmp_path / "more"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data.classes": "null"}, "classes is missing for dataset: folder; photos has 2 class folders"),
+        ({"data.holdout": "null"}, "holdout is missing for dataset: folder"),
+        ({"data.holdout_root": "val"}, "holdout has no effect for dataset: folder"),
+        (
+            {"data.dataset": "imagenet", "data.holdout": "null", "data.holdout_root": "val"},
+            r"kind: cnn does not take the photos that are not held in memory \(set dataset: folder\)",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_own_photos_are_refused_by_name(here, settings, message):
+    write_photos(here / "photos", {"a": 1, ".hidden": 1, "b": 1})
+    with pytest.raises(ConfigError, match=message):
+        compose_benchmark("mine", [f"benchmark.{key}={value}" for key, value in settings.items()])
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 8), (3, 13), (3, 64)])
+def test_the_classifier_takes_grey_and_colour_of_any_side(tmp_path, monkeypatch, channels, side):
+    rng, labels = np.random.default_rng(0), np.arange(40) % 2
+    pixels = rng.integers(0, 100, (40, channels, side, side), dtype=np.uint8)
+    pixels[labels == 1, -1] += 100
+    training = ClassifierTraining(steps=30, batch=16, lr=1e-3, seed=0)
+    model = train_classifier(pixels, labels, training)
+    assert accuracy(model, pixels, labels) == 1
+    save_classifier(tmp_path / WEIGHTS_FILE, model)
+    features = load_extractor(ExtractorConfig("cnn", training=training), tmp_path)(pixels)
+    assert features.pool.shape == (40, 64) and torch.equal(features.logits, model(torch.from_numpy(pixels))[1])
+    monkeypatch.setattr(classifier, "AT_ONCE", 7)  # a large set is classified in parts
+    assert accuracy(model, pixels, labels) == 1
+    torch.testing.assert_close(train_classifier(pixels, labels, training).feature_scale, model.feature_scale)
