@@ -96,12 +96,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def lock(handle: int) -> bool | None:
-    """Lock an open file for this process, without waiting.
-
-    The system gives the lock back when the file is closed, at the latest when the process ends, however it ends.
+    """Lock an open file for this process until it is closed, at the latest when the process ends, however it ends.
 
     Returns:
-        False: another process holds it. None: the file system has no locks.
+        At once: False where another process holds it, None where the file system has no locks.
     """
     if sys.platform == "win32":
         return None
@@ -167,16 +165,8 @@ def _save(path: Path, save: Callable[..., None], *args: np.ndarray, **arrays: np
 
 
 def read_arrays(path: str | Path, names: Iterable[str], remedy: str) -> dict[str, np.ndarray]:
-    """What `write_arrays` wrote.
-
-    Args:
-        path: the file.
-        names: arrays there must be.
-        remedy: what the user can do about a missing or damaged file.
-
-    Raises:
-        ConfigError: it is missing, truncated, damaged or changed, or lacks an array.
-    """
+    """What `write_arrays` wrote; raises ConfigError, with the remedy, when it is missing, damaged or changed, or lacks
+    one of the `names`."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; {remedy}")
@@ -204,12 +194,12 @@ def checksums(*files: str | Path) -> dict[str, str]:
 
     A folder stands for all files in it. A file that lists others' checksums stands for these.
     """
-    found = {}
+    sums = {}
     for file in map(Path, files):
         for path in sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]:
             inside = path.is_absolute() and path.is_relative_to(Path.cwd())
-            found[(path.relative_to(Path.cwd()) if inside else path).as_posix()] = sha256(path)
-    return found
+            sums[(path.relative_to(Path.cwd()) if inside else path).as_posix()] = sha256(path)
+    return sums
 
 
 def fingerprint(*parts: Any) -> str:

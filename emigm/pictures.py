@@ -29,11 +29,10 @@ LAST_MS = 2500
 
 
 def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
-    """Tile images of classes 0, 1, ... in turn (n, c, h, w), uint8 (H, W) or (H, W, 3).
+    """Images of classes 0, 1, ... in turn (n, c, h, w) as one, uint8 (H, W) or (H, W, 3), set apart by a grey pixel.
 
     With ten classes at most, a row holds the first images of one class; with more, the images stand in order, ten
-    rows at most. There are at most `columns` columns, and fewer rows and columns where there are too few images, or
-    where they are large. One pixel of grey at the right and below sets each image apart.
+    rows at most. There are fewer rows and `columns` where there are too few images, or where they are large.
     """
     most_rows, most_columns = (max(1, SIDE // (side + 1)) for side in pixels.shape[2:])
     if classes <= 10 and len(pixels) >= classes:
@@ -63,8 +62,7 @@ def save_grid(path: Path, pixels: np.ndarray, classes: int, columns: int) -> Non
 
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write an image, uint8 (H, W) or (H, W, 3)."""
-    made = Image.fromarray(image)
-    write_atomically(path, lambda p: made.save(p, format="PNG"))
+    write_atomically(path, lambda p: Image.fromarray(image).save(p, format="PNG"))
 
 
 def to_look_at(pixels: np.ndarray) -> np.ndarray:
@@ -79,14 +77,10 @@ def to_look_at(pixels: np.ndarray) -> np.ndarray:
 
 
 def after_step(pixels: np.ndarray, steps: np.ndarray, step: int) -> np.ndarray:
-    """Finished images as they stood after a step: what later steps revealed is grey.
+    """Finished images, uint8 (n, c, h, w), as they stood after a step (0: nothing revealed yet): what later `steps`
+    revealed, int (n, L) of L tokens in rows and columns, is grey.
 
     An autoencoder's decoder sees the whole image, so that under one a token's part is shown as it came out at last.
-
-    Args:
-        pixels: uint8 (n, c, h, w).
-        steps: the step that revealed each token, int (n, L), of L tokens in rows and columns.
-        step: 0 for nothing revealed yet.
     """
     side = math.isqrt(steps.shape[1])
     later = (steps > step).reshape(-1, 1, side, side)
@@ -116,10 +110,7 @@ def save_animation(path: Path, pixels: np.ndarray, steps: np.ndarray, last: int,
         columns: images in a row.
 
     Returns:
-        How many images are shown.
-
-    Raises:
-        ValueError: one row alone is too large.
+        How many images are shown; ValueError where one row alone is too large.
     """
     rows = len(pixels) // columns
     while rows:
@@ -143,19 +134,11 @@ def animation(pixels: np.ndarray, steps: np.ndarray, last: int, columns: int) ->
         changed = (before != now).reshape(*now.shape[:2], -1).any(-1)
         opaque.append(np.where(changed, 255, 0).astype(np.uint8))
     frames = [_with_alpha(stage, alpha) for stage, alpha in zip(stages, opaque, strict=True)]
-    buffer = io.BytesIO()
-    step_ms = max(40, min(250, 4000 // last))
-    _with_alpha(stages[-1], opaque[0]).save(
-        buffer,
-        format="PNG",
-        save_all=True,
-        append_images=frames,
-        default_image=True,
-        duration=[2 * step_ms, *[step_ms] * (last - 1), LAST_MS],
-        loop=0,
-        blend=PngImagePlugin.Blend.OP_OVER,
-        disposal=PngImagePlugin.Disposal.OP_NONE,
-    )
+    buffer, step_ms = io.BytesIO(), max(40, min(250, 4000 // last))
+    durations = [2 * step_ms, *[step_ms] * (last - 1), LAST_MS]
+    over = {"blend": PngImagePlugin.Blend.OP_OVER, "disposal": PngImagePlugin.Disposal.OP_NONE}
+    options = {"append_images": frames, "default_image": True, "duration": durations, "loop": 0, **over}
+    _with_alpha(stages[-1], opaque[0]).save(buffer, format="PNG", save_all=True, **options)
     return buffer.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,7 @@ class ResumePoints:
             raise ConfigError(f"{path}: damaged resume point (checksum differs); {remedy}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # processes share its pages
-        except pickle.UnpicklingError as e:  # whose text advises to read it without restriction
-            raise ConfigError(
-                f"{path}: holds other objects than tensors and plain values, which could run code; {remedy}"
-            ) from e
-        except Exception as e:  # torch.load raises many types for what is no such file
+        except Exception as e:  # of many types; the text of some advises to run code that is in the file
             raise ConfigError(f"{path}: not a resume point ({type(e).__name__}); {remedy}") from e
         if not isinstance(state, dict) or not state.keys() >= set(entries):
             raise ConfigError(f"{path}: not a resume point (lacks some of {', '.join(entries)}); {remedy}")

@@ -318,26 +318,17 @@ class Sampler:
         cfg: steps, solver and guidance.
         train_seed: of the weights.
         device: where to compute.
-        facts: what the model folder must say beside, such as the number of training steps.
 
     Raises:
         ConfigError: the model is missing, damaged, or another than the benchmark says.
     """
 
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        size: str,
-        weights: Path,
-        cfg: SampleConfig,
-        train_seed: int,
-        device: str,
-        **facts: Any,
-    ):
-        _, known = read_model_config(weights)
-        for name, value in ({"seed": train_seed, "autoencoder": benchmark.autoencoder.space} | facts).items():
-            if known.get(name, value) != value:
-                raise ConfigError(f"{weights}: a model of {name} {known[name]}, expected {value}; {REMEDY}")
+    def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
+        _, facts = read_model_config(weights)
+        for name, value in {"seed": train_seed, "autoencoder": benchmark.autoencoder.space}.items():
+            if facts.get(name, value) != value:
+                raise ConfigError(f"{weights}: a model of {name} {facts[name]}, expected {value}; {REMEDY}")
+        self.facts = facts
         self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
         cast_linear(self.model, cfg.precision)
         if benchmark.run.compile:
@@ -345,12 +336,16 @@ class Sampler:
         self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
         self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run
         self.chunk = benchmark.evaluation.chunk
-        self.key = fingerprint(known["weights"], str(cfg), str(benchmark.autoencoder), self.chunk)
+        self.key = fingerprint(facts["weights"], str(cfg), str(benchmark.autoencoder), self.chunk, train_seed)
 
     def options(self, index: int) -> dict[str, int]:
-        """Arguments of `generate` for the images of the `index` of evaluation.seeds."""
-        seed = sampling_seed(self.train_seed, index)
-        return {"seed": seed, "chunk": self.chunk, "batch": self.run.sample_batch}
+        """Arguments of `generate` for the images of the `index` of evaluation.seeds.
+
+        Every condition that shares a training seed shares the seed of sampling too, so that comparisons are paired,
+        while models of different training seeds have noise of their own: their spread is then that of independent
+        repetitions.
+        """
+        return {"seed": 1000 * self.train_seed + index, "chunk": self.chunk, "batch": self.run.sample_batch}
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Unit latents (n, channels, grid, grid) => pixels, uint8 (n, c, h, w)."""
@@ -376,7 +371,7 @@ class Sampler:
         Returns:
             All processes' chunks, in the working folder.
         """
-        chunks = Chunks(folder, images, self.chunk, f"{self.key}-{sampling_seed(self.train_seed, index)}")
+        chunks = Chunks(folder, images, self.chunk, f"{self.key}-{index}")
         mine = world.share(len(chunks.ranges))
         missing = chunks.missing(mine)
         done = images * (len(mine) - len(missing)) // max(1, len(mine))
@@ -394,15 +389,6 @@ class Sampler:
             if written is not None:
                 written.result()
         return chunks
-
-
-def sampling_seed(train_seed: int, index: int) -> int:
-    """Seed of all randomness behind the images of one training seed and the `index` of evaluation.seeds.
-
-    Every condition that shares a training seed shares it too, so that comparisons are paired, while models of different
-    training seeds have noise of their own: their spread is then that of independent repetitions.
-    """
-    return 1000 * train_seed + index
 
 
 def balanced_labels(images: int, classes: int) -> Tensor:

@@ -55,7 +55,11 @@ def records(folder):
     return {p.stem: json.loads(p.read_text())["results"] for p in (folder / "results/codes/records").glob("*.json")}
 
 
-def test_a_learned_codebook_is_fitted_used_and_its_loss_recorded(folder, records):
+def test_every_stage_runs_on_codes_of_a_learned_codebook_whose_loss_is_recorded(folder, records):
+    sizes = ("maskgit", "mdm")
+    later = {f"{stage}-{size}" for size in sizes for stage in ("train", "evaluate")} | {f"sample-{s}-4" for s in sizes}
+    assert set(records) == {"prepare", "extractor", "encode", "reference"} | later
+    assert all(run["fid"] > 0 for size in sizes for run in records[f"evaluate-{size}"]["4"]["runs"])
     encoded, baselines = records["encode"], records["reference"]["baselines"]
     assert encoded["train"]["shape"] == [1, 7, 7] and encoded["train"]["codes_used"] == 32
     lost = [encoded[part]["reconstruction_rmse"] for part in ("train", "holdout")]
@@ -64,10 +68,3 @@ def test_a_learned_codebook_is_fitted_used_and_its_loss_recorded(folder, records
     weights = folder / "data" / "codes" / "latents" / "codebook.npz"
     assert list(encoded["weights_sha256"].values()) == [sha256(weights)]
     assert "unit_std" not in encoded["train"]
-
-
-def test_every_stage_runs_on_codes(records):
-    sizes = ("maskgit", "mdm")
-    made = {f"{stage}-{size}" for size in sizes for stage in ("train", "evaluate")} | {f"sample-{s}-4" for s in sizes}
-    assert set(records) == {"prepare", "extractor", "encode", "reference"} | made
-    assert all(run["fid"] > 0 for size in sizes for run in records[f"evaluate-{size}"]["4"]["runs"])

@@ -38,46 +38,31 @@ def flip_a_bit(file):
     file.write_bytes(bytes(content))
 
 
-def test_rows_come_back_in_any_order_across_shards(store):
-    opened = LatentStore(store)
-    index = np.array([10, 0, 5, 3, 4, 5])
-    assert len(opened) == 11 and opened.shards == 3 and opened.views == 2 and opened.shape == (3,)
-    assert np.array_equal(opened.rows(index), LATENTS[index])
-    assert np.array_equal(opened.labels, np.arange(11) % 3) and opened.facts == {"autoencoder": "none"}
-    assert sorted(p.name for p in store.iterdir()) == ["index.json", *(f"latents-0000{i}.npy" for i in range(3))]
-    with pytest.raises(IndexError):
-        opened.rows(np.array([11]))
-    with pytest.raises(IndexError):
-        opened.rows(np.array([-1]))
-
-
-def test_one_view_of_each_row_can_be_chosen(store):
+def test_rows_come_back_in_any_order_across_shards_all_views_or_one_of_each(store):
     opened = LatentStore(store)
     index, view = np.array([10, 0, 5, 3, 4, 5]), np.array([1, 0, 0, 1, 1, 1])
+    assert len(opened) == 11 and opened.shards == 3 and opened.views == 2 and opened.shape == (3,)
+    assert np.array_equal(opened.rows(index), LATENTS[index])
     assert np.array_equal(opened.rows(index, view), LATENTS[index, view])
     assert np.array_equal(opened.rows(index, 1), LATENTS[index, 1])
-    with pytest.raises(IndexError):
-        opened.rows(index, 2)
+    assert np.array_equal(opened.labels, np.arange(11) % 3) and opened.facts == {"autoencoder": "none"}
+    assert sorted(p.name for p in store.iterdir()) == ["index.json", *(f"latents-0000{i}.npy" for i in range(3))]
+    for outside in ((np.array([11]),), (np.array([-1]),), (index, 2)):
+        with pytest.raises(IndexError):
+            opened.rows(*outside)
 
 
-def test_a_missing_shard_is_named(store):
-    (store / "latents-00001.npy").unlink()
-    with pytest.raises(ConfigError, match=r"latents-00001\.npy: shard is missing.*encode"):
-        LatentStore(store)
-
-
-def test_a_truncated_shard_is_named_with_both_sizes(store):
-    file = store / "latents-00002.npy"
-    size = file.stat().st_size
-    file.write_bytes(file.read_bytes()[:-5])
-    message = rf"latents-00002\.npy: shard is truncated \({size - 5} bytes, expected {size}\)"
-    with pytest.raises(ConfigError, match=message):
-        LatentStore(store)
-
-
-def test_a_changed_shard_fails_its_checksum(store):
-    flip_a_bit(store / "latents-00000.npy")
-    with pytest.raises(ConfigError, match=r"latents-00000\.npy: checksum differs.*encode"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, r"shard is missing.*encode"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-5]), r"shard is truncated \(\d+ bytes, expected \d+\)"),
+        (flip_a_bit, r"checksum differs.*encode"),
+    ],
+)
+def test_a_damaged_shard_is_named(store, damage, message):
+    damage(store / "latents-00001.npy")
+    with pytest.raises(ConfigError, match=r"latents-00001\.npy: " + message):
         LatentStore(store)
 
 

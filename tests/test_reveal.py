@@ -20,7 +20,7 @@ from emigm.config.schema import SampleConfig
 from emigm.data.images import load_images
 from emigm.model.model import save_model
 from emigm.model.schedules import step_counts
-from emigm.pictures import MASKED, MOST, after_step, columns_of, save_animation, to_look_at
+from emigm.pictures import MASKED, MOST, SIDE, after_step, columns_of, grid_of, save_animation, to_look_at
 from emigm.sample import COUNTS, Sampler, generate, generate_with_steps, random_stream
 from emigm.stages.prepare import prepare
 from emigm.stages.reveal import ANIMATED, FOLDER, FOLLOWED, IN_A_ROW, make_pictures
@@ -107,6 +107,36 @@ def test_of_large_photos_an_animation_shows_as_many_rows_as_stay_small(tmp_path)
     with pytest.raises(ValueError, match="an animation of 20 images"):
         save_animation(tmp_path / "b.png", pixels, steps, last=4, columns=20)
     assert not (tmp_path / "b.png").exists()
+
+
+def numbered(n, c=1, side=3):
+    return np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, c, side, side))
+
+
+def values(grid, side=3):
+    return grid[:: side + 1, :: side + 1].tolist()
+
+
+def test_a_row_holds_one_class():
+    assert values(grid_of(numbered(9), classes=3, columns=2)) == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize(
+    ("n", "classes", "expected"),
+    [(8, 64, [[0, 1, 2], [3, 4, 5]]), (2, 64, [[0, 1]]), (2, 3, [[0, 1]]), (1, 1000, [[0]])],
+)
+def test_with_many_classes_or_few_images_they_stand_in_order(n, classes, expected):
+    assert values(grid_of(numbered(n), classes, columns=3)) == expected
+
+
+def test_a_grid_of_large_photos_stays_small():
+    grid = grid_of(numbered(40, c=3, side=256), classes=1000, columns=12)
+    assert grid.shape[2] == 3 and max(grid.shape) <= SIDE
+
+
+def test_images_are_set_apart_by_grey():
+    grid = grid_of(numbered(4), classes=2, columns=2)
+    assert (grid[3::4] == 96).all() and (grid[:, 3::4] == 96).all()
 
 
 OF_CODES = (
@@ -223,15 +253,16 @@ def test_the_notebook_shows_the_pictures_and_reads_the_record(drawn, tmp_path, m
     assert "takes 32 forward passes at every step" in text and "nearest of 4,000 training images" in text
 
 
-def test_the_notebook_marks_a_dry_run(made, monkeypatch, tmp_path):
+@pytest.mark.parametrize("has_run", [True, False])
+def test_the_notebook_marks_a_dry_run_and_says_that_nothing_has_run(made, monkeypatch, tmp_path, has_run):
     root = write_results(tmp_path, sizes={"h": 4.0}, dry_run=True).parents[1]
-    shutil.copytree(made[0] / "results", root / "results", dirs_exist_ok=True)
+    if has_run:
+        shutil.copytree(made[0] / "results", root / "results", dirs_exist_ok=True)
+    else:
+        shutil.rmtree(root / "results" / "mnist" / "grids")
     space = run("reveal", root, monkeypatch)
-    assert "DRY RUN" in reading(space)
-    assert "DRY RUN" in [text.get_text() for text in space["_shown"][0].figure.texts]
-
-
-def test_the_notebook_says_that_nothing_has_run(tmp_path, monkeypatch):
-    shutil.rmtree(write_results(tmp_path, sizes={"xs": 4.0}) / "grids")
-    space = run("reveal", tmp_path, monkeypatch)
-    assert "not run" in reading(space) and "not run" in space["_shown"][0].figure.axes[0].texts[0].get_text()
+    figure = space["_shown"][0].figure
+    if has_run:
+        assert "DRY RUN" in reading(space) and "DRY RUN" in [text.get_text() for text in figure.texts]
+    else:
+        assert "not run" in reading(space) and "not run" in figure.axes[0].texts[0].get_text()

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_training import Killed
 
-from emigm import sample as sampling
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.flops import mean_training_step
@@ -75,34 +73,6 @@ def test_snapshots_are_scored_as_the_final_weights_are(trained, monkeypatch):
         assert mine["fid"] == pytest.approx(other["fid"], rel=1e-6)  # the same images
     assert points[0]["runs"][0]["fid"] != points[1]["runs"][0]["fid"]
     assert not (folder / ".state" / "smoke" / "snapshots-xs").exists()
-
-
-def test_a_killed_stage_goes_on_where_it_stopped(trained, monkeypatch):
-    benchmark, folder = trained
-    monkeypatch.chdir(folder)
-    one = {"ladder": {"xs": dataclasses.replace(benchmark.ladder["xs"], train={"seeds": [0]})}}
-    benchmark = dataclasses.replace(benchmark, **one, evaluation=dataclasses.replace(benchmark.evaluation, seeds=(0,)))
-    made, real = [], sampling.draw_images
-
-    def draw(model, cfg, seed, images):
-        if len(made) == 4:
-            raise Killed
-        made.append(images.start)
-        return real(model, cfg, seed, images)
-
-    monkeypatch.setattr("emigm.stages.context.parallel", in_this_process)
-    with monkeypatch.context() as killing:
-        killing.setattr(sampling, "draw_images", draw)
-        with pytest.raises(Killed):
-            score_snapshots(benchmark, "xs")
-    again = []
-    monkeypatch.setattr(sampling, "draw_images", lambda *a: again.append(a[-1].start) or real(*a))
-    score_snapshots(benchmark, "xs")
-    assert made == [0, 20, 40, 0] and again == [20, 40, 0, 20, 40]
-
-
-def in_this_process(job, items, *_):
-    return [job(item, lambda done: None) for item in items]
 
 
 def test_the_stage_without_its_settings_and_an_unknown_budget_are_refused(trained, monkeypatch):

@@ -120,25 +120,15 @@ class LatentStore:
 
     def verify(self, shards: Iterable[int] | None = None) -> None:
         """Compare checksums, of the given shards or of all; processes can share them (`world.share(store.shards)`).
-
-        Raises:
-            ConfigError: names the first shard that was changed.
-        """
+        Raises ConfigError for the first shard that was changed."""
         for shard in self._shards if shards is None else [self._shards[i] for i in shards]:
             file = self.folder / shard["file"]
             if sha256(file) != shard["sha256"]:
                 raise ConfigError(f"{file}: checksum differs; {self._remedy}")
 
     def rows(self, indices: np.ndarray, view: int | np.ndarray | None = None) -> np.ndarray:
-        """Raw latents of the given images, in that order.
-
-        Args:
-            indices: int (n,).
-            view: which view of each, an int for all or int (n,): 0 the image, 1 its flip. The others are not read.
-
-        Returns:
-            (n, ...), or with all views (n, views, ...) where `view` is None.
-        """
+        """Raw latents of the images `indices` (n,), in that order: (n, views, ...), or (n, ...) of one `view` of each,
+        an int for all or int (n,): 0 the image, 1 its flip. The others are not read."""
         indices = np.asarray(indices)
         views = None if view is None else np.broadcast_to(view, indices.shape)
         first = self._maps[0]

@@ -44,15 +44,14 @@ def measure_images(
 
     Returns when all processes are done. A file depends on its images alone, so the number of processes changes nothing.
     """
-    parts = _parts(images, state)
-    mine = world.share(len(images))
-    missing = set(parts.missing(mine))
-    total = sum(images[i].number for i in mine)
-    with tqdm(total=total, unit="image", desc=label, disable=not world.is_main, mininterval=1.0) as bar:
-        for i in mine:
-            if i in missing:
-                found = measure(images[i].read())
-                parts.add(parts.names[i], partial(write_arrays, **found))
+    parts, mine = _parts(images, state), world.share(len(images))
+    missing = parts.missing(mine)
+    options = {"unit": "image", "desc": label, "disable": not world.is_main, "mininterval": 1.0}
+    done = sum(images[i].number for i in mine) - sum(images[i].number for i in missing)
+    with tqdm(total=done + sum(images[i].number for i in missing), initial=done, **options) as bar:
+        for i in missing:
+            arrays = measure(images[i].read())
+            parts.add(parts.names[i], partial(write_arrays, **arrays))
             bar.update(images[i].number)
     world.barrier()
 
@@ -85,12 +84,11 @@ class Scorer:
     Args:
         benchmark: the settings.
         device: where to compute features.
-        neighbours: also measure the distance to the nearest real images, in pixels; never done for photos, where it
-            says nothing.
+        neighbours: also measure distances to the nearest real images, in pixels; never of photos, where they say
+            nothing.
 
     Raises:
-        ConfigError: reference or extractor is missing or damaged, or the reference was made with another extractor, or
-            from other images, than are here.
+        ConfigError: reference or extractor is missing or damaged, or the reference is of another extractor or images.
     """
 
     def __init__(self, benchmark: Benchmark, device: str, neighbours: bool = True):
@@ -111,29 +109,33 @@ class Scorer:
             if self.inputs.get(file, checksum) != checksum:
                 raise ConfigError(f"{path}: was made with another {file} (sha256 {checksum}); run dvc repro")
 
-    def images_of(self, samples: SampleSet) -> list[Images]:
-        """The files of one run, for `measure_images`."""
-        return [
-            Images(fingerprint(samples.checksum(i), self.key), stop - start, lambda i=i: samples.chunk(i)[0])
-            for i, (start, stop) in enumerate(samples.ranges)
-        ]
-
     def measure(self, pixels: np.ndarray) -> Arrays:
         """Features, and the distance of each image to its nearest among the `known` ones."""
         near = {name: nearest_distances(pixels, others) for name, others in self.known.items()}
         return as_arrays(self.extract(pixels)) | near
 
-    def score(self, arrays: Arrays, labels: np.ndarray | None) -> dict[str, float | None]:
-        """Every metric of one run; None: not measured.
+    def measure_all(self, runs: Sequence[SampleSet], state: Path, world: World, label: str) -> None:
+        """`measure_images` of the images of several runs."""
+        measure_images([images for run in runs for images in self._images(run)], self.measure, state, world, label)
 
-        Args:
-            arrays: what was measured.
-            labels: classes (n,); None, which saves reading the images, where the extractor does not classify them.
-        """
-        features = from_arrays(arrays)
+    def score_run(self, samples: SampleSet, state: Path) -> tuple[Features, dict[str, float | None]]:
+        """Features and scores of one run, given what `measure_all` measured."""
+        arrays = measured(self._images(samples), state)
+        return from_arrays(arrays), self.score(arrays, samples.all()[1] if self.extract.classifies else None)
+
+    def score(self, arrays: Arrays, labels: np.ndarray | None) -> dict[str, float | None]:
+        """Every metric of one run, given what was measured and its classes (n,), which nobody needs (None) whose
+        extractor does not classify images; None: not measured."""
         near = {
             name: float(arrays[name].mean(dtype=np.float64)) if name in arrays else None
             for name in ("nearest_train", "nearest_holdout")
         }
-        found = scores(features, self.reference, labels, self.kid_subset)
-        return found | near | {"clean_fid": clean_fid(features, self.reference)}
+        features = from_arrays(arrays)
+        clean = {"clean_fid": clean_fid(features, self.reference)}
+        return scores(features, self.reference, labels, self.kid_subset) | near | clean
+
+    def _images(self, samples: SampleSet) -> list[Images]:
+        return [
+            Images(fingerprint(samples.checksum(i), self.key), stop - start, lambda i=i: samples.chunk(i)[0])
+            for i, (start, stop) in enumerate(samples.ranges)
+        ]

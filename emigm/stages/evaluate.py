@@ -10,7 +10,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.data.samples import open_samples
 from emigm.io import checksums
 from emigm.launching import run_stage
-from emigm.metrics.measuring import Scorer, from_arrays, measure_images, measured
+from emigm.metrics.measuring import Scorer
 from emigm.metrics.scores import fid_of_parts
 from emigm.stages.context import StageRun
 from emigm.store import INDEX
@@ -22,17 +22,14 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     scorer = Scorer(benchmark, run.world.device)
     keys = [(budget, t, s) for budget in benchmark.budgets for t in train_seeds for s in evaluation.seeds]
     samples = {key: open_samples(benchmark, size, *key) for key in keys}
-    images = {key: scorer.images_of(of_run) for key, of_run in samples.items()}
-    label = f"features {benchmark.name}-{size}"
-    measure_images([i for of_run in images.values() for i in of_run], scorer.measure, run.state, run.world, label)
+    scorer.measure_all(list(samples.values()), run.state, run.world, f"features {benchmark.name}-{size}")
     if not run.goes_on():
         return
 
     results: dict[str, Any] = {budget: {"runs": [], "fid_by_images": []} for budget in benchmark.budgets}
     for (budget, train_seed, seed), of_run in tqdm(samples.items(), desc=f"score {benchmark.name}-{size}", unit="run"):
-        arrays = measured(images[budget, train_seed, seed], run.state)
-        scored = scorer.score(arrays, of_run.all()[1] if scorer.extract.classifies else None)
-        by_images = {str(evaluation.images): scored["fid"]} | fid_of_parts(from_arrays(arrays), scorer.reference)
+        features, scored = scorer.score_run(of_run, run.state)
+        by_images = {str(evaluation.images): scored["fid"]} | fid_of_parts(features, scorer.reference)
         key = {"train_seed": train_seed, "sample_seed": seed}
         results[budget]["runs"].append(key | scored)
         results[budget]["fid_by_images"].append(key | {"fid": by_images})

@@ -40,12 +40,12 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
         chunks.finish(**facts, train_seed=t, seed=s, weights=inputs[(models[t] / WEIGHTS_FILE).as_posix()])
         for (t, s), chunks in zip(items, written, strict=True)
     ]
+    seconds = [sum(c["seconds"] for c in of_run) / images for of_run in costs]
     passes = [sum(c["passes"] * c["images"] for c in of_run) / images for of_run in costs]
     results = {
         "nfe": nfe(cfg.steps, cfg.cfg_scale, cfg.cfg_interval),
         "passes": float(np.mean(passes)),
-        "seconds_per_image": mean_and_spread([sum(c["seconds"] for c in of_run) / images for of_run in costs]),
-        "workers": run.workers(len(items)),  # the seconds are those of one
+        "seconds_per_image": mean_and_spread(seconds) | {"workers": run.workers(len(items))},  # seconds of one
         "peak_memory": memory,
         "compiled_graphs": compiled_graphs() if benchmark.run.compile and not run.world.is_plain else None,
     }

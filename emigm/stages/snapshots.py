@@ -14,7 +14,7 @@ from emigm.data.samples import Chunks, SampleSet
 from emigm.flops import mean_training_step
 from emigm.io import checksums
 from emigm.launching import run_stage
-from emigm.metrics.measuring import Scorer, measure_images, measured
+from emigm.metrics.measuring import Scorer
 from emigm.metrics.scores import load_reference
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
 from emigm.pools import Progress
@@ -42,17 +42,14 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
 
     scorer = Scorer(benchmark, run.world.device, neighbours=False)
     samples = {point: SampleSet(c.files, settings.images) for point, c in zip(points, written, strict=True)}
-    images = {point: scorer.images_of(of_point) for point, of_point in samples.items()}
     features, label = run.state / "features", f"features {benchmark.name}-{size}"
-    measure_images([i for of_point in images.values() for i in of_point], scorer.measure, features, run.world, label)
+    scorer.measure_all(list(samples.values()), features, run.world, label)
     if not run.goes_on():
         return
 
     runs: dict[int, list[dict[str, Any]]] = {n: [] for n in steps}
     for (n, train_seed, seed), of_point in samples.items():
-        arrays = measured(images[n, train_seed, seed], features)
-        scored = scorer.score(arrays, of_point.all()[1] if scorer.extract.classifies else None)
-        runs[n].append({"train_seed": train_seed, "sample_seed": seed} | scored)
+        runs[n].append({"train_seed": train_seed, "sample_seed": seed} | scorer.score_run(of_point, features)[1])
     flops = mean_training_step(benchmark.model_config(size), train)
     models = [weights_folder(benchmark, size, n, t) for n in steps for t in train.seeds]
     files = [folder / name for folder in models for name in (CONFIG_FILE, WEIGHTS_FILE)]
@@ -78,7 +75,9 @@ def sample_point(run: StageRun, size: str, point: Point, progress: Progress) -> 
     (step, train_seed, seed), settings = point, run.benchmark.evaluation.snapshots
     weights = weights_folder(run.benchmark, size, step, train_seed)
     cfg = run.benchmark.sample_config(size, settings.budget)
-    sampler = Sampler(run.benchmark, size, weights, cfg, train_seed, run.world.device, steps=step)
+    sampler = Sampler(run.benchmark, size, weights, cfg, train_seed, run.world.device)
+    if (trained := sampler.facts.get("steps", step)) != step:
+        raise ConfigError(f"{weights}: weights after {trained} steps, expected {step}; train this size again")
     folder = run.state / "-".join(map(str, point))
     return sampler.write(seed, settings.images, folder, run.world, progress)
 

@@ -39,12 +39,7 @@ SUMMATION = 1e-6
 
 def generate_again(verifications: Sequence[Verification], seed: int | None = None) -> None:
     """Generate and score a random chunk of every size of every benchmark that is whole; the outcome is added to its
-    verification.
-
-    Args:
-        verifications: from `emigm.verify.verify`.
-        seed: of the choice of chunks; None: a new one.
-    """
+    verification. `seed` is that of the choice of chunks; None: a new one."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     for one in verifications:
         if one.name not in sources() or not one.whole:
