@@ -79,6 +79,8 @@ EVERY = 5
 """Trials to one of two processes."""
 MOST_KILLS = 3
 """Of one trial."""
+GRACE = 1.0
+"""Seconds that the system may take to end the processes of a killed stage."""
 LONGEST = 300.0
 """Seconds after which a stage of the tiny benchmark hangs."""
 LOG = "log.txt"
@@ -180,8 +182,7 @@ def adopt_orphans() -> None:
 
 def orphans(wait: float = 5.0) -> list[int]:
     """Processes of stages that went on although the stage was killed: children that came to this process, which is
-    their reaper, and work on for `GRACE` seconds, in which the system ends the others, and the git that a record asks
-    for its commit ends by itself. Those that are left after `wait` seconds are killed."""
+    their reaper, and still work after `GRACE` seconds. Those that are left after `wait` seconds are killed."""
     begun, gone_on = time.monotonic(), set()
     while running := children(os.getpid()):
         passed = time.monotonic() - begun
@@ -196,9 +197,6 @@ def orphans(wait: float = 5.0) -> list[int]:
         elif running:
             time.sleep(0.01)
     return sorted(gone_on)
-
-
-GRACE = 1.0
 
 
 def children(parent: int) -> list[int]:
