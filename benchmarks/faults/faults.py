@@ -184,7 +184,7 @@ def orphans(wait: float = 5.0) -> list[int]:
     """Processes of stages that went on although the stage was killed: children that came to this process, which is
     their reaper, and still work after `GRACE` seconds. Those that are left after `wait` seconds are killed."""
     begun, gone_on = time.monotonic(), set()
-    while running := children(os.getpid()):
+    while children(os.getpid()):
         passed = time.monotonic() - begun
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -194,8 +194,7 @@ def orphans(wait: float = 5.0) -> list[int]:
                 gone_on.add(process)
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
-        elif running:
-            time.sleep(0.01)
+        time.sleep(0.01)
     return sorted(gone_on)
 
 
