@@ -192,7 +192,7 @@ def test_the_default_benchmark_is_trained_for_a_few_steps(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     (speed,) = found["training"].values()
-    assert speed["steps_per_cpu_second"] > 0 and 0 < speed["share_of_matrix_rate"] < 2
+    assert speed["steps_per_cpu_second"] > 0 and speed["share_of_matrix_rate"] > 0
     assert set(found["start_up"]) == set(embedded.STAGES) and found["start_up"]["train"]["cpu_seconds"] == 1.0
     assert "of the record's speed" not in embedded.beside(found, None)
 

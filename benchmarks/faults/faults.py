@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import importlib
 import json
 import os
 import random
@@ -25,14 +27,11 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# What stages import, some of it late: once, and not in every trial, so that a kill finds them at work.
-import sklearn.datasets
-import torch._dynamo
 import torch.distributed as dist
 import yaml
 from tqdm import tqdm
@@ -41,19 +40,7 @@ from emigm import stages
 from emigm.config.benchmark import KEYS
 from emigm.io import sha256, write_atomically, write_json
 from emigm.records.record import SCHEMA, provenance
-from emigm.stages import encode, evaluate, extractor, prepare, reference, sample, train
 
-IMPORTED = (
-    sklearn.datasets,
-    torch._dynamo,
-    encode,
-    evaluate,
-    extractor,
-    prepare,
-    reference,
-    sample,
-    train,
-)
 BENCHMARK: dict[str, Any] = {
     "name": "tiny",
     "images_of": "tiny",
@@ -92,18 +79,17 @@ EVERY = 5
 """Trials to one of two processes."""
 MOST_KILLS = 3
 """Of one trial."""
-KILLED = 128 + signal.SIGKILL
-"""Exit status of what started several processes, of which one was killed."""
+GRACE = 1.0
+"""Seconds that the system may take to end the processes of a killed stage."""
 LONGEST = 300.0
 """Seconds after which a stage of the tiny benchmark hangs."""
+LOG = "log.txt"
+
+for name in ("sklearn.datasets", "torch._dynamo", *(f"emigm.stages.{command[0]}" for command, _ in STAGES.values())):
+    importlib.import_module(name)  # once, and not in every trial, so that a kill finds stages at work
 
 
-def write_params(folder: Path) -> None:
-    """Make `folder` a workspace of the tiny benchmark."""
-    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-
-
-def start(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 1) -> int:
+def start(stage: str, folder: Path, log_name: str = LOG, processes: int = 1) -> int:
     """Start a stage in `folder`, as the leader of a process group, its output in a file; returns its process, or what
     started its processes.
 
@@ -135,8 +121,6 @@ def start(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 
         if isinstance(e.code, str):
             print(e.code, file=sys.stderr)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -146,41 +130,35 @@ def start(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 
 def _launch(processes: int) -> None:
     """Return in each of so many new processes of one stage; this one waits for them and, as torchrun does, ends the
     others when one has failed."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
-    places = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    started, launcher = [], os.getpid()
-    for rank in range(processes):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    started, launcher, failed = [], os.getpid(), False
+    for rank in map(str, range(processes)):
         if (process := os.fork()) == 0:
-            os.environ.update(places, RANK=str(rank), LOCAL_RANK=str(rank), DVC_STAGE="one")
+            os.environ.update(WORLD_SIZE=str(processes), MASTER_ADDR="localhost", MASTER_PORT=port)
+            os.environ.update(RANK=rank, LOCAL_RANK=rank, DVC_STAGE="one")
             stages.STARTED_BY = launcher
             return
         started.append(process)
-    failed: list[int] = []  # before this process ended the others
-    for _ in started:
-        _, ended = os.wait()
-        if ended and not failed:
-            failed.append(ended)
-            time.sleep(0.2)  # a process that was killed can end after the one that lost it
-            for process in started:
-                with contextlib.suppress(ChildProcessError, ProcessLookupError):
-                    found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                    if found is not None and found.si_code == os.CLD_KILLED:
-                        failed.append(signal.SIGKILL)
-                    os.kill(process, signal.SIGKILL)
-    status = 0 if not failed else KILLED if any(map(os.WIFSIGNALED, failed)) else 1
-    os._exit(status)
-
-
-def run(stage: str, folder: Path, log_name: str = "log.txt", processes: int = 1) -> int:
-    """Run a stage to its end; returns its exit status, or that of a killed process where it hangs."""
-    process, until = start(stage, folder, log_name, processes), time.monotonic() + LONGEST
-    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
-        if time.monotonic() > until:
+    while started:
+        ended, status = os.wait()
+        started.remove(ended)
+        failed = failed or bool(status)
+        for process in started if status else ():
             os.kill(process, signal.SIGKILL)
-        time.sleep(0.01)
-    return os.waitstatus_to_exitcode(ended[1])
+    os._exit(int(failed))
+
+
+def run(stage: str, folder: Path, log_name: str = LOG, processes: int = 1) -> int:
+    """Run a stage to its end; returns its exit status, or that of a killed process where it hangs."""
+    process = start(stage, folder, log_name, processes)
+    hung = threading.Timer(LONGEST, os.kill, (process, signal.SIGKILL))
+    hung.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    finally:
+        hung.cancel()
 
 
 def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: random.Random) -> bool | None:
@@ -188,62 +166,45 @@ def run_and_kill(stage: str, folder: Path, after: float, processes: int, rng: ra
     ended, None: it had failed by itself."""
     process = start(stage, folder, processes=processes)
     time.sleep(after)
-    one_of = [process, *(p for p, _ in _children_of(process))] if processes > 1 else [process]
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(rng.choice(one_of), signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return {0: False, -signal.SIGKILL: True, KILLED: True}.get(status)
-
-
-def orphans(wait: float = 5.0) -> list[int]:
-    """Processes of stages that went on although the stage was killed: children that came to this process, which is
-    their reaper. Those that the system is about to end get `wait` seconds, and none may end by itself in them but other
-    programs, such as the git that a record asks for its commit; those that are left are killed."""
-    until, gone_on = time.monotonic() + wait, []
-    at_work = {process for process, ending in _children_of(os.getpid()) if not ending}  # others were before the kill
-    while True:
-        at_work = {process for process in at_work if not _runs_another_program(process)}
-        try:
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                gone_on += [ended[0]] if ended[0] in at_work and ended[1] != signal.SIGKILL else []
-        except ChildProcessError:
-            return gone_on
-        if time.monotonic() > until:
-            left = [process for process, _ in _children_of(os.getpid())]
-            for process in left:
-                os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-            return gone_on + left
-        time.sleep(0.01)
+    ended, status = os.waitpid(process, os.WNOHANG)
+    if not ended:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice([process, *(children(process) if processes > 1 else ())]), signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+    killed = not ended and (processes > 1 or os.WIFSIGNALED(status))
+    return False if status == 0 else True if killed else None
 
 
 def adopt_orphans() -> None:
     """Have children of killed children come to this process."""
-    import ctypes
-
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 
-def _runs_another_program(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/exe").readlink() != Path("/proc/self/exe").readlink()
-    except OSError:  # it is ending
-        return False
+def orphans(wait: float = 5.0) -> list[int]:
+    """Processes of stages that went on although the stage was killed: children that came to this process, which is
+    their reaper, and still work after `GRACE` seconds. Those that are left after `wait` seconds are killed."""
+    begun, gone_on = time.monotonic(), set()
+    while children(os.getpid()):
+        passed = time.monotonic() - begun
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                gone_on |= {ended[0]} if passed > GRACE and ended[1] != signal.SIGKILL else set()
+        if passed > wait:
+            for process in children(os.getpid()):
+                gone_on.add(process)
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+        time.sleep(0.01)
+    return sorted(gone_on)
 
 
-PF_EXITING = 0x4
-"""Of a process's flags: the system is ending it, which can take a while, and no signal changes how it ended."""
-
-
-def _children_of(parent: int) -> Iterator[tuple[int, bool]]:
-    """(process, whether it is ending or has ended) of every child."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[1]) == parent:
-            yield int(status.parent.name), bool(int(fields[6]) & PF_EXITING)
+def children(parent: int) -> list[int]:
+    """Processes that a process has started, or adopted."""
+    fields = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            fields.append((int(path.parent.name), path.read_text().rsplit(")", 1)[1].split()))
+    return [process for process, (_, started_by, *_) in fields if int(started_by) == parent]
 
 
 def outputs(stage: str, folder: Path) -> dict[str, Any]:
@@ -267,90 +228,75 @@ def leftovers(folder: Path) -> list[str]:
     return [str(p.relative_to(folder)) for p in [*folder.rglob(".*.tmp"), *state]]
 
 
-def trial(
-    stage: str,
-    folder: Path,
-    expected: dict[str, Any],
-    seconds: float,
-    rng: random.Random,
-    processes: int = 1,
-    by_hand: bool = True,
-) -> dict[str, Any]:
-    """Kill a stage at random moments, run it to its end, and compare; `by_hand`: what a killed run leaves stays.
-
-    Returns:
-        kills: how many hit it; lost: why the trial counts as lost, or None.
-    """
-    remove_outputs(stage, folder)
-    kills, lost = 0, None
-    for _ in range(rng.randint(1, MOST_KILLS)):
-        hit = run_and_kill(stage, folder, rng.uniform(0, seconds), processes, rng)
-        kills += hit is True
-        if hit is None:
-            lost = f"failed when started again: {(folder / 'log.txt').read_text()[-1000:]}"
-        if not by_hand:
-            remove_outputs(stage, folder)
-    if left := orphans():
-        lost = f"{len(left)} processes went on"
-    elif lost:
-        pass
-    elif run(stage, folder, processes=processes):
-        lost = (folder / "log.txt").read_text()[-1000:] or "no message"
-    elif (found := outputs(stage, folder)) != expected:
-        lost = f"other: {[k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)]}"
-    elif left := leftovers(folder):
-        lost = f"left: {left}"
-    return {"kills": kills, "lost": lost}
-
-
 def remove_outputs(stage: str, folder: Path) -> None:
     """As DVC does before it runs a stage."""
     for path in [*STAGES[stage][1], f"results/tiny/records/{stage}.json"]:
         shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink(missing_ok=True)
 
 
-Expected = dict[tuple[str, int], tuple[dict[str, Any], float]]
-"""By stage and number of processes: its outputs without a kill, and the seconds that it took."""
+Expected = tuple[dict[str, Any], float]
+"""A stage's outputs without a kill, and the seconds that it takes."""
 
 
-def run_whole(folder: Path) -> Expected:
-    """Make `folder` anew and run every stage without a kill, of several processes first where it knows them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    write_params(folder)
-    found: Expected = {}
-    for stage in STAGES:
-        if stage in IN_SEVERAL:
-            found[stage, 2] = timed(stage, folder, 2)
+def trial(
+    stage: str, folder: Path, expected: Expected, rng: random.Random, processes: int = 1, by_hand: bool = True
+) -> tuple[int, str | None]:
+    """Kill a stage at random moments, run it to its end, and compare; `by_hand`: what a killed run leaves stays.
+
+    Returns:
+        How many kills hit it; why the trial counts as lost, or None.
+    """
+    remove_outputs(stage, folder)
+    kills, lost = 0, None
+    for _ in range(rng.randint(1, MOST_KILLS)):
+        hit = run_and_kill(stage, folder, rng.uniform(0, expected[1]), processes, rng)
+        kills += hit is True
+        if hit is None:
+            lost = f"failed when started again: {(folder / LOG).read_text()[-1000:]}"
+        if not by_hand:
             remove_outputs(stage, folder)
-        found[stage, 1] = timed(stage, folder, 1)
-    return found
+    if left := orphans():
+        return kills, f"{len(left)} processes went on"
+    if lost is None and run(stage, folder, processes=processes):
+        lost = (folder / LOG).read_text()[-1000:] or "no message"
+    if lost is None and (made := outputs(stage, folder)) != expected[0]:
+        lost = f"other: {[k for k in expected[0].keys() | made.keys() if expected[0].get(k) != made.get(k)]}"
+    if lost is None and (left := leftovers(folder)):
+        lost = f"left: {left}"
+    return kills, lost
 
 
-def timed(stage: str, folder: Path, processes: int) -> tuple[dict[str, Any], float]:
-    """A stage's outputs without a kill, and the seconds that it takes."""
+def timed(stage: str, folder: Path, processes: int) -> Expected:
+    """A stage's run without a kill; these trials stop where it fails."""
     begun = time.perf_counter()
-    run_or_stop(stage, folder, processes)
+    if run(stage, folder, processes=processes):
+        raise SystemExit(f"{stage} failed without a kill:\n{(folder / LOG).read_text()}")
     return outputs(stage, folder), time.perf_counter() - begun
 
 
-def run_or_stop(stage: str, folder: Path, processes: int) -> None:
-    """Run a stage to its end, and stop these trials where it fails."""
-    if run(stage, folder, processes=processes):
-        raise SystemExit(f"{stage} failed without a kill:\n{(folder / 'log.txt').read_text()}")
-
-
-TABLE = "| Stage | Trials | Kills that hit | Lost |\n|---|---:|---:|---:|"
+def run_whole(folder: Path) -> dict[tuple[str, int], Expected]:
+    """Make `folder` a workspace of the tiny benchmark and run every stage without a kill, of several processes first
+    where it knows them; by stage and number of processes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    expected = {}
+    for stage in STAGES:
+        for processes in (2, 1) if stage in IN_SEVERAL else (1,):
+            remove_outputs(stage, folder)
+            expected[stage, processes] = timed(stage, folder, processes)
+    return expected
 
 
 def table(record: dict[str, Any]) -> str:
     """The record as a page."""
     parts = [f"# {record['what']}"]
     for way, by_stage in record["stages"].items():
-        every = {key: sum(row[key] for row in by_stage.values()) for key in ("trials", "kills", "lost")}
-        rows = [(name, row["trials"], row["kills"], row["lost"]) for name, row in [*by_stage.items(), ("all", every)]]
-        lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-        parts += [f"## {way[0].upper()}{way[1:]}", "\n".join([TABLE, *lines])]
+        keys = ("trials", "kills", "lost")
+        rows = by_stage | {"all": {key: sum(row[key] for row in by_stage.values()) for key in keys}}
+        lines = [f"| {name} | " + " | ".join(str(row[key]) for key in keys) + " |" for name, row in rows.items()]
+        head = "| Stage | Trials | Kills that hit | Lost |\n|---|---:|---:|---:|"
+        parts += [f"## {way[0].upper()}{way[1:]}", "\n".join([head, *lines])]
     device, commit = (record["provenance"][key] for key in ("device", "commit"))
     parts.append(
         "In a trial a stage is killed (-9) up to three times and started a last time. Lost: other bytes than without a "
@@ -367,49 +313,39 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     adopt_orphans()
-    rng = random.Random(options.seed)
-    made_by = provenance("cpu")  # of the code that is loaded now
+    rng, facts = random.Random(options.seed), provenance("cpu")  # of the code that is loaded now
     names = {(stage, n): stage + (f", {n} processes" if n > 1 else "") for stage in STAGES for n in (1, 2)}
-    ways = {False: "outputs removed before each start, as dvc repro does", True: "by hand, outputs stay"}
-    counts = {way: {name: Counter(trials=0, kills=0, lost=0) for name in names.values()} for way in ways.values()}
-    losses = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "workspace"
+    ways = ("outputs removed before each start, as dvc repro does", "by hand, outputs stay")
+    counts = {way: {name: Counter(trials=0, kills=0, lost=0) for name in names.values()} for way in ways}
+    losses, total = [], Counter(trials=0, kills=0, lost=0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "workspace"
         expected = run_whole(folder)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: what was done by then is recorded
             for n in range(1, options.trials + 1):
-                processes, way = 2 if n % EVERY == 0 else 1, ways[n % 2 == 0]
+                processes, by_hand = 2 if n % EVERY == 0 else 1, n % 2 == 0
                 stage = rng.choice(IN_SEVERAL if processes > 1 else list(STAGES))
-                found = trial(stage, folder, *expected[stage, processes], rng, processes, by_hand=n % 2 == 0)
-                tally = Counter(trials=1, kills=found["kills"], lost=int(found["lost"] is not None))
-                counts[way][names[stage, processes]].update(tally)
+                name, way = names[stage, processes], ways[by_hand]
+                kills, lost = trial(stage, folder, expected[stage, processes], rng, processes, by_hand)
+                for count in (total, counts[way][name]):
+                    count.update(trials=1, kills=kills, lost=int(lost is not None))
                 if n % 25 == 0:
                     print(f"{n} trials, {len(losses)} lost", flush=True)
-                if found["lost"]:
-                    losses.append({"stage": names[stage, processes], "how": way, "why": found["lost"]})
-                    print(f"{names[stage, processes]}, {way}: {found['lost']}", file=sys.stderr)
+                if lost is not None:
+                    losses.append({"stage": name, "how": way, "why": lost})
+                    print(f"{name}, {way}: {lost}", file=sys.stderr)
                     expected = run_whole(folder)
                 elif processes > 1:  # the other stages know the outputs of one
                     remove_outputs(stage, folder)
-                    run_or_stop(stage, folder, 1)
+                    timed(stage, folder, 1)
         orphans(0)  # after Ctrl-C, the stage that ran
-    every = [count for by_stage in counts.values() for count in by_stage.values()]
-    record = {
-        "schema": SCHEMA,
-        "what": __doc__.split("\n")[0],
-        "seed": options.seed,
-        **{key: sum(count[key] for count in every) for key in ("trials", "kills", "lost")},
-        "losses": losses,
-        "stages": {
-            way: {name: dict(count) for name, count in by_stage.items() if count["trials"]}
-            for way, by_stage in counts.items()
-        },
-        "provenance": made_by,
-    }
+    tried = {w: {name: dict(c) for name, c in rows.items() if c["trials"]} for w, rows in counts.items()}
+    record = {"schema": SCHEMA, "what": __doc__.split("\n")[0], "seed": options.seed, **total}
+    record |= {"losses": losses, "stages": tried, "provenance": facts}
     folder = Path("results") / "faults"
     write_json(folder / "kills.json", record)
     write_atomically(folder / "kills.md", lambda path: path.write_text(table(record), encoding="utf-8"))
-    print(f"{record['trials']} trials, {record['kills']} kills, {record['lost']} lost")
+    print("{trials} trials, {kills} kills, {lost} lost".format(**total))
 
 
 if __name__ == "__main__":
