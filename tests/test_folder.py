@@ -122,7 +122,7 @@ def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
     split = load_split(cfg)
     assert split["train"][1].tolist() == [0, 0, 0, 1, 1, 1] and split["holdout"][1].tolist() == [0, 1, 1]
     (tmp_path / "val" / "a").rename(tmp_path / "val" / "c")
-    with pytest.raises(ConfigError, match="holdout_root = .*class folders are not those of.*2 are in one only"):
+    with pytest.raises(ConfigError, match=r"holdout_root = .*class folders are not those of.*2 are in one only"):
         load_split(cfg)
 
 

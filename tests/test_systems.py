@@ -143,7 +143,7 @@ def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_pa
     cfg = kmeans_of(few_patches(), tmp_path)
     with pytest.raises(ConfigError, match=r"6 patches of 12 numbers, not 7 of 2 x 2.*dvc repro"):
         load_autoencoder(dataclasses.replace(cfg, codebook=7))
-    with pytest.raises(ConfigError, match=r"patches of 3 channels and 2 pixels.*1 x 4 x 6"):
+    with pytest.raises(ConfigError, match=r"takes images of 3 channel.*multiples of 2, not 1 x 4 x 6"):
         load_autoencoder(cfg).encode(torch.zeros(1, 1, 4, 6, dtype=torch.uint8))
     path = tmp_path / "codebook.npz"
     data = path.read_bytes()

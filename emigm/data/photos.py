@@ -32,12 +32,7 @@ SORT_VALIDATION = (
 
 
 class DecodingError(ConfigError):
-    """Images that do not decode.
-
-    Args:
-        failures: one line for each image: its name, and what is wrong with it.
-        remedy: what the user can do.
-    """
+    """Images that do not decode: `failures` has a line for each, its name and what is wrong with it."""
 
     def __init__(self, failures: Sequence[str], remedy: str):
         self.failures = list(failures)
@@ -147,23 +142,16 @@ class Photos:
 
 
 def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, Any]:
-    """Find the photos under `root`, one folder for each class, without opening them.
+    """Find the photos under `root`, one folder for each of so many `classes`, without opening them.
 
-    Classes are numbered in the order of `class_names`, as ImageNet's usually are. Hidden files, what desktops leave,
-    and files beside the class folders are ignored.
-
-    Args:
-        root: folder of the class folders.
-        classes: how many there must be.
-        key: configuration key that named `root`, for messages.
-        workers: folders read at once.
+    Classes are numbered in the order of `class_names`. Hidden files, what desktops leave, and files beside the class
+    folders are ignored. `key` is the configuration key that named `root`; so many `workers` read folders at once.
 
     Returns:
         classes (names), files (relative to root, in order of class and name), labels.
 
     Raises:
-        ConfigError: the folder is missing, has another layout or another number of classes, or a class holds anything
-            else.
+        ConfigError: the folder is missing, has another layout or number of classes, or a class holds anything else.
     """
     where, root = f"{key} = {root}", expand(root)
     if not root.is_dir():
