@@ -23,6 +23,7 @@ from emigm.stages.encode import encode
 from emigm.stages.extractor import make_extractor
 from emigm.stages.prepare import prepare
 from emigm.stages.reference import make_reference
+from emigm.tools import doctor, estimates
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
 BENCHMARK = """
@@ -99,6 +100,15 @@ def test_photos_of_imagenet_go_through_the_stages(here):
     run_stages(compose_benchmark("mine", [f"benchmark.{key}={value}" for key, value in settings.items()]))
     assert record("prepare")["class_names"] == names and record("prepare")["train_images"] == len(names)
     assert record("reference")["baselines"]["holdout"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+def test_doctor_and_estimates_know_own_photos(here):
+    benchmark = compose_benchmark("mine")
+    (check,) = doctor.check_data(benchmark)
+    assert check.state == doctor.MISSING and "photos, one folder for each of 2 classes" in check.remedy
+    write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
+    (check,) = doctor.check_data(benchmark)
+    assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
 
 
 def folder(root, **changes):
