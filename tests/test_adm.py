@@ -35,38 +35,28 @@ def test_statistics_of_any_float_type_and_images_come_back(tmp_path, dtype, save
     images = arrays["arr_0"].transpose(0, 3, 1, 2)
     for start, stop in ((0, 3), (3, 7), (6, 7), (1, 2)):  # the last goes back
         assert np.array_equal(reference.pixels(start, stop), images[start:stop])
-
-
-def test_a_file_may_hold_statistics_alone(tmp_path):
-    arrays = reference_arrays()
-    np.savez(tmp_path / "r.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    save(tmp_path / "r.npz", mu=arrays["mu"], sigma=arrays["sigma"])
     assert AdmReference(tmp_path / "r.npz", D).images is None
 
 
-def test_a_missing_reference_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(ConfigError, match=r"r\.npz: no such file \(evaluation\.reference must name .*VIRTUAL_imagenet"):
-        AdmReference(tmp_path / "r.npz", D)
-
-
-@pytest.mark.parametrize("kept", [0, 100, 900])
-def test_a_truncated_reference_is_named(tmp_path, kept):
-    np.savez(tmp_path / "r.npz", **reference_arrays())
-    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:kept])
-    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged or no \.npz .*download it again"):
-        AdmReference(tmp_path / "r.npz", D)
-
-
-def test_a_file_that_is_no_npz_or_damaged_inside_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (lambda data: None, r"no such file \(evaluation\.reference must name .*VIRTUAL_imagenet"),
+        (lambda data: data[:0], r"truncated, damaged or no \.npz .*download it again"),
+        (lambda data: data[:100], r"truncated, damaged or no \.npz .*download it again"),
+        (lambda data: data[:900], r"truncated, damaged or no \.npz .*download it again"),
+        (lambda data: b"<html>too many downloads</html>", r"truncated, damaged or no \.npz"),
+        (lambda data: data.replace(reference_arrays()["mu"].tobytes(), bytes(4 * D)), r"truncated, damaged .*CRC"),
+    ],
+    ids=["missing", "empty", "cut early", "cut late", "a page", "a changed number"],
+)
+def test_a_missing_or_damaged_reference_is_named_with_the_remedy(tmp_path, contents, message):
     path = tmp_path / "r.npz"
-    path.write_text("<html>too many downloads</html>")
-    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged or no \.npz"):
-        AdmReference(path, D)
     np.savez(path, **reference_arrays())
-    data = bytearray(path.read_bytes())
-    at = data.index(reference_arrays()["mu"].tobytes())
-    data[at] ^= 255
-    path.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged .*CRC"):
+    data = contents(path.read_bytes())
+    path.unlink() if data is None else path.write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"r\.npz: {message}"):
         AdmReference(path, D)
 
 

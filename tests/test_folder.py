@@ -23,6 +23,7 @@ from emigm.stages.encode import encode
 from emigm.stages.extractor import make_extractor
 from emigm.stages.prepare import prepare
 from emigm.stages.reference import make_reference
+from emigm.tools import doctor, estimates
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
 BENCHMARK = """
@@ -101,6 +102,15 @@ def test_photos_of_imagenet_go_through_the_stages(here):
     assert record("reference")["baselines"]["holdout"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
 
 
+def test_doctor_and_estimates_know_own_photos(here):
+    benchmark = compose_benchmark("mine")
+    (check,) = doctor.check_data(benchmark)
+    assert check.state == doctor.MISSING and "photos, one folder for each of 2 classes" in check.remedy
+    write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
+    (check,) = doctor.check_data(benchmark)
+    assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
+
+
 def folder(root, **changes):
     return dataclasses.replace(DataConfig("folder", str(root), holdout=0.25, classes=2, resolution=16), **changes)
 
@@ -122,7 +132,7 @@ def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
     split = load_split(cfg)
     assert split["train"][1].tolist() == [0, 0, 0, 1, 1, 1] and split["holdout"][1].tolist() == [0, 1, 1]
     (tmp_path / "val" / "a").rename(tmp_path / "val" / "c")
-    with pytest.raises(ConfigError, match="holdout_root = .*class folders are not those of.*2 are in one only"):
+    with pytest.raises(ConfigError, match=r"holdout_root = .*class folders are not those of.*2 are in one only"):
         load_split(cfg)
 
 

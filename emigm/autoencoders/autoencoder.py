@@ -17,27 +17,18 @@ from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
 
 KL16_CONFIG: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    # Attention in the lowest level of the encoder, but none in that of the decoder. With a plain last level
-    # the file still loads but for 20 tensors, and every latent is wrong.
+    # Attention in the lowest level of the encoder, none in the decoder's: with plain levels every latent is wrong.
     "down_block_types": ("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
     "up_block_types": ("UpDecoderBlock2D",) * 5,
     "block_out_channels": (128, 128, 256, 256, 512),
     "layers_per_block": 2,
     "act_fn": "silu",
-    "latent_channels": 16,
     "norm_num_groups": 32,
-    "sample_size": 256,
-    "scaling_factor": 0.2325,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
+    "latent_channels": 16,
 }
-"""MAR's KL-16, as arguments of diffusers' AutoencoderKL (which does not apply the factor by itself)."""
+"""MAR's KL-16, as arguments of diffusers' AutoencoderKL."""
 
 DCAE_CONFIG: dict[str, Any] = {
-    "in_channels": 3,
     "latent_channels": 32,
     "attention_head_dim": 32,
     "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
@@ -52,12 +43,11 @@ DCAE_CONFIG: dict[str, Any] = {
     "upsample_block_type": "pixel_shuffle",
     "decoder_norm_types": ("batch_norm",) * 3 + ("rms_norm",) * 3,
     "decoder_act_fns": ("relu",) * 3 + ("silu",) * 3,
+    "decoder_conv_act_fn": "relu",
     "encoder_out_shortcut": True,
     "decoder_in_shortcut": True,
-    "decoder_conv_act_fn": "relu",
-    "scaling_factor": 0.3189,
 }
-"""DC-AE f32c32-in-1.0, as arguments of diffusers' AutoencoderDC (which does not apply the factor by itself)."""
+"""DC-AE f32c32-in-1.0, as arguments of diffusers' AutoencoderDC."""
 
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -141,9 +131,9 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
 def _in_float32(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
     """The function of tensors outside autocast."""
 
+    @torch.autocast(device.type, enabled=False)
     def call(*tensors: Tensor) -> Tensor:
-        with torch.autocast(device.type, enabled=False):
-            return function(*(t.float() for t in tensors))
+        return function(*(t.float() for t in tensors))
 
     return call
 

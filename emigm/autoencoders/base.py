@@ -38,7 +38,9 @@ class Autoencoder(ABC):
     kind: ClassVar[str]
     latent_channels: ClassVar[int | None] = None
     """Channels of unit latents; None: as many as the images have."""
-    stride: ClassVar[int] = 1
+    image_channels: int | None = 3
+    """None: any number."""
+    stride: int = 1
     """Pixels of an image's side that make one latent position."""
 
     def __init__(self, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"):
@@ -124,11 +126,10 @@ class Autoencoder(ABC):
         if pixels.dtype != torch.uint8:
             raise TypeError(f"expected pixels as uint8 in 0..255, got {pixels.dtype}")
         _, channels, height, width = pixels.shape
-        rgb = self.latent_channels is not None
-        if (rgb and channels != 3) or height % self.stride or width % self.stride:
+        if self.image_channels not in (None, channels) or height % self.stride or width % self.stride:
             raise ConfigError(
-                f"autoencoder kind: {self.kind} takes RGB images with sides that are multiples of {self.stride}, not "
-                f"{channels} x {height} x {width}; resize the images or set another kind"
+                f"autoencoder kind: {self.kind} takes images of {self.image_channels} channel(s) with sides that are "
+                f"multiples of {self.stride}, not {channels} x {height} x {width}; resize them or set another kind"
             )
 
 
@@ -140,6 +141,7 @@ class Pixels(Autoencoder):
     """No autoencoder: raw latents are the pixels, in [-1, 1]."""
 
     kind = "pixels"
+    image_channels = None
 
     def _encode(self, images: Tensor) -> Tensor:
         return images

@@ -36,7 +36,7 @@ class KMeans(Autoencoder):
     def __init__(self, centres: Tensor, patch: int, device: str | torch.device = "cpu"):
         super().__init__(1.0, device)
         self.centres, self.stride = centres.to(device), patch
-        self.channels = centres.shape[1] // patch**2
+        self.image_channels = centres.shape[1] // patch**2
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         return raw.long()
@@ -50,17 +50,8 @@ class KMeans(Autoencoder):
 
     def _decode(self, latents: Tensor) -> Tensor:
         b, _, h, w = latents.shape
-        patches = self.centres[latents[:, 0].long()].view(b, h, w, self.channels, self.stride, self.stride)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, self.channels, h * self.stride, w * self.stride)
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        _, channels, height, width = pixels.shape
-        if channels != self.channels or height % self.stride or width % self.stride:
-            raise ConfigError(
-                f"autoencoder kind: kmeans has patches of {self.channels} channels and {self.stride} pixels, which do "
-                f"not make images of {channels} x {height} x {width}; set autoencoder.patch to a divisor of the sides "
-                "and fit it on images like these"
-            )
+        patches = self.centres[latents[:, 0].long()].view(b, h, w, self.image_channels, self.stride, self.stride)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, self.image_channels, h * self.stride, w * self.stride)
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:
@@ -71,7 +62,7 @@ def patches_of(images: Tensor, patch: int) -> Tensor:
 
 
 def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:
-    """Centres of a k-means of the images' patches (Lloyd's algorithm, scikit-learn's k-means++ start).
+    """Centres of a k-means (Lloyd's algorithm, scikit-learn's k-means++ start) of the images' patches.
 
     Args:
         pixels: training images, uint8 (n, channels, H, W).

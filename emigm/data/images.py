@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -25,25 +25,9 @@ MOST_BYTES = 2 * 2**30
 """Pixels of `dataset: folder` in memory, at most: 170,000 photos of 64 x 64."""
 
 
-class ImageSource(Protocol):
-    """Images of one part of a data set."""
-
-    path: Path
-    """File that says which images these are."""
-    labels: np.ndarray
-    """int64 (n,)."""
-    shape: tuple[int, int, int]
-    """(C, H, W) of every image."""
-
-    def __len__(self) -> int: ...
-
-    def pixels(self, indices: Sequence[int]) -> np.ndarray:
-        """The given images, in that order, uint8 (n, C, H, W); raises DecodingError for photos that are damaged."""
-        ...
-
-
 class Arrays:
-    """Images that fit in memory, from a file of `save_images`."""
+    """Images of one part that fit in memory, from a file of `save_images`: `path`, `shape` (C, H, W) of each, `labels`
+    int64 (n,)."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -54,16 +38,16 @@ class Arrays:
         return len(self._pixels)
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        """The given images, in that order, uint8 (n, C, H, W)."""
         return self._pixels[np.asarray(indices)]
 
 
-def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource:
-    """What the prepare stage left in `folder` for one part of the data set.
+ImageSource = Arrays | Photos
+"""Images of one part of a data set."""
 
-    Args:
-        folder: data/<benchmark>/images.
-        part: which part.
-        workers: threads that decode photos.
+
+def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource:
+    """What the prepare stage left in `folder` for one part of the data set; threads decode photos.
 
     Raises:
         ConfigError: there is nothing, or it is damaged.
@@ -149,8 +133,8 @@ def _decoded(root: str, photos: dict[str, Any], resolution: int, workers: int) -
     if math.prod(shape) > MOST_BYTES:
         raise ConfigError(
             f"benchmark.data.root = {root}: {len(files):,} photos of {resolution} x {resolution} pixels are more than "
-            f"{MOST_BYTES / 2**30:g} GiB; lower data.resolution, or set dataset: imagenet, which reads photos when they "
-            "are asked for (and takes extractor.kind: inception)"
+            f"{MOST_BYTES / 2**30:g} GiB; lower data.resolution, or set dataset: imagenet (and extractor.kind: "
+            "inception), which reads photos when they are asked for"
         )
     pixels, failures = np.empty(shape, dtype=np.uint8), []
     for i in tqdm(range(0, len(files), 500), desc=f"decode {root}", unit="500 photos"):
@@ -203,9 +187,6 @@ def holdout_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-CIFAR10_LAYOUTS = "the folder cifar-10-batches-py as its authors pack it, or train.parquet and test.parquet"
-
-
 def load_cifar10(cfg: DataConfig) -> Split:
     """CIFAR-10 (32 x 32 RGB); its test images are held out.
 
@@ -213,17 +194,16 @@ def load_cifar10(cfg: DataConfig) -> Split:
     else by torchvision, which downloads what is absent.
     """
     root = expand(cfg.root)
-    files = [root / "train.parquet", root / "test.parquet"]
-    there = [f for f in files if f.is_file()]
-    if there and there != files:
-        missing = next(f for f in files if f not in there)
-        raise ConfigError(f"{missing}: no such file, but {there[0]} is there; put both into benchmark.data.root")
-    read = _read_parquet if there else _read_torchvision
-    return {part: read(root, file.stem) for part, file in zip(PARTS, files, strict=True)}
+    files = {"train": root / "train.parquet", "holdout": root / "test.parquet"}
+    absent = [f for f in files.values() if not f.is_file()]
+    if len(absent) == 1:
+        raise ConfigError(f"{absent[0]}: no such file, but the other is there; put both into benchmark.data.root")
+    if absent:
+        return {part: _read_torchvision(root, part == "train") for part in PARTS}
+    return {part: _read_parquet(path) for part, path in files.items()}
 
 
-def _read_parquet(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    path = root / f"{name}.parquet"
+def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         import pyarrow.parquet
     except ImportError as e:
@@ -243,14 +223,14 @@ def _read_parquet(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images).transpose(0, 3, 1, 2), labels
 
 
-def _read_torchvision(root: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_torchvision(root: Path, train: bool) -> tuple[np.ndarray, np.ndarray]:
     from torchvision.datasets import CIFAR10  # seconds to import
 
     try:
-        dataset = CIFAR10(str(root), train=name == "train", download=True)
+        dataset = CIFAR10(str(root), train=train, download=True)
     except (OSError, RuntimeError, EOFError) as e:
         raise ConfigError(
-            f"benchmark.data.root = {root}: CIFAR-10 is not there and could not be downloaded ({e}); "
-            f"put there {CIFAR10_LAYOUTS}"
+            f"benchmark.data.root = {root}: CIFAR-10 is not there and could not be downloaded ({e}); put there the "
+            "folder cifar-10-batches-py as its authors pack it, or train.parquet and test.parquet"
         ) from e
     return np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets, dtype=np.int64)

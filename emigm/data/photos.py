@@ -32,12 +32,7 @@ SORT_VALIDATION = (
 
 
 class DecodingError(ConfigError):
-    """Images that do not decode.
-
-    Args:
-        failures: one line for each image: its name, and what is wrong with it.
-        remedy: what the user can do.
-    """
+    """Images that do not decode: `failures` has a line for each, its name and what is wrong with it."""
 
     def __init__(self, failures: Sequence[str], remedy: str):
         self.failures = list(failures)
@@ -147,23 +142,16 @@ class Photos:
 
 
 def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, Any]:
-    """Find the photos under `root`, one folder for each class, without opening them.
+    """Find the photos under `root`, one folder for each of so many `classes`, without opening them.
 
-    Classes are numbered in the order of `class_names`, as ImageNet's usually are. Hidden files, what desktops leave,
-    and files beside the class folders are ignored.
-
-    Args:
-        root: folder of the class folders.
-        classes: how many there must be.
-        key: configuration key that named `root`, for messages.
-        workers: folders read at once.
+    Classes are numbered in the order of `class_names`. Hidden files, what desktops leave, and files beside the class
+    folders are ignored. `key` is the configuration key that named `root`; so many `workers` read folders at once.
 
     Returns:
         classes (names), files (relative to root, in order of class and name), labels.
 
     Raises:
-        ConfigError: the folder is missing, has another layout or another number of classes, or a class holds anything
-            else.
+        ConfigError: the folder is missing, has another layout or number of classes, or a class holds anything else.
     """
     where, root = f"{key} = {root}", expand(root)
     if not root.is_dir():
@@ -216,6 +204,13 @@ def class_names(root: str | Path) -> list[str]:
     """Names of the class folders in order of the classes: as numbers where all are numbers, else as text."""
     names = _entries(expand(root))[0]
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+
+def count_photos(root: str | Path) -> int:
+    """Photos in the class folders under `root`; 0 where there is none."""
+    root = expand(root)
+    names = class_names(root) if root.is_dir() else []
+    return sum(_is_photo(file) for name in names for file in _entries(root / name)[1])
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:

@@ -60,7 +60,7 @@ class AdmReference:
         if "arr_0" not in self.keys:
             return
         with self._naming_damage():
-            self._stream: IO[bytes] = zipfile.ZipFile(self.path).open("arr_0.npy")
+            self._stream: IO[bytes] = zipfile.ZipFile(self.path).open("arr_0.npy")  # noqa: SIM115
             version = np.lib.format.read_magic(self._stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, by_column, dtype = read(self._stream)

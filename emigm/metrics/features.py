@@ -23,13 +23,13 @@ from emigm.config.paths import extractor_folder
 from emigm.config.schema import ExtractorConfig
 from emigm.io import sha256
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
-from emigm.metrics.inception import INCEPTION_FILE, INCEPTION_SHA256
 from emigm.model.transfer import upload
 from emigm.model.weights import check_finite, read_tensors
+from emigm.paper.settings import INCEPTION_SHA256
 
 INCEPTION_REMEDY = (
-    f"extractor.weights of kind: inception must name torch-fidelity's {INCEPTION_FILE}; its release v0.2.0 on GitHub "
-    f"(toshas/torch-fidelity) has it as {INCEPTION_FILE.replace('pt_', 'weights-')}"
+    "extractor.weights of kind: inception must name torch-fidelity's pt_inception-2015-12-05-6726825d.pth; its release "
+    "v0.2.0 on GitHub (toshas/torch-fidelity) has it as weights-inception-2015-12-05-6726825d.pth"
 )
 
 
@@ -171,16 +171,13 @@ def extractor_of(benchmark: Benchmark, device: str) -> Extractor:
     depend on the number of cores."""
     if benchmark.extractor.kind == "cnn":
         torch.set_num_threads(1)
-    run, folder = benchmark.run, extractor_folder(benchmark)
-    clean = benchmark.evaluation.clean_fid
-    return load_extractor(benchmark.extractor, folder, device, run.score_batch, run.workers, clean)
+    how = (device, benchmark.run.score_batch, benchmark.run.workers, benchmark.evaluation.clean_fid)
+    return load_extractor(benchmark.extractor, extractor_folder(benchmark), *how)
 
 
 def check_inception(path: Path) -> None:
-    """Raise ConfigError unless the file holds finite tensors and nothing else.
-
-    torch-fidelity unpickles it without restrictions; what has passed here cannot run code there.
-    """
+    """Raise ConfigError unless the file holds finite tensors and nothing else: torch-fidelity unpickles it without
+    restrictions, and what has passed here cannot run code there."""
     try:
         check_finite(read_tensors(path), path)
     except ConfigError as e:

@@ -45,8 +45,7 @@ class Reference(NamedTuple):
 def statistics(pool: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean (d,) and covariance (d, d) of features (n, d), in float64.
 
-    They are accumulated over `ROWS` images at a time, in two passes, so that no second copy of all features is held:
-    torch-fidelity's function makes two, in float64.
+    They are accumulated over `ROWS` images at a time, in two passes, so that no second copy of all features is held.
     """
     n, d = pool.shape
     if n < 2:
@@ -100,7 +99,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     equation 6); means (d,), covariances (d, d).
 
     The product's eigenvalues are those of S2^1/2 S1 S2^1/2, which is symmetric: several times faster than those of a
-    product that is not, as torch-fidelity takes them, and than clean-fid's matrix square root.
+    product that is not.
     """
     mu1, sigma1, mu2, sigma2 = (a.astype(np.float64) for a in (mu1, sigma1, mu2, sigma2))
     values, vectors = np.linalg.eigh(sigma2)
@@ -114,14 +113,15 @@ def fid_of_parts(features: Features, reference: Reference, parts: tuple[int, ...
 
     FID of n images is too high by about a constant over n (Chong and Forsyth, arXiv 1911.07023): how it falls with n
     says what it would be of infinitely many (`emigm.report.statistics.fid_infinity`). Parts of no more images than
-    there are features are left out: their covariance is singular, and FID does not fall like that.
+    features are left out: their covariance is singular, and FID does not fall like that.
     """
-    found = {}
-    for number, n in ((number, len(features.pool) // number) for number in parts):
+    by_images = {}
+    for number in parts:
+        n = len(features.pool) // number
         if n > features.pool.shape[1]:
             pieces = [features._replace(pool=features.pool[i * n : (i + 1) * n]) for i in range(number)]
-            found[str(n)] = float(np.mean([fid(piece, reference) for piece in pieces]))
-    return found
+            by_images[str(n)] = float(np.mean([fid(piece, reference) for piece in pieces]))
+    return by_images
 
 
 def clean_fid(features: Features, reference: Reference) -> float | None:
@@ -152,8 +152,8 @@ def precision_recall(features: Features, reference: Reference) -> tuple[float | 
     if reference.pool is None or min(len(features.pool), len(reference.pool)) <= NEIGHBOUR:
         return None, None
     options = {"prc_neighborhood": NEIGHBOUR, "prc_batch_size": PRC_ROWS, "save_cpu_ram": True, "verbose": False}
-    found = prc_features_to_metric(features.pool, reference.pool, **options)  # the generated images come first
-    return found["precision"], found["recall"]
+    values = prc_features_to_metric(features.pool, reference.pool, **options)  # the generated images come first
+    return values["precision"], values["recall"]
 
 
 def scores(
@@ -161,21 +161,16 @@ def scores(
 ) -> dict[str, float | None]:
     """All metrics of generated images: fid, isc, kid, precision, recall, label_accuracy; None: not measured.
 
-    Args:
-        features: of the generated images.
-        reference: real images.
-        labels: the classes they were generated for (n,); None where the extractor does not classify these.
-        kid_subset: images of each of KID's subsets.
+    `labels` (n,) are the classes they were generated for; None where the extractor does not classify these.
     """
     precision, recall = precision_recall(features, reference)
-    right = None if labels is None else float((features.logits.argmax(1).numpy() == labels).mean())
     return {
         "fid": fid(features, reference),
         "isc": inception_score(features),
         "kid": kid(features, reference, kid_subset),
         "precision": precision,
         "recall": recall,
-        "label_accuracy": right,
+        "label_accuracy": None if labels is None else float((features.logits.argmax(1).numpy() == labels).mean()),
     }
 
 
@@ -183,8 +178,8 @@ def nearest(pixels: np.ndarray, others: np.ndarray, k: int = 1) -> tuple[np.ndar
     """The k nearest of `others` to each image, nearest first: distances (root mean square over pixels, in grey levels
     0..255), float32 (n, k), and their places in `others`, int64 (n, k)."""
     a, b = (torch.from_numpy(p.reshape(len(p), -1).astype(np.float32)) for p in (pixels, others))
-    found = [torch.cdist(part, b).topk(k, dim=1, largest=False) for part in a.split(PRC_ROWS)]
-    distances, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+    parts = [torch.cdist(rows, b).topk(k, dim=1, largest=False) for rows in a.split(PRC_ROWS)]
+    distances, places = (torch.cat(of_rows) for of_rows in zip(*parts, strict=True))
     return (distances / a.shape[1] ** 0.5).numpy(), places.numpy()
 
 

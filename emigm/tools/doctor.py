@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.compose import DEFAULT
+from emigm.data.photos import class_names, expand
 from emigm.flops import parameters as count_parameters
 from emigm.io import sha256
 from emigm.pools import cores
@@ -109,13 +110,16 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
         yield Check("photos", OK, "none needed with released weights")
     else:
         yield check_photos(benchmark, "training photos", "data.root", data.root)
-        yield check_photos(benchmark, "held-out photos", "data.holdout_root", data.holdout_root)
+        if data.holdout_root is not None:
+            yield check_photos(benchmark, "held-out photos", "data.holdout_root", data.holdout_root)
 
 
 def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     """A folder with one folder for each class."""
-    folder, classes = Path(root), benchmark.data.classes
-    where = WHERE_FROM["imagenet"].format(classes=classes)
+    folder, classes = expand(root), benchmark.data.classes
+    where = f"photos, one folder for each of {classes} classes"
+    if benchmark.data.dataset == "imagenet":
+        where = WHERE_FROM["imagenet"].format(classes=classes)
     if is_random(root):
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
         remedy += f", or name others, -S benchmark.{key}=<folder>"
@@ -123,7 +127,7 @@ def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
         remedy = f"put {where}, into {root}, or name the place with -S benchmark.{key}=<folder>"
     if not folder.is_dir():
         return Check(what, MISSING, f"no folder {root}", remedy)
-    found = sum(p.is_dir() for p in folder.iterdir())
+    found = len(class_names(root))
     if found != classes:
         return Check(what, MISSING, f"{found} class folders in {root}, not {classes}", remedy)
     return Check(what, OK, f"{found} class folders in {root}")

