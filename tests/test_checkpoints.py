@@ -18,7 +18,7 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ReleasedConfig
 from emigm.model import checkpoints
-from emigm.model.checkpoints import export_official, fetch_official, identify, import_official, to_official
+from emigm.model.checkpoints import export_official, identify, import_official, to_official
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper.settings import PAPER_MODELS
 from emigm.stages.train import train_size

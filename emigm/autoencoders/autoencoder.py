@@ -16,6 +16,7 @@ from emigm.autoencoders.codebook import load_codes
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
+from emigm.paper.settings import PAPER_AUTOENCODERS
 
 KL16_CONFIG: dict[str, Any] = {
     "in_channels": 3,
@@ -30,7 +31,7 @@ KL16_CONFIG: dict[str, Any] = {
     "latent_channels": 16,
     "norm_num_groups": 32,
     "sample_size": 256,
-    "scaling_factor": 0.2325,
+    "scaling_factor": PAPER_AUTOENCODERS[256][1],
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
@@ -56,7 +57,7 @@ DCAE_CONFIG: dict[str, Any] = {
     "encoder_out_shortcut": True,
     "decoder_in_shortcut": True,
     "decoder_conv_act_fn": "relu",
-    "scaling_factor": 0.3189,
+    "scaling_factor": PAPER_AUTOENCODERS[512][1],
 }
 """DC-AE f32c32-in-1.0, as arguments of diffusers' AutoencoderDC (which does not apply the factor by itself)."""
 

@@ -25,9 +25,8 @@ from emigm.io import sha256
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
 from emigm.model.transfer import upload
 from emigm.model.weights import check_finite, read_tensors
+from emigm.paper.settings import INCEPTION_SHA256
 
-INCEPTION_SHA256 = "6726825d"
-"""The published weights' checksum starts with this, as their name says."""
 INCEPTION_REMEDY = (
     "extractor.weights of kind: inception must name torch-fidelity's pt_inception-2015-12-05-6726825d.pth; its release "
     "v0.2.0 on GitHub (toshas/torch-fidelity) has it as weights-inception-2015-12-05-6726825d.pth"
@@ -164,7 +163,7 @@ def load_extractor(
         raise ConfigError(f"{path}: not the weights of this extractor ({reason}) ({INCEPTION_REMEDY})") from e
     identity: dict[str, Any] = {"kind": cfg.kind, "sha256": sha256(path)}
     if inception:
-        identity["published"] = identity["sha256"].startswith(INCEPTION_SHA256)
+        identity["published"] = identity["sha256"] == INCEPTION_SHA256
     return Extractor(network, identity, device, batch, workers, clean)
 
 

@@ -1,4 +1,4 @@
-"""The paper's nine architectures and its sampling settings (Tables 2 and 3). No torch in this module."""
+"""The paper's nine architectures, its sampling settings (Tables 2 and 3) and what it measures with. No torch."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ def paper_key(name: str) -> tuple[int, str] | None:
     return next((key for key in PAPER_MODELS if name == f"{key[0]}-{key[1]}"), None)
 
 
+PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
+"""Autoencoder and latent scale of the paper's models, by resolution."""
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the published Inception weights that FID is defined with; their file's name has its first digits."""
 PAPER_TRAINING_IMAGES = 800 * (1_281_167 // 2048) * 2048
 """Images a model of the paper was trained on: 800 epochs of ImageNet in whole batches of 2048."""
 PAPER_TRAIN = TrainConfig(

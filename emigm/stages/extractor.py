@@ -56,7 +56,7 @@ def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[st
     if not extractor.identity["published"]:
         print(
             f"warning: {facts['path']} is not the published file (its sha256 begins {facts['sha256'][:8]}, not "
-            f"{INCEPTION_SHA256}); no FID can be compared with others"
+            f"{INCEPTION_SHA256[:8]}); no FID can be compared with others"
         )
     file = {"file": Path(facts["path"]).name, "sha256": facts["sha256"], "bytes": facts["bytes"]}
     results = {"features": extractor.width, **file, "published": extractor.identity["published"]}
