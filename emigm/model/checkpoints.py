@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +164,7 @@ def _check(official: Mapping[str, Tensor], cfg: ModelConfig, source: str | Path,
         ) from e
 
 
+@cache
 def _official_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):  # shapes only
         state = to_official(EMIGM(cfg).state_dict(), cfg)

@@ -140,62 +140,48 @@ def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
 
 def differences(results: Records, resolution: int, size: str, budget: str) -> tuple[list[str], list[str]]:
     """What of a measured cell is not as in the paper: what makes it incomparable, and what only has to be noted."""
-    train, sample, evaluate = stages = (f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}")
-    if absent := [stage for stage in stages if stage not in results]:
-        return [f"no record {absent[0]}"], []
-    ours = measured_settings(results, *stages)
-    if len(weights := {results.at(stage, "weights") for stage in stages}) > 1 or None in weights:
-        return [f"weights: the records of train, sample and evaluate say {', '.join(sorted(map(str, weights)))}"], []
-    paper = paper_settings(resolution, size, budget, weights.pop())
-    if recorded(REFERENCES[resolution]) is None:
-        ours["reference"] = results.at(evaluate, "reference")
-    reasons, notes = [], []
-    for key, value in paper.items():
-        precise = key.endswith(".precision") and ours.get(key) in PRECISIONS
-        if ours.get(key) == value or (key == "train.images" and abs((ours[key] or 0) / value - 1) <= 0.01):
+    stages = train, sample, evaluate = (f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}")
+    reasons, notes = [f"no record {stage}" for stage in stages if stage not in results], []
+    for key, ours, paper in settings(results, resolution, size, budget) if not reasons else ():
+        if ours == paper or (key == "train.images" and abs((ours or 0) / paper - 1) <= 0.01):
             continue  # another batch leaves out another part of an epoch
-        (notes if precise else reasons).append(
-            f"{key} = {ours.get(key)}, the paper's: {value}" + (", which rounds no finer" if precise else "")
-        )
+        noted = key.endswith(".precision") and ours in PRECISIONS
+        text = f"{key} = {ours}, the paper's: {paper}"
+        (notes if noted else reasons).append(f"{text}, which rounds no finer" if noted else text)
     before = {sample: [train], evaluate: [sample, "extractor", "reference"]}
     return reasons + stale(results, before) + other_files(results, (*stages, "extractor", "reference")), notes
 
 
-def paper_settings(resolution: int, size: str, budget: str, weights: str) -> dict[str, Any]:
-    """What a number of the paper came about with, by key."""
-    settings = _below("model", as_dict(PAPER_MODELS[resolution, size]))
-    settings |= _below("sample", as_dict(paper_sampling(resolution, size, int(budget))))
-    settings |= {"sample.precision": PRECISIONS[0], "autoencoder.precision": PRECISIONS[0]}
+def settings(results: Records, resolution: int, size: str, budget: str) -> list[tuple[str, Any, Any]]:
+    """(key, ours, the paper's) of all that a cell's number rests on."""
+    at, train, sample, evaluate = results.at, f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}"
+    weights, whose = at(train, "weights"), {str(at(stage, "weights")) for stage in (train, sample, evaluate)}
+    recipe = {k: v for k, v in as_dict(PAPER_TRAIN).items() if k not in OWN_TRAINING}
+    sampling = as_dict(paper_sampling(resolution, size, int(budget))) | {"precision": PRECISIONS[0]}
+    parts = [("model", train, as_dict(PAPER_MODELS[resolution, size])), ("sample", sample, sampling)]
+    parts += [("train", train, recipe)] if weights == "trained" else []
+    rows = [
+        (f"{part}.{key}", at(stage, "settings", part, key), value)
+        for part, stage, paper in parts
+        for key, value in paper.items()
+    ]
     if weights == "trained":
-        recipe = as_dict(PAPER_TRAIN)
-        settings |= _below("train", {k: v for k, v in recipe.items() if k not in OWN_TRAINING})
-        settings["train.images"] = PAPER_TRAINING_IMAGES
+        rows.append(("train.images", at(train, "scale", "images_trained_on"), PAPER_TRAINING_IMAGES))
     else:
-        settings["released.token"] = "official"
+        rows.append(("released.token", at(train, "settings", "source", "shared_token", "used"), "official"))
     name = REFERENCES[resolution]
-    settings |= {"extractor.kind": "inception", "extractor.sha256": INCEPTION_SHA256}
-    return settings | {"reference": recorded(name) or name, "evaluation.images": PAPER_IMAGES, "dry_run": False}
-
-
-def measured_settings(results: Records, train: str, sample: str, evaluate: str) -> dict[str, Any]:
-    """The same of a cell, from the records of its stages; the reference by its checksum."""
-    settings = {}
-    for part, stage in (("model", train), ("train", train), ("sample", sample)):
-        settings |= _below(part, results.at(stage, "settings", part) or {})
-    return settings | {
-        "autoencoder.precision": results.at(sample, "settings", "autoencoder", "precision"),
-        "train.images": results.at(train, "scale", "images_trained_on"),
-        "released.token": results.at(train, "settings", "source", "shared_token", "used"),
-        "extractor.kind": results.at(evaluate, "settings", "extractor", "kind"),
-        "extractor.sha256": results.at(evaluate, "settings", "extractor_identity", "sha256"),
-        "reference": results.at(evaluate, "settings", "reference_source", "sha256"),
-        "evaluation.images": results.at(evaluate, "scale", "images"),
-        "dry_run": any(results.at(stage, "dry_run") for stage in (train, sample, evaluate)),
-    }
-
-
-def _below(part: str, settings: dict[str, Any]) -> dict[str, Any]:
-    return {f"{part}.{key}": value for key, value in settings.items()}
+    known = recorded(name)
+    reference = at(evaluate, "settings", "reference_source", "sha256") if known else at(evaluate, "reference")
+    return [
+        *rows,
+        ("weights", " and ".join(sorted(whose)), weights or "released or trained"),
+        ("autoencoder.precision", at(sample, "settings", "autoencoder", "precision"), PRECISIONS[0]),
+        ("extractor.kind", at(evaluate, "settings", "extractor", "kind"), "inception"),
+        ("extractor.sha256", at(evaluate, "settings", "extractor_identity", "sha256"), INCEPTION_SHA256),
+        ("reference", reference, known or name),
+        ("evaluation.images", at(evaluate, "scale", "images"), PAPER_IMAGES),
+        ("dry_run", any(at(stage, "dry_run") for stage in (train, sample, evaluate)), False),
+    ]
 
 
 def stale(results: Records, before: dict[str, list[str]]) -> list[str]:

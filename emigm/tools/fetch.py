@@ -7,8 +7,6 @@ download has received). HTTPS_PROXY, NO_PROXY, HF_TOKEN, HF_ENDPOINT and HF_HUB_
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import shutil
 import sys
@@ -110,20 +108,17 @@ def take(file: ReleasedFile, mirror: str | HubFile, known: str | None) -> None:
             mirror = mirror._replace(revision=before["commit"])
         url, published, facts["commit"] = on_hub(mirror)
         headers = hub.utils.build_hf_headers()
-    part, md5 = download(url, file.path, headers)
-    checksums = {"sha256": sha256(part), "md5": file_md5(part) if md5 else None}
-    for kind, right, whose in (
-        ("sha256", published, "the Hub's SHA-256"),
-        ("sha256", known, "the published SHA-256" if file.published else f"the SHA-256 in {FETCHED}"),
-        ("md5", md5, "the server's MD5"),
-    ):
-        if right not in (None, checksums[kind]):
+    part = download(url, file.path, headers)
+    ours = sha256(part)
+    recorded = "the published SHA-256" if file.published else f"the SHA-256 in {FETCHED}"
+    for right, whose in ((published, "the Hub's SHA-256"), (known, recorded)):
+        if right not in (None, ours):
             part.unlink()
-            raise Unavailable(f"the file's checksum is {checksums[kind]}, but {whose} is {right}")
-    entry = {"sha256": checksums["sha256"], "bytes": part.stat().st_size, "from": url, **facts}
+            raise Unavailable(f"the file's SHA-256 is {ours}, but {whose} is {right}")
+    entry = {"sha256": ours, "bytes": part.stat().st_size, "from": url, **facts}
     write_json(FETCHED, fetched() | {str(file.path): entry})
     part.replace(file.path)
-    print(f"{file.path}: fetched, SHA-256 {checksums['sha256']}")
+    print(f"{file.path}: fetched, SHA-256 {ours}")
 
 
 def on_hub(file: HubFile) -> tuple[str, str | None, str | None]:
@@ -136,12 +131,8 @@ def on_hub(file: HubFile) -> tuple[str, str | None, str | None]:
     return hub.hf_hub_url(file.repository, file.name, revision=meta.commit_hash), checksum, meta.commit_hash
 
 
-def download(url: str, target: Path, headers: dict[str, Any]) -> tuple[Path, str | None]:
-    """The whole file at `url` beside `target`, and its MD5 where the server says it.
-
-    Raises:
-        Unavailable: the mirror has no such file, or stays silent.
-    """
+def download(url: str, target: Path, headers: dict[str, Any]) -> Path:
+    """The whole file at `url`, beside `target`; raises Unavailable where the mirror has none, or stays silent."""
     failures, size = 0, -1
     while True:
         try:
@@ -154,7 +145,7 @@ def download(url: str, target: Path, headers: dict[str, Any]) -> tuple[Path, str
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def receive(url: str, target: Path, headers: dict[str, Any]) -> tuple[Path, str | None]:
+def receive(url: str, target: Path, headers: dict[str, Any]) -> Path:
     """One try; goes on behind the bytes that an earlier one left, where the server still has that version."""
     left = next(iter(_parts(target)), None)
     done = left.stat().st_size if left else 0
@@ -163,7 +154,7 @@ def receive(url: str, target: Path, headers: dict[str, Any]) -> tuple[Path, str 
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
         if left and reply.status_code == 416:
             if reply.headers.get("Content-Range") == f"bytes */{done}":
-                return left, None  # nothing is missing; checksums say whether it is the same version
+                return left  # nothing is missing; checksums say whether it is the same version
             left.unlink()
         check_reply(reply)
         partial, length = reply.status_code == 206, reply.headers.get("Content-Length")
@@ -184,9 +175,7 @@ def receive(url: str, target: Path, headers: dict[str, Any]) -> tuple[Path, str 
                 bar.update(len(block))
     if size is not None and part.stat().st_size != size:
         raise requests.ConnectionError(f"{part.stat().st_size:,} of {size:,} bytes came")
-    # Of a part, Content-MD5 would be the part's own; Azure gives the whole file's beside it.
-    md5 = reply.headers.get("x-ms-blob-content-md5") or (None if partial else reply.headers.get("Content-MD5"))
-    return part, base64.b64decode(md5).hex() if md5 else None
+    return part
 
 
 def _parts(target: Path) -> list[Path]:
@@ -202,11 +191,6 @@ def check_reply(reply: requests.Response) -> None:
         raise Unavailable(problem)
     if reply.headers.get("Content-Type", "").startswith("text/html"):
         raise Unavailable("a web page came in place of the file")
-
-
-def file_md5(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "md5").hexdigest()
 
 
 def reason(e: Exception) -> str:
