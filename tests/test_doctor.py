@@ -11,7 +11,7 @@ from emigm.flops import sampling
 from emigm.io import write_json
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import artefacts, doctor, estimates
-from emigm.tools.estimates import costs, cpu, gpu, training_bytes
+from emigm.tools.estimates import costs, cpu, gpu, gpu_bytes
 
 REPO = Path(__file__).parents[1]
 A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)
@@ -148,13 +148,16 @@ def test_a_machine_without_a_gpu_is_told_how_long_its_cpu_would_take(checkout, n
     assert "on 1 x A100" in out
 
 
-def test_memory_that_does_not_fit_names_the_setting_to_lower(checkout):
+def checks_of_machine(benchmark, device):
+    parameters = dict.fromkeys(benchmark.sizes, 942_401_824)
+    return {c.what: c for c in doctor.check_machine(benchmark, device, parameters, 0)}
+
+
+def test_memory_that_does_not_fit_names_the_setting_to_lower(checkout, one_a100):
     benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    check = doctor.check_memory(benchmark, "h", A100, 942_401_824)
-    assert check.state == doctor.OK
-    small = gpu("NVIDIA A100-SXM4-40GB", 1, 40e9)
-    check = doctor.check_memory(benchmark, "h", small, 942_401_824)
-    assert check.state == doctor.MISSING and check.remedy == "lower run.train_batch (now 64)"
+    assert checks_of_machine(benchmark, A100)["memory for h"].state == doctor.OK
+    check = checks_of_machine(benchmark, gpu("NVIDIA A100-SXM4-40GB", 1, 40e9))["memory for h"]
+    assert check.state == doctor.MISSING and check.remedy == "lower run.train_batch"
 
 
 @pytest.mark.parametrize(
@@ -175,10 +178,9 @@ def test_the_launchers_processes_are_counted(checkout, launcher, processes):
 
 def test_a_launcher_that_does_not_exist_and_too_many_processes_are_told(checkout, one_a100):
     benchmark = compose_benchmark("imagenet256", ["benchmark.run.launcher='torchlauf --nproc-per-node=8'"])
-    device = A100._replace(count=8)
-    checks = {c.what: c for c in doctor.check_machine(benchmark, device, dict.fromkeys(benchmark.sizes, 10**8), 0)}
+    checks = checks_of_machine(benchmark, A100._replace(count=8))
     assert "install torchlauf" in checks["launcher"].remedy
-    assert checks["GPUs for the processes"].remedy == "start at most 1 processes on this machine"
+    assert checks["GPU"].remedy == "start at most 1 processes on this machine"
 
 
 def test_a_full_disk_is_told(checkout, monkeypatch):
@@ -230,13 +232,13 @@ def test_latents_and_samples_take_the_space_they_hold(checkout):
 
 
 def test_training_memory_holds_the_optimizer_and_grows_with_the_batch(checkout):
-    benchmark = compose_benchmark("imagenet256")
-    model, train = benchmark.model_config("xs"), benchmark.train_config("xs")
-    least = training_bytes(model, train, 10**8, 0)
-    assert least == 20e8
-    assert training_bytes(model, train, 10**8, 64) - least == pytest.approx(
-        64 * (training_bytes(model, train, 10**8, 1) - least)
-    )
+    def needs(batch, weights="trained"):
+        overrides = [f"benchmark.weights={weights}", f"benchmark.run.train_batch={batch}"]
+        return gpu_bytes(compose_benchmark("imagenet256", overrides), "xs", 10**8, 1).get("training")
+
+    assert needs(1, "released") is None
+    least = 2 * needs(1) - needs(2)  # of no image
+    assert least == 20e8 and needs(64) - least == pytest.approx(64 * (needs(1) - least))
 
 
 def test_rates_are_those_that_bench_measured_on_such_a_device_else_assumed(checkout):

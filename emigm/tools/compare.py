@@ -186,26 +186,23 @@ def settings(results: Records, resolution: int, size: str, budget: str) -> list[
 
 def stale(results: Records, before: dict[str, list[str]]) -> list[str]:
     """Stages that read other files, by checksum, than a stage before them has written since."""
-    return [
-        f"{stage} read other files than {earlier} has written since; run dvc repro to its end"
-        for stage, needed in before.items()
-        for earlier in needed
-        if any(
-            (results.at(stage, "inputs") or {}).get(file, checksum) != checksum
-            for file, checksum in (results.at(earlier, "outputs") or {}).items()
-        )
-    ]
+    problems = []
+    for stage, earlier in ((stage, earlier) for stage, needed in before.items() for earlier in needed):
+        read, written = results.at(stage, "inputs") or {}, results.at(earlier, "outputs") or {}
+        if any(read.get(file, checksum) != checksum for file, checksum in written.items()):
+            problems.append(f"{stage} read other files than {earlier} has written since; run dvc repro to its end")
+    return problems
 
 
 def other_files(results: Records, stages: tuple[str, ...]) -> list[str]:
     """Files of others that stages read, and that are random or not the ones that `emigm fetch` got."""
-    known, problems = fetched(), []
-    for file, checksum in {f: s for stage in stages for f, s in (results.at(stage, "inputs") or {}).items()}.items():
+    known, problems = fetched(), {}  # a file that several stages read is named once
+    for file, checksum in (item for stage in stages for item in (results.at(stage, "inputs") or {}).items()):
         if is_random(file):
-            problems.append(f"{file} is random")
+            problems[file] = f"{file} is random"
         elif known.get(file, {}).get("sha256") not in (None, checksum):
-            problems.append(f"{file} is another file than `emigm fetch` got")
-    return problems
+            problems[file] = f"{file} is another file than `emigm fetch` got"
+    return list(problems.values())
 
 
 def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) -> str:

@@ -29,15 +29,13 @@ A_WEEK = 7 * 24 * 3600
 
 
 class Check(NamedTuple):
-    """One thing that a benchmark needs."""
+    """One thing that a benchmark needs: its state (FETCH: a stage gets it from the network), what is here, and where it
+    belongs and how to get it (empty where nothing is to be done)."""
 
     what: str
     state: str
-    """OK, MISSING, or FETCH (a stage gets it from the network)."""
     status: str
-    """What is here."""
     remedy: str = ""
-    """Where it belongs and how to get it; empty where nothing is to be done."""
 
 
 def check(what: str, right: bool, status: str, remedy: str, otherwise: str = MISSING) -> Check:
@@ -149,52 +147,34 @@ def processes(benchmark: Benchmark, gpus: int) -> int:
 
 
 def check_machine(benchmark: Benchmark, device: Device, parameters: dict[str, int], seconds: float) -> Iterator[Check]:
-    """Processors, their memory, and the launcher."""
+    """Processors, their memory, and the launcher. A CPU is enough where it takes days at most."""
     run = benchmark.run
     if run.launcher is not None:
         command = shlex.split(run.launcher)[0]
-        remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
         here = shutil.which(command) is not None
+        remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
         yield check("launcher", here, run.launcher if here else f"no {command}", remedy)
-    if device.memory is None:
-        yield check_no_gpu(benchmark, device, seconds)
-        return
-    import torch
+    if device.memory is None and run.device == "cuda":
+        yield Check("GPU", MISSING, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
+    elif device.memory is None:
+        enough = seconds <= A_WEEK
+        remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
+        yield check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
+    else:
+        import torch
 
-    yield Check("GPU", OK, f"{device.name}, {gigabytes(device.memory)} each, {device.count} in use")
-    for size in benchmark.sizes:
-        yield check_memory(benchmark, size, device, parameters[size])
-    gpus = torch.cuda.device_count()
-    if device.count > gpus:
-        remedy = f"start at most {gpus} processes on this machine"
-        yield Check("GPUs for the processes", MISSING, str(gpus), remedy)
-    if any(benchmark.train_config(s).precision == "bf16" for s in benchmark.sizes):
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-        remedy = "this GPU has no bfloat16; set benchmark.train.precision=float16"
-        yield check("bfloat16", able, "supported" if able else "not supported", remedy)
-
-
-def check_no_gpu(benchmark: Benchmark, device: Device, seconds: float) -> Check:
-    """A CPU is enough where it takes days at most."""
-    if benchmark.run.device == "cuda":
-        return Check("GPU", MISSING, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
-    remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
-    return check("GPU", seconds <= A_WEEK, f"none{' needed' * (seconds <= A_WEEK)}; {device.name}", remedy)
-
-
-def check_memory(benchmark: Benchmark, size: str, device: Device, parameters: int) -> Check:
-    """Whether one process's share fits its GPU."""
-    run, train = benchmark.run, benchmark.train_config(size)
-    needs, remedy = {"sampling": estimates.sampling_bytes(benchmark, size, parameters)}, ""
-    if benchmark.weights == "trained":
-        share = min(-(-train.batch // device.count), train.mask_group)
-        batch = min(run.train_batch or share, share)
-        needs["training"] = estimates.training_bytes(benchmark.model_config(size), train, parameters, batch)
-        remedy = f"lower run.train_batch (now {batch})"
-    if max(needs.values()) == needs["sampling"]:
-        remedy = "lower run.sample_batch or run.encode_batch"
-    text = ", ".join(f"{what} {gigabytes(value)}" for what, value in needs.items())
-    return check(f"memory for {size}", max(needs.values()) < device.memory, f"about {text}", remedy)
+        gpus = torch.cuda.device_count()
+        status = f"{device.name}, {gigabytes(device.memory)} each, {gpus} here, {device.count} in use"
+        yield check("GPU", device.count <= gpus, status, f"start at most {gpus} processes on this machine")
+        for size in benchmark.sizes:
+            needs = estimates.gpu_bytes(benchmark, size, parameters[size], device.count)
+            text = ", ".join(f"{what} {gigabytes(value)}" for what, value in needs.items())
+            remedy = "lower run.train_batch" if max(needs, key=needs.get) == "training" else "lower run.sample_batch"
+            yield check(f"memory for {size}", max(needs.values()) < device.memory, f"about {text}", remedy)
+        if any(benchmark.train_config(s).precision == "bf16" for s in benchmark.sizes):
+            able = torch.cuda.is_bf16_supported(including_emulation=False)
+            remedy = "this GPU has no bfloat16; set benchmark.train.precision=float16"
+            yield check("bfloat16", able, "supported" if able else "not supported", remedy)
 
 
 def check_disk(costs: list[Cost]) -> Check:
@@ -225,11 +205,10 @@ def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], paramete
     columns = {f"{device.count} x {device.name}" if device.memory else device.name: (device, costs)}
     if device.memory is None and sum(c.seconds for c in costs) > 3600:
         reference = estimates.gpu(estimates.REFERENCE_GPU, 1, None)
-        columns[f"1 x {reference.name}"] = (reference, list(estimates.costs(benchmark, reference, parameters)))
-    everything = [[*c, Cost("all", sum(x.seconds for x in c), sum(x.disk for x in c))] for _, c in columns.values()]
+        columns[f"1 x {reference.name}"] = reference, list(estimates.costs(benchmark, reference, parameters))
     rows = [
         (row[0].stage, *(duration(cost.seconds) for cost in row), gigabytes(row[0].disk))
-        for row in zip(*everything, strict=True)
+        for row in zip(*(with_total(column) for _, column in columns.values()), strict=True)
     ]
     headers = ("stage", *(f"on {name}" for name in columns), "disk")
     rates = "; ".join(
@@ -242,6 +221,10 @@ def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], paramete
         f"left out. Disk: what stages leave, without DVC's cache. {estimates.images(benchmark)[0]:,} training images; "
         f"a view's latents are {estimates.latent_bytes(benchmark):,} bytes."
     )
+
+
+def with_total(costs: list[Cost]) -> list[Cost]:
+    return [*costs, Cost("all", sum(c.seconds for c in costs), sum(c.disk for c in costs))]
 
 
 def duration(seconds: float) -> str:

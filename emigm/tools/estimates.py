@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emigm.config.benchmark import Benchmark, is_random
-from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.flops import AUTOENCODERS, mean_training_step, sampling
 from emigm.io import read_json
 
@@ -41,8 +40,6 @@ REFERENCE_GPU = "A100"
 """What an unknown GPU is taken for, and what a machine without one is told about."""
 CPU_RATE, SMALL_CPU_RATE = 50e9, 15e9
 """Assumed FLOP/s of one core, with the paper's models and with those of embedded data sets."""
-TRAINING_BYTES = 20
-"""Of a parameter in float32: weight, gradient, AdamW's two moments, average."""
 
 
 class Device(NamedTuple):
@@ -121,13 +118,7 @@ def images(benchmark: Benchmark) -> tuple[int, int]:
 
 
 def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> Iterator[Cost]:
-    """Every stage of the pipeline, in its order.
-
-    Args:
-        benchmark: what is to run.
-        device: what it runs on.
-        parameters: of each size's model.
-    """
+    """Every stage of the pipeline, in its order, on such a device; `parameters` of each size's model."""
     train_images, held_out = images(benchmark)
     side, channels = benchmark.data.images.side, benchmark.data.images.channels
     autoencoder, extractor, evaluation = benchmark.autoencoder, benchmark.extractor, benchmark.evaluation
@@ -167,23 +158,23 @@ def latent_bytes(benchmark: Benchmark) -> int:
     return 4 * model.grid**2 * model.channels * (2 if benchmark.autoencoder.kind == "kl16" else 1)
 
 
-def training_bytes(model: ModelConfig, train: TrainConfig, parameters: int, batch: int) -> float:
-    """Memory of a process that takes `batch` images in one forward pass.
+def gpu_bytes(benchmark: Benchmark, size: str, parameters: int, processes: int) -> dict[str, float]:
+    """Memory of one process while it samples (`run.sample_batch` images, decoded `run.encode_batch` at once) and, where
+    it does, trains.
 
-    Activations kept for the backward pass: about 17 values of the width a position and block (Korthikanti et al. 2022,
-    arXiv 2205.05198, without the attention matrix), and 10 of the head's width a row and block of the head.
+    Of training: weight, gradient, AdamW's moments and average in float32, and the activations kept for the backward
+    pass, about 17 values of the width a position and block (Korthikanti et al. 2022, arXiv 2205.05198, without the
+    attention matrix) and 10 of the head's width a row and block of the head.
     """
-    value = 2 if train.precision in ("float16", "bf16") else 4
-    positions = model.encoder_blocks * (model.buffer + model.tokens // 4)
-    positions += model.decoder_blocks * (model.buffer + model.tokens)
-    rows = train.diffusion_batch_mul * model.tokens * model.head_blocks
-    return TRAINING_BYTES * parameters + batch * value * (17 * positions * model.width + 10 * rows * model.head_width)
-
-
-def sampling_bytes(benchmark: Benchmark, size: str, parameters: int) -> float:
-    """Memory of a process that generates `run.sample_batch` images at once, and decodes `run.encode_batch`."""
-    model, run = benchmark.model_config(size), benchmark.run
+    model, train, run = benchmark.model_config(size), benchmark.train_config(size), benchmark.run
     network = 4 * run.sample_batch * (model.buffer + model.tokens) * model.width * 12
-    side = benchmark.data.images.side
-    decoding = 4 * run.encode_batch * side**2 * 128 * 6 if benchmark.autoencoder.kind in AUTOENCODERS else 0
-    return 4 * parameters + max(network, decoding)
+    decoding = 4 * run.encode_batch * benchmark.data.images.side**2 * 128 * 6
+    needs = {"sampling": 4 * parameters + max(network, decoding if benchmark.autoencoder.kind in AUTOENCODERS else 0)}
+    if benchmark.weights == "trained":
+        share = min(-(-train.batch // processes), train.mask_group)
+        values = 17 * model.width * (model.encoder_blocks * (model.buffer + model.tokens // 4))
+        values += 17 * model.width * (model.decoder_blocks * (model.buffer + model.tokens))
+        values += 10 * model.head_width * train.diffusion_batch_mul * model.tokens * model.head_blocks
+        bytes_each = 2 if train.precision in ("float16", "bf16") else 4
+        needs["training"] = 20 * parameters + min(run.train_batch or share, share) * bytes_each * values
+    return needs

@@ -33,11 +33,7 @@ images = load_generator("{repository}")(classes=[0, 1, 2], seeds=[0])
 
 
 def cached(file: HubFile) -> Path:
-    """The file in the Hub's cache, downloaded where it is absent.
-
-    Raises:
-        ConfigError: it is not on the Hub, or neither cached nor within reach.
-    """
+    """The file in the Hub's cache, downloaded where it is absent; raises ConfigError where it cannot be had."""
     import huggingface_hub as hub  # takes a second, and only names of the Hub need it
 
     try:
@@ -65,7 +61,7 @@ def push_to_hub(
 
     Args:
         folder: `model.safetensors` and `config.json`.
-        repository: "owner/name"; it is made where it does not exist.
+        repository: "owner/name"; it is made where it does not exist, and gets a model card where it has none.
         sampling: settings that its users have by default; None: those that the folder's `config.json` names, if any.
         private: whether a new repository is private.
         message: of the commit.

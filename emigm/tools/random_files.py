@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,10 @@ def make_random(benchmark: Benchmark, paths: dict[str, Path]) -> None:
             f"benchmark.autoencoder.weights = {paths['autoencoder.weights']}: random ones are made of kind: kl16, not "
             f"of {kind}; name real ones"
         )
-    makers = {
-        "autoencoder.weights": write_kl16,
-        "extractor.weights": write_inception,
-        "evaluation.reference": lambda path: write_statistics(path, data.resolution),
-        "data.root": lambda path: write_photos(path, data.classes),
-        "data.holdout_root": lambda path: write_photos(path, data.classes),
-    }
+    photos = partial(write_photos, classes=data.classes)
+    statistics = partial(write_statistics, resolution=data.resolution)
+    makers = {"autoencoder.weights": write_kl16, "extractor.weights": write_inception}
+    makers |= {"evaluation.reference": statistics, "data.root": photos, "data.holdout_root": photos}
     for key, path in paths.items():
         if not path.exists():
             print(f"{path}: making it, random", flush=True)
