@@ -32,13 +32,10 @@ from emigm.config.parsing import parse
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, load_model, read_model_config
-from emigm.paper.settings import PAPER_MODELS, paper_key, paper_sampling
+from emigm.paper.settings import PAPER_AUTOENCODERS, PAPER_MODELS, paper_key, paper_sampling
 from emigm.sample import generate
 from emigm.tools.artefacts import MIRRORS, released_file
 from emigm.tools.hub import cached, cached_folder
-
-PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
-"""Autoencoder and latent scale of the paper's models, by resolution."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from emigm.config.errors import ConfigError, UserError
-from emigm.config.parsing import known
+from emigm.config.parsing import known, parse, read_yaml
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.paper.settings import PAPER_MODELS, paper_key
 
@@ -197,12 +197,19 @@ def known_seed(sampled: list[int], chosen: int | None, record: Path) -> int:
 
 
 def paper_model(name: str) -> ModelConfig:
-    """The architecture of a released name."""
-    key = paper_key(name)
-    if key is None:
+    """The architecture of a released name, or that of a file: ModelConfig's keys, or a model folder's config.json."""
+    if key := paper_key(name):
+        return PAPER_MODELS[key]
+    if not Path(name).is_file():
         models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
-        raise argparse.ArgumentTypeError(f"unknown model {name!r} (allowed: {models})")
-    return PAPER_MODELS[key]
+        raise argparse.ArgumentTypeError(
+            f"unknown model {name!r} (allowed: {models}, or a YAML or JSON file with the keys of ModelConfig)"
+        )
+    try:
+        tree = read_yaml(Path(name))
+        return parse(ModelConfig, tree.get("model", tree), name)
+    except ConfigError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def numbers(text: str) -> list[int]:
@@ -296,7 +303,12 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("file", type=Path, help="the released .pth")
     verb.add_argument("folder", type=Path, help="model folder to write")
-    verb.add_argument("--model", type=paper_model, help="such as 256-xs (default: found out from the shapes)")
+    verb.add_argument(
+        "--model",
+        type=paper_model,
+        metavar="NAME|FILE",
+        help="such as 256-xs, or a YAML or JSON file with the architecture (default: found out from the shapes)",
+    )
     verb.add_argument(
         "--token",
         choices=("official", "ema"),

@@ -4,21 +4,23 @@ import argparse
 import hashlib
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
-import huggingface_hub
+import numpy as np
 import pytest
 import test_model
 import torch
 from safetensors.torch import load_file, save_file
 from test_distributed import benchmark, encoded
 
+from emigm import cli
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ReleasedConfig
 from emigm.model import checkpoints
-from emigm.model.checkpoints import export_official, fetch_official, identify, import_official, to_official
+from emigm.model.checkpoints import export_official, identify, import_official, to_official
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper.settings import PAPER_MODELS
 from emigm.stages.train import train_size
@@ -86,30 +88,21 @@ def test_import_takes_every_averaged_tensor_and_no_raw_one(tmp_path, cfg):
     assert load_model(tmp_path / "model", expect=cfg).cfg == cfg
 
 
-def test_shared_token_is_by_default_the_raw_one_that_the_official_evaluation_uses(tmp_path):
-    path = tmp_path / "x.pth"
-    raw, ema = saved_as_official(path, TINY)
-    facts = import_official(path, tmp_path / "model", TINY)
+@pytest.mark.parametrize("written", ["by training", "as averages alone", "with the average under both names"])
+def test_the_shared_token_is_the_one_that_the_official_evaluation_computes_with(tmp_path, written):
+    alone = {"model": None, "optimizer": None, "args": None}
+    changes = {
+        "by training": {},
+        "as averages alone": alone,
+        "with the average under both names": {"model_ema": random_state(TINY, 2)},
+    }[written]
+    raw, ema = saved_as_official(tmp_path / "x.pth", TINY, **changes)
+    facts = import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
     state = imported(tmp_path / "model")
     assert state["fake_latent"].equal(raw["mask_token"])
     assert state["class_emb.weight"].equal(ema["class_emb.weight"])
     difference = (raw["mask_token"] - ema["fake_latent"]).abs().max().item()
     assert facts["source"]["shared_token"] == {"used": "official", "max_difference": pytest.approx(difference)}
-
-
-def test_shared_token_is_the_second_name_in_a_file_of_averaged_weights_only(tmp_path):
-    path = tmp_path / "x.pth"
-    _, ema = saved_as_official(path, TINY, model=None, optimizer=None, args=None)
-    import_official(path, tmp_path / "model", TINY)
-    assert imported(tmp_path / "model")["fake_latent"].equal(ema["mask_token"])
-
-
-def test_shared_token_comes_from_the_raw_weights_even_if_the_average_names_it_twice(tmp_path):
-    path = tmp_path / "x.pth"
-    ema = random_state(TINY, 2)  # the average under both names
-    raw, _ = saved_as_official(path, TINY, model_ema=ema)
-    import_official(path, tmp_path / "model", TINY)
-    assert imported(tmp_path / "model")["fake_latent"].equal(raw["mask_token"])
 
 
 def test_no_choice_is_recorded_for_a_model_with_a_mask_token_of_its_own(tmp_path):
@@ -141,16 +134,8 @@ def test_export_and_import_give_back_every_tensor(tmp_path, cfg):
     a, b = (load_file(tmp_path / f / "model.safetensors") for f in "ab")
     assert a.keys() == b.keys()
     assert all(a[name].equal(b[name]) for name in a)
-
-
-def test_import_and_export_give_back_the_official_entry(tmp_path):
-    state = random_state(TINY, 3)
-    torch.save({"model_ema": state}, tmp_path / "x.pth")
-    import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
-    export_official(tmp_path / "model", tmp_path / "y.pth")
-    again = torch.load(tmp_path / "y.pth", weights_only=True)["model_ema"]
-    assert again.keys() == state.keys()
-    assert all(again[name].equal(state[name]) for name in state)
+    state = torch.load(tmp_path / "x.pth", weights_only=True)["model_ema"]
+    assert state.keys() == random_state(cfg, 1).keys()
 
 
 def test_half_precision_weights_become_float32(tmp_path):
@@ -202,26 +187,54 @@ def test_model_trained_without_the_mae_trick_is_not_taken_for_one_with_it(tmp_pa
     import_official(path, tmp_path / "model", replace(TINY, mae=False))
 
 
-@pytest.mark.parametrize("kept", [0, 1, 1000, -1])
-def test_truncated_file_is_refused(file, tmp_path, kept):
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ConfigError, match=f"{file.name}.*(truncated|damaged)"):
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_as_ddp_and_compile_write_them_are_accepted(tmp_path, prefix):
+    raw, ema = saved_as_official(tmp_path / "x.pth", TINY)
+    named = [{prefix + name: tensor for name, tensor in state.items()} for state in (raw, ema)]
+    torch.save({"model": named[0], "model_ema": named[1]}, tmp_path / "prefixed.pth")
+    for name in ("x", "prefixed"):
+        import_official(tmp_path / f"{name}.pth", tmp_path / name, TINY)
+    assert (tmp_path / "x/model.safetensors").read_bytes() == (tmp_path / "prefixed/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("value", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)], ids=repr)
+def test_a_numpy_scalar_among_the_entries_is_read(tmp_path, value, zipped):
+    torch.save({"model_ema": random_state(TINY, 1), "best": value}, tmp_path / "x.pth",
+               _use_new_zipfile_serialization=zipped)  # fmt: skip
+    import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a git-LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page.*direct link"),
+        (b"\n<html>", "is a web page"),
+        (1, "truncated, damaged"),
+        (1000, "truncated, damaged"),
+        (-1, "truncated, damaged"),
+        ({"state_dict": {}}, "has no entry 'model_ema'.*state_dict"),
+        ({"model_ema": None, "epoch": 1}, "expected named tensors"),  # the official code without an EMA
+        ({"model_ema": np.ones(2)}, "holds a numpy.*only tensors and plain values"),
+        (None, "no such file"),
+    ],
+)
+def test_what_a_file_is_instead_is_said_in_one_line(file, tmp_path, content, message):
+    if content is None:
+        file.unlink()
+    elif isinstance(content, dict):
+        torch.save(content, file)
+    else:
+        file.write_bytes(file.read_bytes()[:content] if isinstance(content, int) else content)
+    with pytest.raises(ConfigError, match=f"{file.name}: .*{message}") as error:
         import_official(file, tmp_path / "model", TINY)
-
-
-def test_missing_file_and_missing_entry_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"x\.pth: no such file"):
-        import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
-    torch.save({"state_dict": random_state(TINY, 1)}, tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match=r"x\.pth.*'model_ema'.*state_dict"):
-        import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
-    torch.save({"model_ema": None, "epoch": 1}, tmp_path / "x.pth")  # the official code without an EMA
-    with pytest.raises(ConfigError, match=r"x\.pth"):
-        import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
+    assert "\n" not in str(error.value) and not (tmp_path / "model").exists()
 
 
 def test_file_of_another_format_is_refused(tmp_path):
-    save_file({n: t for n, t in random_state(SEPARATE, 1).items()}, tmp_path / "x.safetensors")
+    save_file(random_state(SEPARATE, 1), tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match=r"x\.safetensors.*\.pth"):
         import_official(tmp_path / "x.safetensors", tmp_path / "model", SEPARATE)
 
@@ -236,23 +249,17 @@ class Payload:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("where", ["model_ema", "args", "extra"])
+@pytest.mark.parametrize("where", ["model_ema", "args", "extra", "inside the arguments"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_file_with_code_is_refused_and_the_code_not_run(tmp_path, where, zipped):
-    tree = {"model_ema": random_state(TINY, 1), "args": argparse.Namespace(), where: Payload(tmp_path / "ran")}
+    payload = Payload(tmp_path / "ran")
+    inside = argparse.Namespace(lr=payload if where == "inside the arguments" else 1)
+    tree = {"model_ema": random_state(TINY, 1), "args": inside, where: payload}
     torch.save(tree, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ConfigError, match=r"x\.pth.*mkdir") as error:
         import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
     assert not (tmp_path / "ran").exists()
     assert "weights_only" not in str(error.value)  # no advice to run it after all
-
-
-def test_code_inside_the_arguments_is_not_run_either(tmp_path):
-    args = argparse.Namespace(lr=Payload(tmp_path / "ran"))
-    saved_as_official(tmp_path / "x.pth", TINY, args=args)
-    with pytest.raises(ConfigError, match="mkdir"):
-        import_official(tmp_path / "x.pth", tmp_path / "model", TINY)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_every_paper_architecture_is_identified_from_its_shapes():
@@ -272,11 +279,24 @@ def test_import_finds_the_architecture_and_says_which(tmp_path, monkeypatch):
         assert load_model(tmp_path / "model").cfg == cfg
 
 
-def test_unknown_architecture_is_refused_against_the_closest_one(tmp_path, monkeypatch):
+def test_another_architecture_is_refused_against_the_closest_one_until_it_is_given(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoints, "PAPER_MODELS", {(256, "xs"): TINY, (256, "s"): replace(TINY, width=32)})
-    saved_as_official(tmp_path / "x.pth", replace(TINY, head_blocks=3))
-    with pytest.raises(ConfigError, match=r"x\.pth.*diffloss\.net\.res_blocks\.2\..*256-xs"):
-        import_official(tmp_path / "x.pth", tmp_path / "model")
+    other = replace(TINY, head_blocks=3)
+    saved_as_official(tmp_path / "x.pth", other)
+    arguments = ["import", str(tmp_path / "x.pth"), str(tmp_path / "model")]
+    assert cli.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert re.search(r"x\.pth.*diffloss\.net\.res_blocks\.2\..*256-xs.*--model FILE", message)
+    (tmp_path / "mine.json").write_text(json.dumps(as_dict(other)))
+    (tmp_path / "mine.yaml").write_text(f"model: {json.dumps(as_dict(other))}")  # as in a model folder's config.json
+    for name in ("mine.json", "mine.yaml"):
+        assert cli.main([*arguments, "--model", str(tmp_path / name)]) == 0
+        assert load_model(tmp_path / "model").cfg == other
+    (tmp_path / "mine.yaml").write_text("widht: 3")
+    for name, problem in (("mine.yaml", "unknown key"), ("none.yaml", "or a YAML or JSON file with the keys of")):
+        with pytest.raises(SystemExit):
+            cli.main([*arguments, "--model", str(tmp_path / name)])
+        assert problem in capsys.readouterr().err
     saved_as_official(tmp_path / "x.pth", SEPARATE)
     with pytest.raises(ConfigError, match=r"mask_token has shape \(1, 1, 16\), expected \(1, 16\)"):
         import_official(tmp_path / "x.pth", tmp_path / "model")
@@ -291,43 +311,6 @@ def test_another_checksum_is_refused_and_the_file_left(file, tmp_path):
         import_official(file, tmp_path / "model", TINY, checksum="0000")
     assert file.read_bytes() == content and not (tmp_path / "model").exists()
     import_official(file, tmp_path / "model", TINY, checksum=hashlib.sha256(content).hexdigest())
-
-
-def test_a_released_file_that_is_there_is_taken_without_a_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
-    path = tmp_path / RELEASED.files["xs"]
-    path.touch()
-    assert fetch_official(replace(RELEASED, folder=str(tmp_path)), "xs") == path
-
-
-def test_a_released_file_that_is_absent_is_downloaded_to_its_place(tmp_path, monkeypatch):
-    asked = []
-
-    def download(repository, name, local_dir):
-        asked.append((repository, name))
-        (Path(local_dir) / name).write_text("weights")
-
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", asked.append)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    path = fetch_official(replace(RELEASED, folder=str(tmp_path)), "xs")
-    url = "https://huggingface.co/lab/eMIGM/resolve/main/eMIGM_tiny_checkpoint.pth"
-    assert path.read_text() == "weights" and asked == [url, ("lab/eMIGM", "eMIGM_tiny_checkpoint.pth")]
-
-
-@pytest.mark.parametrize("failing", ["get_hf_file_metadata", "hf_hub_download"])
-def test_without_a_network_the_file_its_place_and_its_page_are_named(tmp_path, monkeypatch, failing):
-    def fail(*args, **options):
-        raise ConnectionError("name resolution failed\nand more")
-
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: None)
-    monkeypatch.setattr(huggingface_hub, failing, fail)
-    with pytest.raises(ConfigError) as e:
-        fetch_official(replace(RELEASED, folder=str(tmp_path)), "xs")
-    place = tmp_path / "eMIGM_tiny_checkpoint.pth"
-    assert str(e.value) == (
-        f"{place}: no such file, and downloading it failed (name resolution failed); download "
-        "eMIGM_tiny_checkpoint.pth from https://huggingface.co/lab/eMIGM/tree/main and put it there"
-    )
 
 
 def released_benchmark(cfg=TINY, **changes):

@@ -155,31 +155,19 @@ def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
 @pytest.mark.parametrize(
     ("stage", "keys", "value", "reason"),
     [
-        ("evaluate-b", ["dry_run"], True, "dry run"),
-        ("evaluate-b", ["scale", "images"], 10_000, "10,000 images, the paper 50,000"),
-        (
-            "evaluate-b",
-            ["reference"],
-            "training images",
-            "reference: training images (SHA-256 aaaa",
-        ),
-        ("evaluate-b", ["settings", "extractor", "kind"], "cnn", "features of cnn"),
-        ("evaluate-b", ["weights"], "trained", "records of trained and of released weights"),
-        ("sample-b-16", ["settings", "sample", "solver_steps"], 14, "sampled with solver_steps 14, the paper with 8"),
-        ("sample-b-16", ["settings", "sample", "cfg_interval"], [0.1, 0.4], r"cfg_interval [0.1, 0.4]"),
-        ("sample-b-16", ["settings", "sample", "order"], "exact", "sampled with order exact, the paper with binomial"),
-        ("sample-b-16", ["results", "nfe"], 21.0, "NFE 21.0"),
-        (
-            "evaluate-b",
-            ["settings", "extractor_identity", "sha256"],
-            PUBLISHED["inception"][:-1] + "0",
-            "the extractor's weights are not the published ones",
-        ),
-        ("sample-b-16", ["settings", "sample", "precision"], "bf16", "sampled in bf16, the paper in float16"),
-        ("sample-b-16", ["settings", "autoencoder", "precision"], "bf16", "decoded in bf16, the paper in float16"),
-        ("train-b", ["settings", "source", "shared_token", "used"], "ema", "shared fake and mask token: ema"),
-        ("train-b", ["settings", "model", "width"], 704, "another architecture"),
-        ("train-b", ["results", "parameters"], 175_000_000, "175M parameters"),
+        ("evaluate-b", ["dry_run"], True, "dry_run = True, the paper's: False"),
+        ("evaluate-b", ["scale", "images"], 10_000, "evaluation.images = 10000, the paper's: 50000"),
+        ("evaluate-b", ["reference"], "training images", "reference = training images, the paper's: VIRTUAL"),
+        ("evaluate-b", ["settings", "extractor", "kind"], "cnn", "extractor.kind = cnn"),
+        ("evaluate-b", ["settings", "extractor_identity", "sha256"], "0", "extractor.sha256 = 0"),
+        ("evaluate-b", ["weights"], "trained", "weights = released and trained"),
+        ("sample-b-16", ["settings", "sample", "solver_steps"], 14, "sample.solver_steps = 14, the paper's: 8"),
+        ("sample-b-16", ["settings", "sample", "cfg_interval"], [0.1, 0.4], "sample.cfg_interval = [0.1, 0.4]"),
+        ("sample-b-16", ["settings", "sample", "precision"], "bf16", "sample.precision = bf16, the paper's: float16"),
+        ("sample-b-16", ["settings", "autoencoder", "precision"], "bf16", "autoencoder.precision = bf16"),
+        ("train-b", ["settings", "source", "shared_token", "used"], "ema", "released.token = ema"),
+        ("train-b", ["settings", "model", "width"], 704, "model.width = 704, the paper's: 768"),
+        ("sample-b-16", ["inputs"], {"random/kl16.ckpt": "a" * 64}, "random/kl16.ckpt is random"),
     ],
 )
 def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, stage, keys, value, reason):
@@ -224,14 +212,13 @@ def test_how_often_an_exact_reproduction_is_outside_is_said(checkout, capsys):
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("part", "what"), [("sample", "sampled"), ("autoencoder", "decoded")])
-def test_the_papers_precision_is_float16_and_what_rounds_no_coarser_is_noted(checkout, capsys, part, what):
+@pytest.mark.parametrize("part", ["sample", "autoencoder"])
+def test_the_papers_precision_is_float16_and_what_rounds_no_coarser_is_noted(checkout, capsys, part):
     benchmark = write_paper_results(checkout)
     assert compare(benchmark) == 0 and "note:" not in capsys.readouterr().out
     change("sample-b-16", "settings", part, "precision", to="tf32")
-    cell = verdicts(benchmark)["b", "16"]
-    assert cell.verdict == "within" and cell.notes[0].startswith(f"{what} in tf32")
-    assert compare(benchmark) == 0 and f"note: {what} in tf32" in capsys.readouterr().out
+    assert compare(benchmark) == 0
+    assert f"note: {part}.precision = tf32, the paper's: float16, which rounds no finer" in capsys.readouterr().out
 
 
 def test_a_file_that_fetch_recorded_is_known_by_its_checksum_and_not_by_its_name(checkout, capsys):
@@ -239,12 +226,11 @@ def test_a_file_that_fetch_recorded_is_known_by_its_checksum_and_not_by_its_name
     assert compare(benchmark) == 0 and "known by their name alone" in capsys.readouterr().out
     for stage in [f"evaluate-{size}" for size in benchmark.sizes]:
         change(stage, "reference", to="renamed.npz")
-    assert "reference: renamed.npz" in verdicts(benchmark)["b", "16"].reasons[0]
-    entry = {"reference/VIRTUAL_imagenet256_labeled.npz": {"sha256": "a" * 64}}
-    write_json("weights/fetched.json", entry)
+    assert "reference = renamed.npz" in verdicts(benchmark)["b", "16"].reasons[0]
+    write_json("weights/fetched.json", {"reference/VIRTUAL_imagenet256_labeled.npz": {"sha256": "a" * 64}})
     assert compare(benchmark) == 0 and "known by their name alone" not in capsys.readouterr().out
     change("evaluate-b", "settings", "reference_source", "sha256", to="c" * 64)
-    assert "reference: renamed.npz (SHA-256 cccc" in verdicts(benchmark)["b", "16"].reasons[0]
+    assert "reference = cccc" in verdicts(benchmark)["b", "16"].reasons[0]
     assert verdicts(benchmark)["xs", "16"].verdict == "within"
 
 
@@ -257,22 +243,15 @@ def test_weights_of_others_than_fetch_got_are_not_comparable(checkout):
     assert verdicts(benchmark)["b", "16"].reasons == (f"{file} is another file than `emigm fetch` got",)
 
 
-def test_a_cell_that_random_weights_took_part_in_is_not_comparable(checkout):
-    benchmark = write_paper_results(checkout)
-    change("sample-b-16", "inputs", to={"random/kl16.ckpt": "a" * 64})
-    assert verdicts(benchmark)["b", "16"].reasons == ("random/kl16.ckpt is random",)
-    assert verdicts(benchmark)["b", "128"].verdict == verdicts(benchmark)["xs", "16"].verdict == "within"
-
-
 def test_trained_weights_count_at_the_papers_scale_only(checkout):
     full = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained")
     assert {c.verdict for c in verdicts(full).values()} == {"within"}
     short = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained", "benchmark.train.steps=100000")
     (reasons,) = {c.reasons for c in verdicts(short).values()}
-    assert reasons == ("trained on 204,800,000 images, the paper on 1,024,000,000",)
+    assert reasons == ("train.images = 204800000, the paper's: 1024000000",)
     other = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained", "benchmark.train.schedule=linear")
     (reasons,) = {c.reasons for c in verdicts(other).values()}
-    assert reasons == ("trained with schedule linear, the paper with exp",)
+    assert reasons == ("train.schedule = linear, the paper's: exp",)
 
 
 def test_records_from_before_weights_were_noted_are_not_comparable(checkout):
@@ -282,7 +261,7 @@ def test_records_from_before_weights_were_noted_are_not_comparable(checkout):
         for key in ("weights", "reference", "scale", "processes"):
             del old[key]
         write_json(path, old)
-    assert all("the records do not say whose weights" in c.reasons for c in verdicts(benchmark).values())
+    assert all(any("weights = None" in r for r in c.reasons) for c in verdicts(benchmark).values())
 
 
 def test_a_benchmark_that_the_paper_does_not_have_is_refused(checkout, capsys):

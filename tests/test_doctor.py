@@ -7,12 +7,11 @@ import pytest
 
 from emigm import cli
 from emigm.config.compose import compose_benchmark
-from emigm.config.schema import ModelConfig
 from emigm.flops import sampling
 from emigm.io import write_json
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
-from emigm.tools import doctor
-from emigm.tools.estimates import Device, costs, cpu, gpu, training_bytes
+from emigm.tools import artefacts, doctor, estimates
+from emigm.tools.estimates import costs, cpu, gpu, gpu_bytes
 
 REPO = Path(__file__).parents[1]
 A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)
@@ -70,7 +69,7 @@ def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a10
     assert cli.main(["doctor", "imagenet256"]) == 1
     out = capsys.readouterr().out
     for what, place, source in (
-        ("autoencoder", "weights/kl16.ckpt", "github.com/LTH14/mar"),
+        ("autoencoder", "weights/kl16.ckpt", "huggingface.co/xwen99/mar-vae-kl16"),
         ("Inception", "weights/pt_inception-2015-12-05-6726825d.pth", "pytorch-fid/releases"),
         ("reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz", "ref_batches/imagenet/256/VIRTUAL"),
     ):
@@ -81,7 +80,7 @@ def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a10
 
 
 def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "PUBLISHED", {"inception": hashlib.sha256(b"").hexdigest()})
+    monkeypatch.setitem(artefacts.PUBLISHED, "inception", hashlib.sha256(b"").hexdigest())
     make("weights/dc-ae-f32c32-in-1.0/model.safetensors")
     make("weights/pt_inception-2015-12-05-6726825d.pth")
     make("reference/VIRTUAL_imagenet512.npz")
@@ -91,33 +90,28 @@ def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, monkeypa
     assert capsys.readouterr().out.endswith("nothing missing: dvc repro benchmarks/imagenet512/dvc.yaml\n")
 
 
-def test_a_file_that_is_not_the_published_or_the_fetched_one_counts_as_missing(checkout):
-    make("weights/pt_inception-2015-12-05-6726825d.pth", b"another")
-    make("reference/VIRTUAL_imagenet256_labeled.npz", b"one")
-    found = {c.what: c for c in doctor.check_weights(compose_benchmark("imagenet256"))}
-    assert (
-        found["Inception"].state == doctor.MISSING and "has another SHA-256 than 6726825d" in found["Inception"].found
-    )
-    assert found["reference statistics"].state == doctor.OK  # nothing is known of it
+@pytest.mark.parametrize("known", ["published", "fetched", "configured"])
+def test_a_file_with_another_checksum_than_is_known_counts_as_missing(checkout, monkeypatch, known):
+    what, path = {
+        "published": ("Inception", "weights/pt_inception-2015-12-05-6726825d.pth"),
+        "fetched": ("reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz"),
+        "configured": ("checkpoint xs", "weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth"),
+    }[known]
+    make(path, b"one")
     for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
-        entry = {"sha256": hashlib.sha256(content).hexdigest()}
-        write_json("weights/fetched.json", {"reference/VIRTUAL_imagenet256_labeled.npz": entry})
-        found = {c.what: c for c in doctor.check_weights(compose_benchmark("imagenet256"))}
-        assert found["reference statistics"].state == state
-
-
-def test_a_checkpoint_with_another_checksum_counts_as_missing(checkout):
-    make("weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth", b"one")
-    for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
-        override = f"benchmark.released.sha256.xs='{hashlib.sha256(content).hexdigest()}'"
-        checks = doctor.check_weights(compose_benchmark("imagenet256", [override]))
-        assert {c.what: c.state for c in checks}["checkpoint xs"] == state
+        checksum = hashlib.sha256(content).hexdigest()
+        monkeypatch.setitem(artefacts.PUBLISHED, "inception", checksum)
+        write_json("weights/fetched.json", {path: {"sha256": checksum}} if known == "fetched" else {})
+        override = f"benchmark.released.sha256.xs='{checksum}'"
+        checks = {c.what: c for c in doctor.check_files(compose_benchmark("imagenet256", [override]))}
+        assert checks[what].state == state
+        assert state == doctor.OK or f"{path} has another SHA-256 than {checksum[:8]}" in checks[what].status
 
 
 def test_trained_weights_need_the_photos_in_their_class_folders(checkout):
     overrides = ["benchmark.data.classes=2", "benchmark.model.classes=2", "benchmark.weights=trained"]
     benchmark = compose_benchmark("imagenet256", overrides)
-    states = lambda: [(c.state, c.found) for c in doctor.check_data(benchmark)]  # noqa: E731
+    states = lambda: [(c.state, c.status) for c in doctor.check_data(benchmark)]  # noqa: E731
     make("imagenet/val/n01/a.JPEG")
     assert states() == [
         ("MISSING", "no folder imagenet/train"), ("MISSING", "1 class folders in imagenet/val, not 2"),
@@ -131,13 +125,13 @@ def test_trained_weights_need_the_photos_in_their_class_folders(checkout):
 
 def test_a_dry_run_is_told_that_its_random_files_are_made(checkout):
     benchmark = compose_benchmark("imagenet256-dry")
-    checks = [*doctor.check_data(benchmark), *doctor.check_weights(benchmark)]
+    checks = [*doctor.check_data(benchmark), *doctor.check_files(benchmark)]
     assert [c.state for c in checks] == [doctor.MISSING] * 5
     assert all("`emigm fetch imagenet256-dry` makes" in c.remedy for c in checks)
     for path in ("random/kl16.ckpt", "random/inception.pth", "random/statistics.npz"):
         make(path)
-    checks = list(doctor.check_weights(benchmark))
-    assert [c.state for c in checks] == [doctor.OK] * 3 and all(c.found.endswith(", random") for c in checks)
+    checks = list(doctor.check_files(benchmark))
+    assert [c.state for c in checks] == [doctor.OK] * 3 and all(c.status.endswith(", random") for c in checks)
 
 
 def test_cifar10_is_fetched_where_it_is_absent(checkout):
@@ -154,13 +148,16 @@ def test_a_machine_without_a_gpu_is_told_how_long_its_cpu_would_take(checkout, n
     assert "on 1 x A100" in out
 
 
-def test_memory_that_does_not_fit_names_the_setting_to_lower(checkout):
+def checks_of_machine(benchmark, device):
+    parameters = dict.fromkeys(benchmark.sizes, 942_401_824)
+    return {c.what: c for c in doctor.check_machine(benchmark, device, parameters, 0)}
+
+
+def test_memory_that_does_not_fit_names_the_setting_to_lower(checkout, one_a100):
     benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    check = doctor.check_memory(benchmark, "h", A100, 942_401_824)
-    assert check.state == doctor.OK
-    small = gpu("NVIDIA A100-SXM4-40GB", 1, 40e9)
-    check = doctor.check_memory(benchmark, "h", small, 942_401_824)
-    assert check.state == doctor.MISSING and check.remedy == "lower run.train_batch (now 64)"
+    assert checks_of_machine(benchmark, A100)["memory for h"].state == doctor.OK
+    check = checks_of_machine(benchmark, gpu("NVIDIA A100-SXM4-40GB", 1, 40e9))["memory for h"]
+    assert check.state == doctor.MISSING and check.remedy == "lower run.train_batch"
 
 
 @pytest.mark.parametrize(
@@ -181,10 +178,9 @@ def test_the_launchers_processes_are_counted(checkout, launcher, processes):
 
 def test_a_launcher_that_does_not_exist_and_too_many_processes_are_told(checkout, one_a100):
     benchmark = compose_benchmark("imagenet256", ["benchmark.run.launcher='torchlauf --nproc-per-node=8'"])
-    device = A100._replace(count=8)
-    checks = {c.what: c for c in doctor.check_machine(benchmark, device, dict.fromkeys(benchmark.sizes, 10**8), 0)}
+    checks = checks_of_machine(benchmark, A100._replace(count=8))
     assert "install torchlauf" in checks["launcher"].remedy
-    assert checks["GPUs for the processes"].remedy == "start at most 1 processes on this machine"
+    assert checks["GPU"].remedy == "start at most 1 processes on this machine"
 
 
 def test_a_full_disk_is_told(checkout, monkeypatch):
@@ -236,20 +232,36 @@ def test_latents_and_samples_take_the_space_they_hold(checkout):
 
 
 def test_training_memory_holds_the_optimizer_and_grows_with_the_batch(checkout):
-    benchmark = compose_benchmark("imagenet256")
-    model, train = benchmark.model_config("xs"), benchmark.train_config("xs")
-    assert isinstance(model, ModelConfig)
-    least = training_bytes(model, train, 10**8, 0)
-    assert least == 20e8
-    assert training_bytes(model, train, 10**8, 64) - least == pytest.approx(
-        64 * (training_bytes(model, train, 10**8, 1) - least)
-    )
+    def needs(batch, weights="trained"):
+        overrides = [f"benchmark.weights={weights}", f"benchmark.run.train_batch={batch}"]
+        return gpu_bytes(compose_benchmark("imagenet256", overrides), "xs", 10**8, 1).get("training")
+
+    assert needs(1, "released") is None
+    least = 2 * needs(1) - needs(2)  # of no image
+    assert least == 20e8 and needs(64) - least == pytest.approx(64 * (needs(1) - least))
 
 
-def test_a_gpu_that_is_not_listed_is_taken_for_the_reference():
+def test_rates_are_those_that_bench_measured_on_such_a_device_else_assumed(checkout):
     known, unknown = gpu("NVIDIA H100 80GB HBM3", 1, 80e9), gpu("Some GPU", 1, 8e9)
-    assert isinstance(known, Device) and known.bf16 > unknown.bf16
-    assert (unknown.float32, unknown.bf16) == (A100.float32, A100.bf16)
+    assert known.bf16 > unknown.bf16 and (unknown.float32, unknown.bf16) == (A100.float32, A100.bf16)
+    assert known.rates == "assumed" and unknown.rates == "assumed, of an A100, since this GPU is unknown"
+    assert estimates.this_cpu(2, "mnist").float32 < estimates.this_cpu(2, "imagenet").float32
+    variants = [
+        {"code": code, "precision": precision, "median": seconds}
+        for code, precision, seconds in (("ours", "float32", 2.0), ("ours", "bf16", 0.5), ("official", "bf16", 0.1))
+    ]
+    for machine, device in (("cuda", "Some GPU"), ("cpu", "CPU: Z80")):
+        results = {"items": {"sampling": {"flops": 1e12, "variants": variants}}}
+        tree = {"provenance": {"device": device}, "results": results}
+        write_json(f"results/speed/measured/{machine}-256-xs.json", tree)
+    training = {"xs": {"flops": 1e9, "steps_per_cpu_second": 30.0}, "h": {"flops": 2e9, "steps_per_cpu_second": 20.0}}
+    tree = {"provenance": {"device": "CPU: Z80"}, "results": {"training": training}}
+    write_json("results/speed/measured/cpu-embedded.json", tree)
+    measured = gpu("Some GPU", 1, 8e9)
+    assert (measured.float32, measured.bf16) == (5e11, 2e12)
+    assert gpu("Another GPU", 1, 8e9).bf16 == unknown.bf16
+    assert estimates.this_cpu(2, "mnist").float32 == 30e9 and estimates.this_cpu(2, "imagenet").float32 == 5e11
+    assert estimates.this_cpu(2, "cifar10").rates == "measured by `emigm bench` on CPU: Z80"
 
 
 @pytest.mark.parametrize(

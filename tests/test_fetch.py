@@ -1,6 +1,6 @@
 """`emigm fetch` against a server on the loopback address: whole files or none, resumed, checked, recorded."""
 
-import base64
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -16,14 +16,16 @@ from emigm import cli
 from emigm.config.benchmark import is_random
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
-from emigm.io import lock
+from emigm.config.schema import ReleasedConfig
 from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import artefacts, doctor, fetch
-from emigm.tools.fetch import Wanted, obtain, wanted
+from emigm.tools.artefacts import HubFile, ReleasedFile, released_files
+from emigm.tools.fetch import fetch_official, obtain
 from emigm.tools.random_files import make_random
 
 REPO = Path(__file__).parents[1]
 CONTENT = bytes(range(256)) * 40_000  # ten blocks
+COMMIT = "c" * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -46,8 +48,29 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests, self.sent = {}, [], 0
+        self.files, self.requests, self.tokens, self.sent = {}, [], {}, 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, monkeypatch):
+        """The server, which stands for the Hub too."""
+        server = cls()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield server
+        server.shutdown()
+        server.server_close()
+
+    def put(self, repository, name, content, commit=COMMIT, branch="main", published=None):
+        """A file on the Hub; `published`: another SHA-256 than its own."""
+        checksum = published or hashlib.sha256(content).hexdigest()
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{checksum}"', "ETag": f'"{checksum}"'}
+        for revision in (commit, branch):
+            self.files[f"/{repository}/resolve/{revision}/{name}"] = File(content, headers)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -59,15 +82,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.requests.append((self.command, self.path, self.headers.get("Range")))
         file = server.files.get(self.path, File(b"", {}, 404))
         start, status = 0, file.status
-        asked, same = self.headers.get("Range"), self.headers.get("If-Range") in (None, file.headers.get("ETag"))
-        if asked and file.ranges and same:
-            start, status = int(asked.removeprefix("bytes=").removesuffix("-")), 206
+        server.tokens[self.path] = self.headers.get("Authorization")
+        asked, size = self.headers.get("Range"), len(file.content)
+        if asked and file.ranges and file.status == 200:
+            start = min(int(asked.removeprefix("bytes=").removesuffix("-")), size)
+            status = 206 if start < size else 416
         self.send_response(status)
         for name, value in file.headers.items():
             self.send_header(name, value)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(file.content) - 1}/{len(file.content)}")
-        self.send_header("Content-Length", str(len(file.content) - start))
+        if status in (206, 416):
+            self.send_header(
+                "Content-Range", f"bytes {start}-{size - 1}/{size}" if status == 206 else f"bytes */{size}"
+            )
+        self.send_header("Content-Length", str(size - start))
         self.end_headers()
         if self.command == "GET":
             body = file.content[start:][: file.cut]
@@ -82,27 +109,27 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
-    server = Server()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def server(monkeypatch):
+    with Server.running(monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
 def checkout(tmp_path, monkeypatch):
-    """An empty checkout with the repository's benchmarks; no proxy stands before the loopback address."""
+    """An empty checkout with the repository's benchmarks."""
     (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
     (tmp_path / "params.yaml").symlink_to(REPO / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fetch, "PAUSE", 0.0)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return tmp_path
 
 
+PLACE = Path("weights/w.ckpt")
+ON_HUB = ReleasedFile("checkpoint", PLACE, (HubFile("them/model", "256/w.pth"),))
+
+
 def item(server, *paths, published=None):
-    return Wanted("weights", Path("weights/w.ckpt"), tuple(server.url + p for p in paths), published)
+    return ReleasedFile("weights", PLACE, tuple(server.url + p for p in paths), published)
 
 
 def parts():
@@ -113,51 +140,55 @@ def record():
     return json.loads(Path("weights/fetched.json").read_text())
 
 
-def test_a_file_is_put_into_place_and_recorded(server):
+def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server):
     server.files["/w"] = File()
     assert obtain(item(server, "/w")) is None
-    assert Path("weights/w.ckpt").read_bytes() == CONTENT and not parts()
+    assert PLACE.read_bytes() == CONTENT and not parts()
     expected = {"sha256": SHA256, "bytes": len(CONTENT), "from": f"{server.url}/w"}
     assert record() == {"weights/w.ckpt": expected}
     assert artefacts.recorded("w.ckpt") == SHA256 and artefacts.recorded("other") is None
+    asked = len(server.requests)
+    assert obtain(item(server, "/w")) is None and len(server.requests) == asked
+    PLACE.write_bytes(b"damaged")
+    assert f"has another SHA-256 than {SHA256}; move it away" in obtain(item(server, "/w"))
+    PLACE.unlink()
+    server.files["/w"] = File(b"new", {"ETag": '"2"'})
+    assert "the SHA-256 in weights/fetched.json is" in obtain(item(server, "/w")) and not PLACE.exists()
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(server, monkeypatch):
+@pytest.mark.parametrize(
+    ("then", "asked", "content"),
+    [
+        (File(), True, CONTENT),  # goes on where it stopped
+        (File(ranges=False), True, CONTENT),  # starts again
+        (File(CONTENT[::-1], {"ETag": '"2"'}), True, CONTENT[::-1]),  # is never mixed with another version
+        (File(cut=1_500_000), True, CONTENT),  # breaks again and again
+    ],
+    ids=["whole", "without ranges", "changed", "breaking"],
+)
+def test_an_interrupted_download_goes_on(server, monkeypatch, then, asked, content):
     server.files["/w"] = File(cut=3_000_000)
-    monkeypatch.setattr(fetch, "TRIES", 1)
-    assert "no mirror gave it" in obtain(item(server, "/w"))
-    assert not Path("weights/w.ckpt").exists() and not Path("weights/fetched.json").exists()
+    with monkeypatch.context() as once:
+        once.setattr(fetch, "TRIES", 1)
+        assert "no mirror gave it" in obtain(item(server, "/w"))
+    assert not PLACE.exists() and not Path("weights/fetched.json").exists()
     (part,) = parts()
-    assert 0 < part.stat().st_size < len(CONTENT)
-    done = part.stat().st_size
-    server.files["/w"].cut = None
+    done, before = part.stat().st_size, len(server.requests)
+    assert 0 < done < len(CONTENT)
+    server.files["/w"] = then
     assert obtain(item(server, "/w")) is None
-    assert Path("weights/w.ckpt").read_bytes() == CONTENT and not parts()
-    assert server.requests[-1] == ("GET", "/w", f"bytes={done}-")
+    assert PLACE.read_bytes() == content and not parts()
+    assert server.requests[before] == ("GET", "/w", f"bytes={done}-")
 
 
-def test_a_connection_that_breaks_again_and_again_still_gets_there(server):
-    server.files["/w"] = File(cut=1_500_000)
-    assert obtain(item(server, "/w")) is None
-    assert Path("weights/w.ckpt").read_bytes() == CONTENT
-
-
-def test_a_server_without_ranges_starts_again(server, monkeypatch):
-    server.files["/w"] = File(cut=3_000_000, ranges=False)
-    monkeypatch.setattr(fetch, "TRIES", 1)
-    assert obtain(item(server, "/w")) is not None and parts()
-    server.files["/w"].cut = None
-    assert obtain(item(server, "/w")) is None
-    assert Path("weights/w.ckpt").read_bytes() == CONTENT
-
-
-def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(server, monkeypatch):
-    server.files["/w"] = File(cut=3_000_000)
-    monkeypatch.setattr(fetch, "TRIES", 1)
-    assert obtain(item(server, "/w")) is not None
-    server.files["/w"] = File(CONTENT[::-1], {"ETag": '"2"'})
-    assert obtain(item(server, "/w")) is None
-    assert Path("weights/w.ckpt").read_bytes() == CONTENT[::-1] and not parts()
+def test_a_download_that_was_killed_before_its_check_is_checked(server):
+    server.files["/w"] = File()
+    part = fetch.receive(f"{server.url}/w", Path("w.ckpt"), {})
+    assert part.read_bytes() == CONTENT and part != Path("w.ckpt")
+    assert fetch.receive(f"{server.url}/w", Path("w.ckpt"), {}) == part and server.sent == len(CONTENT)
+    server.files["/w"] = File(b"shorter", {"ETag": '"2"'})
+    part = fetch.download(f"{server.url}/w", Path("w.ckpt"), {})
+    assert part.read_bytes() == b"shorter"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +198,6 @@ def test_a_file_that_changed_meanwhile_is_not_mixed_with_the_old_one(server, mon
         (File(b"", {}, 503), "HTTP 503"),
         (File(b"<html>", {"Content-Type": "text/html; charset=utf-8"}), "a web page came in place of the file"),
         (File(CONTENT[:-1]), "the published SHA-256 is"),
-        (File(headers={"Content-MD5": base64.b64encode(bytes(16)).decode()}), "the server's MD5 is 0000"),
     ],
 )
 def test_what_is_wrong_is_named_and_the_next_mirror_is_asked(server, file, reason):
@@ -175,52 +205,26 @@ def test_what_is_wrong_is_named_and_the_next_mirror_is_asked(server, file, reaso
     problem = obtain(item(server, "/bad", published=SHA256))
     assert problem.startswith("weights/w.ckpt: no mirror gave it; put it there by hand.")
     assert f"{server.url}/bad (" in problem and reason in problem and "\n" not in problem
-    assert not Path("weights/w.ckpt").exists() and not parts() and not Path("weights/fetched.json").exists()
+    assert not PLACE.exists() and not parts() and not Path("weights/fetched.json").exists()
     assert obtain(item(server, "/bad", "/good", published=SHA256)) is None
     assert record()["weights/w.ckpt"]["from"] == f"{server.url}/good"
-
-
-def test_the_md5_that_a_server_says_is_checked(server):
-    md5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
-    server.files["/w"] = File(headers={"Content-MD5": md5})
-    assert obtain(item(server, "/w")) is None
 
 
 def test_no_network_is_one_clear_error():
     with socket.socket() as s:  # a port where nobody listens
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    problem = obtain(Wanted("weights", Path("weights/w.ckpt"), (f"http://127.0.0.1:{port}/w",)))
+    problem = obtain(ReleasedFile("weights", PLACE, (f"http://127.0.0.1:{port}/w",)))
     assert f"http://127.0.0.1:{port}/w (Failed to establish a new connection: [Errno" in problem
     assert "\n" not in problem and not parts()
 
 
-def test_a_file_that_is_there_is_checked_and_never_fetched_again(server):
-    server.files["/w"] = File()
-    assert obtain(item(server, "/w")) is None
-    asked = len(server.requests)
-    assert obtain(item(server, "/w")) is None and len(server.requests) == asked
-    Path("weights/w.ckpt").write_bytes(b"damaged")
-    assert f"has another SHA-256 than {SHA256}; move it away" in obtain(item(server, "/w"))
-
-
-def test_another_file_than_was_fetched_first_is_refused(server):
-    server.files["/w"] = File()
-    assert obtain(item(server, "/w")) is None
-    Path("weights/w.ckpt").unlink()
-    server.files["/w"] = File(b"new", {"ETag": '"2"'})
-    assert "the SHA-256 in weights/fetched.json is" in obtain(item(server, "/w"))
-    assert not Path("weights/w.ckpt").exists()
-
-
-def test_a_damaged_record_is_one_clear_error(server):
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {}}'])
+def test_a_damaged_record_is_one_clear_error(server, text):
     Path("weights").mkdir()
-    for text in ("{", "[]", '{"a": 1}', '{"a": {}}'):
-        Path("weights/fetched.json").write_text(text)
-        with pytest.raises(
-            ConfigError, match=r"weights/fetched.json: .*; delete it, and `emigm fetch` writes it again"
-        ):
-            obtain(item(server, "/w"))
+    Path("weights/fetched.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"weights/fetched.json: .*; delete it, and `emigm fetch` writes it again"):
+        obtain(item(server, "/w"))
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(server, monkeypatch):
@@ -229,77 +233,63 @@ def test_a_disk_without_room_is_told_before_anything_is_written(server, monkeypa
     assert "do not fit on this disk" in obtain(item(server, "/w")) and not parts()
 
 
-@pytest.fixture
-def hub(server, monkeypatch):
-    """The server as the Hub: `hub(repository, name, published SHA-256)` puts a file there."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    def put(repository, name, published=SHA256, content=CONTENT, commit=COMMIT):
-        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{published}"', "ETag": '"1"'}
-        for revision in ("main", commit):
-            server.files[f"/{repository}/resolve/{revision}/{name}"] = File(content, headers)
-
-    return put
-
-
-COMMIT = "c" * 40
-
-
-def test_a_file_of_the_hub_is_checked_by_its_published_checksum(server, hub):
-    item = Wanted("checkpoint", Path("weights/w.ckpt"), (artefacts.HubFile("them/model", "256/w.pth"),))
-    hub("them/model", "256/w.pth", "d" * 64)
-    assert "the Hub's SHA-256 is dddd" in obtain(item)
-    assert not parts() and not Path("weights/w.ckpt").exists()
-    hub("them/model", "256/w.pth")
-    assert obtain(item) is None
-    assert record()["weights/w.ckpt"]["commit"] == COMMIT and Path("weights/w.ckpt").read_bytes() == CONTENT
-    Path("weights/w.ckpt").unlink()
+def test_a_file_of_the_hub_is_checked_and_fetched_again_as_it_was_the_first_time(server, monkeypatch):
+    server.put("them/model", "256/w.pth", CONTENT, published="d" * 64)
+    assert "the Hub's SHA-256 is dddd" in obtain(ON_HUB)
+    assert not parts() and not PLACE.exists()
+    server.put("them/model", "256/w.pth", CONTENT)
+    assert obtain(ON_HUB) is None and record()["weights/w.ckpt"]["commit"] == COMMIT
+    PLACE.unlink()
+    server.put("them/model", "256/w.pth", b"new", "e" * 40)
+    assert obtain(ON_HUB) is None and PLACE.read_bytes() == CONTENT
+    PLACE.unlink()
     server.files.clear()
-    assert "huggingface.co/them/model" in obtain(item) and not parts()
+    assert "https://huggingface.co/them/model (" in obtain(ON_HUB) and not parts()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = len(server.requests)
+    assert "offline" in obtain(ON_HUB).lower() and len(server.requests) == asked
 
 
-def test_a_file_of_the_hub_is_fetched_again_as_it_was_the_first_time(server, hub):
-    item = Wanted("checkpoint", Path("weights/w.ckpt"), (artefacts.HubFile("them/model", "w.pth"),))
-    hub("them/model", "w.pth")
-    assert obtain(item) is None
-    Path("weights/w.ckpt").unlink()
-    hub("them/model", "w.pth", hashlib.sha256(b"new").hexdigest(), b"new", "e" * 40)
-    assert obtain(item) is None and Path("weights/w.ckpt").read_bytes() == CONTENT
+def test_the_train_stage_gets_a_checkpoint_that_is_absent(server):
+    released = ReleasedConfig(repository="lab/eMIGM", folder="weights/emigm", files={"xs": "256/x.pth"})
+    with pytest.raises(ConfigError, match=r"weights/emigm/256/x\.pth: no mirror gave it; .*huggingface.co/lab/eMIGM"):
+        fetch_official(released, "xs")
+    server.put("lab/eMIGM", "256/x.pth", CONTENT)
+    assert fetch_official(released, "xs").read_bytes() == CONTENT
+    server.files.clear()
+    assert fetch_official(released, "xs") == Path("weights/emigm/256/x.pth")
 
 
-def test_only_one_fetches_at_a_time(capsys):
-    Path("weights").mkdir()
-    with Path("weights/.fetch.lock").open("w") as other:
-        assert lock(other.fileno())
-        assert cli.main(["fetch", "imagenet256"]) == 1
-    assert "another `emigm fetch` is at work here" in capsys.readouterr().err
+def test_the_hubs_token_goes_to_the_hub_alone(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    server.put("them/model", "256/w.pth", CONTENT)
+    server.files["/w"] = File()
+    assert obtain(ON_HUB) is obtain(item(server, "/w")._replace(path=Path("weights/other"))) is None
+    assert server.tokens.pop("/w") is None and set(server.tokens.values()) == {"Bearer hf_secret"}
 
 
 @pytest.mark.parametrize("name", ["imagenet256", "imagenet512"])
-def test_all_that_doctor_misses_is_fetched_and_then_nothing_is_missing(server, hub, monkeypatch, capsys, name):
+def test_all_that_doctor_misses_is_fetched_and_then_nothing_is_missing(server, monkeypatch, capsys, name):
     benchmark = compose_benchmark(name)
-    missing = [c for c in doctor.check_weights(benchmark) if c.state != doctor.OK]
-    assert len(missing) == len(list(wanted(benchmark))) and all(f"emigm fetch {name}" in c.remedy for c in missing)
-
+    missing = [c for c in doctor.check_files(benchmark) if c.state != doctor.OK]
+    assert all(f"emigm fetch {name}" in c.remedy for c in missing)
     mirrors = {kind: (*[f"{server.url}/none"] * (len(m) - 1), m[-1]) for kind, m in artefacts.MIRRORS.items()}
     mirrors["inception"] = (f"{server.url}/inception",)
-    monkeypatch.setattr(fetch, "MIRRORS", mirrors)
-    monkeypatch.setattr(fetch, "reference_mirrors", lambda resolution: (f"{server.url}/{resolution}.npz",))
+    monkeypatch.setattr(artefacts, "MIRRORS", mirrors)
+    monkeypatch.setattr(artefacts, "REFERENCE_HOST", server.url)
     monkeypatch.setitem(artefacts.PUBLISHED, "inception", SHA256)
-    server.files = {"/inception": File(), f"/{benchmark.data.resolution}.npz": File()}
-    for item in wanted(benchmark):
-        for mirror in item.mirrors:
-            if isinstance(mirror, artefacts.HubFile):
-                hub(mirror.repository, mirror.name)
+    side = benchmark.data.resolution
+    server.files = {"/inception": File(), f"/{side}/{artefacts.REFERENCES[side]}": File()}
+    files = list(released_files(benchmark))
+    for mirror in (m for file in files for m in file.mirrors if isinstance(m, HubFile)):
+        server.put(mirror.repository, mirror.name, CONTENT)
     assert cli.main(["fetch", name]) == 0
-    assert f"all {len(missing)} files are there" in capsys.readouterr().out
-    assert all(c.state == doctor.OK for c in doctor.check_weights(benchmark))
+    assert len(missing) == len(files) and f"all {len(missing)} files are there" in capsys.readouterr().out
+    assert all(c.state == doctor.OK for c in doctor.check_files(benchmark))
 
 
 def test_what_cannot_be_fetched_is_explained_and_embedded_data_need_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(fetch, "obtain", lambda item: None)
+    monkeypatch.setattr(fetch, "obtain", lambda file: None)
     assert cli.main(["fetch", "imagenet256", "-S", "benchmark.weights=trained"]) == 0
     out = capsys.readouterr().out
     assert "image-net.org" in out and "imagenet/train" in out and "1000 classes" in out
@@ -309,9 +299,9 @@ def test_what_cannot_be_fetched_is_explained_and_embedded_data_need_nothing(caps
 
 def test_one_failure_does_not_keep_the_other_files_away(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(fetch, "obtain", lambda item: asked.append(item.what) or f"{item.what}: no")
+    monkeypatch.setattr(fetch, "obtain", lambda file: asked.append(file.what) or f"{file.what}: no")
     assert cli.main(["fetch", "imagenet256", "-S", "benchmark.sizes=[xs]"]) == 1
-    assert asked == ["Inception", "autoencoder", "reference statistics", "checkpoint xs"]
+    assert asked == ["autoencoder", "Inception", "reference statistics", "checkpoint xs"]
     assert capsys.readouterr().err.count("error: ") == 4
 
 
@@ -391,8 +381,9 @@ def test_random_photos_of_another_number_of_classes_are_to_be_deleted(checkout):
 
 
 @pytest.mark.parametrize(("locked", "status"), [(True, 0), (None, 0), (False, 1)])
-def test_files_are_fetched_by_one_process_at_a_time_and_without_locks_too(checkout, monkeypatch, locked, status):
+def test_files_are_fetched_by_one_process_at_a_time_and_without_locks_too(monkeypatch, capsys, locked, status):
     """None: the file system has no locks."""
     monkeypatch.setattr(fetch, "lock", lambda handle: locked)
-    monkeypatch.setattr(fetch, "obtain", lambda item: None)
+    monkeypatch.setattr(fetch, "obtain", lambda file: None)
     assert cli.main(["fetch", "imagenet512"]) == status
+    assert ("another `emigm fetch` is at work here" in capsys.readouterr().err) == bool(status)

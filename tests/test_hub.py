@@ -1,16 +1,18 @@
 """Models by name: through the Hub's cache, from a server on the loopback address that stands for the Hub."""
 
 import dataclasses
-import hashlib
+import json
 import os
 import subprocess
 import sys
-import threading
 import types
 from pathlib import Path
 
+import huggingface_hub
+import numpy as np
 import pytest
-from test_fetch import COMMIT, File, Server
+from made_up import write_results
+from test_fetch import COMMIT, Server
 from test_generate import CFG, OWN, make
 from test_model import TINY, random_model
 
@@ -23,7 +25,6 @@ from emigm.model.checkpoints import export_official
 from emigm.model.model import save_model
 from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import hub
-from emigm.tools.artefacts import HubFile
 
 REPO = Path(__file__).parents[1]
 
@@ -31,28 +32,14 @@ REPO = Path(__file__).parents[1]
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """The Hub, with an empty cache."""
-    server = Server()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def put(server, repository, name, content, commit=COMMIT, branch="main"):
-    """A file on the Hub."""
-    headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-    for revision in (commit, branch):
-        server.files[f"/{repository}/resolve/{revision}/{name}"] = File(content, headers)
+    with Server.running(monkeypatch) as server:
+        yield server
 
 
 def put_folder(server, repository, folder, **where):
     for name in ("config.json", "model.safetensors"):
-        put(server, repository, name, (Path(folder) / name).read_bytes(), **where)
+        server.put(repository, name, (Path(folder) / name).read_bytes(), **where)
 
 
 def picture(generator):
@@ -95,8 +82,8 @@ def test_a_released_name_fetches_the_checkpoint_and_its_autoencoder(server, tmp_
     monkeypatch.setattr(api, "load_autoencoder", load)
     save_model(tmp_path / "model", random_model(TINY).state_dict(), TINY)
     export_official(tmp_path / "model", tmp_path / "tiny.pth")
-    put(server, "GSAI-ML/eMIGM", "256_model/eMIGM_xsmall_256_checkpoint.pth", (tmp_path / "tiny.pth").read_bytes())
-    put(server, "xwen99/mar-vae-kl16", "kl16.ckpt", b"weights")
+    server.put("GSAI-ML/eMIGM", "256_model/eMIGM_xsmall_256_checkpoint.pth", (tmp_path / "tiny.pth").read_bytes())
+    server.put("xwen99/mar-vae-kl16", "kl16.ckpt", b"weights")
     generator = load_generator("256-xs")
     assert (generator.latents([0], 5) == load_generator(tmp_path / "tiny.pth", "mine.ckpt").latents([0], 5)).all()
     (released, mine) = asked
@@ -104,35 +91,60 @@ def test_a_released_name_fetches_the_checkpoint_and_its_autoencoder(server, tmp_
     assert dataclasses.replace(released, weights="mine.ckpt") == mine
 
 
-def test_a_pushed_folder_is_loaded_again(server, tmp_path, monkeypatch, capsys):
-    import huggingface_hub
-
-    folder = tmp_path / "model"
-    make(folder)
-    (folder / "private.txt").write_text("not to be uploaded")
-    made = []
+@pytest.fixture
+def pushed(server, monkeypatch):
+    """Repositories that were made; what is pushed to one lies on the server."""
+    repositories = []
 
     def commit(repository, operations, commit_message):
         for operation in operations:
             content = operation.path_or_fileobj
             content = content if isinstance(content, bytes) else Path(content).read_bytes()
-            put(server, repository, operation.path_in_repo, content)
+            server.put(repository, operation.path_in_repo, content)
         return types.SimpleNamespace(commit_url=f"{server.url}/{repository}/commit/{COMMIT}")
 
-    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, **options: made.append((name, options)))
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, **options: repositories.append((name, options)))
     monkeypatch.setattr(huggingface_hub, "file_exists", lambda name, file: False)
     monkeypatch.setattr(huggingface_hub, "create_commit", commit)
+    return repositories
+
+
+def test_a_pushed_folder_is_loaded_again(server, pushed, tmp_path, capsys):
+    folder = tmp_path / "model"
+    make(folder)
+    (folder / "private.txt").write_text("not to be uploaded")
     assert hub.push_to_hub(folder, "me/tiny", sampling=OWN, private=True).endswith(COMMIT)
-    assert made == [("me/tiny", {"private": True, "exist_ok": True})]
+    assert pushed == [("me/tiny", {"private": True, "exist_ok": True})]
     assert {path.rsplit("/", 1)[1] for path in server.files} == {"config.json", "model.safetensors", "README.md"}
     generator = load_generator("me/tiny")
     assert generator.sampling == OWN and picture(generator) == picture(load_generator(folder))
     assert cli.main(["push", str(folder), "me/other"]) == 0 and "me/other" in capsys.readouterr().out
     assert load_generator("me/other").sampling is None
 
+
+def test_the_card_of_a_trained_model_says_what_was_measured(server, pushed, tmp_path):
+    results = write_results(tmp_path, seeds=(0, 1), samples=(0, 1), snapshots=(0.5,))
+    folder = tmp_path / "models" / "mnist" / "xs" / "seed1"
+    make(folder)
+    hub.push_to_hub(folder, "me/tiny")
+    text = server.files["/me/tiny/resolve/main/README.md"].content.decode()
+    runs = json.loads((results / "records/evaluate-xs.json").read_text())["results"]["4"]["runs"]
+    expected = np.mean([run["fid"] for run in runs if run["train_seed"] == 1 and run.get("snapshot") is None])
+    card = huggingface_hub.ModelCard(text).data
+    measured = {result.metric_name: result.metric_value for result in card.eval_results}
+    assert card.pipeline_tag == "unconditional-image-generation" and card.model_name == "tiny"
+    assert measured.keys() == {"FID at N = 4", "FID at N = 16"}
+    assert measured["FID at N = 4"] == pytest.approx(expected) and f"FID at N = 4: {expected:.2f} (" in text
+    assert hub.measured_scores(tmp_path / "models" / "mnist" / "xs" / "seed7") == []
+    assert huggingface_hub.ModelCard(hub.model_card("me/tiny", [])).data.eval_results is None
+
+
+def test_what_cannot_be_pushed_is_one_clear_error(server, pushed, tmp_path, monkeypatch, capsys):
     def refused(*_, **__):
         raise OSError("401: who are you?\nmore")
 
+    folder = tmp_path / "model"
+    make(folder)
     monkeypatch.setattr(huggingface_hub, "create_repo", refused)
     assert cli.main(["push", str(folder), "me/tiny"]) == 1
     err = capsys.readouterr().err
@@ -155,10 +167,3 @@ def test_offline_mode_finds_what_is_cached_under_the_hubs_home(server, tmp_path,
     assert done.stdout == "loaded\n"
     last = done.stderr.splitlines()[-1]
     assert "ConfigError: me/other: config.json" in last and "HF_HUB_OFFLINE" in last and len(server.requests) == asked
-
-
-def test_a_file_of_the_hub_is_pinned_by_its_revision(server):
-    put(server, "me/tiny", "a.txt", b"old", commit="a" * 40, branch="v1")
-    put(server, "me/tiny", "a.txt", b"new")
-    assert hub.cached(HubFile("me/tiny", "a.txt", "v1")).read_bytes() == b"old"
-    assert hub.cached(HubFile("me/tiny", "a.txt")).read_bytes() == b"new"

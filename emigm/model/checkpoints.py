@@ -1,18 +1,17 @@
 """Official checkpoints (`.pth`) to this project's model folders, and back.
 
 The official state dict holds the same tensors under other names: `diffloss.net.X` is `head.X` here, every other
-`X` is `backbone.X`. One parameter is a special case. With CFG with mask the fake class and the mask token are one
-parameter, which the official state dict lists twice, as `fake_latent` and as `mask_token`. The official code
-averages a parameter under its first name only, so in `model_ema` the first holds the EMA and the second the raw
-weights of the last step. Its evaluation then copies both into the one parameter, the second last: it computes
-with EMA weights everywhere but there. An import has to say which of the two it takes.
+`X` is `backbone.X`. With CFG with mask the fake class and the mask token are one parameter, which it lists twice, as
+`fake_latent` and as `mask_token`. The official code averages a parameter under its first name only, so in `model_ema`
+the first is the EMA and the second the raw value of the last step. Its evaluation loads both into the one parameter,
+the second last: it computes with EMA weights everywhere but there. An import has to say which of the two it takes.
 """
 
 from __future__ import annotations
 
-import argparse
-import zipfile
+import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor
 
 from emigm.config.errors import ConfigError
-from emigm.config.schema import ModelConfig, ReleasedConfig
+from emigm.config.schema import ModelConfig
 from emigm.io import sha256, write_atomically
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
-from emigm.model.weights import check_tensors, read_tensors
+from emigm.model.weights import check_tensors, read_checkpoint, tensors_of
 from emigm.paper.settings import PAPER_MODELS
 
 WEIGHTS_ENTRY, RAW_ENTRY = "model_ema", "model"
@@ -61,31 +60,6 @@ def from_official(official: Mapping[str, Tensor], cfg: ModelConfig, shared: Tens
     return state
 
 
-def fetch_official(released: ReleasedConfig, size: str) -> Path:
-    """The released checkpoint of `size`; it is downloaded from Hugging Face where it is absent.
-
-    Raises:
-        ConfigError: it is absent and cannot be downloaded; says where it goes and where to get it.
-    """
-    name = released.files[size]
-    path = Path(released.folder) / name
-    if path.is_file():
-        return path
-    import huggingface_hub as hub  # takes a second, and only a download needs it
-
-    try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(released.repository, name))  # fails at once; a download tries on
-        # The file appears when it is whole; a killed download resumes.
-        hub.hf_hub_download(released.repository, name, local_dir=released.folder)
-    except Exception as e:  # no network, no such file, no space, ...: many types, one remedy
-        reason = (str(e) or type(e).__name__).strip().splitlines()[0]
-        raise ConfigError(
-            f"{path}: no such file, and downloading it failed ({reason}); download {name} from "
-            f"https://huggingface.co/{released.repository}/tree/main and put it there"
-        ) from e
-    return path
-
-
 def import_official(
     path: str | Path,
     folder: str | Path,
@@ -120,14 +94,14 @@ def import_official(
         raise ConfigError(f"token = {token!r} (allowed: official, ema)")
     if path.suffix == ".safetensors":
         raise ConfigError(f"{path}: official checkpoints are .pth files; a .safetensors file is not one")
-    found = sha256(path) if path.is_file() else None
-    if found and checksum not in (None, found):
+    rest = read_checkpoint(path)
+    digest = sha256(path)
+    if checksum not in (None, digest):
         raise ConfigError(
-            f"{path}: has SHA-256 {found}, expected {checksum}; move it away and download it again, or correct the "
+            f"{path}: has SHA-256 {digest}, expected {checksum}; move it away and download it again, or correct the "
             "expected value"
         )
-    averaged = read_tensors(path, WEIGHTS_ENTRY)
-    rest = _read_rest(path)
+    averaged = _plain_names(tensors_of(rest, path, WEIGHTS_ENTRY))
     if cfg is None:
         cfg = identify(averaged, path)
     else:
@@ -135,14 +109,12 @@ def import_official(
     trained_with = getattr(rest.get("args"), "use_mae", cfg.mae)  # of all the tensors none tells
     if trained_with != cfg.mae:
         raise ConfigError(f"{path}: was trained with use_mae = {trained_with}, the architecture has mae = {cfg.mae}")
-    name = next((f"{resolution}-{size}" for (resolution, size), c in PAPER_MODELS.items() if c == cfg), None)
-
     source = {
         "file": path.name,
-        "sha256": found,
+        "sha256": digest,
         "entry": WEIGHTS_ENTRY,
         "epoch": epoch if isinstance(epoch := rest.get("epoch"), int) else None,
-        "architecture": name,
+        "architecture": next((f"{r}-{size}" for (r, size), paper in PAPER_MODELS.items() if paper == cfg), None),
     }
     shared = None
     if cfg.cfg_with_mask:
@@ -174,25 +146,11 @@ def identify(official: Mapping[str, Tensor], source: str | Path) -> ModelConfig:
     Raises:
         ConfigError: it has those of none of the nine; names the first tensor that differs from the closest.
     """
-    closest = max(PAPER_MODELS, key=lambda key: _telling_matches(official, PAPER_MODELS[key]))
+    tensors = {(name, tuple(tensor.shape)) for name, tensor in official.items()}
+    expected = {key: set(_official_shapes(cfg).items()) for key, cfg in PAPER_MODELS.items()}
+    closest = max(expected, key=lambda key: len(tensors & expected[key]) / len(tensors | expected[key]))
     _check(official, PAPER_MODELS[closest], source, f"{closest[0]}-{closest[1]}, the closest of the paper's nine")
     return PAPER_MODELS[closest]
-
-
-def _telling_matches(official: Mapping[str, Tensor], cfg: ModelConfig) -> int:
-    """How many of the facts that tell the nine architectures apart agree: widths, and numbers of blocks."""
-    widths = {
-        "z_proj.weight": (cfg.width, cfg.token_channels),
-        f"{OFFICIAL_HEAD}input_proj.weight": (cfg.head_width, cfg.token_channels),
-    }
-    blocks = {
-        "encoder_blocks.{}.norm1.weight": cfg.encoder_blocks,
-        "decoder_blocks.{}.norm1.weight": cfg.decoder_blocks,
-        OFFICIAL_HEAD + "res_blocks.{}.in_ln.weight": cfg.head_blocks,
-    }
-    agree = [name in official and tuple(official[name].shape) == shape for name, shape in widths.items()]
-    agree += [name.format(n - 1) in official and name.format(n) not in official for name, n in blocks.items()]
-    return sum(agree)
 
 
 def _check(official: Mapping[str, Tensor], cfg: ModelConfig, source: str | Path, compared: str) -> None:
@@ -201,20 +159,21 @@ def _check(official: Mapping[str, Tensor], cfg: ModelConfig, source: str | Path,
         check_tensors(dict(official), _official_shapes(cfg), source)
     except ConfigError as e:
         raise ConfigError(
-            f"{e} (compared with {compared}); if it is another architecture, give it, else download the file again"
+            f"{e} (compared with {compared}); if it is another architecture, give it (`emigm import --model FILE`: "
+            "YAML or JSON with the keys of ModelConfig), else download the file again"
         ) from e
 
 
+@cache
 def _official_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):  # shapes only
         state = to_official(EMIGM(cfg).state_dict(), cfg)
     return {n: tuple(tensor.shape) for n, tensor in state.items()}
 
 
-def _read_rest(path: Path) -> dict[str, Any]:
-    """Everything in a checkpoint that `read_tensors` has found to be whole and harmless."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what DistributedDataParallel and torch.compile put in front of their names."""
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
 def _evaluated_token(averaged: Mapping[str, Tensor], rest: Mapping[str, Any], path: Path) -> Tensor:
@@ -226,9 +185,10 @@ def _evaluated_token(averaged: Mapping[str, Tensor], rest: Mapping[str, Any], pa
     raw = rest.get(RAW_ENTRY)
     if raw is None:
         return averaged[MASK]
-    if not isinstance(raw, Mapping) or not isinstance(raw.get(MASK), Tensor) or raw[MASK].shape != averaged[MASK].shape:
+    token = _plain_names(raw).get(MASK) if isinstance(raw, Mapping) else None
+    if not isinstance(token, Tensor) or token.shape != averaged[MASK].shape:
         raise ConfigError(
             f"{path}: entry {RAW_ENTRY!r} lacks the tensor {MASK} of shape {tuple(averaged[MASK].shape)}, which the "
             "official evaluation computes with; download the file again"
         )
-    return raw[MASK]
+    return token

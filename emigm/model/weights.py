@@ -8,13 +8,31 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.io import write_atomically
+
+HARMLESS = [
+    argparse.Namespace,  # released eMIGM checkpoints hold their arguments
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),  # a best loss, an accuracy
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # the same, written by numpy 1
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
+]
+"""What checkpoints of others hold beside tensors and plain values, and what runs no code when it is unpickled."""
+WEB_PAGE = "is a web page, not the file itself; download it by its direct link (on the Hub: .../resolve/main/<file>)"
+IMPOSTORS = {
+    b"version https://git-lfs": "is a git-LFS pointer, not the file itself; run `git lfs pull` where it was cloned",
+    b"<!doctype": WEB_PAGE,
+    b"<html": WEB_PAGE,
+}
+"""How files begin that often lie in place of weights."""
 
 
 def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
@@ -27,25 +45,40 @@ def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]
     Raises:
         ConfigError: the file is missing, truncated or damaged, holds code, or has no such part.
     """
+    return tensors_of(read_checkpoint(path), path, part)
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """All that a file of tensors holds; see `read_tensors`."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
+    with path.open("rb") as f:
+        beginning = f.read(64).lstrip().lower()
+    if not beginning:
+        raise ConfigError(f"{path}: is empty, as after a download or copy that was cut off; get it again")
+    if problem := next((text for sign, text in IMPOSTORS.items() if beginning.startswith(sign)), None):
+        raise ConfigError(f"{path}: {problem}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Released eMIGM checkpoints hold their arguments: a Namespace, which runs no code. Mapping the file
-        # leaves optimizer states and other parts on the disk; the old format, which is no zip, cannot do that.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # Mapping the file leaves optimizer states and other parts on the disk; the old format, no zip, cannot do that.
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as e:  # both loaders raise many types for a damaged file
         # PyTorch's own message goes on to advise unrestricted unpickling, so only the name is taken from it.
         if forbidden := re.search(r"GLOBAL ([\w.]+)", str(e)):
             raise ConfigError(
-                f"{path}: holds a {forbidden[1]}; only tensors and plain values are read, as other objects can run code"
+                f"{path}: holds a {forbidden[1]}; only tensors and plain values are read, as other objects can run "
+                "code; save it again without that"
             ) from e
         reason = "not a PyTorch checkpoint" if isinstance(e, pickle.UnpicklingError) else str(e) or type(e).__name__
         reason = reason.splitlines()[0].split(". ")[0]
         raise ConfigError(f"{path}: truncated, damaged or of another format ({reason}); download it again") from e
+
+
+def tensors_of(tree: Any, path: str | Path, part: str | None) -> dict[str, Tensor]:
+    """The named tensors in what a file holds, or in one entry of it; see `read_tensors`."""
     if part is not None:
         if not isinstance(tree, dict) or part not in tree:
             raise ConfigError(f"{path}: has no entry {part!r} with the tensors (found: {_summary(tree)})")

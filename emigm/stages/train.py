@@ -24,7 +24,7 @@ from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.io import checksums, sha256, write_atomically
 from emigm.launching import run_stage
-from emigm.model.checkpoints import fetch_official, import_official
+from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
 from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import cpu_seconds, mean_and_spread, write_record
@@ -176,6 +176,8 @@ def context_summary(benchmark: Benchmark, errors: list[dict[int, float]]) -> dic
 
 def import_released(benchmark: Benchmark, size: str, world: World) -> None:
     """Turn the authors' checkpoint into the model folder; the gate applies where there are held-out latents."""
+    from emigm.tools.fetch import fetch_official  # its libraries take a second
+
     released, model_cfg = benchmark.released, benchmark.model_config(size)
     (seed,) = benchmark.train_config(size).seeds
     folder = model_folder(benchmark, size, seed)

@@ -1,15 +1,19 @@
-"""The files that others released: where they lie, and the checksums they are known by. No torch in this module.
+"""The files that others released: where they lie, where they go, and the checksums they are known by. No torch.
 
 A checksum is *published* where its author or the host gives one, and *recorded* where `emigm fetch` saw the file first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
+from emigm.config.schema import AutoencoderConfig, ReleasedConfig
 from emigm.io import read_json
+from emigm.paper.settings import INCEPTION_SHA256
 
 
 class HubFile(NamedTuple):
@@ -20,16 +24,14 @@ class HubFile(NamedTuple):
     revision: str | None = None
     """Branch, tag or commit; None: the repository's main branch."""
 
+    def __str__(self) -> str:
+        return f"https://huggingface.co/{self.repository}"
+
 
 EMIGM_REPOSITORY = "GSAI-ML/eMIGM"
-EMIGM_REVISION = "main"
-"""Revision of the authors' repository that released names stand for."""
 _LONG = {"xs": "xsmall", "s": "small", "b": "base", "l": "large", "h": "huge"}
-
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-PUBLISHED = {"inception": "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"}
-"""SHA-256 by kind. Inception: its first digits are part of the name, pytorch-fid publishes the file they belong to."""
-
+PUBLISHED = {"inception": INCEPTION_SHA256}
+"""SHA-256 by kind."""
 MIRRORS: dict[str, tuple[str | HubFile, ...]] = {
     "kl16": (
         # MAR's own link first (github.com/LTH14/mar, util/download.py).
@@ -38,28 +40,68 @@ MIRRORS: dict[str, tuple[str | HubFile, ...]] = {
     ),
     "dcae": (HubFile("mit-han-lab/dc-ae-f32c32-in-1.0", "model.safetensors"),),
     "inception": (
-        f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
         "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     ),
 }
 """By kind of autoencoder or extractor, in the order in which they are tried."""
-
 REFERENCES = {256: "VIRTUAL_imagenet256_labeled.npz", 512: "VIRTUAL_imagenet512.npz"}
 """ADM's statistics of ImageNet's training images, by resolution."""
+REFERENCE_HOST = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 FETCHED = Path("weights") / "fetched.json"
 """What `emigm fetch` got: path -> SHA-256, bytes and where from."""
 
 
-def reference_mirrors(resolution: int) -> tuple[str, ...]:
-    """Where ADM's statistics lie."""
-    host = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
-    return (f"{host}/{resolution}/{REFERENCES[resolution]}",)
+class ReleasedFile(NamedTuple):
+    """A file of others that a benchmark needs."""
+
+    what: str
+    path: Path
+    mirrors: tuple[str | HubFile, ...] = ()
+    """Where it can be fetched; empty: the user brings it."""
+    published: str | None = None
+    """SHA-256, where its author gives it."""
+
+    @property
+    def checksum(self) -> str | None:
+        """The SHA-256 it must have: the published or the recorded one; None: nothing is known."""
+        return self.published or fetched().get(str(self.path), {}).get("sha256")
+
+
+def released_files(benchmark: Benchmark) -> Iterator[ReleasedFile]:
+    """The files of others that a benchmark names, a dry run's random ones included."""
+    autoencoder, extractor, reference = benchmark.autoencoder, benchmark.extractor, benchmark.evaluation.reference
+    if autoencoder.weights is not None and autoencoder.kind != "kmeans":  # the encode stage makes that
+        yield ReleasedFile("autoencoder", _weights_file(autoencoder), MIRRORS.get(autoencoder.kind, ()))
+    if extractor.weights is not None:
+        yield ReleasedFile("Inception", Path(extractor.weights), MIRRORS["inception"], PUBLISHED["inception"])
+    if reference is not None:
+        resolution, name = benchmark.data.resolution, Path(reference).name
+        mirrors = (f"{REFERENCE_HOST}/{resolution}/{name}",) if name == REFERENCES.get(resolution) else ()
+        yield ReleasedFile("reference statistics", Path(reference), mirrors)
+    for size in benchmark.sizes if benchmark.weights == "released" else ():
+        yield checkpoint(benchmark.released, size)
+
+
+def checkpoint(released: ReleasedConfig, size: str) -> ReleasedFile:
+    """The released checkpoint of a size."""
+    name = released.files[size]
+    source = HubFile(released.repository, name)
+    return ReleasedFile(f"checkpoint {size}", Path(released.folder) / name, (source,), released.sha256.get(size))
+
+
+def _weights_file(autoencoder: AutoencoderConfig) -> Path:
+    """Where the weights are or go: of a folder, any weights in it, else those of the mirror."""
+    path, mirrors = Path(autoencoder.weights), MIRRORS.get(autoencoder.kind)
+    if mirrors is None or path.suffix in (".ckpt", ".pth", ".safetensors"):
+        return path
+    present = [file for suffix in ("ckpt", "pth", "safetensors") for file in path.glob(f"*.{suffix}")]
+    return present[0] if present else path / mirrors[-1].name
 
 
 def released_file(resolution: int, size: str) -> HubFile:
     """The authors' checkpoint of one of the paper's nine models."""
-    name = f"{resolution}_model/eMIGM_{_LONG[size]}_{resolution}_checkpoint.pth"
-    return HubFile(EMIGM_REPOSITORY, name, EMIGM_REVISION)
+    return HubFile(EMIGM_REPOSITORY, f"{resolution}_model/eMIGM_{_LONG[size]}_{resolution}_checkpoint.pth")
 
 
 def fetched() -> dict[str, dict[str, Any]]:

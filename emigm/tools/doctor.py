@@ -9,8 +9,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -21,72 +21,49 @@ from emigm.flops import parameters as count_parameters
 from emigm.io import sha256
 from emigm.pools import cores
 from emigm.records.record import REPORTED_VERSIONS
-from emigm.tools.artefacts import PUBLISHED, fetched
-from emigm.tools.estimates import (
-    CPU_RATE,
-    CPU_RATES,
-    EMBEDDED,
-    REFERENCE_GPU,
-    Cost,
-    Device,
-    costs,
-    cpu,
-    gpu,
-    images,
-    latent_bytes,
-    listed,
-    sampling_bytes,
-    training_bytes,
-)
+from emigm.tools import estimates
+from emigm.tools.artefacts import ReleasedFile, released_files
+from emigm.tools.estimates import Cost, Device
 
 OK, MISSING, FETCH = "ok", "MISSING", "to fetch"
 A_WEEK = 7 * 24 * 3600
 
-WHERE_FROM = {
-    "kl16": "kl16.ckpt is linked from README.md of the official code (github.com/ML-GSAI/eMIGM) and of MAR "
-    "(github.com/LTH14/mar)",
-    "dcae": "get the folder with config.json and model.safetensors from huggingface.co/mit-han-lab/dc-ae-f32c32-in-1.0",
-    "inception": "get it from github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth (torch-fidelity has it as weights-inception-2015-12-05-6726825d.pth)",
-    "reference": "get it from openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/"
-    "{resolution}/{name}",
-    "imagenet": "ILSVRC2012 from image-net.org, one folder for each of {classes} classes",
-}
 
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that a benchmark needs."""
+class Check(NamedTuple):
+    """One thing that a benchmark needs: its state (FETCH: a stage gets it from the network), what is here, and where it
+    belongs and how to get it (empty where nothing is to be done)."""
 
     what: str
     state: str
-    """OK, MISSING, or FETCH (a stage gets it from the network)."""
-    found: str
+    status: str
     remedy: str = ""
-    """Where it belongs and how to get it; empty where nothing is to be done."""
+
+
+def check(what: str, right: bool, status: str, remedy: str, otherwise: str = MISSING) -> Check:
+    """OK where it is right, else the other state with the remedy."""
+    return Check(what, OK, status) if right else Check(what, otherwise, status, remedy)
 
 
 def doctor(benchmark: Benchmark) -> int:
     """Print checks, costs and remedies; 0 where nothing is missing, else 1."""
     device = find_device(benchmark)
     parameters = {size: count_parameters(benchmark.model_config(size)) for size in benchmark.sizes}
-    estimated = list(costs(benchmark, device, parameters))
+    costs = list(estimates.costs(benchmark, device, parameters))
     checks = [
         *check_data(benchmark),
-        *check_weights(benchmark),
-        *check_machine(benchmark, device, parameters, total(estimated)),
-        check_disk(estimated),
-        *check_software(benchmark),
+        *check_files(benchmark),
+        *check_machine(benchmark, device, parameters, sum(c.seconds for c in costs)),
+        check_disk(costs),
+        *check_software(),
     ]
     print(f"{benchmark.name}: {benchmark.title}, weights: {benchmark.weights}\n")
-    print(tabulate([(c.what, c.state, c.found) for c in checks], ("needed", "state", "found"), "simple"))
-    print(f"\n{cost_table(benchmark, device, estimated, parameters)}\n")
-    open_points = [c for c in checks if c.remedy]
-    for c in open_points:
-        print(f"{c.state}: {c.what}: {c.remedy}.")
-    missing = sum(c.state == MISSING for c in checks)
-    then = how_to_run(benchmark.name)
-    if any(f"emigm fetch {benchmark.name}" in c.remedy for c in open_points):
+    print(tabulate([c[:3] for c in checks], ("needed", "state", "found"), "simple"))
+    print(f"\n{cost_table(benchmark, device, costs, parameters)}\n")
+    for c in checks:
+        if c.remedy:
+            print(f"{c.state}: {c.what}: {c.remedy}.")
+    missing, then = sum(c.state == MISSING for c in checks), how_to_run(benchmark.name)
+    if any(f"emigm fetch {benchmark.name}" in c.remedy for c in checks):
         then = f"emigm fetch {benchmark.name} && {then}"
     print(f"{missing} missing; then: {then}" if missing else f"nothing missing: {then}")
     return 1 if missing else 0
@@ -100,12 +77,12 @@ def how_to_run(name: str) -> str:
 def check_data(benchmark: Benchmark) -> Iterator[Check]:
     """The images."""
     data = benchmark.data
-    if data.dataset in EMBEDDED:
-        yield Check("images", OK, f"{EMBEDDED[data.dataset][0]} brings them")
+    if data.dataset in estimates.EMBEDDED:
+        yield Check("images", OK, f"{estimates.EMBEDDED[data.dataset][0]} brings them")
     elif data.dataset == "cifar10":
         here = any(Path(data.root).glob("*.parquet")) or (Path(data.root) / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"
-        yield Check("images", OK, data.root) if here else Check("images", FETCH, f"nothing in {data.root}", remedy)
+        yield check("images", here, data.root if here else f"nothing in {data.root}", remedy, FETCH)
     elif benchmark.weights == "released":
         yield Check("photos", OK, "none needed with released weights")
     else:
@@ -116,62 +93,41 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
 
 def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     """A folder with one folder for each class."""
-    folder, classes = expand(root), benchmark.data.classes
-    where = f"photos, one folder for each of {classes} classes"
-    if benchmark.data.dataset == "imagenet":
-        where = WHERE_FROM["imagenet"].format(classes=classes)
+    classes, folder = benchmark.data.classes, expand(root)
     if is_random(root):
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
         remedy += f", or name others, -S benchmark.{key}=<folder>"
     else:
-        remedy = f"put {where}, into {root}, or name the place with -S benchmark.{key}=<folder>"
+        remedy = f"put ILSVRC2012 from image-net.org, one folder for each of {classes} classes, into {root}"
+        remedy += f", or name the place with -S benchmark.{key}=<folder>"
     if not folder.is_dir():
         return Check(what, MISSING, f"no folder {root}", remedy)
-    found = len(class_names(root))
-    if found != classes:
-        return Check(what, MISSING, f"{found} class folders in {root}, not {classes}", remedy)
-    return Check(what, OK, f"{found} class folders in {root}")
+    number = len(class_names(root))
+    right = number == classes
+    return check(what, right, f"{number} class folders in {root}" + ("" if right else f", not {classes}"), remedy)
 
 
-def check_weights(benchmark: Benchmark) -> Iterator[Check]:
+def check_files(benchmark: Benchmark) -> Iterator[Check]:
     """Files of others: autoencoder, feature extractor, reference statistics, released checkpoints."""
-    autoencoder, extractor = benchmark.autoencoder, benchmark.extractor
-    if autoencoder.weights is not None:
-        path = Path(autoencoder.weights)
-        found = [path] if path.is_file() else [p for pattern in ("*.ckpt", "*.safetensors") for p in path.glob(pattern)]
-        where = WHERE_FROM.get(autoencoder.kind, f"weights of an autoencoder of kind: {autoencoder.kind}")
-        yield foreign(benchmark, "autoencoder", path, where, found[0] if found else path)
-    if extractor.weights is not None:
-        path = Path(extractor.weights)
-        yield foreign(benchmark, "Inception", path, WHERE_FROM["inception"], published=PUBLISHED["inception"])
-    if benchmark.evaluation.reference is not None:
-        path = Path(benchmark.evaluation.reference)
-        where = WHERE_FROM["reference"].format(resolution=benchmark.data.resolution, name=path.name)
-        yield foreign(benchmark, "reference statistics", path, where)
-    if benchmark.weights == "released":
-        released = benchmark.released
-        where = f"huggingface.co/{released.repository} has it"
-        for size in benchmark.sizes:
-            path = Path(released.folder) / released.files[size]
-            yield foreign(benchmark, f"checkpoint {size}", path, where, published=released.sha256.get(size))
+    return (check_file(benchmark.name, file) for file in released_files(benchmark))
 
 
-def foreign(
-    benchmark: Benchmark, what: str, path: Path, where: str, file: Path | None = None, published: str | None = None
-) -> Check:
-    """A file of others: whether it is there, and is the published one, or the one that `emigm fetch` got."""
-    file = file or path
+def check_file(name: str, file: ReleasedFile) -> Check:
+    """Whether a file of others is there, and is the published one, or the one that `emigm fetch` got."""
+    path, here = file.path, file.path.is_file()
     if is_random(path):
-        remedy = f"`emigm fetch {benchmark.name}` makes it"
-        return Check(what, OK, f"{path}, random") if path.is_file() else Check(what, MISSING, f"no {path}", remedy)
-    if not file.is_file():
-        remedy = f"`emigm fetch {benchmark.name}` gets it, or put it at {path}; {where}"
-        return Check(what, MISSING, f"no {path}", remedy)
-    known = published or fetched().get(str(file), {}).get("sha256")
-    if known is not None and sha256(file) != known:
-        remedy = f"move it away, then `emigm fetch {benchmark.name}`; with another file, no number is the paper's"
-        return Check(what, MISSING, f"{file} has another SHA-256 than {known[:8]}...", remedy)
-    return Check(what, OK, str(file))
+        status = f"{path}, random" if here else f"no {path}"
+        return check(file.what, here, status, f"`emigm fetch {name}` makes it")
+    if not here:
+        remedy = f"put it at {path}"
+        if file.mirrors:
+            remedy = f"`emigm fetch {name}` gets it, or {remedy}; it lies at {' and '.join(map(str, file.mirrors))}"
+        return Check(file.what, MISSING, f"no {path}", remedy)
+    known = file.checksum
+    if known is not None and sha256(path) != known:
+        remedy = f"move it away, then `emigm fetch {name}`; with another file, no number is the paper's"
+        return Check(file.what, MISSING, f"{path} has another SHA-256 than {known[:8]}...", remedy)
+    return Check(file.what, OK, str(path))
 
 
 def find_device(benchmark: Benchmark) -> Device:
@@ -179,9 +135,9 @@ def find_device(benchmark: Benchmark) -> Device:
     import torch  # seconds to import
 
     if benchmark.run.device == "cpu" or not torch.cuda.is_available():
-        return cpu(cores(), CPU_RATES.get(benchmark.data.dataset, CPU_RATE))
+        return estimates.this_cpu(cores(), benchmark.data.dataset)
     facts = torch.cuda.get_device_properties(0)
-    return gpu(facts.name, processes(benchmark, torch.cuda.device_count()), facts.total_memory)
+    return estimates.gpu(facts.name, processes(benchmark, torch.cuda.device_count()), facts.total_memory)
 
 
 def processes(benchmark: Benchmark, gpus: int) -> int:
@@ -193,131 +149,93 @@ def processes(benchmark: Benchmark, gpus: int) -> int:
 
 
 def check_machine(benchmark: Benchmark, device: Device, parameters: dict[str, int], seconds: float) -> Iterator[Check]:
-    """Processors, their memory, and the launcher."""
+    """Processors, their memory, and the launcher. A CPU is enough where it takes days at most."""
     run = benchmark.run
-    if device.memory is None:
-        yield check_no_gpu(benchmark, device, seconds)
-    else:
-        yield Check("GPU", OK, f"{device.name}, {gigabytes(device.memory)} each, {device.count} in use")
-        for size in benchmark.sizes:
-            yield check_memory(benchmark, size, device, parameters[size])
     if run.launcher is not None:
         command = shlex.split(run.launcher)[0]
-        remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
         here = shutil.which(command) is not None
-        yield Check("launcher", OK, run.launcher) if here else Check("launcher", MISSING, f"no {command}", remedy)
-    if device.memory is not None:
+        remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
+        yield check("launcher", here, run.launcher if here else f"no {command}", remedy)
+    if device.memory is None and run.device == "cuda":
+        yield Check("GPU", MISSING, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
+    elif device.memory is None:
+        enough = seconds <= A_WEEK
+        remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
+        yield check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
+    else:
         import torch
 
-        if device.count > torch.cuda.device_count():
-            remedy = f"start at most {torch.cuda.device_count()} processes on this machine"
-            yield Check("GPUs for the processes", MISSING, str(torch.cuda.device_count()), remedy)
+        gpus = torch.cuda.device_count()
+        status = f"{device.name}, {gigabytes(device.memory)} each, {gpus} here, {device.count} in use"
+        yield check("GPU", device.count <= gpus, status, f"start at most {gpus} processes on this machine")
+        for size in benchmark.sizes:
+            needs = estimates.gpu_bytes(benchmark, size, parameters[size], device.count)
+            text = ", ".join(f"{what} {gigabytes(value)}" for what, value in needs.items())
+            remedy = "lower run.train_batch" if max(needs, key=needs.get) == "training" else "lower run.sample_batch"
+            yield check(f"memory for {size}", max(needs.values()) < device.memory, f"about {text}", remedy)
         if any(benchmark.train_config(s).precision == "bf16" for s in benchmark.sizes):
             able = torch.cuda.is_bf16_supported(including_emulation=False)
             remedy = "this GPU has no bfloat16; set benchmark.train.precision=float16"
-            yield Check("bfloat16", OK, "supported") if able else Check("bfloat16", MISSING, "not supported", remedy)
+            yield check("bfloat16", able, "supported" if able else "not supported", remedy)
 
 
-def check_no_gpu(benchmark: Benchmark, device: Device, seconds: float) -> Check:
-    """A CPU is enough where it takes days at most."""
-    if benchmark.run.device == "cuda":
-        return Check("GPU", MISSING, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
-    if seconds > A_WEEK:
-        remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
-        return Check("GPU", MISSING, f"none; {device.name}", remedy)
-    return Check("GPU", OK, f"none needed; {device.name}")
-
-
-def check_memory(benchmark: Benchmark, size: str, device: Device, parameters: int) -> Check:
-    """Whether one process's share fits its GPU."""
-    run, train = benchmark.run, benchmark.train_config(size)
-    sampling = sampling_bytes(benchmark, size, parameters)
-    needs, remedy = {"sampling": sampling}, "lower run.sample_batch or run.encode_batch"
-    if benchmark.weights == "trained":
-        share = min(-(-train.batch // device.count), train.mask_group)
-        batch = min(run.train_batch or share, share)
-        needs["training"] = training_bytes(benchmark.model_config(size), train, parameters, batch)
-        if needs["training"] > sampling:
-            remedy = f"lower run.train_batch (now {batch})"
-    text = ", ".join(f"{what} {gigabytes(value)}" for what, value in needs.items())
-    fits = max(needs.values()) < device.memory
-    return Check(f"memory for {size}", OK if fits else MISSING, f"about {text}", "" if fits else remedy)
-
-
-def check_disk(estimated: list[Cost]) -> Check:
+def check_disk(costs: list[Cost]) -> Check:
     """Free space against what the stages leave, and DVC's cache of it."""
-    needed = sum(c.disk for c in estimated) * (1 if cache_links() else 2)
-    free = shutil.disk_usage(".").free
-    text = f"{gigabytes(free)} free, about {gigabytes(needed)} needed" + (
-        "" if cache_links() else " (DVC keeps a copy)"
-    )
-    if needed < free:
-        return Check("disk", OK, text)
+    config = configparser.ConfigParser()
+    config.read([".dvc/config", ".dvc/config.local"])
+    linked = "link" in config.get("cache", "type", fallback="").replace("reflink", "")
+    needed, free = sum(c.disk for c in costs) * (1 if linked else 2), shutil.disk_usage(".").free
+    text = f"{gigabytes(free)} free, about {gigabytes(needed)} needed" + ("" if linked else " (DVC keeps a copy)")
     remedy = "make room, or keep DVC's cache elsewhere (dvc cache dir <folder>) or without copies "
-    return Check("disk", MISSING, text, remedy + "(dvc config cache.type hardlink)")
+    return check("disk", needed < free, text, remedy + "(dvc config cache.type hardlink)")
 
 
-def cache_links() -> bool:
-    """Whether DVC is told to link its cache rather than copy."""
-    parser = configparser.ConfigParser()
-    parser.read([".dvc/config", ".dvc/config.local"])
-    return "link" in parser.get("cache", "type", fallback="").replace("reflink", "")
-
-
-def check_software(benchmark: Benchmark) -> Iterator[Check]:
+def check_software() -> Iterator[Check]:
     """Python, and the packages that records name."""
-    version = ".".join(map(str, sys.version_info[:3]))
     right = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    remedy = "" if right else "3.11 to 3.13 is needed; make reproduce PYTHON=python3.12"
-    yield Check("Python", OK if right else MISSING, version, remedy)
-    found, absent = [], []
-    for name in REPORTED_VERSIONS:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            absent.append(name)
-    yield Check("packages", OK, ", ".join(found))
+    remedy = "3.11 to 3.13 is needed; make reproduce PYTHON=python3.12"
+    yield check("Python", right, ".".join(map(str, sys.version_info[:3])), remedy)
+    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    absent = [name for name in REPORTED_VERSIONS if name not in installed]
+    yield Check("packages", OK, ", ".join(f"{n} {installed[n]}" for n in REPORTED_VERSIONS if n in installed))
     if absent:
         yield Check("packages", MISSING, f"no {', '.join(absent)}", "install the environment: make test, or README.md")
 
 
-def cost_table(benchmark: Benchmark, device: Device, estimated: list[Cost], parameters: dict[str, int]) -> str:
+def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], parameters: dict[str, int]) -> str:
     """Time and disk of every stage on this machine, and on a reference GPU where a CPU would take hours."""
-    columns = [(f"{device.count} x {device.name}" if device.memory else device.name, device, estimated)]
-    if device.memory is None and total(estimated) > 3600:
-        reference = gpu(REFERENCE_GPU, 1, None)
-        columns.append((f"1 x {REFERENCE_GPU}", reference, list(costs(benchmark, reference, parameters))))
+    columns = {f"{device.count} x {device.name}" if device.memory else device.name: (device, costs)}
+    if device.memory is None and sum(c.seconds for c in costs) > 3600:
+        reference = estimates.gpu(estimates.REFERENCE_GPU, 1, None)
+        columns[f"1 x {reference.name}"] = reference, list(estimates.costs(benchmark, reference, parameters))
     rows = [
-        (cost.stage, *(duration(there[i].seconds) for _, _, there in columns), gigabytes(cost.disk))
-        for i, cost in enumerate(estimated)
+        (row[0].stage, *(duration(cost.seconds) for cost in row), gigabytes(row[0].disk))
+        for row in zip(*(with_total(column) for _, column in columns.values()), strict=True)
     ]
-    rows.append(
-        ("all", *(duration(total(there)) for _, _, there in columns), gigabytes(sum(c.disk for c in estimated)))
+    headers = ("stage", *(f"on {name}" for name in columns), "disk")
+    rates = "; ".join(
+        f"{name}: {d.float32 / 1e12:.3g} in float32, {d.bf16 / 1e12:.3g} in bf16, {d.rates}"
+        for name, (d, _) in columns.items()
     )
-    headers = ("stage", *(f"on {name}" for name, _, _ in columns), "disk")
-    unknown = device.memory is not None and listed(device.name) is None
-    assumed = "; ".join(f"{d.float32 / 1e12:.3g} in float32, {d.bf16 / 1e12:.3g} in bf16" for _, d, _ in columns)
-    note = (
-        "Estimates, not measurements: counted FLOPs over an assumed throughput of each unit "
-        f"({assumed} TFLOP/s{f'; unknown GPU, taken for an {REFERENCE_GPU}' if unknown else ''}), start-up left out. "
-        f"Disk: what stages leave, without DVC's cache. {images(benchmark)[0]:,} training images; a view's latents are "
-        f"{latent_bytes(benchmark):,} bytes."
+    return (
+        f"{tabulate(rows, headers, 'simple', disable_numparse=True)}\n"
+        f"Estimates, not measurements: counted FLOPs over the throughput of each unit (TFLOP/s; {rates}), start-up "
+        f"left out. Disk: what stages leave, without DVC's cache. {estimates.images(benchmark)[0]:,} training images; "
+        f"a view's latents are {estimates.latent_bytes(benchmark):,} bytes."
     )
-    return f"{tabulate(rows, headers, 'simple', disable_numparse=True)}\n{note}"
 
 
-def total(estimated: list[Cost]) -> float:
-    """Seconds of all stages."""
-    return sum(c.seconds for c in estimated)
+def with_total(costs: list[Cost]) -> list[Cost]:
+    return [*costs, Cost("all", sum(c.seconds for c in costs), sum(c.disk for c in costs))]
 
 
 def duration(seconds: float) -> str:
     """Such as "45 s", "12 min", "3.4 h" or "12 days"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     days, hours = seconds / 86400, seconds / 3600
     value, unit = (days, "days") if days >= 2 else (hours, "h") if hours >= 1 else (seconds / 60, "min")
-    if seconds < 60:
-        value, unit = seconds, "s"
-    return f"{value:.1f} {unit}" if value < 10 and unit != "s" else f"{value:,.0f} {unit}"
+    return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
 
 
 def gigabytes(n: float) -> str:

