@@ -4,106 +4,113 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import StrictBool
+
+from emigm.config import schema
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import Checked, Part, known, parse, read_yaml, show, suggest
-from emigm.config.schema import (
-    AutoencoderConfig,
-    CompareConfig,
-    DataConfig,
-    EvalConfig,
-    ExtractorConfig,
-    GateConfig,
-    ModelConfig,
-    Name,
-    ReleasedConfig,
-    RunConfig,
-    SampleConfig,
-    Text,
-    TrainConfig,
-    distinct,
-)
+from emigm.config.parsing import config, known, parse, part_of, read_yaml, show, suggest
+from emigm.config.schema import ModelConfig, Name, RunConfig, SampleConfig, Text, TrainConfig, distinct
 
 RANDOM = Path("random")
 """Folder of random files in place of released ones, for dry runs (`emigm.tools.random_files`)."""
-ModelPart = Annotated[dict[str, Any], Part(ModelConfig)]
-TrainPart = Annotated[dict[str, Any], Part(TrainConfig)]
-SamplePart = Annotated[dict[str, Any], Part(SampleConfig)]
+ModelPart, TrainPart, SamplePart = part_of(ModelConfig), part_of(TrainConfig), part_of(SampleConfig)
 
 
-@dataclass(frozen=True)
-class SizeConfig(Checked):
-    """One rung of the ladder: what differs from the benchmark's `model` and `train`."""
+@config
+class SizeConfig:
+    """One model of the ladder: what differs from the benchmark's `model` and `train`."""
 
     model: ModelPart = field(default_factory=dict)
     train: TrainPart = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class BudgetConfig(Checked):
-    """One NFE budget; `overrides` holds what differs for a size."""
+@config
+class BudgetConfig:
+    """One sampling configuration; `overrides` holds what differs for a model."""
 
     settings: SamplePart
     overrides: dict[Name, SamplePart] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Benchmark(Checked):
+@config
+class Benchmark:
     """Everything a benchmark runs; see `benchmarks/*/benchmark.yaml`."""
 
     name: Name
     title: Text
-    images_of: Name
-    """The benchmark whose images and extractor are used; its own name where it makes them."""
+    images_of: Name  #: The benchmark whose images and extractor are used; its own name where it makes them
     sizes: Annotated[tuple[Name, ...], distinct]
     budgets: Annotated[tuple[Name, ...], distinct]
-    data: DataConfig
-    autoencoder: AutoencoderConfig
-    extractor: ExtractorConfig
-    evaluation: EvalConfig
-    gate: GateConfig
-    model: ModelPart
-    """Common to all sizes, as `train` is."""
+    data: schema.DataConfig
+    autoencoder: schema.AutoencoderConfig
+    extractor: schema.ExtractorConfig
+    evaluation: schema.EvalConfig
+    gate: schema.GateConfig
+    model: ModelPart  #: Common to all sizes, as `train` is
     train: TrainPart
     ladder: dict[Name, SizeConfig]
     sampling: dict[Name, BudgetConfig]
     weights: Literal["trained", "released"] = "trained"
     """released: the train stage fetches and imports the authors' checkpoints; all after it is the same."""
-    released: ReleasedConfig | None = None
+    released: schema.ReleasedConfig | None = None
     run: RunConfig = field(default_factory=RunConfig)
-    compare: CompareConfig | None = None
-    """None: the paper reports nothing to compare with."""
-    dry_run: bool = False
-    """True: the numbers only show that the machinery runs; every table and figure says so."""
+    compare: schema.CompareConfig | None = None  #: None: the paper reports nothing to compare with
+    dry_run: StrictBool = False  #: True: the numbers only show that the machinery runs; every table and figure says so
 
-    def check(self) -> None:
-        self._check_names("sizes", self.sizes, "ladder", self.ladder)
-        self._check_names("budgets", self.budgets, "sampling", self.sampling)
+    def __post_init__(self):
+        _check_names("sizes", self.sizes, "ladder", self.ladder)
+        _check_names("budgets", self.budgets, "sampling", self.sampling)
         if self.evaluation.snapshots is not None:
-            wanted = [self.evaluation.snapshots.budget]
-            self._check_names("evaluation.snapshots.budget", wanted, "sampling", self.sampling)
-        for budget, cfg in self.sampling.items():
-            self._check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
+            _check_names("evaluation.snapshots.budget", [self.evaluation.snapshots.budget], "sampling", self.sampling)
         runs = [f"{size}-{budget}" for size in self.sizes for budget in self.budgets]
         if doubled := next((run for run in runs if runs.count(run) > 1), None):
             raise ConfigError(f"sizes and budgets name two runs {doubled}, whose files would be one; rename one")
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
             self.train_config(size)
-            self._check_codes(size)
+            own, codebook = self.model_config(size).codebook, self.autoencoder.codebook
+            if own != codebook:
+                raise ConfigError(f"ladder.{size}: model.codebook = {own}, but autoencoder.codebook = {codebook}")
         for budget, cfg in self.sampling.items():
-            for size in {*cfg.overrides, next((s for s in self.ladder if s not in cfg.overrides), None)} - {None}:
+            _check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
+            for size in [*cfg.overrides, *(s for s in self.ladder if s not in cfg.overrides)][: len(cfg.overrides) + 1]:
                 self.sample_config(size, budget)
         for size in self.sizes:
-            self._check_gate(size)
-            self._check_sampling(size)
+            self._check_size(size)
+        for key, path in self.random_files.items():
+            if not self.dry_run:
+                raise ConfigError(f"{key} = {path}: only a dry run takes random files; name the real one")
+
+    def _check_size(self, size: str) -> None:
+        """Gate, samplers and released files must suit the model."""
+        model, train, visible = self.model_config(size), self.train_config(size), self.gate.visible
+        limit = f"there are {model.tokens} (by model.grid and model.patch)"
+        if len(visible) < 2 or max(visible) >= model.tokens:
+            wanted = f"two numbers of visible tokens at least, from 0 to {model.tokens - 1}"
+            raise ConfigError(f"gate.visible = {show(list(visible))}: give {wanted}; {limit} of size {size}")
+        for budget in self.budgets:
+            cfg, where = self.sample_config(size, budget), f"sampling.{budget} of size {size}"
+            if (cfg.solver == "categorical") != (model.conditional == "categorical"):
+                raise ConfigError(
+                    f"{where}: solver: {cfg.solver} cannot draw tokens of conditional: {model.conditional}"
+                )
+            if cfg.steps > model.tokens:
+                raise ConfigError(
+                    f"{where}: steps = {cfg.steps}, but every step reveals a token, and {limit}; lower it"
+                )
+            if cfg.cfg_scale != 1 and self.weights == "trained" and train.label_dropout == 0:
+                lacks = "with train.label_dropout = 0 the model learns no null class"
+                raise ConfigError(f"{where}: cfg_scale = {cfg.cfg_scale}, but {lacks}; set cfg_scale: 1")
         if self.weights == "released":
-            self._check_released()
-        if self.random_files and not self.dry_run:
-            key, path = next(iter(self.random_files.items()))
-            raise ConfigError(f"{key} = {path}: only a dry run takes random files; name the real one")
+            if self.released is None:
+                raise ConfigError("released is missing; weights: released needs to know where they are")
+            _check_names("sizes", [size], "released.files", self.released.files)
+            if len(train.seeds) > 1:
+                seeds = show(list(train.seeds))
+                raise ConfigError(f"train.seeds = {seeds}, but weights: released are one model; give one seed")
 
     @property
     def random_files(self) -> dict[str, Path]:
@@ -116,58 +123,6 @@ class Benchmark(Checked):
             "extractor.weights": self.extractor.weights,
         }
         return {key: Path(path) for key, path in named.items() if is_random(path)}
-
-    def _check_names(self, where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
-        for name in names:
-            if name not in allowed:
-                raise ConfigError(f"{where}: {name} is not in {section}{suggest(name, allowed)}")
-
-    def _check_released(self) -> None:
-        if self.released is None:
-            raise ConfigError("released is missing; weights: released needs to know where they are")
-        for size in self.sizes:
-            self._check_names("sizes", [size], "released.files", self.released.files)
-            if len(seeds := self.train_config(size).seeds) > 1:
-                raise ConfigError(
-                    f"train.seeds = {show(list(seeds))}, but weights: released are one model; give one seed"
-                )
-
-    def _check_codes(self, size: str) -> None:
-        codebook = self.model_config(size).codebook
-        if codebook != self.autoencoder.codebook:
-            raise ConfigError(
-                f"ladder.{size}: model.codebook = {codebook}, but autoencoder.codebook = {self.autoencoder.codebook}; "
-                "a model predicts the autoencoder's codes"
-            )
-
-    def _check_gate(self, size: str) -> None:
-        """The token that the gate predicts must not be among the visible ones, and two counts must differ."""
-        visible, tokens = self.gate.visible, self.model_config(size).tokens
-        if len(visible) < 2 or max(visible) >= tokens:
-            raise ConfigError(
-                f"gate.visible = {show(list(visible))}: give two numbers of visible tokens at least, from 0 to "
-                f"{tokens - 1} (by model.grid and model.patch, size {size} has {tokens} tokens)"
-            )
-
-    def _check_sampling(self, size: str) -> None:
-        """The samplers must be able to draw the tokens of the model."""
-        model, train = self.model_config(size), self.train_config(size)
-        for budget in self.budgets:
-            cfg, where = self.sample_config(size, budget), f"sampling.{budget} of size {size}"
-            if (cfg.solver == "categorical") != (model.conditional == "categorical"):
-                raise ConfigError(
-                    f"{where}: solver: {cfg.solver} cannot draw tokens of a model with conditional: {model.conditional}"
-                )
-            if cfg.steps > model.tokens:
-                raise ConfigError(
-                    f"{where}: steps = {cfg.steps}, but every step reveals a token, and there are {model.tokens} (by "
-                    "model.grid and model.patch); lower it"
-                )
-            if cfg.cfg_scale != 1 and self.weights == "trained" and train.label_dropout == 0:
-                raise ConfigError(
-                    f"{where}: cfg_scale = {cfg.cfg_scale}, but with train.label_dropout = 0 the model never learns to "
-                    "do without a class; set cfg_scale: 1"
-                )
 
     def model_config(self, size: str) -> ModelConfig:
         """Architecture of `size`; raises ConfigError for an unknown size."""
@@ -188,6 +143,12 @@ class Benchmark(Checked):
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
 
+def _check_names(where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{where}: {name} is not in {section}{suggest(name, allowed)}")
+
+
 def is_random(path: str | Path | None) -> bool:
     """Whether this is the path of a random file, however it is written, and whether links lead there."""
     if path is None:
@@ -204,45 +165,37 @@ def parse_benchmark(tree: Any) -> Benchmark:
     """
     benchmark = parse(Benchmark, tree, "benchmark")
     data, evaluation, compare = benchmark.data, benchmark.evaluation, benchmark.compare
-    images = data.images
+    images, source = data.images, f"data.dataset: {data.dataset}"
     takes = "inception" if data.dataset == "imagenet" else "cnn" if images.channels == 1 else None  # None: both
     if takes not in (None, benchmark.extractor.kind):
         why = "grey images" if takes == "cnn" else "photos that are not held in memory (set dataset: folder)"
         raise ConfigError(
-            f"benchmark.extractor.kind: {benchmark.extractor.kind} does not take the {why} of data.dataset: "
-            f"{data.dataset}; set extractor.kind: {takes}"
+            f"benchmark.extractor.kind: {benchmark.extractor.kind} does not take the {why} of {source}; set "
+            f"extractor.kind: {takes}"
         )
+    generated = f"benchmark.evaluation.images = {evaluation.images}"
     if evaluation.images < evaluation.kid_subset:
         raise ConfigError(
-            f"benchmark.evaluation.images = {evaluation.images} is less than kid_subset = {evaluation.kid_subset}; "
-            "generate more, or lower that"
+            f"{generated} is less than kid_subset = {evaluation.kid_subset}; generate more, or lower that"
         )
     if evaluation.images < images.classes and not benchmark.dry_run:
-        raise ConfigError(
-            f"benchmark.evaluation.images = {evaluation.images} is less than one of each of the {images.classes} "
-            "classes (data.classes); generate more, or set dry_run: true"
-        )
+        least = f"one of each of the {images.classes} classes (data.classes)"
+        raise ConfigError(f"{generated} is less than {least}; generate more, or set dry_run: true")
     if benchmark.weights == "released" and evaluation.reference is None:
         raise ConfigError("benchmark.evaluation.reference is missing, and weights: released come without real images")
     if compare is not None and compare.resolution != images.side:
-        raise ConfigError(
-            f"benchmark.compare.resolution = {compare.resolution}, but the images (data.dataset, data.resolution) have "
-            f"sides of {images.side}; set both alike"
-        )
+        sides = f"the images (data.dataset, data.resolution) have sides of {images.side}"
+        raise ConfigError(f"benchmark.compare.resolution = {compare.resolution}, but {sides}; set both alike")
     latents = benchmark.autoencoder.latents(images)
     for size in benchmark.ladder:
         model, where = benchmark.model_config(size), f"benchmark.ladder.{size}: model"
         if model.classes != images.classes:
-            raise ConfigError(
-                f"{where}.classes = {model.classes}, but there are {images.classes} (data.dataset: {data.dataset}, "
-                "data.classes); set both alike"
-            )
+            there = f"there are {images.classes} ({source}, data.classes)"
+            raise ConfigError(f"{where}.classes = {model.classes}, but {there}; set both alike")
         if latents is not None and latents != (model.channels, model.grid):
-            raise ConfigError(
-                f"{where}.channels = {model.channels}, grid = {model.grid}, but the latents (data.dataset, "
-                f"data.resolution, autoencoder.kind) have {latents[0]} channels and sides of {latents[1]}; set both "
-                "alike"
-            )
+            ours = f"{where}.channels = {model.channels}, grid = {model.grid}"
+            theirs = f"the latents ({source}, data.resolution, autoencoder.kind) have {latents[0]} channels"
+            raise ConfigError(f"{ours}, but {theirs} and sides of {latents[1]}; set both alike")
     return benchmark
 
 

@@ -2,19 +2,18 @@
 
 `benchmarks/<name>/benchmark.yaml` is written by people and may say `extends: <other>`. `emigm compose` writes from it
 the composed `params.yaml` (of the default benchmark at the repository's root, of every other in its own folder) and
-makes that folder's dvc.yaml a link to the root's. Both are committed, and a test compares them. No torch here.
+that folder's copy of the root's dvc.yaml. Both are committed, and a test compares them. No torch here.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from emigm.config.benchmark import Benchmark, load_benchmark, parse_params
+from emigm.config.benchmark import Benchmark, parse_params
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known, parse_yaml, read_yaml
 from emigm.io import write_atomically
@@ -44,11 +43,7 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         ConfigError: no such benchmark, its sources extend each other in a circle, or it names no notebooks.
     """
     known("benchmark", name, sources(root))
-    tree: dict[str, Any] = {}
-    for source in reversed(_lineage(name, root)):
-        tree = _merge(tree, {k: v for k, v in read_yaml(root / FOLDER / source / SOURCE).items() if k != "extends"})
-    file = params_file(name)
-    up = [".."] * (len(file.parts) - 1)
+    tree, file = _source(name, root), params_file(name)
     images_of = tree.setdefault("images_of", name)
     along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
     notebooks, sizes = tree.pop("notebooks", None), tree.get("sizes", [])
@@ -56,7 +51,7 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         source = FOLDER / name / SOURCE
         raise ConfigError(f"{source}: notebooks names none; its page shows at least one, such as [scores]")
     return {
-        "root": str(PurePosixPath(*up)) if up else ".",
+        "root": "/".join([".."] * (len(file.parts) - 1)) or ".",
         "params": file.as_posix(),
         "makes": [name] if images_of == name else [],
         "snapshots": sizes if along_training else [],
@@ -66,16 +61,17 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     }
 
 
-def _lineage(name: str, root: Path) -> list[str]:
-    """The benchmark, what it extends, what that extends, ..."""
-    names = [name]
-    while (parent := read_yaml(root / FOLDER / names[-1] / SOURCE).get("extends")) is not None:
-        where = f"{FOLDER / names[-1] / SOURCE}: extends"
-        known(where, parent, sources(root))
-        if parent in names:
-            raise ConfigError(f"{where}: {parent} extends it in turn; remove one of them")
-        names.append(parent)
-    return names
+def _source(name: str, root: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the benchmark's source says, merged onto what it extends; `heirs` extend it."""
+    path = FOLDER / name / SOURCE
+    tree = read_yaml(root / path)
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    known(f"{path}: extends", parent, sources(root))
+    if parent in (name, *heirs):
+        raise ConfigError(f"{path}: extends: {parent} extends it in turn; remove one of them")
+    return _merge(_source(parent, root, (name, *heirs)), tree)
 
 
 def _merge(below: Any, above: Any) -> Any:
@@ -93,26 +89,31 @@ def composed_text(name: str, root: Path = Path()) -> str:
 
 
 def write_composed(root: Path = Path()) -> list[Path]:
-    """Write every benchmark's composed file and the link to the pipeline; returns the files that changed.
+    """Write every benchmark's composed file and its copy of the root's dvc.yaml; returns the files that changed.
 
-    Where links cannot be made, a copy of the pipeline is written instead.
+    Raises:
+        ConfigError: there are no benchmarks here, or one of them is not valid.
     """
-    changed = []
-    pipeline = root / "dvc.yaml"
+    pipeline, changed = (_checkout(root) / "dvc.yaml").read_bytes(), []
     for name in sources(root):
-        path, text = root / params_file(name), composed_text(name, root)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))
-            changed.append(path)
-        link = path.with_name("dvc.yaml")
-        if link != pipeline and not (link.is_file() and link.read_bytes() == pipeline.read_bytes()):
-            link.unlink(missing_ok=True)
-            try:
-                link.symlink_to(os.path.relpath(pipeline, link.parent))
-            except OSError:
-                link.write_bytes(pipeline.read_bytes())
-            changed.append(link)
+        params = root / params_file(name)
+        for path, content in ((params, composed_text(name, root).encode()), (params.with_name("dvc.yaml"), pipeline)):
+            if not path.is_file() or path.read_bytes() != content:
+                write_atomically(path, lambda p, content=content: p.write_bytes(content))
+                changed.append(path)
     return changed
+
+
+def find_root(start: Path) -> Path | None:
+    """The checkout of a folder: the nearest at or above it with dvc.yaml and benchmarks/; None: there is none."""
+    folders = (start, *start.parents)
+    return next((f for f in folders if (f / "dvc.yaml").is_file() and (f / FOLDER).is_dir()), None)
+
+
+def _checkout(root: Path) -> Path:
+    if not sources(root):
+        raise ConfigError(f"{root / FOLDER}: no benchmarks; run from the repository's root or below")
+    return root
 
 
 def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Path = Path()) -> Benchmark:
@@ -127,12 +128,8 @@ def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Pat
     Raises:
         ConfigError: the benchmark is unknown, or an override or a value in it is wrong.
     """
-    name = DEFAULT if name is None else name
-    if not (root / FOLDER).is_dir():
-        raise ConfigError(f"{root / FOLDER}: no such folder; run from the repository's root")
-    known("benchmark", name, sources(root))
-    if not overrides:
-        return load_benchmark(root / params_file(name))
+    name = name or DEFAULT
+    known("benchmark", name, sources(_checkout(root)))
     tree = read_yaml(root / params_file(name))
     for override in overrides:
         key, separator, value = override.partition("=")

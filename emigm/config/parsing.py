@@ -1,101 +1,95 @@
-"""Strict building of configuration dataclasses from plain trees, and of trees from YAML. No torch in this module."""
+"""Strict configuration: validated dataclasses, the messages of their mistakes, and the reading of YAML. No torch here.
+
+`config` makes a pydantic dataclass, `parse` builds one from a plain tree. However one is made, a mistake is a
+ConfigError of one line that names the key, its value and the remedy (`explain`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import reprlib
-import types
-import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial, reduce, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, dataclass_transform, get_type_hints
 
+import pydantic
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ArgsKwargs, PydanticCustomError
 from ruamel.yaml import YAML
+from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
 from emigm.config.errors import ConfigError
 
 
-class Checked:
-    """Base of configuration dataclasses: every field is converted to its type and held against its rules however the
-    object is made, then `check` holds the fields against each other."""
+@dataclass_transform(frozen_default=True)
+def config(cls: type | None = None, *, kw_only: bool = False) -> Any:
+    """Decorator: a frozen pydantic dataclass that refuses unknown keys, and whose mistakes are ConfigErrors.
 
-    def __post_init__(self):
-        for name, hint in _hints(type(self)).items():
-            object.__setattr__(self, name, _convert(hint, getattr(self, name), name))
-        self.check()
+    In `__post_init__` the class holds its fields against each other: a ConfigError raised there begins with a field's
+    name. Numbers, texts and truth values are strict where their annotations say so.
+    """
+    if cls is None:
+        return partial(config, kw_only=kw_only)
+    cls.refuse_unknown_keys = model_validator(mode="before")(classmethod(_refuse_unknown_keys))
+    cls = pydantic.dataclasses.dataclass(frozen=True, kw_only=kw_only, config=ConfigDict(extra="forbid"))(cls)
+    build = cls.__init__
 
-    def check(self) -> None:
-        """Raise ConfigError, its message beginning with a field's name, where fields do not go together."""
+    @wraps(build)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            build(self, *args, **kwargs)
+        except ValidationError as e:
+            raise ConfigError(explain(e)) from None
+
+    cls.__init__ = __init__
+    return cls
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a field's value must fulfil; used as `Annotated[int, Rule(...)]`."""
+def part_of(cls: type) -> Any:
+    """Type of a mapping that holds some fields of the dataclass `cls`, each of which must be right by itself."""
+    fields = TypedDict(f"{cls.__name__}Part", get_type_hints(cls, include_extras=True), total=False)
+    return Annotated[fields, BeforeValidator(partial(_refuse_unknown_keys, cls))]
 
-    holds: Callable[[Any], bool]
-    text: str
-    """What a value must do, for the message: "lie in [0, 1)"."""
 
-    def __call__(self, value: Any, where: str) -> Any:
-        if not self.holds(value):
-            raise ConfigError(f"{where} = {show(value)}: must {self.text}")
+def _refuse_unknown_keys(cls: type, values: Any) -> Any:
+    allowed = [f.name for f in dataclasses.fields(cls)]
+    keys = values.kwargs or {} if isinstance(values, ArgsKwargs) else values
+    for key in keys if isinstance(keys, dict) else ():
+        if key not in allowed:
+            raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "allowed": allowed})
+    return values
+
+
+def rule(holds: Callable[[Any], bool], text: str) -> AfterValidator:
+    """What a value must fulfil beside its type, and in words after "must": "be one line of text"."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"must {text}")
         return value
 
-
-def within(interval: str) -> Rule:
-    """Rule of a number, or of all numbers of a tuple: an interval such as "(0, 1]"."""
-    low, high = map(float, interval[1:-1].split(","))
-
-    def holds(value: float) -> bool:
-        above = value >= low if interval[0] == "[" else value > low
-        return above and (value <= high if interval[-1] == "]" else value < high)
-
-    return Rule(holds, f"lie in {interval}")
+    return AfterValidator(check)
 
 
-def matching(pattern: str, text: str) -> Rule:
+def matching(pattern: str, text: str) -> AfterValidator:
     """Rule of a text: the whole of it matches the regular expression."""
-    return Rule(lambda value: re.fullmatch(pattern, value, re.ASCII) is not None, text)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rule of a mapping: some fields of `cls`, each of which must be right by itself."""
-
-    cls: type
-
-    def __call__(self, value: dict[str, Any], where: str) -> dict[str, Any]:
-        return parse_part(self.cls, value, where)
+    return rule(lambda value: re.fullmatch(pattern, value, re.ASCII) is not None, text)
 
 
 def parse(cls: type, tree: Any, where: str) -> Any:
     """Build the dataclass `cls` from the mapping `tree`, strictly; `where` names the key in messages."""
-    values = parse_part(cls, tree, where)
-    for f in dataclasses.fields(cls):
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
-            raise ConfigError(f"{where}.{f.name} is missing")
     try:
-        return cls(**values)
-    except ConfigError as e:
-        if not issubclass(cls, Checked):
-            raise
-        raise ConfigError(f"{where}.{e}") from None
+        return _adapter(cls).validate_python(tree)
+    except ValidationError as e:
+        raise ConfigError(explain(e, where)) from None
 
 
-def parse_part(cls: type, tree: Any, where: str) -> dict[str, Any]:
-    """The fields of `cls` that the mapping `tree` has, each converted and held against its own rules."""
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected a mapping, found {show(tree)}")
-    hints = _hints(cls)
-    for key in tree:
-        if key not in hints:
-            raise ConfigError(f"unknown key {_below(where, key)}{suggest(str(key), hints)}")
-    return {key: _convert(hints[key], value, f"{where}.{key}") for key, value in tree.items()}
+@cache
+def _adapter(cls: type) -> TypeAdapter:
+    return TypeAdapter(cls)
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:
@@ -104,62 +98,42 @@ def as_dict(cfg: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+EXPECTED = {"int_type": "int", "float_type": "float", "string_type": "str", "bool_type": "bool", "tuple_type": "a list"}
+EXPECTED |= {"dict_type": "a mapping", "dataclass_type": "a mapping"}
+MUST_BE = {"greater_than": "above {gt}", "greater_than_equal": "at least {ge}", "finite_number": "a finite number"}
+MUST_BE |= {"less_than": "below {lt}", "less_than_equal": "at most {le}"}
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = _convert(args[0], value, where)
-        for rule in args[1:]:
-            value = rule(value, where)
-        return value
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else parse(hint, value, where)
-    if origin is Literal:
-        if not any(type(value) is type(a) and value == a for a in args):
-            raise ConfigError(f"{where} = {show(value)}{suggest(str(value), args)}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, found {show(value)}")
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, found {show(value)}")
-        return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping, found {show(value)}")
-        return {
-            _convert(args[0], k, f"a key of {where}"): _convert(args[1], v, _below(where, k)) for k, v in value.items()
-        }
-    return value if hint is Any else _convert_plain(hint, value, where)
+def explain(error: ValidationError, where: str = "") -> str:
+    """The first mistake in one line: the dotted key below `where`, its value, what is allowed, and how it is mended."""
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] == "missing")  # a key of a wrong type first
+    kind, value, facts, path = first["type"], first["input"], first.get("ctx", {}), first["loc"]
+    key = reduce(_below, path, where)
+    if path[-1:] == ("[key]",):
+        key = f"a key of {reduce(_below, path[:-2], where)}"
+    if kind == "unknown_key":
+        return f"unknown key {_below(key, facts['key'])}{suggest(facts['key'], facts['allowed'])}"
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "value_error" and isinstance(facts["error"], ConfigError):  # of fields that do not go together
+        message = str(facts["error"])
+        return message if not key or message.startswith(f"{where}:") else f"{key}.{message}"
+    if kind == "literal_error":
+        return f"{key} = {show(value)}{suggest(value, re.findall(r'[^ ,]+', facts['expected'].replace(' or ', ' ')))}"
+    if kind in EXPECTED:
+        return f"{key}: expected {EXPECTED[kind]}, found {show(value)}{_remedy(kind, value)}"
+    if kind in MUST_BE:
+        return f"{key} = {show(value)}: must be {MUST_BE[kind].format(**facts)}"
+    return f"{key} = {show(value)}: {facts.get('error', first['msg'])}"
 
 
-def _convert_plain(hint: type, value: Any, where: str) -> Any:
-    """A text, a number or a truth value."""
-    if hint is float and type(value) is int and abs(value) < 2**1000:
-        value = float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where}: expected {hint.__name__}, found {show(value)}{_remedy(hint, value)}")
-    if hint is float and not math.isfinite(value):
-        raise ConfigError(f"{where} = {value}: must be a finite number")
-    return value
-
-
-def _remedy(hint: type, value: Any) -> str:
+def _remedy(kind: str, value: Any) -> str:
     """How a value that YAML reads as another type is written."""
-    if hint is str and isinstance(value, (int, float)):
+    if kind == "string_type" and isinstance(value, (int, float)):
         return "; write it in quotes"
-    if hint is int and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"; write {int(value)}"
-    if hint in (int, float) and isinstance(value, str) and re.fullmatch(r"[-+.\deE]{1,30}", value):
+    if kind in ("int_type", "float_type") and isinstance(value, str) and re.fullmatch(r"[-+.\deE]{1,30}", value):
         return "; write a number, without quotes"
     return ""
 
@@ -177,17 +151,20 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxtuple, _SHORT.maxl
 
 
 def _below(where: str, key: Any) -> str:
-    return f"{where}.{key if isinstance(key, str) and key.isprintable() and len(key) <= 80 else show(key)}"
+    if type(key) is int:
+        return f"{where}[{key}]"
+    name = key if isinstance(key, str) and key.isprintable() and len(key) <= 80 else show(key)
+    return f"{where}.{name}" if where else name
 
 
-def suggest(name: str, allowed: Iterable[Any]) -> str:
+def suggest(name: Any, allowed: Iterable[Any]) -> str:
     """The nearest of the allowed names, and all of them, for the end of a message."""
-    allowed = [str(a) for a in allowed]
-    close = difflib.get_close_matches(str(name)[:80], allowed, 1)
+    allowed = [str(a).strip("'") for a in allowed]
+    close = difflib.get_close_matches((name if isinstance(name, str) else show(name))[:80], allowed, 1)
     return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {', '.join(allowed)})"
 
 
-def known(what: str, name: str, allowed) -> None:
+def known(what: str, name: str, allowed: Iterable[str]) -> None:
     """Raise ConfigError, with the nearest match, unless `name` is one of `allowed`."""
     if name not in allowed:
         raise ConfigError(f"unknown {what} {show(name)}{suggest(name, allowed)}")

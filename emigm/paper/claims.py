@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import datetime
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import known, parse
+from emigm.config.parsing import config, known, parse
 from emigm.model.schedules import SCHEDULES
 from emigm.paper.reported import reported
 
@@ -24,7 +24,7 @@ METRICS = {"fid": "FID", "seconds_per_image": "seconds for one image"} | EXACT
 Expect = Literal["lower", "higher"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Cells:
     """One side of a comparison: a size at one budget. "{N}", "{first}" and "{last}" in the budget stand for a place's
     numbers of steps."""
@@ -44,7 +44,7 @@ class Cells:
         return f"{where}{self.size} at {self.budget}{when}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Reported:
     """Another method's row of Table 2 (resolution 256) or 3 (512), as the paper prints it."""
 
@@ -65,7 +65,7 @@ class Reported:
         return float(row.fid)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Difference:
     """`left` is lower (or higher) than `factor` × what it is held against."""
 
@@ -132,7 +132,7 @@ class Difference:
         return replace(self, left=fill(self.left), right=self.right and fill(self.right), beyond=beyond)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Trend:
     """FID falls along the sizes with the logarithm of their training FLOPs."""
 
@@ -144,7 +144,7 @@ class Trend:
             raise ConfigError(f"{FILE}: a trend needs two sizes at least")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Place:
     """Where a claim is tested."""
 
@@ -156,7 +156,7 @@ class Place:
     """L, for what is computed."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Claim:
     """A conclusion of the paper and its tests, all of which must hold."""
 
@@ -208,7 +208,7 @@ class Claim:
         return list(dict.fromkeys(found))
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Amendment:
     """A change of claims, thresholds or settings after they had been fixed, with its reason."""
 
@@ -216,7 +216,7 @@ class Amendment:
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@config(kw_only=True)
 class Claims:
     """benchmarks/claims.yaml."""
 

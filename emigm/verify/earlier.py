@@ -16,19 +16,18 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import Checked, matching, parse, read_yaml
+from emigm.config.parsing import config, matching, parse, read_yaml
 from emigm.config.schema import Text
 
 FILE = Path("benchmarks/earlier.yaml")
 
 
-@dataclass(frozen=True)
-class Earlier(Checked):
+@config
+class Earlier:
     """An entry: results of the code of an earlier commit."""
 
     commit: Annotated[str, matching("[0-9a-f]{40}", "be the 40 digits of a commit")]
