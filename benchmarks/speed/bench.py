@@ -215,7 +215,7 @@ class Subject:
         for i, rows in enumerate(shards.ranges):
             shards.write(i, latents[rows.start : rows.stop])
         shards.finish(np.zeros(STORED, dtype=np.int64), {})
-        store = LatentStore(shards.files)
+        store = LatentStore(shards.store)
 
         def ours() -> Tensor:
             return torch.from_numpy(store.rows(rng.integers(STORED, size=batch), rng.integers(2, size=batch)))
