@@ -30,7 +30,6 @@ from emigm.metrics.scores import (
     scores,
 )
 from emigm.records.record import cpu_seconds, write_record
-from emigm.records.summary import summaries
 
 Run = tuple[str, int, int]
 """Budget, training seed, sampling seed."""
@@ -68,8 +67,6 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
         by_images = {str(benchmark.evaluation.images): scored["fid"]} | fid_of_parts(from_arrays(found), reference)
         results[budget]["runs"].append(seeds | scored)
         results[budget]["fid_by_images"].append(seeds | {"fid": by_images})
-    for budget in benchmark.budgets:
-        results[budget]["summary"] = summaries(results[budget]["runs"])
     write_record(
         benchmark,
         f"evaluate-{size}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -71,7 +72,7 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
         "nfe": nfe(cfg.steps, cfg.cfg_scale, cfg.cfg_interval),
         "passes": float(np.mean([sum(c["passes"] * c["images"] for c in run) / evaluation.images for run in costs])),
         "seconds_per_image": seconds,  # of one worker
-        "images_per_second": workers / seconds["mean"],  # of all together
+        "images_per_second": workers / statistics.fmean(seconds["values"]),  # of all together
         "peak_memory": memory,
         "compiled_graphs": compiled_graphs() if benchmark.run.compile and not world.is_plain else None,
     }

@@ -22,7 +22,7 @@ from emigm.metrics.scores import load_reference
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
 from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import cpu_seconds, write_record
-from emigm.stages.evaluate import check_made_from, chunks_of, measure, score, summaries
+from emigm.stages.evaluate import check_made_from, chunks_of, measure, score
 from emigm.stages.sample import check_facts, sample_model
 
 Point = tuple[int, int, int]
@@ -73,10 +73,7 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
         seeds = {"train_seed": train_seed, "sample_seed": seed}
         runs[n].append(seeds | score(found, reference, labels, evaluation.kid_subset))
     flops = mean_training_step(benchmark.model_config(size), train)
-    results = [
-        {"step": n, "images": n * train.batch, "flops": n * flops, "runs": runs[n], "summary": summaries(runs[n])}
-        for n in steps
-    ]
+    results = [{"step": n, "images": n * train.batch, "flops": n * flops, "runs": runs[n]} for n in steps]
     write_record(
         benchmark,
         f"snapshots-{size}",
