@@ -185,7 +185,7 @@ def _fact(a: Cell, b: Cell) -> Verdict:
         return Verdict(a.name, IDENTICAL, a.fact, b.fact)
     if a.values is None and b.values is None:
         return Verdict(f"{a.name} {differing[0]}".strip(), DIFFERS, ours.get(differing[0]), theirs.get(differing[0]))
-    return Verdict(a.name, DIFFERS, ours, theirs)
+    return Verdict(a.name, DIFFERS, str(ours), str(theirs))
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:
