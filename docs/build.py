@@ -37,8 +37,8 @@ DOCUMENTED = ("api.py", "sampling.py", "training.py", "config/schema.py", "model
 """Modules of the Python API."""
 EVIDENCE = Path("results/evidence/notebooks")
 REPRODUCTIONS = Path("docs/reproductions.jsonl")
-COLUMNS = ("Identical", "Within tolerance", "Too scattered to tell", "Different")
-"""Columns of a verification's cells, in the order of `STATUSES`."""
+COLUMNS = ("Identical", "Within tolerance", "Beyond it, by itself", "Different")
+"""Columns of the cells that were made again, in the order of `STATUSES`."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 COLOURS = {
     **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
@@ -169,10 +169,9 @@ class Pages:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = []
         for name, one in found.get("benchmarks", {}).items():
-            status = Counter(cell["status"] for cell in one["cells"])
+            status = Counter(cell["status"] for cell in one["cells"] if cell["made_again"])
             ours, theirs = one["devices"]
             row = {"Benchmark": name, "Whole": "yes" if one["whole"] else "NO"}
-            row["Whole"] += ", by earlier code" if one["earlier"] else ""
             row |= {column: status[s] for s, column in zip(STATUSES, COLUMNS, strict=True)}
             row |= {"Made on": ours or NONE, f"Results of {found['against']} made on": theirs or NONE}
             rows.append({key: str(value) for key, value in row.items()})

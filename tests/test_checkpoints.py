@@ -23,6 +23,7 @@ from emigm.model import checkpoints
 from emigm.model.checkpoints import export_official, identify, import_official, to_official
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
 from emigm.paper.settings import PAPER_MODELS
+from emigm.records.record import read_record
 from emigm.stages.train import train_size
 
 TINY = replace(test_model.TINY, buffer=2)
@@ -359,7 +360,7 @@ def test_released_weights_pass_the_gate_where_held_out_latents_are(released_file
     with pytest.raises(RunError, match=r"tiny-xs, released weights: the model ignores context.*autoencoder\.scale"):
         train_size(strict, "xs")
     train_size(released_benchmark(cfg, gate=replace(gate, max_ratio=1.0)), "xs")
-    context = json.loads(Path("results/tiny/records/train-xs.json").read_text())["results"]["context"]
+    context = read_record("results/tiny/records/train-xs.json")["results"]["context"]
     assert context["passed"] and set(context["errors"]) == {"0", "8"}
 
 

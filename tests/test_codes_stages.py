@@ -1,6 +1,5 @@
 """The pipeline's stages one after another on a benchmark whose latents are codes."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from emigm.config.compose import compose_benchmark
 from emigm.io import sha256
+from emigm.records.record import read_record
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(folder):
-    return {p.stem: json.loads(p.read_text())["results"] for p in (folder / "results/codes/records").glob("*.json")}
+    return {p.stem: read_record(p)["results"] for p in (folder / "results/codes/records").glob("*.json")}
 
 
 def test_every_stage_runs_on_codes_of_a_learned_codebook_whose_loss_is_recorded(folder, records):

@@ -1,6 +1,5 @@
 """The stages extractor, reference and evaluate on a tiny benchmark: scores, shared work, resuming, records."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +21,7 @@ from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fi
 from emigm.metrics.features import Features
 from emigm.metrics.real_images import stored_reference
 from emigm.metrics.scores import fid, load_reference, reference_of
+from emigm.records.record import read_record
 from emigm.records.summary import summaries
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -97,7 +97,7 @@ def workspace(prepared, monkeypatch):
 
 
 def record(stage: str) -> dict:
-    return json.loads(Path(f"results/tiny/records/{stage}.json").read_text())
+    return read_record(f"results/tiny/records/{stage}.json")
 
 
 @pytest.fixture(scope="module")

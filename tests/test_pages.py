@@ -130,21 +130,6 @@ def test_the_page_of_all_has_a_row_each_and_the_reading_of_the_default(root):
     assert "**mnist**: scores came out so." in page
 
 
-def test_results_of_earlier_code_are_marked_until_they_are_made_again(root):
-    (root / "benchmarks").mkdir(exist_ok=True)
-    record = next((root / "results" / "mnist" / "records").glob("evaluate-*.json"))
-    tree = json.loads(record.read_text())
-    record.write_text(json.dumps(tree | {"provenance": tree["provenance"] | {"commit": "a" * 40}}))
-    listed = "mnist:\n  commit: {}\n  why: Four images are the same.\n"
-    for commit, marked in (("a" * 40, True), ("b" * 40, False)):
-        (root / "benchmarks" / "earlier.yaml").write_text(listed.format(commit))
-        said = f"1 of {len(list(record.parent.iterdir()))} records of commit aaaaaaa"
-        changed = f"- Code: {said}; the code of their stages has changed since. Four images are the same."
-        assert (changed in benchmark_page(root, "mnist")) == marked
-        assert (f"- mnist, {said}: Four images are the same." in front_page(root)) == marked
-        assert ("Made by earlier code than the stages here have: mnist" in front_page(root)) == marked
-
-
 def test_the_tally_counts_the_ledgers_verdicts(root):
     folder = root / "results" / "evidence"
     execute(folder, "claims")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from emigm.verify.earlier import FILE as EARLIER
+from emigm.verify.earlier import read_earlier
 
 from emigm.config.compose import DEFAULT, compose, composed_text, params_file, sources
 from emigm.config.errors import ConfigError
-from emigm.verify.earlier import FILE as EARLIER
-from emigm.verify.earlier import read_earlier
 from emigm.verify.findings import Findings
 from emigm.verify.pipeline import Pipeline, check_pipeline
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.flops import mean_training_step
 from emigm.model.model import load_model, read_model_config
+from emigm.records.record import read_record
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 
 
 def record(folder, name):
-    return json.loads((folder / "results" / "smoke" / "records" / f"{name}.json").read_text())["results"]
+    return read_record(folder / "results" / "smoke" / "records" / f"{name}.json")["results"]
 
 
 def test_training_leaves_a_model_folder_and_the_cost_of_every_snapshot(trained):

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
 from emigm.io import read_json, write_json
+from emigm.records.summary import summaries
 
 SCHEMA = 2
 TRAINING_IMAGES = "training images"
@@ -107,7 +108,7 @@ def scale(benchmark: Benchmark, settings: dict[str, Any]) -> dict[str, Any] | No
 def provenance(device: str) -> dict[str, Any]:
     """Commit, time, versions and machine of this process."""
     return {
-        "commit": _commit(),
+        **_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in REPORTED_VERSIONS},
@@ -129,24 +130,46 @@ def cpu_seconds() -> float:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """One record; raises ConfigError when it is missing, damaged or of another schema."""
+    """One record, with what follows from what it holds: mean, n and std of every list of values, the summary of every
+    list of runs, and whether every training passed the context gate.
+
+    Raises:
+        ConfigError: it is missing, damaged or of another schema.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such record; the stage that writes it has not run (dvc repro)")
     tree = read_json(path, "delete it and run dvc repro")
     if tree.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")
+    try:
+        return tree | {"results": with_derived(tree["results"], (tree["settings"].get("gate") or {}).get("max_ratio"))}
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
+        raise ConfigError(f"{path}: lacks what its stage writes ({type(e).__name__}: {e}); run dvc repro") from e
+
+
+def with_derived(tree: Any, max_ratio: float | None = None) -> Any:
+    """A record's results with what `read_record` adds to them; `max_ratio` is the context gate's limit."""
+    if isinstance(tree, list):
+        return [with_derived(item, max_ratio) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    tree = {key: with_derived(value, max_ratio) for key, value in tree.items()}
+    if values := tree.get("values"):
+        mean = math.fsum(values) / len(values)
+        tree |= {"mean": mean, "n": len(values)}
+        if len(values) > 1:
+            tree["std"] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    if runs := tree.get("runs"):
+        tree["summary"] = summaries(runs)
+    if max_ratio is not None and "values" in (tree.get("ratio") or {}):
+        tree["passed"] = all(ratio <= max_ratio for ratio in tree["ratio"]["values"])
     return tree
 
 
-def mean_and_spread(values: list[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation (absent for one value) and the values themselves, in order."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    summary: dict[str, Any] = {"mean": mean, "n": n, "values": list(values)}
-    if n > 1:
-        summary["std"] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    return summary
+def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Repeated measurements, in order; `read_record` adds their mean and sample standard deviation."""
+    return {"values": list(values)}
 
 
 def _plain(value: Any) -> Any:
@@ -160,21 +183,39 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """HEAD's hash, with "+changes" where tracked code differs from it; None outside a git checkout.
+def _commit() -> dict[str, str | None]:
+    """HEAD's hash, with "+changes" where tracked code differs from it; where git does not say, why.
 
     Composed files are no code, since records hold the settings that applied; nor are locks, which every stage changes.
     """
     code = ["emigm", "benchmarks", "notebooks", "dvc.yaml", ":(exclude)*params.yaml", ":(exclude)*dvc.lock"]
     try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        head = git("rev-parse", "HEAD").decode().strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    except GitError as e:
+        return {"commit": None, "commit_missing": str(e)}
+    return {"commit": head + ("+changes" if changed else "")}
 
 
-def _git(*args: str) -> str:
-    return subprocess.run(["git", *args], check=True, capture_output=True, text=True).stdout.strip()
+class GitError(ConfigError):
+    """Git is not there or refuses; the message is its reason, with the remedy that it names."""
+
+
+def git(*arguments: str, root: Path = Path()) -> bytes:
+    """Output of a git command in a checkout.
+
+    Raises:
+        GitError: it fails.
+    """
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True).stdout
+    except OSError as e:
+        raise GitError(f"git cannot be started ({e.strerror}); install git") from e
+    except subprocess.CalledProcessError as e:
+        said = [line.strip() for line in e.stderr.decode(errors="replace").splitlines()]
+        reason = next((line for line in said if line.startswith("fatal:")), said[0] if said else f"exit {e.returncode}")
+        remedy = next((f"; run {line}" for line in said if line.startswith("git config")), "")
+        raise GitError(f"git: {reason.removeprefix('fatal: ')}{remedy}") from e
 
 
 def _device_name(device: str) -> str:

@@ -1,7 +1,4 @@
-"""What follows from records: the summary of runs, and the files that `dvc metrics` and `dvc plots` show. No torch.
-
-The stages write these, and `emigm verify` computes them again from the records that are there.
-"""
+"""What follows from records: the summary of runs, and the files that `dvc metrics` and `dvc plots` show. No torch."""
 
 from __future__ import annotations
 
@@ -17,36 +14,26 @@ KEYS = ("train_seed", "sample_seed")
 Record = Mapping[str, Any]
 
 
-def seed_variances(values: Mapping[Any, Sequence[float]]) -> tuple[float | None, float | None]:
-    """Variance over training seeds of their means over sampling seeds, and over sampling seeds within a training seed
-    (pooled); None where there is one seed only.
-
-    Args:
-        values: training seed -> a value for each sampling seed; equally many for all.
-    """
-    groups = [np.array(v, dtype=float) for v in values.values()]
-    between = float(np.var([g.mean() for g in groups], ddof=1)) if len(groups) > 1 else None
-    within = float(np.mean([g.var(ddof=1) for g in groups])) if len(groups[0]) > 1 else None
-    return between, within
-
-
-def summarise(runs: Sequence[Record], metric: str) -> dict[str, float | None]:
-    """Mean over all runs, and the standard deviations that belong to `seed_variances`."""
-    by_seed: dict[int, list[float]] = {}
-    for run in runs:
-        by_seed.setdefault(run["train_seed"], []).append(run[metric])
-    between, within = (None if v is None else float(np.sqrt(v)) for v in seed_variances(by_seed))
-    return {
-        "mean": float(np.mean([np.mean(v) for v in by_seed.values()])),
-        "train_std": between,
-        "sample_std": within,
-    }
-
-
 def summaries(runs: Sequence[Record]) -> dict[str, dict[str, float | None]]:
-    """Summary of every metric that was measured in all runs of one size and budget."""
-    metrics = [k for k in runs[0] if k not in KEYS]
-    return {m: summarise(runs, m) for m in metrics if all(r[m] is not None for r in runs)}
+    """Of every metric that was measured in all runs of one size and sampling configuration: the mean over training
+    seeds of their means over sampling seeds; the standard deviation of these means over training seeds; and that over
+    sampling seeds within a training seed (pooled; equally many for all). None where there is one seed only.
+    """
+    found = {}
+    for metric in [key for key in runs[0] if key not in KEYS]:
+        by_seed: dict[Any, list[float]] = {}
+        for run in runs:
+            by_seed.setdefault(run["train_seed"], []).append(run.get(metric))
+        if any(value is None for values in by_seed.values() for value in values):
+            continue
+        groups = [np.array(values, dtype=float) for values in by_seed.values()]
+        means, several = [float(np.mean(g)) for g in groups], len(groups[0]) > 1
+        found[metric] = {
+            "mean": float(np.mean(means)),
+            "train_std": float(np.sqrt(np.var(means, ddof=1))) if len(means) > 1 else None,
+            "sample_std": float(np.sqrt(np.mean([g.var(ddof=1) for g in groups]))) if several else None,
+        }
+    return found
 
 
 def metrics_tree(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[str, Record]) -> dict[str, Any]:

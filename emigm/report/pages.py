@@ -30,7 +30,6 @@ from emigm.report.tables import (
     saved_notes,
     thousands,
 )
-from emigm.verify.earlier import commits_of, read_earlier
 
 SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
@@ -47,9 +46,6 @@ def benchmark_page(root: Path, benchmark: str) -> str:
     parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
     parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
     lines = _settings(frame, read_all(root, benchmark))
-    if earlier := earlier_code(root).get(benchmark):
-        made, why = earlier
-        lines.append(f"Code: {made}; the code of their stages has changed since. {why}")
     parts.append(bullets(lines))
     parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
     said = {note.partition(":")[0]: note for note in notes.all_of(frame, baselines(root, benchmark))}
@@ -81,9 +77,6 @@ def front_page(root: Path) -> str:
         "images; to be read between held-out real images and class shuffle (tokens exchanged within a class: what a "
         "model reaches that ignores context). FIDs of different data share no scale."
     )
-    if earlier := earlier_code(root):
-        listed = [f"{name}, {made}: {why}" for name, (made, why) in earlier.items()]
-        parts.append(_folded(f"Made by earlier code than the stages here have: {', '.join(earlier)}", bullets(listed)))
     parts += [
         f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
     ]
@@ -177,19 +170,6 @@ def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
     took = f"; {seconds / 3600:.1f} hours of processor time in all" if seconds else ""
     lines.append(f"Machine: {devices}{took}.")
     return lines
-
-
-def earlier_code(root: Path) -> dict[str, tuple[str, str]]:
-    """Benchmark -> how many of its records are of earlier code and of which commit, and what was seen of the changes
-    since; without those whose records have all been made again."""
-    found = {}
-    for name, entry in read_earlier(root).items():
-        folder = root / "results" / name
-        commits = commits_of([*folder.glob("*.json"), *folder.glob("records/*.json")])
-        if number := commits.count(entry.commit):
-            made = f"{number} of {plural(len(commits), 'record')} of commit {entry.commit[:7]}"
-            found[name] = made, entry.why
-    return found
 
 
 def _training(frame: pd.DataFrame) -> Table:

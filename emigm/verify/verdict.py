@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,64 +12,63 @@ from typing import Any
 
 from emigm.config.errors import ConfigError
 from emigm.io import write_atomically
-from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison
+from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison, Verdict
 from emigm.verify.findings import count
 from emigm.verify.verify import Verification, commit
 
 STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
+SAID = ("identical", "within their margin", "beyond it", "different")
+"""Statuses of cells, in words."""
 SHOWN = 5
 """Largest differences, other settings and missing cells that are printed."""
 
 
 def report(found: Sequence[Verification], against: str | None = None) -> str:
     """What a person reads; the last line is the verdict in one sentence."""
-    other = "HEAD" if against is None else against
-    lines = []
-    for one in found:
-        findings, comparison = one.findings, one.comparison
-        lines.append(f"{one.name}")
-        if one.whole:
-            records = f"{count(one.records, 'record')}, " if one.records else ""
-            lines.append(f"  whole: {records}{findings.files} files and folders as they were written")
-        else:
-            lines.append(f"  not whole: {count(len(findings.problems), 'problem')}")
-            lines += [f"    {p}" for p in findings.problems]
-        lines += [f"  {what}" for what in findings.earlier]
-        if findings.unchecked:
-            folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
-            lines.append(f"  not here, so not looked at: {len(findings.unchecked)} files of {', '.join(folders)}")
-        if comparison is None:
-            if one.records:
-                lines.append(f"  not compared: {other} has no results of it")
-        else:
-            lines += _compared(one, comparison, other)
-        if one.claims or one.same_claims:
-            lines.append(f"  {count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without")
-        lines += [f"    {claim}" for claim in one.claims]
-        lines += [f"  generated again: {chunk}" for chunk in one.deep]
-    return "\n".join((*lines, verdict(found, against)))
+    return "\n".join([*(line for one in found for line in _lines(one, against or "HEAD")), verdict(found, against)])
+
+
+def _lines(one: Verification, other: str) -> Iterator[str]:
+    findings = one.findings
+    yield one.name
+    if one.whole:
+        records = f"{count(one.records, 'record')}, " if one.records else ""
+        yield f"  whole: {records}{findings.files} files and folders as they were written"
+    else:
+        yield f"  not whole: {count(len(findings.problems), 'problem')}"
+    yield from (f"    {problem}" for problem in findings.problems)
+    if findings.unchecked:
+        folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
+        yield f"  not here, so not looked at: {len(findings.unchecked)} files and folders of {', '.join(folders)}"
+    if one.comparison is not None:
+        yield from _compared(one, one.comparison, other)
+    elif one.records or one.hindrance:
+        yield f"  not compared: {one.hindrance or f'{other} has no results of it'}"
+    if one.claims or one.same_claims:
+        yield f"  {count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without"
+    yield from (f"    {claim}" for claim in one.claims)
+    yield from (f"  generated again: {chunk}" for chunk in one.deep)
 
 
 def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator[str]:
-    counts = ", ".join(f"{len(comparison.of(s))} {s}" for s in STATUSES)
-    yield f"  against {other}: {count(len(comparison.verdicts), 'cell')}: {counts}"
-    if one.unchanged:
-        yield f"  {one.unchanged} of {one.records} records are those of {other}: their stages have not run again"
+    yield f"  against {other}: {_counts([one])}"
+    if len(one.again) < one.records:
+        unchanged = one.records - len(one.again)
+        yield f"  {unchanged} of {one.records} records are those of {other}: their stages have not run again"
     ours, theirs = one.devices
-    if one.unchanged < one.records:
+    if one.again:
         yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
-    yield from (f"    other settings: {text}" for text in one.unlike[:SHOWN])
-    if len(one.unlike) > SHOWN:
-        yield f"    ... other settings: {len(one.unlike):,} in all"
-    differing = comparison.of(DIFFERS)
-    others = comparison.of(UNDECIDED) or comparison.of(REPRODUCED)
-    for v in _largest(differing) or _largest(others)[:SHOWN]:
-        yield f"    {v.status} {v}"
-    yield from (f"    {m.status} {m}" for m in _largest(comparison.metrics))
-    for kind, names in (("has not run here", comparison.missing), (f"is not in {other}", comparison.extra)):
-        yield from (f"    {name}: {kind}" for name in names[:SHOWN])
+    changed = _largest([v for v in comparison.verdicts if v.status not in (IDENTICAL, DIFFERS)])
+    facts = [v for v in comparison.verdicts if v.status == DIFFERS]
+    yield from (f"    {v.status} {v}" for v in [*facts, *changed[:SHOWN], *_largest(comparison.metrics)])
+    for kind, names in (
+        ("other settings", one.unlike),
+        ("has not run here", comparison.missing),
+        (f"is not in {other}", comparison.extra),
+    ):
+        yield from (f"    {kind}: {name}" for name in names[:SHOWN])
         if len(names) > SHOWN:
-            yield f"    ... {kind}: {count(len(names), 'cell')} in all"
+            yield f"    ... {kind}: {len(names):,} in all"
 
 
 def _largest(found: Sequence[Any]) -> list[Any]:
@@ -76,61 +76,61 @@ def _largest(found: Sequence[Any]) -> list[Any]:
     return sorted(found, key=lambda v: -v.share)
 
 
+def made_again(one: Verification) -> list[Verdict]:
+    """Verdicts on the cells whose stage has run again."""
+    return [v for v in (one.comparison or Comparison()).verdicts if v.cell.split(" ")[0] in one.again]
+
+
+def _counts(found: Sequence[Verification]) -> str:
+    again = [v.status for one in found for v in made_again(one)]
+    cells = sum(len(one.comparison.verdicts) for one in found if one.comparison)
+    said = [f"{again.count(s)} {word}" for s, word in zip(STATUSES, SAID, strict=True) if s in again or s == IDENTICAL]
+    return f"{len(again):,} of {count(cells, 'cell')} made again, {', '.join(said)}"
+
+
 def verdict(found: Sequence[Verification], against: str | None = None) -> str:
-    """One sentence; it names what stands by earlier code."""
-    earlier = [one.name for one in found if one.findings.earlier]
-    return _verdict(found, against) + (f"; by earlier code: {', '.join(earlier)}" if earlier else "")
-
-
-def _verdict(found: Sequence[Verification], against: str | None) -> str:
+    """One sentence."""
     other = "HEAD" if against is None else against
     problems = [p for one in found for p in one.findings.problems]
     if problems:
         return f"not whole: {count(len(problems), 'problem')}, the first: {problems[0]}"
     compared = [one for one in found if one.comparison is not None]
-    cells = [v for one in compared for v in one.comparison.verdicts]
-    metrics = [m for one in compared for m in one.comparison.metrics]
 
-    def named(what: str, status: str) -> list[str]:
-        found = ((one.name, v) for one in compared for v in _largest(getattr(one.comparison, what)))
-        return [f"{name} {v}" for name, v in found if v.status == status]
+    def named(part: str, status: str) -> list[str]:
+        verdicts = ((one.name, v) for one in compared for v in _largest(getattr(one.comparison, part)))
+        return [f"{name} {v}" for name, v in verdicts if v.status == status]
 
-    differing, shifted, undecided = named("verdicts", DIFFERS), named("metrics", DIFFERS), named("metrics", UNDECIDED)
-    missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
-    contrary = [c for one in found for c in one.contrary]
     unlike = [f"{one.name} {text}" for one in found for text in one.unlike]
-    what = []
-    if unlike:
-        what.append(f"the settings are not those of {other}, the first {unlike[0]}")
-    if differing:
-        what.append(f"{len(differing)} of {count(len(cells), 'cell')}, the first {differing[0]}")
-    if shifted:
-        what.append(f"{count(len(shifted), 'metric')} over all sizes, the first {shifted[0]}")
-    if missing:
-        what.append(f"{count(len(missing), 'cell')} of {other} not run here, the first {missing[0]}")
-    if contrary:
-        what.append(f"{count(len(contrary), 'claim')} turned round, the first {contrary[0]}")
-    if what:
-        return f"differs: {'; '.join(what)}"
-    if undecided:
-        metric = count(len(undecided), "metric")
-        return f"undecided: {metric} shown neither to be the same nor to differ, the first {undecided[0]}"
-    records = sum(one.records for one in found)
+    facts, metrics = named("verdicts", DIFFERS), named("metrics", DIFFERS)
+    missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
+    contrary = [claim for one in found for claim in one.contrary]
+    differences = [
+        (f"the settings are not those of {other}", unlike),
+        (count(len(facts), "fact"), facts),
+        (count(len(metrics), "metric"), metrics),
+        (f"{count(len(missing), 'cell')} of {other} not run here", missing),
+        (f"{count(len(contrary), 'claim')} turned round", contrary),
+    ]
+    if texts := [f"{text}, the first {items[0]}" for text, items in differences if items]:
+        return f"differs: {'; '.join(texts)}"
+    if undecided := named("metrics", UNDECIDED):
+        metrics = count(len(undecided), "metric")
+        return f"undecided: {metrics} shown neither to be the same nor to differ, the first {undecided[0]}"
+    if hindrance := next((one.hindrance for one in found if one.hindrance), ""):
+        return f"not compared with {other}: {hindrance} (results are whole; --against takes a folder of results too)"
     changed = sum(len(one.claims) for one in found)
-    claims = f", {count(changed, 'claim')} decided otherwise" if changed else ""
-    if not cells:
-        files = count(sum(one.findings.files for one in found), "file")
-        none = f", but {other} has no records to compare with" if records else ""
-        return f"whole: {files} and folders as they were written{none}{claims}"
-    if all(one.unchanged == one.records for one in compared):
-        text = f"unchanged: the {count(records, 'record')} are those of {other}, and whole; no stage has run again"
-        return text + claims
-    identical, within, scattered = (sum(v.status == s for v in cells) for s in (IDENTICAL, REPRODUCED, UNDECIDED))
-    text = f"reproduced: {count(len(cells), 'cell')}, {identical} identical, {within} within tolerance"
-    if scattered:
-        of = count(len(metrics), "metric")
-        text += f"; {scattered} too scattered to tell one by one, whose {of} agree over all sizes and budgets"
-    return text + claims
+    more = f", {count(changed, 'claim')} decided otherwise" if changed else ""
+    if without := [one.name for one in found if one.records and one.comparison is None]:
+        more += f"; {other} has no records of {', '.join(without)} to compare with"
+    if not compared:
+        files = sum(one.findings.files for one in found)
+        return f"whole: {count(files, 'file')} and folders as they were written{more}"
+    if not any(one.again for one in compared):
+        records = count(sum(one.records for one in compared), "record")
+        return f"unchanged: the {records} are those of {other}, and whole; no stage has run again{more}"
+    if any(v.status == UNDECIDED for one in compared for v in made_again(one)):
+        more = f", whose metrics are reproduced as a whole{more}"
+    return f"reproduced: {_counts(compared)}{more}"
 
 
 def as_json(found: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
@@ -142,22 +142,11 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "whole": one.whole,
             "problems": one.findings.problems,
             "unchecked": one.findings.unchecked,
-            "earlier": one.findings.earlier,
             "compared": one.comparison is not None,
-            "unchanged_records": one.unchanged,
-            "devices": list(one.devices),
-            "cells": [
-                {
-                    "cell": v.cell,
-                    "status": v.status,
-                    "ours": v.ours if isinstance(v.ours, (int, float, str, bool)) else str(v.ours),
-                    "theirs": v.theirs if isinstance(v.theirs, (int, float, str, bool)) else str(v.theirs),
-                    "margin": v.margin,
-                    "reached": v.reached,
-                    "note": v.note,
-                }
-                for v in comparison.verdicts
-            ],
+            "not_compared_because": one.hindrance,
+            "stages_run_again": sorted(one.again),
+            "devices": one.devices,
+            "cells": [asdict(v) | {"made_again": v.cell.split(" ")[0] in one.again} for v in comparison.verdicts],
             "metrics": [asdict(m) for m in comparison.metrics],
             "missing": comparison.missing,
             "extra": comparison.extra,
@@ -168,32 +157,33 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "deep": one.deep,
         }
     tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
-    return json.loads(json.dumps({**tree, "benchmarks": benchmarks}))
+    return json.loads(json.dumps({**tree, "benchmarks": benchmarks}, default=str))
 
 
 def log(path: Path, found: Sequence[Verification], against: str | None = None, note: str | None = None) -> None:
-    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine, and the cells' counts.
+    """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine, and the counts of the
+    cells that were made again.
 
     docs/reproductions.jsonl holds such lines, and the site shows them.
 
     Raises:
         ConfigError: no stage has run again, so that there is nothing to log.
     """
-    if not any(one.unchanged < one.records for one in found if one.comparison is not None):
+    again = {one.name: Counter(v.status for v in made_again(one)) for one in found if one.again}
+    if not again:
         raise ConfigError(f"{path}: nothing to log, since no stage has run again here; make reproduce in a fresh clone")
-    compared = {
-        one.name: {"devices": list(one.devices)} | {status: len(one.comparison.of(status)) for status in STATUSES}
-        for one in found
-        if one.comparison is not None
-    }
     line = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": ", ".join(sorted({c for one in found for c in one.commits})) or None,
-        "against": commit(against or "HEAD") or str(against),
+        "against": against if against and Path(against).is_dir() else commit(against or "HEAD"),
         **({"note": note} if note else {}),
         "holds": holds(found),
         "verdict": verdict(found, against),
-        "benchmarks": compared,
+        "benchmarks": {
+            one.name: {"devices": list(one.devices)} | {status: again[one.name][status] for status in STATUSES}
+            for one in found
+            if one.name in again
+        },
     }
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     write_atomically(path, lambda p: p.write_text(before + json.dumps(line) + "\n", encoding="utf-8"))

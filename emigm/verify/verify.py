@@ -1,33 +1,36 @@
-"""`emigm verify`: is what lies in results/ whole, and does it say what the tracked results say? No torch.
+"""`emigm verify`: is what lies in results/ whole, and does it say what other results say? No torch.
 
-*Whole*: every record follows from its runs, its settings and the records before it (`emigm.verify.whole`), and every
-file has the bytes that its stage wrote or read (`emigm.verify.pipeline`), but code that has changed since results that
-are listed (`emigm.verify.earlier`). *Reproduced*: every cell is identical to that of the results it is held against,
-or equivalent within a margin fixed beforehand, by itself or with its metric's other cells (`emigm.verify.equivalence`
-says by which test), and no claim's verdict has turned round.
+*Whole*: every file has the bytes that its stage wrote or read (`emigm.verify.pipeline`), and every record has the
+benchmark's settings (`emigm.verify.whole`). *Reproduced*: facts are those of the other results, every metric is
+equivalent (`emigm.verify.equivalence`), and no claim's verdict has turned round.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
+import io
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from emigm.config.benchmark import Benchmark, load_benchmark
-from emigm.config.compose import FOLDER, SOURCE, params_file, sources
+from emigm.config.compose import FOLDER, SOURCE, params_file
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
-from emigm.verify.earlier import FILE as EARLIER
-from emigm.verify.earlier import extracted, git, listed, read_earlier
-from emigm.verify.equivalence import Comparison, compare
-from emigm.verify.findings import RESULTS, Findings, differing, short
-from emigm.verify.pipeline import Pipeline, check_pipeline
-from emigm.verify.whole import check_artefacts, check_derived, check_records, expected_settings, read_all
+from emigm.records.record import GitError, git
+from emigm.verify.cells import Record
+from emigm.verify.equivalence import REPRODUCED, Comparison, compare
+from emigm.verify.findings import RESULTS, Findings
+from emigm.verify.pipeline import Pipelines, opened, pipelines
+from emigm.verify.whole import check_records, differing, expected_settings, read_all, short
 
-CLAIMS = "claims.csv"
+READ = (f"{RESULTS}/*/records/*.json", f"{RESULTS}/*claims.csv", "*params.yaml")
+"""Files of a revision that results here are compared with."""
 CONTRARY = {"holds", "does not hold"}
 """Verdicts on a claim of which one is the contrary of the other."""
 
@@ -39,9 +42,11 @@ class Verification:
     name: str
     findings: Findings
     comparison: Comparison | None = None
-    """None: there is nothing to compare with."""
-    unchanged: int = 0
-    """Records that are those of the other side, byte for byte: their stages have not run again."""
+    """None: nothing was compared."""
+    hindrance: str = ""
+    """Why nothing could be compared, such as git's reason; empty: the other side has no results of it."""
+    again: frozenset[str] = frozenset()
+    """Stages that ran again: those whose record is not, byte for byte, that of the other side."""
     records: int = 0
     devices: tuple[str, str] = ("", "")
     """On which ours and theirs were made."""
@@ -64,7 +69,8 @@ class Verification:
 
     @property
     def same(self) -> bool:
-        return not self.contrary and not self.unlike and (self.comparison is None or self.comparison.same)
+        compared = self.comparison is None or self.comparison.status == REPRODUCED
+        return compared and not (self.contrary or self.unlike or self.hindrance)
 
 
 def verify(
@@ -74,181 +80,180 @@ def verify(
 
     Args:
         names: of benchmarks, or of other folders of benchmarks/ with a pipeline; none: all that have results here.
-        against: a revision of this repository (None: HEAD), or a folder that is, or holds, another's results/.
+        against: a revision of this repository (None: HEAD), the name of a DVC experiment, or a folder that is, or
+            holds, another's results/.
         root: of the checkout (default: the working directory).
         deep: read large files outside results/ too.
 
     Raises:
-        ConfigError: an unknown benchmark, revision or folder; results that are asked for are not there.
+        ConfigError: an unknown benchmark, revision or folder; results that are asked for are not there, or git does not
+            give them.
     """
-    root = Path.cwd() if root is None else root
-    there = pipelines(root)
+    root = (Path.cwd() if root is None else root).resolve()
+    every = pipelines(root)
     for name in names:
-        known("benchmark", name, there)
-    chosen = list(names) or [name for name in there if _has_results(root, name)]
-    if not chosen:
-        raise ConfigError(f"no benchmark has results in {root / RESULTS}; run dvc repro")
-    for name in names:
+        known("benchmark", name, every)
         if not _has_results(root, name):
             raise ConfigError(f"{name}: no results in {RESULTS}/{name}; run dvc repro {FOLDER}/{name}/dvc.yaml")
-    with other_results(root, against) as theirs:
-        found = [_verify(root, name, theirs, against, deep) for name in chosen]
-    if not names and (strays := _strays(root, there)).problems:
-        found.append(Verification(RESULTS, strays))
-    return found
-
-
-def _strays(root: Path, names: Sequence[str]) -> Findings:
-    """What lies in results/ beside the benchmarks' folders and is made by no stage."""
-    found = Findings()
-    for name in sorted(read_earlier(root).keys() - set(names)):
-        found.refuse(f"{EARLIER}: {name} is no folder of {FOLDER}/ with a pipeline")
-    outs = {out for name in names for stage in Pipeline(root, name).stages for out in stage.outs}
-    for path in sorted((root / RESULTS).iterdir()):
-        name = f"{RESULTS}/{path.name}"
-        if path.name not in names and not any(out == name or out.startswith(f"{name}/") for out in outs):
-            found.refuse(f"{name}: no stage of any benchmark makes it")
-    return found
-
-
-def pipelines(root: Path) -> list[str]:
-    """Benchmarks, and other folders of benchmarks/ with a pipeline of their own."""
-    others = (p.parent.name for p in (root / FOLDER).glob("*/dvc.yaml"))
-    return sorted({*sources(root), *others})
+    chosen = list(names) or [name for name in every if _has_results(root, name)]
+    if not chosen:
+        raise ConfigError(f"no benchmark has results in {root / RESULTS}; run dvc repro")
+    with other_results(root, against) as (theirs, hindrance), opened(root) as chain:
+        found = [_verify(chain, name, theirs, against, deep) for name in chosen]
+        for one in found:
+            one.hindrance = hindrance
+        strays = Findings()
+        others = {path.name for path in (root / RESULTS).iterdir()} - set(every)
+        for name in [] if names else sorted(others):
+            chain.strays(f"{RESULTS}/{name}", strays)
+    return found + ([Verification(RESULTS, strays)] if strays.problems else [])
 
 
 def _has_results(root: Path, name: str) -> bool:
     return any(p.is_file() for p in (root / RESULTS / name).rglob("*"))
 
 
-def _verify(root: Path, name: str, theirs: Path | None, against: str | None, deep: bool) -> Verification:
-    findings = Findings()
-    pipeline = Pipeline(root, name)
-    found = Verification(name, findings)
-    folder = root / RESULTS / name / "records"
-    label = f"{RESULTS}/{name}/records"
+def _verify(chain: Pipelines, name: str, theirs: Path | None, against: str | None, deep: bool) -> Verification:
+    root, one = chain.root, Verification(name, Findings())
     if (root / FOLDER / name / SOURCE).is_file():
-        benchmark = load_benchmark(root / params_file(name))
-        records = read_all(folder, findings)
-        findings.problems[:] = [p.replace(f"{root}/", "") for p in findings.problems]
-        shared = _shared(root / RESULTS, benchmark)
-        sound = check_records(benchmark, records, shared, label, findings)
-        check_derived(benchmark, records, root, findings)
-        check_artefacts(records, root, findings)
-        found.records = len(records)
+        benchmark, records = load_benchmark(root / params_file(name)), _records(root / RESULTS, name, one.findings)
+        check_records(benchmark, records, _shared(root / RESULTS, benchmark), f"{RESULTS}/{name}/records", one.findings)
+        one.records, one.commits = len(records), _made(records, "commit")
         if theirs is not None and (theirs / name / "records").is_dir():
-            other, their_benchmark = Findings(), benchmark
-            if (file := theirs.parent / params_file(name)).is_file():
-                try:
-                    their_benchmark = load_benchmark(file)
-                    found.unlike = _unlike(benchmark, their_benchmark)
-                except ConfigError as e:
-                    found.unlike = [f"those of the other side cannot be read here ({e})"]
-            reference = read_all(theirs / name / "records", other)
-            where = f"{against or 'HEAD'}: {label}"
-            sound_there = check_records(their_benchmark, reference, _shared(theirs, their_benchmark), where, other)
-            unreadable = found.unlike and their_benchmark is benchmark  # no settings to hold their records against
-            for problem in [] if unreadable else other.problems:
-                findings.refuse(problem.replace(f"{theirs}/", f"{against or 'HEAD'}: {RESULTS}/"))
-            found.comparison = compare(sound, sound_there)
-            found.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
-            found.commits = _made(records, "commit")
-            found.unchanged = sum(
-                (folder / f"{s}.json").read_bytes() == (theirs / name / "records" / f"{s}.json").read_bytes()
-                for s in records
-                if s in reference
-            )
-        elif against is not None:
+            _compare(one, root / RESULTS, benchmark, records, theirs, against or "HEAD")
+        elif theirs is not None and against is not None:
             raise ConfigError(f"{against}: has no results of {name}")
-    check_pipeline(pipeline, findings, deep)
-    for ours in sorted((root / RESULTS / name).rglob(CLAIMS)):
+    chain.check(name, one.findings, deep)
+    chain.strays(f"{RESULTS}/{name}", one.findings)
+    for ours in sorted((root / RESULTS / name).rglob("claims.csv")):
         if theirs is not None and (before := theirs / ours.relative_to(root / RESULTS)).is_file():
-            _compare_claims(ours, before, found)
-    return found
+            _compare_claims(ours, before, one)
+    return one
 
 
-def _shared(results: Path, benchmark: Benchmark) -> dict[str, Any]:
+def _records(results: Path, name: str, findings: Findings, label: str = RESULTS) -> dict[str, Record]:
+    """Records of a benchmark; problems name their files as lying under `label`."""
+    own = Findings()
+    records = read_all(results / name / "records", own)
+    for problem in own.problems:
+        findings.refuse(problem.replace(f"{results}/", f"{label}/"))
+    return records
+
+
+def _compare(
+    one: Verification, results: Path, benchmark: Benchmark, records: Mapping[str, Record], theirs: Path, other: str
+) -> None:
+    """Compare with the other side's records, after a look at whether these are whole."""
+    label, findings, their_benchmark = f"{other}: {RESULTS}", Findings(), benchmark
+    try:
+        if (file := theirs.parent / params_file(one.name)).is_file():
+            their_benchmark = load_benchmark(file)
+            one.unlike = _unlike(benchmark, their_benchmark)
+    except ConfigError as e:
+        one.unlike = [f"those of the other side cannot be read here ({e})"]
+    reference = _records(theirs, one.name, findings, label)
+    if their_benchmark is not benchmark or not one.unlike:  # else there are no settings to hold their records against
+        shared = _shared(theirs, their_benchmark)
+        check_records(their_benchmark, reference, shared, f"{label}/{one.name}/records", findings)
+        for problem in findings.problems:
+            one.findings.refuse(problem)
+    one.comparison = compare(records, reference)
+    one.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
+    ours, before = results / one.name / "records", theirs / one.name / "records"
+    one.again = frozenset(
+        stage
+        for stage, file in ((stage, f"{stage}.json") for stage in records)
+        if not (before / file).is_file() or (ours / file).read_bytes() != (before / file).read_bytes()
+    )
+
+
+def _shared(results: Path, benchmark: Benchmark) -> dict[str, Record]:
     """Records of the images and the extractor that another benchmark makes."""
     if benchmark.images_of == benchmark.name:
         return {}
-    found = read_all(results / benchmark.images_of / "records", Findings())
-    return {stage: found[stage] for stage in ("prepare", "extractor") if stage in found}
+    records = read_all(results / benchmark.images_of / "records", Findings())
+    return {stage: records[stage] for stage in ("prepare", "extractor") if stage in records}
 
 
 def _unlike(ours: Benchmark, theirs: Benchmark) -> list[str]:
     """What of the settings that records hold differs, each once, with one of the stages that hold it."""
     mine, other = expected_settings(ours), expected_settings(theirs)
-    found: dict[str, str] = {}
+    said: dict[str, str] = {}
     for stage in sorted(mine.keys() & other.keys()):
         for key, value in mine[stage].items():
             for name, now, then in differing(value, other[stage].get(key), key):
-                found.setdefault(name, f"{stage}.json: {name} is {short(now)} here, {short(then)} there")
-    return list(found.values())
+                said.setdefault(name, f"{stage}.json: {name} is {short(now)} here, {short(then)} there")
+    return list(said.values())
 
 
-def _made(records: dict[str, Any], key: str) -> tuple[str, ...]:
+def _made(records: Mapping[str, Record], key: str) -> tuple[str, ...]:
     """What the records' provenance says under a key, each once."""
-    said = {r.get("provenance", {}).get(key) for r in records.values()}
-    return tuple(sorted(map(str, said - {None})))
+    return tuple(sorted({str(r["provenance"][key]) for r in records.values() if r["provenance"].get(key) is not None}))
 
 
 @contextmanager
-def other_results(root: Path, against: str | None) -> Iterator[Path | None]:
-    """The results/ to compare with, as a folder: a given one, or a revision's records and claims; the composed settings
-    lie beside it, as in a checkout, where they are there.
-
-    None where there is no revision to compare with and none was asked for: outside of git.
-    """
+def other_results(root: Path, against: str | None) -> Iterator[tuple[Path | None, str]]:
+    """(the results/ to compare with, why there is none): a given folder, or a revision's records and claims with the
+    composed settings beside it. Neither: HEAD is no commit yet."""
     if against is not None and Path(against).is_dir():
         inner = Path(against) / RESULTS
-        yield (inner if inner.is_dir() else Path(against)).resolve()
+        yield (inner if inner.is_dir() else Path(against)).resolve(), ""
         return
-    revision = "HEAD" if against is None else against
-    if commit(revision, root) is None:
+    try:
+        revision = commit(against or "HEAD", root)
+    except GitError as e:
         if against is not None:
-            raise ConfigError(f"{against}: neither a folder nor a revision of this repository")
-        yield None
+            raise ConfigError(f"{against}: no folder, and {e}") from e
+        yield None, str(e)
         return
-    files = listed(root, revision, "-r", "--", f"{RESULTS}/")
-    wanted = [p for p in files if p.endswith(f"/{CLAIMS}") or "/records/" in p]
-    wanted += listed(root, revision, "--", *(params_file(name).as_posix() for name in sources(root)))
-    with extracted(root, revision, wanted) as folder:
-        yield folder / RESULTS
+    if revision is None and against is not None:
+        raise ConfigError(f"{against}: neither a folder nor a revision nor a DVC experiment of this repository")
+    if revision is None:
+        yield None, ""
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", revision, root=root))) as tar:
+            wanted = [m for m in tar if any(fnmatch(m.name, pattern) for pattern in READ)]
+            tar.extractall(folder, wanted, filter="data")
+        yield Path(folder) / RESULTS, ""
 
 
 def commit(revision: str, root: Path = Path()) -> str | None:
-    """Hash of a revision of the checkout; None where there is none."""
-    found = git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    return found.decode().strip() if found else None
+    """Hash of a revision, or of a DVC experiment by name; None: there is no such.
+
+    Raises:
+        GitError: git is not there or refuses.
+    """
+    git("rev-parse", "--git-dir", root=root)
+    try:
+        return git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", root=root).decode().strip()
+    except GitError:
+        refs = git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{revision}", root=root).decode().split()
+    if len(refs) > 1:
+        raise ConfigError(f"{revision}: {len(refs)} DVC experiments have this name; give the commit of one")
+    return refs[0] if refs else None
 
 
-def _compare_claims(ours: Path, theirs: Path, found: Verification) -> None:
+def _compare_claims(ours: Path, theirs: Path, one: Verification) -> None:
     """Name the claims whose verdict has changed."""
     mine, before = _claims(ours), _claims(theirs)
     for key in dict.fromkeys((*before, *mine)):
         now, was = mine.get(key, "not here"), before.get(key, "not there")
         if now == was:
-            found.same_claims += 1
+            one.same_claims += 1
             continue
-        text = f"claim {' '.join(key)}: {now}, was {was}"
-        found.claims.append(text)
+        one.claims.append(f"claim {key}: {now}, was {was}")
         if {now, was} == CONTRARY:
-            found.contrary.append(text)
+            one.contrary.append(one.claims[-1])
 
 
-def _claims(path: Path) -> dict[tuple[str, ...], str]:
+def _claims(path: Path) -> dict[str, str]:
     """Verdict of every claim, by its ID and what else tells its rows apart."""
     try:
-        with path.open(encoding="utf-8", newline="") as f:
-            rows = [{str(k).lower(): str(v) for k, v in row.items()} for row in csv.DictReader(f)]
-    except (UnicodeDecodeError, csv.Error) as e:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).rename(columns=str.lower)
+    except ValueError as e:
         raise ConfigError(f"{path}: no CSV ({e}); run dvc repro") from e
-    found: dict[tuple[str, ...], str] = {}
-    for row in rows:
-        if not {"id", "verdict"} <= set(row):
-            raise ConfigError(f"{path}: has no columns ID and Verdict; run dvc repro")
-        key = tuple(row[k] for k in ("id", "data", "benchmark", "n") if k in row)
-        if key in found:
-            raise ConfigError(f"{path}: has claim {' '.join(key)} twice; run dvc repro")
-        found[key] = row["verdict"]
-    return found
+    keys = [key for key in ("id", "data", "benchmark", "n") if key in table]
+    if not {"id", "verdict"} <= set(table) or table.duplicated(keys).any():
+        raise ConfigError(f"{path}: has no columns ID and Verdict, or a claim twice; run dvc repro")
+    return dict(zip(table[keys].agg(" ".join, axis=1), table["verdict"], strict=True))
