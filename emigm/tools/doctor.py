@@ -92,17 +92,15 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
 def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     """A folder with one folder for each class."""
     classes, folder = benchmark.data.classes, Path(root)
+    remedy = f"put ILSVRC2012 from image-net.org, one folder for each of {classes} classes, into {root}"
     if is_random(root):
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
-        remedy += f", or name others, -S benchmark.{key}=<folder>"
-    else:
-        remedy = f"put ILSVRC2012 from image-net.org, one folder for each of {classes} classes, into {root}"
-        remedy += f", or name the place with -S benchmark.{key}=<folder>"
-    if not folder.is_dir():
+    remedy += f", or name others with -S benchmark.{key}=<folder>"
+    number = sum(p.is_dir() for p in folder.iterdir()) if folder.is_dir() else None
+    if number is None:
         return Check(what, MISSING, f"no folder {root}", remedy)
-    number = sum(p.is_dir() for p in folder.iterdir())
-    right = number == classes
-    return check(what, right, f"{number} class folders in {root}" + ("" if right else f", not {classes}"), remedy)
+    status = f"{number} class folders in {root}" + ("" if number == classes else f", not {classes}")
+    return check(what, number == classes, status, remedy)
 
 
 def check_files(benchmark: Benchmark) -> Iterator[Check]:
