@@ -263,22 +263,19 @@ def test_records_from_before_weights_were_noted_are_not_comparable(checkout):
     assert all(any("weights = None" in r for r in c.reasons) for c in verdicts(benchmark).values())
 
 
-def test_a_benchmark_that_the_paper_does_not_have_is_refused(checkout, capsys):
-    assert cli.main(["compare", "smoke"]) == 1
-    assert "smoke has no benchmark.compare" in capsys.readouterr().err
-
-
-def test_a_benchmark_that_has_not_run_says_so_and_what_to_type(checkout, capsys):
-    assert cli.main(["compare", "imagenet256"]) == 1
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smoke"], "smoke has no benchmark.compare"),
+        (["imagenet256"], "imagenet256: not run yet, so there is nothing to compare; `emigm doctor imagenet256`"),
+        (["imagenet64"], "unknown benchmark 'imagenet64'; did you mean 'imagenet"),
+        (["imagenet256", "-S", "benchmark.compare.tolerance=1"], "tolerance; did you mean 'fid_tolerance"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(checkout, capsys, arguments, message):
+    assert cli.main(["compare", *arguments]) == 1
     err = capsys.readouterr().err
-    assert "imagenet256: not run yet" in err and "emigm doctor imagenet256" in err and err.count("\n") == 1
-
-
-def test_an_unknown_benchmark_and_a_wrong_override_are_one_line(checkout, capsys):
-    assert cli.main(["compare", "imagenet64"]) == 1
-    assert "unknown benchmark 'imagenet64'; did you mean 'imagenet" in capsys.readouterr().err
-    assert cli.main(["compare", "imagenet256", "-S", "benchmark.compare.tolerance=1"]) == 1
-    assert "unknown key benchmark.compare.tolerance; did you mean 'fid_tolerance" in capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
 
 
 def test_outside_the_repository_the_error_says_where_to_run(tmp_path, monkeypatch):

@@ -192,12 +192,6 @@ def test_a_full_disk_is_told(checkout, monkeypatch):
         assert doctor.check_disk(estimated).state == state
 
 
-def test_an_unknown_benchmark_lists_the_known(checkout, capsys):
-    assert cli.main(["doctor", "imagnet256"]) == 1
-    err = capsys.readouterr().err
-    assert "error: unknown benchmark 'imagnet256'; did you mean 'imagenet256'?" in err and "smoke" in err
-
-
 @pytest.mark.parametrize("key", COUNTED)
 def test_sampling_flops_agree_with_a_counter_on_the_official_networks(key):
     resolution, steps = key

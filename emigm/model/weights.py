@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> Any:
     with path.open("rb") as f:
         beginning = f.read(64).lstrip().lower()
     if not beginning:
-        raise ConfigError(f"{path}: is empty, as after a download or copy that was cut off; get it again")
+        raise ConfigError(f"{path}: truncated, damaged or of another format (it is empty); download it again")
     if problem := next((text for sign, text in IMPOSTORS.items() if beginning.startswith(sign)), None):
         raise ConfigError(f"{path}: {problem}")
     try:

@@ -40,22 +40,18 @@ OWN_TRAINING = ("steps", "batch", "lr", "warmup_steps", "seeds", "checkpoint_eve
 
 @dataclass(frozen=True)
 class Cell:
-    """One of the paper's models at one of its two budgets."""
+    """One of the paper's models at one of its two budgets: its row of the paper's table, our FID (the mean over seeds;
+    None: not run), the greatest |difference| that counts as reproduced, whose weights, why it is not comparable, and
+    what of a comparable one is not the paper's and rounds no coarser."""
 
     size: str
     budget: str
     reported: dict[str, str]
-    """fid, nfe and params as the paper prints them."""
     fid: float | None
-    """Ours: the mean over seeds; None: not run."""
     tolerance: float
-    """Greatest |difference| that counts as reproduced."""
     weights: str
-    """trained or released."""
     reasons: tuple[str, ...] = ()
-    """Why the cell is not comparable."""
     notes: tuple[str, ...] = ()
-    """What of a comparable cell is not the paper's, and rounds no coarser."""
 
     @property
     def difference(self) -> float | None:
@@ -83,14 +79,10 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
     """
     name, cfg = benchmark.name, benchmark.compare
     if cfg is None:
-        raise ConfigError(
-            f"{name} has no benchmark.compare: the paper reports no such benchmark; compare imagenet256 or imagenet512"
-        )
+        raise ConfigError(f"{name} has no benchmark.compare: the paper has no such; compare imagenet256 or imagenet512")
     if not any((results_folder(name) / "records").glob("*.json")):
-        raise ConfigError(
-            f"{name}: not run yet, so there is nothing to compare; `emigm doctor {name}` says what it needs, and "
-            f"`{how_to_run(name)}` runs it"
-        )
+        todo = f"`emigm doctor {name}` says what it needs, and `{how_to_run(name)}` runs it"
+        raise ConfigError(f"{name}: not run yet, so there is nothing to compare; {todo}")
     results = read_all(Path(), name)
     cells = compare_cells(results, cfg)
     print(table(name, results, cells, cfg))

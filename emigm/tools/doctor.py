@@ -93,18 +93,17 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
 
 def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     """A folder with one folder for each class."""
-    classes, folder = benchmark.data.classes, expand(root)
+    classes = benchmark.data.classes
+    photos = "ILSVRC2012 from image-net.org" if benchmark.data.dataset == "imagenet" else "photos"
+    remedy = f"put {photos}, one folder for each of {classes} classes, into {root}"
     if is_random(root):
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
-        remedy += f", or name others, -S benchmark.{key}=<folder>"
-    else:
-        remedy = f"put ILSVRC2012 from image-net.org, one folder for each of {classes} classes, into {root}"
-        remedy += f", or name the place with -S benchmark.{key}=<folder>"
-    if not folder.is_dir():
+    remedy += f", or name others with -S benchmark.{key}=<folder>"
+    if not expand(root).is_dir():
         return Check(what, MISSING, f"no folder {root}", remedy)
     number = len(class_names(root))
-    right = number == classes
-    return check(what, right, f"{number} class folders in {root}" + ("" if right else f", not {classes}"), remedy)
+    status = f"{number} class folders in {root}" + ("" if number == classes else f", not {classes}")
+    return check(what, number == classes, status, remedy)
 
 
 def check_files(benchmark: Benchmark) -> Iterator[Check]:

@@ -64,9 +64,9 @@ def fetch(benchmark: Benchmark) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        result = f"all {len(files)} files are there" if files else "nothing to fetch"
-        result = f"{', '.join(map(str, dict.fromkeys(random.values())))} are there, {result}" if random else result
-        print(f"{benchmark.name}: {result}; `emigm doctor {benchmark.name}` says what it takes to run")
+        results = [f"{', '.join(map(str, dict.fromkeys(random.values())))} are there"] if random else []
+        results.append(f"all {len(files)} files are there" if files else "nothing to fetch")
+        print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
 
 
@@ -184,11 +184,9 @@ def _parts(target: Path) -> list[Path]:
 
 def check_reply(reply: requests.Response) -> None:
     """Raise ConnectionError where another try may help, Unavailable where none can."""
-    problem = f"HTTP {reply.status_code} {reply.reason}"
-    if reply.status_code in (416, 429) or reply.status_code >= 500:
-        raise requests.ConnectionError(problem)
-    if reply.status_code >= 400:
-        raise Unavailable(problem)
+    if (code := reply.status_code) >= 400:
+        kind = requests.ConnectionError if code in (416, 429) or code >= 500 else Unavailable
+        raise kind(f"HTTP {code} {reply.reason}")
     if reply.headers.get("Content-Type", "").startswith("text/html"):
         raise Unavailable("a web page came in place of the file")
 

@@ -40,12 +40,10 @@ def generate_grid(
     """Generate one image for each class (column) and sampling seed (row) into one PNG, which holds how it came about.
 
     Args:
-        name: what `load_generator` takes.
-        classes: the columns.
-        seeds: the rows.
+        name, autoencoder: what `load_generator` takes.
+        classes, seeds: the columns and the rows.
         out: the .png; it is there when it is whole.
         given: sampling settings that replace the model's own.
-        autoencoder: weights that replace those the model names.
         device: "cpu", "cuda", or "auto".
         batch: images made at once; changes speed and memory only.
 
@@ -102,11 +100,11 @@ def benchmark_sampling(folder: Path) -> SampleConfig | None:
 
     They are not stored in the folder: then every change of a sampling setting would train the model again.
     """
-    origin = trained_by(folder)
-    if origin is None:
+    if (origin := trained_by(folder)) is None:
         return None
-    benchmark = compose_benchmark(origin.benchmark)
-    return max((benchmark.sample_config(origin.size, b) for b in benchmark.budgets), key=lambda cfg: cfg.steps)
+    _, name, size, _ = origin
+    benchmark = compose_benchmark(name)
+    return max((benchmark.sample_config(size, b) for b in benchmark.budgets), key=lambda cfg: cfg.steps)
 
 
 def labelled(rows: list[list[Image.Image]], classes: Sequence[int], seeds: Sequence[int]) -> Image.Image:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -119,28 +119,20 @@ def measured_scores(folder: Path) -> list[dict[str, Any]]:
     another folder, and without records."""
     from emigm.records.frame import benchmarks_with_results, runs
 
-    origin = trained_by(folder)
-    if origin is None or origin.benchmark not in benchmarks_with_results(origin.root):
+    root, benchmark, size, seed = trained_by(folder) or (Path(), None, None, None)
+    if benchmark is None or benchmark not in benchmarks_with_results(root):
         return []
-    rows = runs(origin.root, [origin.benchmark]).query("not dry_run and snapshot.isna() and fid.notna()")
-    rows = rows[(rows["size"] == origin.size) & (rows["train_seed"] == origin.seed)]
+    rows = runs(root, [benchmark]).query("not dry_run and snapshot.isna() and fid.notna()")
+    rows = rows[(rows["size"] == size) & (rows["train_seed"] == seed)]
     about = ["N", "title", "dataset", "scored_images", "extractor", "reference"]
     return rows.groupby(about, as_index=False)["fid"].mean().to_dict("records")
 
 
-class Origin(NamedTuple):
-    """The train stage that made a model folder, in the checkout `root`."""
-
-    root: Path
-    benchmark: str
-    size: str
-    seed: int
-
-
-def trained_by(folder: Path) -> Origin | None:
-    """Of a folder models/<benchmark>/<size>/seed<n> (`emigm.config.paths`); None: another folder."""
+def trained_by(folder: Path) -> tuple[Path, str, str, int] | None:
+    """(root of the checkout, benchmark, size, training seed) of a folder models/<benchmark>/<size>/seed<n> that a train
+    stage made (`emigm.config.paths`); None: another folder."""
     match = re.fullmatch(r"(.*)/models/([^/]+)/([^/]+)/seed(\d+)", folder.resolve().as_posix())
-    return Origin(Path(match[1]), match[2], match[3], int(match[4])) if match and folder.is_dir() else None
+    return (Path(match[1]), match[2], match[3], int(match[4])) if match and folder.is_dir() else None
 
 
 def _failed(what: str, e: Exception) -> ConfigError:
