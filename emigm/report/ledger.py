@@ -96,7 +96,7 @@ class Outcome:
             return f"{self.against}: {NOT_RUN}"
         unit = "" if self.metric == "fid" else f" {METRICS.get(self.metric, self.metric)}"
         if not self.sides:
-            return f"{self.against}: gain of {self.gain.text}{unit}"
+            return f"{self.against}: {self.gain.text}{unit}"
         (left, mean), (right, other) = self.sides
         values = f"{left} ({three_digits(mean)}) against {right} ({three_digits(other)})"
         if mean == other:
@@ -124,9 +124,9 @@ class Ledger:
 
     def _outcomes(self, claim: Claim, place: Place) -> Iterable[Outcome]:
         for given, differences in ((True, claim.given), (False, claim.differences)):
-            for one in differences:
-                for n in place.steps if "{N}" in one.text else (None,):
-                    yield self._difference(claim, place, one.at(place, n), n, given)
+            for wanted in differences:
+                for n, one in wanted.at(place):
+                    yield self._difference(claim, place, one, n, given)
         for trend in claim.trends:
             yield self._trend(claim, place, trend.sizes, trend.budget)
         if claim.sweep:
