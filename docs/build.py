@@ -15,31 +15,28 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import nbformat
 import pandas as pd
-from sphinx.cmd.build import main as sphinx
 
 from emigm.config.errors import UserError
-from emigm.paper.claims import Cells, load_claims
+from emigm.paper.claims import Cells, Claims, load_claims
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
 from emigm.report import conclusions, pages
 from emigm.report.blocks import filled
-from emigm.report.tables import NONE, NOT_RUN, Table, model_name, saved, write_text
+from emigm.report.tables import NONE, NOT_RUN, Table, body, load, model_name, write_text
 from emigm.verify.verdict import STATUSES
 
 HERE = Path(__file__).resolve().parent
-CODE = HERE.parent / "emigm"
-DOCUMENTED = ("api.py", "sampling.py", "training.py", "config/schema.py", "model/*.py", "paper/settings.py")
+DOCUMENTED = ("api.py", "sample.py", "train.py", "config/schema.py", "model/*.py", "paper/settings.py")
 """Modules of the Python API."""
-EVIDENCE = Path("results/evidence/notebooks")
-REPRODUCTIONS = Path("docs/reproductions.jsonl")
 COLUMNS = ("Identical", "Within tolerance", "Beyond it, by itself", "Different")
 """Columns of the cells that were made again, in the order of `STATUSES`."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+"""A link of a page that was written by hand."""
 COLOURS = {
     **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
     **dict.fromkeys(("does not hold", "differs", "not whole"), "bad"),
@@ -54,245 +51,232 @@ def build(root: Path, out: Path, verified: Path | None = None) -> int:
     Args:
         verified: what `emigm verify --json` wrote; None or not there: that nothing was verified is said.
     """
+    from sphinx.cmd.build import main as sphinx  # not among what the pages need
+
     source = root / "build" / "site"
     for folder in (source, out):
         shutil.rmtree(folder, ignore_errors=True)
-    Pages(root, source).write(verified)
+    Site(root, source, verified).write()
     return sphinx(["-q", "-b", "html", "-c", str(HERE), "-d", str(root / "build" / "doctrees"), str(source), str(out)])
 
 
-class Pages:
+class Site:
     """The pages of a checkout, by path; all paths are relative to its root."""
 
-    def __init__(self, root: Path, source: Path):
+    def __init__(self, root: Path, source: Path, verified: Path | None = None):
         self.root, self.source = root, source
-        self.texts: dict[Path, str] = {}
         self.benchmarks = [name for name in benchmarks_with_results(root) if len(runs(root, [name]))]
         self.executed = sorted(p.relative_to(root) for p in (root / "results").glob("*/notebooks/*/*.ipynb"))
+        self.pages: dict[Path, Callable[[], str]] = {
+            Path("index.md"): partial(self.front, verified),
+            Path("README.md"): lambda: "# " + self.by_hand("README.md").partition("\n## ")[2],
+            Path("benchmarks/README.md"): lambda: (
+                self.by_hand("benchmarks/README.md") + menu(["ImageNet and CIFAR-10 <imagenet>"])
+            ),
+            Path("results/README.md"): self.results,
+            **{Path("results", name, "README.md"): partial(self.benchmark, name) for name in self.benchmarks},
+            Path("ledger.md"): self.ledger,
+            **api(),
+        }
 
-    def write(self, verified: Path | None) -> None:
-        """Write all pages below `source`, and copy what they link to."""
-        front, _, rest = filled(self.read("README.md"), self.root).partition("\n## ")
-        self.add("index.md", self.front(front, verified))
-        self.add("README.md", f"# {rest}")
-        protocol = filled(self.read("benchmarks/README.md"), self.root)
-        self.add("benchmarks/README.md", protocol + menu(["ImageNet and CIFAR-10 <imagenet>"]))
-        self.add("benchmarks/imagenet.md", self.read("benchmarks/imagenet.md"))
-        across = [named(p) for p in self.executed if p.parts[1] not in self.benchmarks]
-        own = menu([f"{name} <{name}/README>" for name in self.benchmarks], "Benchmarks")
-        self.add("results/README.md", pages.front_page(self.root) + own + menu(across, "Across benchmarks"))
-        for name in self.benchmarks:
-            self.add(f"results/{name}/README.md", self.benchmark(name))
-        self.add("ledger.md", self.ledger())
-        self.api()
+    def write(self) -> None:
+        """Write all pages and notebooks below `source`, and copy what they link to."""
         for path in self.executed:
             self.notebook(path)
         done = 0
-        while done < len(self.texts):  # a link adds a page
-            path = list(self.texts)[done]
-            write_text(self.source / path, self.linked(self.texts[path], path.parent))
+        while done < len(self.pages):  # a link adds a page
+            path = list(self.pages)[done]
+            write_text(self.source / path, unbroken(self.pages[path]().replace(pages.GENERATED, "").lstrip()))
             done += 1
 
-    def read(self, name: str | Path) -> str:
-        return (self.root / name).read_text(encoding="utf-8")
-
-    def add(self, name: str | Path, text: str) -> None:
-        self.texts[Path(name)] = whole_numbers(text.replace(pages.GENERATED, "").lstrip())
+    def by_hand(self, path: Path | str) -> str:
+        """A page that was written by hand, its blocks filled and its links as they hold anywhere on the site."""
+        return self.linked(filled((self.root / path).read_text(encoding="utf-8"), self.root), Path(path).parent)
 
     # Links
 
     def linked(self, text: str, folder: Path) -> str:
         """A text whose links are relative to `folder`, with links that hold anywhere on the site."""
-        return LINK.sub(partial(self._link, folder), text)
 
-    def _link(self, folder: Path, found: re.Match) -> str:
-        image, label, target, anchor = found.groups()
-        if re.match(r"[a-z]+:", target):
-            return found[0]
-        path = Path(target[1:] if target.startswith("/") else os.path.normpath(folder / target))
-        if path == EVIDENCE / "claims" / "claims.md":  # its rows sort and filter on a page of their own
+        def link(match: re.Match) -> str:
+            image, label, target, anchor = match.groups()
+            if re.match(r"[a-z]+:", target):
+                return match[0]
+            path = Path(target[1:] if target.startswith("/") else os.path.normpath(folder / target))
+            return self.link(label, path, anchor or "", image)
+
+        return LINK.sub(link, text)
+
+    def link(self, label: str, path: Path, anchor: str = "", image: str = "") -> str:
+        """A link to a page, or to a copy of a file; a label where there is neither."""
+        if path == pages.LEDGER / "claims.md":  # its rows sort and filter on a page of their own
             path = Path("ledger.md")
-        page = path in self.texts or path in self.executed or path.suffix == ".html"
-        if not page and not self.copied(path):  # a folder, say
-            return f"*{label}: {NOT_RUN}*" if image else label
-        return f"{image}[{label}](/{path.as_posix()}{anchor or ''})"
+        if path not in self.pages and path not in self.executed and path.suffix != ".html" and not self.copied(path):
+            return f"*{label}: {NOT_RUN}*" if image else label  # a folder, say
+        return f"{image}[{label}](/{path.as_posix()}{anchor})"
 
     def copied(self, path: Path) -> bool:
         """Whether there is such a file in the checkout; it goes to the site, as a page if it can be one."""
-        there, here = self.root / path, self.source / path
-        if here.is_file():  # drawn for the site
-            return True
-        if path.parts[0] == ".." or not there.is_file():
+        if path.parts[0] == ".." or not (self.root / path).is_file():
             return False
         if path.suffix == ".md":
-            self.add(path, there.read_text(encoding="utf-8"))
+            self.pages[path] = partial(self.by_hand, path)
         else:
-            here.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(there, here)
+            (self.source / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.root / path, self.source / path)
         return True
 
     # Pages
 
-    def front(self, intro: str, verified: Path | None) -> str:
+    def front(self, verified: Path | None) -> str:
         """The first screen of README.md with the verdict after its first paragraph."""
-        title, first, *others = intro.split("\n\n")
-        tally, verdicts = "", self.verdicts()
-        if verdicts is not None:
+        heading, first, *others = self.by_hand("README.md").partition("\n## ")[0].split("\n\n")
+        told, rows = "", pages.verdicts(self.root)
+        if rows is not None:
             listed = [
                 f"{data}: " + " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.items())
-                for data, counts in conclusions.tally(verdicts).items()
+                for data, counts in conclusions.tally(rows).items()
             ]
-            tally = f"**[The ledger](ledger.md) of the paper's claims**. {'. '.join(listed)}"
+            told = f"**[The ledger](ledger.md) of the paper's claims**. {'. '.join(listed)}"
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "Using it <README>"]
-        said = [self.verified(verified), self.reproductions(), tally]
-        return "\n\n".join([title, first, *filter(None, said), *others, menu([*start, "Python API <api>"])])
+        said = filter(None, [self.verified(verified), self.reproductions(), told])
+        return "\n\n".join([heading, first, *said, *others, menu([*start, "Python API <api>"])])
 
     def reproductions(self) -> str:
         """Verdicts by machine: what runs of the whole pipeline came to, from the lines of `emigm verify --log`."""
-        path = self.root / REPRODUCTIONS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rows = []
-        for line in map(json.loads, lines):
+        path, rows = self.root / "docs/reproductions.jsonl", []
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.is_file() else []):
             for name, one in line["benchmarks"].items():
-                verdict = badge(line["verdict"].partition(":")[0])
-                on = "; ".join(filter(None, (one["devices"][0], line.get("note"))))
-                row = {"Run": line["date"], "Benchmark": name, "Verdict": verdict, "On": on}
+                row = {"Run": line["date"], "Benchmark": name, "Verdict": badge(line["verdict"].partition(":")[0])}
+                row["On"] = "; ".join(filter(None, (one["devices"][0], line.get("note"))))
                 row |= {column: one.get(status, 0) for status, column in zip(STATUSES, COLUMNS, strict=True)}
-                row |= {"Commit": f"`{(line['commit'] or NONE)[:12]}`"}
-                rows.append({key: str(value) for key, value in row.items()})
-        return f"**Run again, by machine**\n\n{Table('', '', pd.DataFrame(rows)).markdown(0)}" if rows else ""
+                rows.append(row | {"Commit": f"`{(line['commit'] or NONE)[:12]}`"})
+        return f"**Run again, by machine**\n\n{grid(rows)}" if rows else ""
 
     def verified(self, path: Path | None) -> str:
         """The verdict of `emigm verify` with what it rests on."""
         if path is None or not path.is_file():
             return f"{badge('not verified here')} `emigm verify` says whether the results are whole and reproduced."
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows = []
-        for name, one in found.get("benchmarks", {}).items():
-            status = Counter(cell["status"] for cell in one["cells"] if cell["made_again"])
-            ours, theirs = one["devices"]
+        tree, rows = json.loads(path.read_text(encoding="utf-8")), []
+        for name, one in tree.get("benchmarks", {}).items():
+            cells, (ours, theirs) = [c for c in one["cells"] if c["made_again"]], one["devices"]
+            numbers = Counter(cell["status"] for cell in cells)
             row = {"Benchmark": name, "Whole": "yes" if one["whole"] else "NO"}
-            row |= {column: status[s] for s, column in zip(STATUSES, COLUMNS, strict=True)}
-            row |= {"Made on": ours or NONE, f"Results of {found['against']} made on": theirs or NONE}
-            rows.append({key: str(value) for key, value in row.items()})
-        table = Table("", "", pd.DataFrame(rows)).markdown(0) if rows else ""
-        verdict, _, detail = found["verdict"].partition(":")
-        return f":::{{container}} verified\n{badge(verdict)} {detail.strip()}\n:::\n\n{table}"
+            row |= {column: numbers[status] for status, column in zip(STATUSES, COLUMNS, strict=True)}
+            rows.append(row | {"Made on": ours or NONE, f"Results of {tree['against']} made on": theirs or NONE})
+        verdict, _, detail = tree["verdict"].partition(":")
+        return f":::{{container}} verified\n{badge(verdict)} {detail.strip()}\n:::\n\n{grid(rows) if rows else ''}"
+
+    def results(self) -> str:
+        across = [entry(path) for path in self.executed if path.parts[1] not in self.benchmarks]
+        own = menu([f"{name} <{name}/README>" for name in self.benchmarks], "Benchmarks")
+        return pages.front_page(self.root, self.link) + own + menu(across, "Across benchmarks")
 
     def benchmark(self, name: str) -> str:
         """The benchmark's page, then its pictures and records."""
-        folder = Path("results", name)
-        parts = [pages.benchmark_page(self.root, name)]
-        moving = gallery(self.pictures(folder / "grids/reveal"), "drawn")
+        folder, rows = Path("results", name), []
+        for stage, record in sorted(read_all(self.root, name).items()):
+            of = record["provenance"]
+            path = Path("results", record.get("benchmark", name), "records", f"{stage}.json")
+            row = {"Record": self.link(stage, path), "Made": (of.get("date") or NONE)[:10]}
+            rows.append(row | {"Device": of.get("device") or NONE, "Commit": f"`{(of.get('commit') or NONE)[:12]}`"})
+        moving, parts = gallery(self.pictures(folder / "grids/reveal"), "drawn"), []
         parts += [f"## How images come about\n\n{moving}"] if moving else []
-        parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{self.records(name)}"]
-        return "\n\n".join(parts) + menu(named(p) for p in self.executed if p.is_relative_to(folder))
+        parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{grid(rows)}"]
+        notebooks = menu(entry(path) for path in self.executed if path.is_relative_to(folder))
+        return "\n\n".join([pages.benchmark_page(self.root, name, self.link), *parts]) + notebooks
 
     def pictures(self, folder: Path) -> Iterator[tuple[Path, str]]:
         """Pictures of a folder with captions made of their names: real images first, then size by size."""
-        found = [p.relative_to(self.root) for p in (self.root / folder).glob("*.*png")]
-        place = {size: i for i, size in enumerate(("real", *SIZES))}
-        split = {p: p.stem.partition("-") for p in found}
-        for path in sorted(found, key=lambda p: (place.get(split[p][0], len(place)), len(p.stem), p.stem)):
-            size, _, budget = split[path]
-            caption = f"{model_name(size)} at {budget}" if budget else size.replace("_", " ").capitalize()
+        paths, place = (self.root / folder).glob("*.*png"), {size: i for i, size in enumerate(("real", *SIZES))}
+        named = [(*p.stem.partition("-")[::2], p.relative_to(self.root)) for p in paths]
+        for size, budget, path in sorted(named, key=lambda n: (place.get(n[0], len(place)), len(n[2].stem), n[2].stem)):
             self.copied(path)
+            caption = f"{model_name(size)} at {budget}" if budget else size.replace("_", " ").capitalize()
             yield path, "Real images" if size == "real" else caption
 
-    def records(self, name: str) -> str:
-        """One row a record, with a link to it."""
-        rows = []
-        for stage, record in sorted(read_all(self.root, name).items()):
-            made, commit = record["provenance"], record["provenance"].get("commit") or NONE
-            path = Path("results", record.get("benchmark", name), "records", f"{stage}.json")
-            row = {"Record": f"[{stage}](/{path.as_posix()})", "Made": (made.get("date") or NONE)[:10]}
-            rows.append(row | {"Device": made.get("device") or NONE, "Commit": f"`{commit[:12]}`"})
-        return Table("", "", pd.DataFrame(rows)).markdown(0)
-
     def notebook(self, path: Path) -> None:
-        """An executed notebook, with its code folded and its files below."""
-        found = nbformat.reads(self.read(path), as_version=4)
+        """Write an executed notebook, with its code folded and its files below."""
+        notebook = nbformat.read(self.root / path, as_version=4)
         settings = {"parameters", "injected-parameters"}
-        found.cells = [c for c in found.cells if not settings & set(c.metadata.get("tags", ()))]
-        for cell in found.cells:
+        notebook.cells = [c for c in notebook.cells if not settings & set(c.metadata.get("tags", ()))]
+        for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = self.linked(cell.source, Path("notebooks"))  # where it was written
                 continue
             cell.metadata["tags"] = ["hide-input"]
-            for output in cell.outputs:
-                if "text/markdown" in output.get("data", {}):
-                    output.data["text/markdown"] = whole_numbers(output.data["text/markdown"])
-        others = sorted(p for p in (self.root / path.parent).iterdir() if p.suffix in (".svg", ".csv", ".png"))
-        links = [f"[{p.name}](/{path.parent / p.name})" for p in others]
-        home = path.parts[1]
-        links += [f"[the page of {home}](/results/{home}/README.md)"] if home in self.benchmarks else []
-        text = self.linked(f"**Files:** {', '.join(links)}", path.parent)
-        found.cells.append(nbformat.v4.new_markdown_cell(text, id="files"))
-        write_text(self.source / path, nbformat.writes(found))
-
-    def verdicts(self) -> pd.DataFrame | None:
-        """The ledger's rows; None where it has not run."""
-        path = self.root / EVIDENCE / "claims" / "claims.csv"
-        return pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else None
+            for data in (output.get("data", {}) for output in cell.outputs):
+                data |= {key: unbroken(text) for key, text in data.items() if key == "text/markdown"}
+        files = sorted(p for p in (self.root / path.parent).iterdir() if p.suffix in (".svg", ".csv", ".png"))
+        links = [self.link(p.name, path.parent / p.name) for p in files]
+        if (home := path.parts[1]) in self.benchmarks:
+            links.append(self.link(f"the page of {home}", Path("results", home, "README.md")))
+        notebook.cells.append(nbformat.v4.new_markdown_cell(f"**Files:** {', '.join(links)}", id="files"))
+        write_text(self.source / path, nbformat.writes(notebook))
 
     def ledger(self) -> str:
         """The ledger's question from its notebook, and its rows with links to figures and records."""
-        question = nbformat.reads(self.read("notebooks/claims.ipynb"), as_version=4).cells[0].source
-        question, rows = self.linked(question, Path("notebooks")), self.verdicts()
+        question = nbformat.read(self.root / "notebooks/claims.ipynb", as_version=4).cells[0].source
+        question, rows = self.linked(question, Path("notebooks")), pages.verdicts(self.root)
         alone = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"  # the table takes the whole width
         if rows is None:
             return f"{alone}{question}\n\nThe ledger: {NOT_RUN} yet (`make evidence`)."
-        claims = load_claims(self.root)
-        read: dict[tuple[str, str], list[Cells]] = {}
-        for claim in claims.claims:
-            for place in claim.at:
-                read.setdefault((claim.id, claims.ground(place.benchmark)), []).extend(claim.cells(place))
-        cells = [read.get((row.ID, row.Data), []) for row in rows.itertuples()]
+        read, comparisons = cells_read(load_claims(self.root)), load(self.root / pages.LEDGER / "comparisons").frame
+        tested = comparisons[comparisons["role"] == "test"].groupby(["id", "data"])["measured"].unique()
+        cells = [read.get(key, []) for key in zip(rows["ID"], rows["Data"], strict=True)]
         steps = rows.pop("By N")
         rows["Verdict"] = [f"{badge(v)} {'' if n == NONE else n}" for v, n in zip(rows["Verdict"], steps, strict=True)]
         rows["Source"] = list(map(self.figures, rows["Source"], cells))
-        effects = rows.columns[-2]
-        rows[effects] = [folded(text) for text in rows[effects]]
+        rows["Measured"] = [opened(tested[key]) for key in zip(rows["ID"], rows["Data"], strict=True)]
         rows["Records"] = [", ".join(self.evaluations(one)) or NONE for one in cells]
-        reading = saved(self.root / EVIDENCE / "claims" / "reading.md")
-        more = f"[How it was judged, and all comparisons](/{EVIDENCE}/claims/claims.ipynb)."
-        grid = Table("", "", rows).markdown(0)
-        table = f":::{{table}}\n:class: ledger\n\n{grid}:::"
-        return f"{alone}{question} {more}\n\n{table}\n\n## What it adds up to\n\n{reading}\n"
+        more = self.link("How it was judged, and all comparisons", pages.LEDGER / "claims.ipynb")
+        table = f":::{{table}}\n:class: ledger\n\n{Table('', '', rows).body}\n:::"
+        reading = body(self.root / pages.LEDGER / "reading")
+        return f"{alone}{question} {more}.\n\n{table}\n\n## What it adds up to\n\n{reading}\n"
 
     def figures(self, source: str, cells: list[Cells]) -> str:
         """A claim's source with links to the notebooks of its figures and tables: those across benchmarks, or those of
         its own benchmark."""
-        found = []
+        links = []
         for kind, numbers in re.findall(r"(Figure|Table)s? (\d\w?(?: and \d)?)", source):
             for number in re.findall(r"\d", numbers):
                 name = f"{kind.lower()}{number}"
-                homes = [EVIDENCE, *(Path("results", c.benchmark, "notebooks") for c in cells)]
+                homes = [pages.LEDGER.parent, *(Path("results", c.benchmark, "notebooks") for c in cells)]
                 paths = [p for p in (home / name / f"{name}.ipynb" for home in homes) if p in self.executed]
-                found += [(f"{kind} {number}", paths[0])] if paths else []
-        if len(found) == 1:
-            return f"[{source}](/{found[0][1].as_posix()})"
-        links = ", ".join(f"[{label}](/{path.as_posix()})" for label, path in found)
-        return f"{source}: {links}" if links else source
+                links += [(f"{kind} {number}", path) for path in paths[:1]]
+        if len(links) == 1:
+            return self.link(source, links[0][1])
+        return ": ".join(filter(None, [source, ", ".join(self.link(*one) for one in links)]))
 
     def evaluations(self, cells: list[Cells]) -> list[str]:
         """Links to the records of a claim's cells."""
-        stages = [(c.benchmark, "evaluate" if c.snapshot is None else "snapshots", c.size) for c in cells]
-        paths = {s: Path("results", s[0], "records", f"{s[1]}-{s[2]}.json") for s in dict.fromkeys(stages)}
-        return [f"[{s[0]} {s[2]}](/{p.as_posix()})" for s, p in paths.items() if (self.root / p).is_file()]
+        kinds = [(c.benchmark, c.size, "evaluate" if c.snapshot is None else "snapshots") for c in cells]
+        paths = {key: Path("results", key[0], "records", f"{key[2]}-{key[1]}.json") for key in kinds}
+        return [self.link(f"{b} {s}", path) for (b, s, _), path in paths.items() if (self.root / path).is_file()]
 
-    def api(self) -> None:
-        """A page a module, and one that lists them with the first sentence of each."""
-        rows, names = [], []
-        for path in (p for pattern in DOCUMENTED for p in sorted(CODE.glob(pattern)) if p.stem != "__init__"):
-            name = ".".join(path.relative_to(CODE.parent).with_suffix("").parts)
-            said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            rows.append(f"[`{name}`](/api/{name}.md): {said.splitlines()[0]}")
-            names.append(f"{name} <api/{name}>")
-            members = f".. automodule:: {name}\n   :members:\n   :special-members: __call__"
-            self.add(f"api/{name}.md", f"# `{name}`\n\n```{{eval-rst}}\n{members}\n```\n")
-        listed = "\n".join(f"- {row}" for row in rows)
-        self.add("api.md", f"# Python API\n\n{listed}\n{menu(names)}")
+
+def cells_read(claims: Claims) -> dict[tuple[str, str], list[Cells]]:
+    """(claim, data) -> the cells that its comparisons read."""
+    cells: dict[tuple[str, str], list[Cells]] = {}
+    for claim in claims.claims:
+        for place in claim.at:
+            cells.setdefault((claim.id, claims.ground(place.benchmark)), []).extend(claim.cells(place))
+    return cells
+
+
+def api() -> dict[Path, Callable[[], str]]:
+    """A page a module, and one that lists them with the first sentence of each."""
+    texts, listed = {}, []
+    for path in (p for pattern in DOCUMENTED for p in sorted((HERE.parent / "emigm").glob(pattern))):
+        name = ".".join(path.relative_to(HERE.parent).with_suffix("").parts)
+        if path.stem == "__init__":
+            continue
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        listed.append(f"- [`{name}`](/api/{name}.md): {said.splitlines()[0]}\n")
+        members = f".. automodule:: {name}\n   :members:\n   :special-members: __call__"
+        texts[Path("api", f"{name}.md")] = f"# `{name}`\n\n```{{eval-rst}}\n{members}\n```\n"
+    texts[Path("api.md")] = f"# Python API\n\n{''.join(listed)}\n{menu(f'{p.stem} <api/{p.stem}>' for p in texts)}"
+    return {path: partial(str, text) for path, text in texts.items()}
 
 
 def badge(verdict: str) -> str:
@@ -300,17 +284,19 @@ def badge(verdict: str) -> str:
     return f"[{verdict}]{{.verdict .{COLOURS.get(verdict, 'open')}}}"
 
 
-def whole_numbers(text: str) -> str:
+def grid(rows: list[dict[str, object]]) -> str:
+    return Table("", "", pd.DataFrame(rows).astype(str)).body
+
+
+def unbroken(text: str) -> str:
     """Text whose "mean ± error %" no line breaks apart."""
     return text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
 
 
-def folded(effects: str, most: int = 2) -> str:
-    """Effects of a claim with many comparisons, behind a line that a reader can open."""
-    parts = effects.split("; ")
-    if len(parts) <= most:
-        return "<br>".join(parts)
-    return f"<details><summary>{len(parts)} comparisons</summary>{'<br>'.join(parts)}</details>"
+def opened(effects: Iterable[str], most: int = 2) -> str:
+    """Effects of a claim; those of one with many comparisons behind a line that a reader can open."""
+    lines = "<br>".join(effects := list(effects))
+    return lines if len(effects) <= most else f"<details><summary>{len(effects)} comparisons</summary>{lines}</details>"
 
 
 def menu(entries: Iterable[str], caption: str = "") -> str:
@@ -320,10 +306,9 @@ def menu(entries: Iterable[str], caption: str = "") -> str:
     return "\n".join(["\n\n```{toctree}", *options, "", *listed, "```\n"]) if listed else ""
 
 
-def named(notebook: Path) -> str:
+def entry(notebook: Path) -> str:
     """A notebook's entry in the menu: "Figure 4 </results/mnist/notebooks/figure4/figure4>"."""
-    name = re.sub(r"(?<=[a-z])(?=\d)", " ", notebook.stem).capitalize()
-    return f"{name} </{notebook.with_suffix('').as_posix()}>"
+    return f"{pages.title(notebook.stem)} </{notebook.with_suffix('').as_posix()}>"
 
 
 def gallery(pictures: Iterable[tuple[Path, str]], look: str = "pixels") -> str:

@@ -135,11 +135,12 @@ def test_the_tally_counts_the_ledgers_verdicts(root):
     execute(folder, "claims")
     verdicts = {"ID": list("abcd"), "Verdict": ["holds", "holds", "not run", "does not hold"]}
     verdicts |= {"Of": ["the paper", "the paper", "the paper", "this project"], "Data": "MNIST-5k"}
-    Table("claims", "Claims", pd.DataFrame(verdicts)).save(folder / "notebooks" / "claims")
+    Table("claims", "Claims", pd.DataFrame(verdicts), ("The ledger's note.",)).save(folder / "notebooks" / "claims")
     page = front_page(root)
     link = "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md)"
     assert f"{link}: MNIST-5k, 3 conclusions of the paper: holds 2, not run 1." in page
     assert "<summary>Claims: which?</summary>" in page and "(evidence/notebooks/claims/claims.ipynb)" in page
+    assert page.count("The ledger's note.") == 1
 
 
 def test_without_results_the_page_of_all_says_so(tmp_path):
@@ -181,8 +182,9 @@ def test_the_blocks_of_a_page_are_the_committed_results(page, tmp_path):
     if text is None:
         pytest.skip("not a git checkout")
     for found in BLOCK.finditer(text):
-        if (content := committed(found["path"])) is not None:
-            target = tmp_path / found["path"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content, encoding="utf-8")
+        for suffix in (".json", ".csv"):
+            target = (tmp_path / found["path"]).with_suffix(suffix)
+            if (content := committed(target.relative_to(tmp_path).as_posix())) is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(content, encoding="utf-8")
     assert filled(text, tmp_path) == text, "run `make readme`"

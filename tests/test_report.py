@@ -16,7 +16,7 @@ from emigm.paper.reported import reported
 from emigm.paper.settings import PAPER_MODELS
 from emigm.records.frame import baselines, runs
 from emigm.report import notes, style
-from emigm.report.tables import Reading, Table, count, nfe_text, plus_minus, saved
+from emigm.report.tables import Reading, Table, body, count, nfe_text, plus_minus
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_a_saved_table_reads_back_and_is_shown_without_heading_and_notes(tmp_pat
     table = Table("t", "Title", frame, ("A note.", "")).save(tmp_path)
     assert (tmp_path / "t.md").read_text(encoding="utf-8") == table.markdown(1)
     assert "# Title" in table.markdown(1) and "- A note." in table.markdown() and "| –" in table.markdown()
-    assert saved(tmp_path / "t.md") == table.frame.fillna("–").to_markdown(index=False, disable_numparse=True)
+    assert body(tmp_path / "t.md") == table.frame.fillna("–").to_markdown(index=False, disable_numparse=True)
     assert pd.read_csv(tmp_path / "t.csv", dtype=str)["a"].tolist()[0] == "1 ± 2"
-    assert saved(tmp_path / "absent.md") == "not run"
+    assert body(tmp_path / "absent.md") == "not run"
 
 
 def test_nothing_is_saved_without_a_folder(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_nothing_is_saved_without_a_folder(tmp_path, monkeypatch):
 def test_a_reading_is_sentences_with_its_notes_below(tmp_path):
     Reading(("First.", "", "Second."), ("A note.",)).save(tmp_path)
     assert (tmp_path / "reading.md").read_text() == "First.\n\nSecond.\n\n- A note.\n"
-    assert saved(tmp_path / "reading.md") == "First.\n\nSecond."
+    assert body(tmp_path / "reading.md") == "First.\n\nSecond."
 
 
 def test_what_a_notebook_keeps_names_no_folder_of_the_machine(tmp_path):
@@ -131,7 +131,7 @@ def test_every_number_comes_with_what_it_rests_on(frame, root):
     assert "64 features of a small CNN" in text and "between 1,000 generated images" in text
     assert "The paper's FIDs are of 50,000 images" in text
     assert "held-out real images (never trained on; 1,000 images) 1.20" in text
-    assert "2 training seeds × 2 sampling seeds" in text and "Of two training seeds it is itself uncertain" in text
+    assert "2 training seeds × 2 sampling seeds" in text and "With n = 2 training seeds it is itself imprecise" in text
     assert "FAILED by training seeds of XS (1 of 2)" in text
     assert "XS, S, B, L, H trained here on 160,000 images" in text
     assert "Not at equal numbers of images" not in text

@@ -32,7 +32,7 @@ def test_the_interval_of_paired_differences_is_scipys(level):
 
 
 def test_a_single_value_has_no_interval_and_equal_ones_have_no_width():
-    assert t_interval([2.0]).effect == 2 and t_interval([2.0]).half is None
+    assert t_interval([2.0]).effect == 2 and t_interval([2.0]).low is None
     same = t_interval([2.0, 2.0, 2.0])
     assert (same.low, same.high, same.p) == (2, 2, 0)
 

@@ -81,27 +81,27 @@ class Difference:
 
     def __post_init__(self):
         known(f"metric of {FILE}", self.metric, METRICS)
-        if (self.right is None) == (self.reported is None):
-            raise ConfigError(f"{FILE}: a difference needs either right or reported")
-        if self.beyond is not None and (self.reported is not None or self.factor != 1):
-            raise ConfigError(f"{FILE}: beyond goes with right alone, without reported or factor")
-        if self.factor <= 0:
-            raise ConfigError(f"{FILE}: factor = {self.factor}: must be above 0")
-        if self.reported is not None and self.metric not in ("fid", *EXACT):
-            raise ConfigError(f"{FILE}: the paper reports no {self.metric} of other methods")
+        need((self.right is None) != (self.reported is None), "a difference needs either right or reported")
+        plain = self.reported is None and self.factor == 1
+        need(self.beyond is None or plain, "beyond goes with right alone, without reported or factor")
+        need(self.factor > 0, f"factor = {self.factor}: must be above 0")
+        printed = self.reported is None or self.metric in ("fid", *EXACT)
+        need(printed, f"the paper reports no {self.metric} of other methods")
 
     @property
     def sides(self) -> list[tuple[float, Cells]]:
         """Own sides with their weights in the effect."""
-        found = [(1.0, self.left)] + ([(-self.factor, self.right)] if self.right else [])
-        return found + ([(-1.0, self.beyond[0]), (1.0, self.beyond[1])] if self.beyond else [])
+        right, beyond = [self.right] if self.right else [], self.beyond or ()
+        weights = [1.0, *[-self.factor] * len(right), *(-1.0, 1.0)[: len(beyond)]]
+        return list(zip(weights, [self.left, *right, *beyond], strict=True))
 
     @property
-    def text(self) -> str:
-        """All budgets, to see whether they name N."""
-        return " ".join(cells.budget for _, cells in self.sides)
+    def by_steps(self) -> bool:
+        """Whether a budget names N, so that there is a comparison for each."""
+        return any("{N}" in cells.budget for _, cells in self.sides)
 
     def label(self, home: str) -> str:
+        """The comparison as a formula."""
         factor = f"{self.factor:g} × " if self.factor != 1 else ""
         other = self.right.label(home) if self.right else f"{self.reported.method} (as reported)"
         text = f"{self.left.label(home)} − {factor}{other}"
@@ -120,16 +120,19 @@ class Difference:
         here = "" if left.budget == right.budget else f" at {left.budget}"
         return f"{left.size}{here} against {right.label(right.benchmark)}"
 
-    def at(self, place: Place, steps: int | None) -> Difference:
-        """With the place's names filled in, and N."""
+    def at(self, place: Place) -> list[tuple[int | None, Difference]]:
+        """N (None: it names none) and the comparison with N and the place's own names filled in, for each N."""
 
-        def fill(cells: Cells) -> Cells:
-            names = {"N": steps, "first": min(place.steps, default=""), "last": max(place.steps, default="")}
+        def fill(cells: Cells, n: int | None) -> Cells:
+            names = {"N": n, "first": min(place.steps, default=""), "last": max(place.steps, default="")}
             size, benchmark = cells.size or place.size, cells.benchmark or place.benchmark
             return replace(cells, budget=cells.budget.format(**names), size=size, benchmark=benchmark)
 
-        beyond = self.beyond and (fill(self.beyond[0]), fill(self.beyond[1]))
-        return replace(self, left=fill(self.left), right=self.right and fill(self.right), beyond=beyond)
+        filled = []
+        for n in place.steps if self.by_steps else (None,):
+            right, beyond = self.right and fill(self.right, n), self.beyond and tuple(fill(c, n) for c in self.beyond)
+            filled.append((n, replace(self, left=fill(self.left, n), right=right, beyond=beyond)))
+        return filled
 
 
 @config(kw_only=True)
@@ -140,8 +143,7 @@ class Trend:
     budget: str
 
     def __post_init__(self):
-        if len(self.sizes) < 2:
-            raise ConfigError(f"{FILE}: a trend needs two sizes at least")
+        need(len(self.sizes) >= 2, "a trend needs two sizes at least")
 
 
 @config(kw_only=True)
@@ -179,33 +181,31 @@ class Claim:
     note: str | None = None
 
     def __post_init__(self):
-        if not (self.differences or self.trends or self.sweep or self.reveals):
-            raise ConfigError(f"{FILE}: claim {self.id} has no test; add differences, trends, sweep or reveals")
-        if not self.at:
-            raise ConfigError(f"{FILE}: claim {self.id} names no place; add at: [{{benchmark: ...}}]")
-        for one in (*self.given, *self.differences):
-            for place in self.at:
-                if "{" in one.text and not place.steps:
-                    raise ConfigError(f"{FILE}: claim {self.id} names {{N}}, but no steps on {place.benchmark}")
-                if place.size is None and any(cells.size is None for _, cells in one.sides):
-                    raise ConfigError(f"{FILE}: claim {self.id}: a side has no size, and {place.benchmark} names none")
-        if self.sweep and (len(self.sweep) < 3 or any(place.size is None for place in self.at)):
-            raise ConfigError(f"{FILE}: claim {self.id}: a sweep needs two ends, a budget between them, and a size")
+        own = f"claim {self.id}"
+        tests = self.differences or self.trends or self.sweep or self.reveals
+        need(tests, f"{own} has no test; add differences, trends, sweep or reveals")
+        need(self.at, f"{own} names no place; add at: [{{benchmark: ...}}]")
+        sides = [cells for one in (*self.given, *self.differences) for _, cells in one.sides]
+        for place in self.at:
+            steps = place.steps or not any("{" in cells.budget for cells in sides)
+            need(steps, f"{own} names {{N}}, but no steps on {place.benchmark}")
+            sized = place.size or all(cells.size for cells in sides)
+            need(sized, f"{own}: a side has no size, and {place.benchmark} names none")
+            swept = not self.sweep or (len(self.sweep) >= 3 and place.size)
+            need(swept, f"{own}: a sweep needs two ends, a budget between them, and a size")
+            computed = not self.reveals or (len(place.steps) == 1 and place.tokens)
+            need(computed, f"{own}: reveals needs one number of steps, and tokens")
         if self.reveals:
             known(f"schedule of {FILE}", self.reveals, SCHEDULES)
-            if any(len(place.steps) != 1 or place.tokens is None for place in self.at):
-                raise ConfigError(f"{FILE}: claim {self.id}: reveals needs one number of steps, and tokens")
 
     def cells(self, place: Place) -> list[Cells]:
         """Every cell that its tests read at a place, once each."""
-        found = []
-        for one in (*self.given, *self.differences):
-            for n in place.steps if "{N}" in one.text else (None,):
-                found += [cells for _, cells in one.at(place, n).sides]
-        for trend in self.trends:
-            found += [Cells(budget=trend.budget, size=size, benchmark=place.benchmark) for size in trend.sizes]
-        found += [Cells(budget=budget, size=place.size, benchmark=place.benchmark) for budget in self.sweep]
-        return list(dict.fromkeys(found))
+        differences = [one for wanted in (*self.given, *self.differences) for _, one in wanted.at(place)]
+        named = [(size, trend.budget) for trend in self.trends for size in trend.sizes]
+        named += [(place.size, budget) for budget in self.sweep]
+        cells = [cells for one in differences for _, cells in one.sides]
+        cells += [Cells(budget=budget, size=size, benchmark=place.benchmark) for size, budget in named]
+        return list(dict.fromkeys(cells))
 
 
 @config(kw_only=True)
@@ -237,22 +237,24 @@ class Claims:
 
     def __post_init__(self):
         for name in ("level", "alpha", "smallest_effect", "well_trained", "reported_spread"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{FILE}: {name} = {getattr(self, name)} is outside (0, 1)")
+            need(0 < getattr(self, name) < 1, f"{name} = {getattr(self, name)} is outside (0, 1)")
         ids = [claim.id for claim in self.claims]
-        for name in ids:
-            if ids.count(name) > 1:
-                raise ConfigError(f"{FILE}: two claims have the id {name}; rename one")
         for claim in self.claims:
+            need(ids.count(claim.id) == 1, f"two claims have the id {claim.id}; rename one")
             for place in claim.at:
                 self.ground(place.benchmark)
 
     def ground(self, benchmark: str) -> str:
         """The data of a benchmark, as the text names it."""
-        found = [data for data, names in self.grounds.items() if benchmark in names]
-        if not found:
-            raise ConfigError(f"{FILE}: grounds names no data of benchmark {benchmark}; add it there")
-        return found[0]
+        data = next((data for data, names in self.grounds.items() if benchmark in names), None)
+        need(data, f"grounds names no data of benchmark {benchmark}; add it there")
+        return data
+
+
+def need(fulfilled: object, message: str) -> None:
+    """Raise ConfigError about the file where a condition is not fulfilled."""
+    if not fulfilled:
+        raise ConfigError(f"{FILE}: {message}")
 
 
 def load_claims(root: Path) -> Claims:

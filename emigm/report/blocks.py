@@ -1,7 +1,7 @@
 """Generated blocks of hand-written pages: every number in them comes from a file under results/ (`make readme`).
 
-Between `<!-- block: results/....md -->` and `<!-- end of block -->` stands that table or reading, without its heading
-and notes; one that is not there yet reads "not run".
+Between `<!-- block: results/....md -->` and `<!-- end of block -->` stands that table or reading, without its title and
+notes; one that is not there yet reads "not run".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from emigm.report.tables import saved, write_text
+from emigm.report.tables import body, write_text
 
 PAGES = ("README.md", "benchmarks/README.md")
 BLOCK = re.compile(r"(<!-- block: (?P<path>\S+) -->\n)(?P<text>.*?)(\n<!-- end of block -->)", re.DOTALL)
@@ -18,17 +18,16 @@ BLOCK = re.compile(r"(<!-- block: (?P<path>\S+) -->\n)(?P<text>.*?)(\n<!-- end o
 
 def filled(text: str, root: Path) -> str:
     """A page with all its blocks as the files say."""
-    return BLOCK.sub(lambda m: f"{m[1]}{saved(root / m['path'])}{m[4]}", text)
+    return BLOCK.sub(lambda m: f"{m[1]}{body(root / m['path'])}{m[4]}", text)
 
 
 def main() -> None:
-    """Fill the blocks of all pages; of the repository in the working directory."""
-    for name in PAGES:
-        page = Path(name)
+    """Fill the blocks of all pages of the repository in the working directory."""
+    for page in map(Path, PAGES):
         before = page.read_text(encoding="utf-8")
         if (after := filled(before, Path())) != before:
             write_text(page, after)
-            print(f"{name}: blocks written", file=sys.stderr)
+            print(f"{page}: blocks written", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ class Outcome:
     comparison: str
     against: str
     """The comparison in a few words."""
-    metric: str
-    verdict: str
+    metric: str = "fid"
+    verdict: str = NOT_RUN
     """Empty until Holm's adjustment gives it."""
     steps: int | None = None
     """N, where the comparison is made at several."""
@@ -91,21 +91,18 @@ class Outcome:
 
     @property
     def plain(self) -> str:
-        """ "exp_4 (4.31) against linear_4 (4.53): lower by 0.216 [0.056, 0.489], as claimed"."""
+        """ "exp_4 (4.31) against linear_4 (4.53): lower by 0.216 [0.056, 0.489]"; no verdict, which needs Holm's p."""
         if self.gain is None:
             return f"{self.against}: {NOT_RUN}"
-        gain, unit = self.gain, "" if self.metric == "fid" else f" {METRICS.get(self.metric, self.metric)}"
-        chance = gain.effect == 0 or (gain.low is not None and gain.low < 0 < gain.high)
-        sense = "which may be chance" if chance else "as claimed" if gain.effect > 0 else "contrary to the claim"
+        unit = "" if self.metric == "fid" else f" {METRICS.get(self.metric, self.metric)}"
         if not self.sides:
-            return f"{self.against}: {gain.text}{unit}, {sense}"
+            return f"{self.against}: {self.gain.text}{unit}"
         (left, mean), (right, other) = self.sides
         values = f"{left} ({three_digits(mean)}) against {right} ({three_digits(other)})"
         if mean == other:
             return f"{values}: the same{unit and ' in'}{unit}"
         than = "" if self.factor == 1 else f" than {self.factor:g} times the latter"
-        lower = "lower" if mean < self.factor * other else "higher"
-        return f"{values}: {lower}{than} by {abs(gain).text}{unit}, {sense}"
+        return f"{values}: {'lower' if mean < self.factor * other else 'higher'}{than} by {abs(self.gain).text}{unit}"
 
 
 class Ledger:
@@ -120,16 +117,16 @@ class Ledger:
         self.claims = claims
         self.cells = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
         self.models = {key: self._model(runs) for key, runs in frame.groupby(["benchmark", "size"])}
-        found = [one for claim in claims.claims for place in claim.at for one in self._outcomes(claim, place)]
-        self.outcomes = tuple(self._judged(found))
+        measured = [one for claim in claims.claims for place in claim.at for one in self._outcomes(claim, place)]
+        self.outcomes = tuple(self._judged(measured))
 
     # Estimates
 
     def _outcomes(self, claim: Claim, place: Place) -> Iterable[Outcome]:
         for given, differences in ((True, claim.given), (False, claim.differences)):
-            for one in differences:
-                for n in place.steps if "{N}" in one.text else (None,):
-                    yield self._difference(claim, place, one.at(place, n), n, given)
+            for wanted in differences:
+                for n, one in wanted.at(place):
+                    yield self._difference(claim, place, one, n, given)
         for trend in claim.trends:
             yield self._trend(claim, place, trend.sizes, trend.budget)
         if claim.sweep:
@@ -138,38 +135,39 @@ class Ledger:
             yield self._reveals(claim, place)
 
     def _difference(self, claim: Claim, place: Place, one: Difference, steps: int | None, given: bool) -> Outcome:
-        made = Outcome(claim, place, one.label(place.benchmark), one.against, one.metric, NOT_RUN, steps, given)
+        outcome = Outcome(claim, place, one.label(place.benchmark), one.against, one.metric, steps=steps, given=given)
         cells, sign = [cells for _, cells in one.sides], -1 if one.expect == "lower" else 1
         means = [self._mean(c, one.metric) for c in cells]
         if None in means:
-            return made
-        constant = one.factor * one.reported.value(one.metric) if one.reported else 0.0
-        made = replace(made, scale=abs(constant or one.factor * means[1]), factor=one.factor)
+            return outcome
+        printed = one.reported.value(one.metric) if one.reported else None
+        constant = one.factor * (printed or 0.0)
+        outcome = replace(outcome, scale=abs(constant or one.factor * means[1]), factor=one.factor)
         if not one.beyond:
-            compared = (means[0], one.reported.value(one.metric) if one.reported else means[1])
-            made = replace(made, sides=tuple(zip(one.against.split(" against "), compared, strict=True)))
+            compared = means[0], means[1] if printed is None else printed
+            outcome = replace(outcome, sides=tuple(zip(one.against.split(" against "), compared, strict=True)))
         if one.metric in EXACT:
             gain = sign * (math.fsum(w * mean for (w, _), mean in zip(one.sides, means, strict=True)) - constant)
             verdict = DRY if self._dry(cells) else HOLDS if gain > 0 else FAILS
-            return replace(made, verdict=verdict, gain=Estimate(gain), test="a count")
+            return replace(outcome, verdict=verdict, gain=Estimate(gain), test="a count")
         measure = partial(self._contrast, one.sides)
         if one.reported:
             error = self.claims.reported_spread * math.hypot(means[0], constant)
-            found = known_spread(means[0] - constant, error, self.claims.level)
-            measure = {"fid": (found, f"known spread of {self.claims.reported_spread:.0%}")}.get
-        return self._measured(made, cells, measure, sign, one.factor != 1, one.reported is not None)
+            effect = known_spread(means[0] - constant, error, self.claims.level)
+            measure = {"fid": (effect, f"known spread of {self.claims.reported_spread:.0%}")}.get
+        return self._measured(outcome, cells, measure, sign, one.factor != 1, one.reported is not None)
 
     def _trend(self, claim: Claim, place: Place, sizes: tuple[str, ...], budget: str) -> Outcome:
         """FID over log10 of the training FLOPs: one slope a seed, so that what its runs share drops out."""
         cells = [Cells(budget=budget, size=size, benchmark=place.benchmark) for size in sizes]
         label = f"slope over {', '.join(sizes)} at {budget}, for ten times the training FLOPs"
-        made = Outcome(claim, place, label, f"fall for tenfold FLOPs, {sizes[0]} to {sizes[-1]}", "fid", NOT_RUN)
+        outcome = Outcome(claim, place, label, f"fall for tenfold FLOPs, {sizes[0]} to {sizes[-1]}")
         flops, means = ([self._mean(c, metric) for c in cells] for metric in ("flops", "fid"))
         if None in flops or None in means:
-            return made
+            return outcome
         sides = list(zip(slope_weights([math.log10(f) for f in flops]), cells, strict=True))
-        made = replace(made, scale=math.fsum(means) / len(means))
-        return self._measured(made, cells, partial(self._contrast, sides), -1)
+        outcome = replace(outcome, scale=math.fsum(means) / len(means))
+        return self._measured(outcome, cells, partial(self._contrast, sides), -1)
 
     def _sweep(self, claim: Claim, place: Place) -> Iterable[Outcome]:
         """The best inner budget against both ends, chosen on the first third of the seeds, rounded down but one at
@@ -178,15 +176,15 @@ class Ledger:
         Chosen for each seed on all others, it would differ from an equal end twice as often as alpha says.
         """
         cells = [Cells(budget=b, size=place.size, benchmark=place.benchmark) for b in claim.sweep]
-        fids = self._table(cells, "fid")
+        inner, fids = list(claim.sweep[1:-1]), self._table(cells, "fid")
         for end in (claim.sweep[0], claim.sweep[-1]):
-            label = f"best of {', '.join(claim.sweep[1:-1])} − {end} ({place.size})"
-            made = Outcome(claim, place, label, f"best between against {end}", "fid", NOT_RUN)
+            label = f"best of {', '.join(inner)} − {end} ({place.size})"
+            outcome = Outcome(claim, place, label, f"best between against {end}")
             if fids is None or len(fids) < 2:
-                yield made
+                yield outcome
                 continue
             choosing = fids.index[: max(1, len(fids) // 3)]
-            best = fids.loc[choosing, list(claim.sweep[1:-1])].mean().idxmin()
+            best = fids.loc[choosing, inner].mean().idxmin()
 
             def measure(metric: str, end=end, best=best, choosing=choosing) -> tuple[Estimate, str] | None:
                 table = self._table(cells, metric)
@@ -197,61 +195,65 @@ class Ledger:
 
             seeds = f"{fids.index.name} seed{'' if len(choosing) == 1 else 's'}"
             how = f"{best}, chosen on {seeds} {', '.join(f'{seed:g}' for seed in choosing)}"
-            tested = fids.drop(choosing)
-            sides = tuple((budget, float(tested[budget].mean())) for budget in (best, end))
-            made = replace(made, against=f"{best} against {end}", sides=sides, remarks=(how,))
-            made = replace(made, scale=float(fids[end].mean()))
-            yield self._measured(made, cells, measure, -1)
+            sides = tuple((budget, float(fids.drop(choosing)[budget].mean())) for budget in (best, end))
+            outcome = replace(outcome, against=f"{best} against {end}", sides=sides, remarks=(how,))
+            yield self._measured(replace(outcome, scale=float(fids[end].mean())), cells, measure, -1)
 
     def _reveals(self, claim: Claim, place: Place) -> Outcome:
+        """Tokens that two schedules reveal early: computed, not measured."""
         (n,), tokens = place.steps, place.tokens
         early = {name: early_tokens(name, n, tokens) for name in SCHEDULES}
-        closest = min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
-        gain = early[closest] - early[claim.reveals]
-        label = f"tokens in the first half of the steps: {claim.reveals} − {closest}, L = {tokens}, N = {n}"
-        made = Outcome(
-            claim,
-            place,
-            label,
-            f"{claim.reveals} against {closest}",
-            "tokens",
-            HOLDS if gain > 0 else FAILS,
-            test="computed",
-        )
-        sides = tuple((name, early[name]) for name in (claim.reveals, closest))
-        return replace(made, gain=Estimate(gain), scale=early[closest], sides=sides)
+        own, closest = claim.reveals, min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
+        gain = early[closest] - early[own]
+        label = f"tokens in the first half of the steps: {own} − {closest}, L = {tokens}, N = {n}"
+        outcome = Outcome(claim, place, label, f"{own} against {closest}", "tokens", HOLDS if gain > 0 else FAILS)
+        sides = tuple((name, early[name]) for name in (own, closest))
+        return replace(outcome, test="computed", gain=Estimate(gain), scale=early[closest], sides=sides)
 
     def _measured(
-        self, made: Outcome, cells: list[Cells], measure: Measure, sign: int, exact: bool = False, paper: bool = False
+        self,
+        outcome: Outcome,
+        cells: list[Cells],
+        measure: Measure,
+        sign: int,
+        exact: bool = False,
+        paper: bool = False,
     ) -> Outcome:
-        """`made` with the gain in its metric and in those beside it, and with all that must be known of its models."""
-        found = measure(made.metric)
-        if found is None:
-            return made
-        verdict, remarks, failed = "", [], False
-        if unlike := self._unlike(cells, made.metric, paper):
-            verdict, remarks = OPEN, [f"not comparable: different {unlike}"]
-        if self._dry(cells):
-            verdict = DRY
-        for name, size in dict.fromkeys((c.benchmark, c.size) for c in cells):
-            _, fails, notes = self.models[name, size]
-            failed, remarks = failed or fails, [*remarks, *notes]
+        """The gain in the outcome's metric and in those beside it, and what must be known of its models.
+
+        Args:
+            sign: -1 where the paper expects a lower metric.
+            exact: the claim itself allows a margin, so no other applies.
+            paper: one side is a number that the paper reports.
+        """
+        effect = measure(outcome.metric)
+        if effect is None:
+            return outcome
+        unlike, models = self._unlike(cells, outcome.metric, paper), dict.fromkeys((c.benchmark, c.size) for c in cells)
+        remarks = [f"not comparable: different {unlike}"] if unlike else []
+        remarks += [remark for model in models for remark in self.models[model][2]]
         beside = []
-        for name, (_, better) in BESIDE.items() if made.metric == "fid" and not exact else ():
+        for name, (_, better) in BESIDE.items() if outcome.metric == "fid" and not exact else ():
             if other := measure(name):
                 beside.append((name, -other[0] if sign * better > 0 else other[0]))
-        margin = 0.0 if exact else self.claims.smallest_effect * made.scale
-        made = replace(made, verdict=verdict, margin=margin, beside=tuple(beside), failed=failed)
-        gain, test = found[0] if sign > 0 else -found[0], found[1]
-        return replace(made, gain=gain, test=test, remarks=(*made.remarks, *dict.fromkeys(remarks)))
+        return replace(
+            outcome,
+            verdict=DRY if self._dry(cells) else OPEN if unlike else "",
+            margin=0.0 if exact else self.claims.smallest_effect * outcome.scale,
+            beside=tuple(beside),
+            failed=any(self.models[model][1] for model in models),
+            gain=effect[0] if sign > 0 else -effect[0],
+            test=effect[1],
+            remarks=(*outcome.remarks, *dict.fromkeys(remarks)),
+        )
 
     def _contrast(self, sides: list[tuple[float, Cells]], metric: str) -> tuple[Estimate, str] | None:
         """The weighted sum of the sides: paired by seed where all have the same, else Welch's test of two sides."""
         units = [self._units(cells, metric) for _, cells in sides]
-        if any(found is None for found in units):
+        if any(unit is None for unit in units):
             return None
-        weighted, first = [weight * found for (weight, _), found in zip(sides, units, strict=True)], units[0]
-        if all(found.name == first.name and set(found.index) == set(first.index) for found in units):
+        weighted, first = [weight * unit for (weight, _), unit in zip(sides, units, strict=True)], units[0]
+        if all(unit.name == first.name and set(unit.index) == set(first.index) for unit in units):
             return t_interval(sum(weighted), self.claims.level), f"paired t test, {_seeds(first)}"
         if len(units) > 2:
             return None
@@ -264,15 +266,15 @@ class Ledger:
         return None if runs is None or runs[metric].isna().any() else unit_means(runs, metric)
 
     def _mean(self, cells: Cells, metric: str) -> float | None:
-        found = self._units(cells, metric)
-        return None if found is None else float(found.mean())
+        units = self._units(cells, metric)
+        return None if units is None else float(units.mean())
 
     def _table(self, cells: list[Cells], metric: str) -> pd.DataFrame | None:
         """A row a seed that all cells have, a column a budget; None where something is missing."""
-        found = {c.budget: self._units(c, metric) for c in cells}
-        if any(units is None for units in found.values()):
+        units = {c.budget: self._units(c, metric) for c in cells}
+        if any(unit is None for unit in units.values()):
             return None
-        return pd.concat(found, axis=1, join="inner").rename_axis(found[cells[0].budget].name)
+        return pd.concat(units, axis=1, join="inner").rename_axis(units[cells[0].budget].name)
 
     def _model(self, runs: pd.DataFrame) -> tuple[bool, bool, tuple[str, ...]]:
         """Whether a model is a dry run's and fails the context gate, and what must be known of it."""
@@ -293,44 +295,43 @@ class Ledger:
 
     def _unlike(self, cells: list[Cells], metric: str, paper: bool) -> str:
         """In what the sides were measured differently; empty where they were not."""
-        runs = [self.cells[_key(c)] for c in cells]
-        found = {name: {value for run in runs for value in run[name].astype(str).unique()} for name in MEASURED}
-        images = set(map(float, found["scored_images"])) | ({float(PAPER_IMAGES)} if paper else set())
+        runs = pd.concat([self.cells[_key(c)] for c in cells])[list(MEASURED)].astype(str)
+        unlike = runs.nunique() > 1
         if metric == "seconds_per_image":
-            return "machines" if len(found["sample_device"]) > 1 else ""
-        scorers = max(len(found[name]) for name in ("extractor_identity", "reference"))
-        parts = ("numbers of images" * (len(images) > 1), "extractors or real images" * (scorers > 1))
-        return ", ".join(filter(None, parts))
+            return "machines" if unlike["sample_device"] else ""
+        images = {*map(float, runs["scored_images"]), *([float(PAPER_IMAGES)] if paper else [])}
+        parts = ["numbers of images"] if len(images) > 1 else []
+        parts += ["extractors or real images"] if unlike["extractor_identity"] or unlike["reference"] else []
+        return ", ".join(parts)
 
     # Verdicts
 
-    def _judged(self, found: list[Outcome]) -> Iterable[Outcome]:
+    def _judged(self, outcomes: list[Outcome]) -> Iterable[Outcome]:
         """Verdicts after Holm's adjustment over all comparisons with a p value; one that several claims make counts
         once. A precondition is tested first, at `alpha` itself, and decides only whether others are looked at."""
-        tests = {o.key: o.gain.p for o in found if not o.given and o.gain and o.gain.p is not None}
-        adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
-        given: dict[tuple, list[Outcome]] = {}
-        for one in found:
+        tests = {o.key: o.gain.p for o in outcomes if not o.given and o.gain and o.gain.p is not None}
+        adjusted = dict(zip(tests, map(float, holm(list(tests.values()))), strict=True))
+        given: list[Outcome] = []
+        for one in outcomes:
             if one.given:
-                judged = self._verdict(replace(one, adjusted=one.gain and one.gain.p))
-                given.setdefault((one.claim.id, one.place.benchmark), []).append(judged)
-                yield replace(judged, adjusted=None)
-                continue
-            p = adjusted.get(one.key)
-            judged = self._verdict(replace(one, adjusted=None if p is None else float(p)))
-            first = [g for g in given.get((one.claim.id, one.place.benchmark), ()) if g.steps in (None, one.steps)]
-            missing = [g for g in first if g.verdict != HOLDS]
-            if missing and judged.verdict not in (NOT_RUN, DRY):
-                why = f"precondition {missing[0].verdict}: {missing[0].plain}"
-                judged = replace(judged, verdict=UNTESTABLE, remarks=(why, *judged.remarks))
+                judged = replace(self._verdict(one, one.gain and one.gain.p), adjusted=None)
+                given.append(judged)
+            else:
+                judged = self._verdict(one, adjusted.get(one.key))
+                unmet = [g for g in given if (g.claim, g.place) == (one.claim, one.place) and g.verdict != HOLDS
+                         and g.steps in (None, one.steps)]  # fmt: skip
+                if unmet and judged.verdict not in (NOT_RUN, DRY):
+                    why = f"precondition {unmet[0].verdict}: {unmet[0].plain}"
+                    judged = replace(judged, verdict=UNTESTABLE, remarks=(why, *judged.remarks))
             yield judged
 
-    def _verdict(self, one: Outcome) -> Outcome:
+    def _verdict(self, one: Outcome, p: float | None) -> Outcome:
+        """The outcome with its adjusted p, and the verdict that it gives where none stands yet."""
+        one, gain = replace(one, adjusted=p), one.gain
         if one.verdict:
             return one
         if one.failed:
             return replace(one, verdict=UNCOUNTED)
-        gain, p = one.gain, one.adjusted
         if p is None:
             return replace(one, verdict=OPEN, remarks=("too few seeds for an interval", *one.remarks))
         if p < self.claims.alpha and abs(gain.effect) >= one.margin:
@@ -355,13 +356,13 @@ class Ledger:
 
     def remarks(self, claim: Claim, place: Place) -> tuple[str, ...]:
         """What must be known of the claim and its comparisons, each once."""
-        found = dict.fromkeys([claim.note, *(remark for o in self.of(claim, place) for remark in o.remarks)])
-        return tuple(remark.rstrip(".") for remark in found if remark)
+        remarks = dict.fromkeys([claim.note, *(remark for o in self.of(claim, place) for remark in o.remarks)])
+        return tuple(remark.rstrip(".") for remark in remarks if remark)
 
     def by_steps(self, claim: Claim, place: Place) -> dict[int, str]:
         """N -> verdict of what was compared at it."""
-        found = [o for o in self.of(claim, place) if o.steps is not None]
-        return {n: together([o for o in found if o.steps == n]) for n in dict.fromkeys(o.steps for o in found)}
+        outcomes = [o for o in self.of(claim, place) if o.steps is not None]
+        return {n: together([o for o in outcomes if o.steps == n]) for n in dict.fromkeys(o.steps for o in outcomes)}
 
 
 @cache
@@ -385,8 +386,7 @@ def together(outcomes: list[Outcome]) -> str:
 
 
 def _key(cells: Cells) -> tuple[str, str, str, float]:
-    snapshot = FINAL if cells.snapshot is None else cells.snapshot
-    return cells.benchmark, cells.size, cells.budget, snapshot
+    return cells.benchmark, cells.size, cells.budget, FINAL if cells.snapshot is None else cells.snapshot
 
 
 def _seeds(units: pd.Series | pd.DataFrame) -> str:

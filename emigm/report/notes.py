@@ -31,19 +31,6 @@ MEANINGS = {
     "that ignores context",
 }
 """Key of a baseline -> what it is."""
-SAMPLING = (
-    "Solver: with K evaluations of the head for a token. Guidance: its scale, at steps that end at a time s (1: all "
-    "tokens masked, 0: none) in the interval."
-)
-NFE = (
-    "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
-    "before the last step)."
-)
-
-NEIGHBOURS = (
-    "NN distance: root mean square over pixels (grey levels 0..255) between an image and its nearest neighbour in the "
-    "set named, mean over images; of the training images as many are searched as were held out."
-)
 
 
 def data_name(frame: pd.DataFrame) -> str:
@@ -72,8 +59,7 @@ def is_dry_run(frame: pd.DataFrame) -> bool:
 
 def dry_run(frame: pd.DataFrame) -> str:
     """The warning of a dry run; it comes first."""
-    warning = "DRY RUN: the numbers only show that the machinery runs; they measure nothing."
-    return warning if is_dry_run(frame) else ""
+    return "DRY RUN: the numbers only show that the machinery runs; they measure nothing." * is_dry_run(frame)
 
 
 def heading(frame: pd.DataFrame, text: str) -> str:
@@ -81,30 +67,23 @@ def heading(frame: pd.DataFrame, text: str) -> str:
     return f"DRY RUN: {text}" if is_dry_run(frame) else text
 
 
-def extractor(frame: pd.DataFrame) -> str:
-    """The feature extractor behind the metrics, such as "64 features of a small CNN"."""
-    kinds = frame[["extractor", "features"]].dropna(subset=["extractor"]).drop_duplicates()
-    return " and ".join(
-        (f"{row.features:g} " if row.features == row.features and row.features is not None else "")
-        + f"features of {EXTRACTORS.get(row.extractor, (row.extractor,))[0]}"
-        for row in kinds.itertuples()
-    )
-
-
 def fid(frame: pd.DataFrame) -> str:
     """What FID is here: extractor, number of generated images, reference."""
     images = sorted(frame["scored_images"].dropna().unique())
     if not images:
         return "Nothing has been scored yet."
-    more = {EXTRACTORS[kind][1] for kind in frame["extractor"].dropna().unique() if kind in EXTRACTORS}
+    named, more = [], set()
+    for kind, features in frame[["extractor", "features"]].dropna(subset=["extractor"]).drop_duplicates().to_numpy():
+        name, detail = EXTRACTORS.get(kind, (kind, ""))
+        named.append((f"{features:g} " if not missing(features) else "") + f"features of {name}")
+        more.add(detail)
     if "extractor_published" in frame and frame["extractor_published"].eq(False).any():
         more = more - {EXTRACTORS["inception"][1]} | {UNPUBLISHED}
-    number = " or ".join(f"{n:,.0f}" for n in images)
-    reference = " or ".join(sorted(frame["reference"].dropna().unique()))
-    detail = f" ({'; '.join(sorted(more))})" if more else ""
+    detail = f" ({'; '.join(sorted(filter(None, more)))})" if any(more) else ""
     text = (
-        f"{fid_name(frame)}: Fréchet distance of {extractor(frame)}{detail}, "
-        f"between {number} generated images (of one sampling seed) and the real ones ({reference})."
+        f"{fid_name(frame)}: Fréchet distance of {' and '.join(named)}{detail}, between "
+        f"{' or '.join(f'{n:,.0f}' for n in images)} generated images (of one sampling seed) and the real ones "
+        f"({' or '.join(sorted(frame['reference'].dropna().unique()))})."
     )
     if images == [PAPER_IMAGES]:
         return text
@@ -131,62 +110,58 @@ def named_by_steps(frame: pd.DataFrame) -> list[str]:
 
 def same_extractor(frame: pd.DataFrame) -> str:
     """A warning where runs were scored with different features, so that their metrics share no scale."""
-    found = frame["extractor_identity"].dropna().nunique() if "extractor_identity" in frame else 0
-    return f"NOT COMPARABLE: the runs are scored with {found} different extractors." if found > 1 else ""
+    number = frame["extractor_identity"].dropna().nunique() if "extractor_identity" in frame else 0
+    return f"NOT COMPARABLE: the runs are scored with {number} different extractors." if number > 1 else ""
 
 
-def baselines(found: pd.DataFrame, metric: str = "fid") -> str:
-    """The baselines in a sentence, each with its number of images (`emigm.records.frame.baselines`)."""
-    shown = found[found["metric"] == metric]
+def baselines(real: pd.DataFrame) -> str:
+    """FID of the baselines in a sentence, each with its number of images (`emigm.records.frame.baselines`)."""
     parts = [
         f"{row.label.lower()} ({MEANINGS[row.baseline]}; {row.images:,} images"
         + (f", {row.draws} draws with a standard deviation of {row.std:.2g}" if row.draws > 1 else "")
         + f") {plus_minus(row.mean)}"
-        for row in shown.itertuples()
+        for row in real[real["metric"] == "fid"].itertuples()
     ]
     return f"Baselines that need no model: {'; '.join(parts)}." if parts else ""
 
 
-def baselines_at_equal_images(frame: pd.DataFrame, found: pd.DataFrame) -> str:
+def baselines_at_equal_images(frame: pd.DataFrame, real: pd.DataFrame) -> str:
     """A warning where a baseline was scored on another number of images than the models."""
-    images = set(frame["scored_images"].dropna().astype(int))
-    unlike = [f"{row.label.lower()} {row.images:,}" for row in found[found["metric"] == "fid"].itertuples()
-              if images and set([row.images]) != images]  # fmt: skip
+    images = sorted(set(frame["scored_images"].dropna().astype(int)))
+    scored = real[real["metric"] == "fid"].itertuples()
+    unlike = [f"{row.label.lower()} {row.images:,}" for row in scored if images and [row.images] != images]
     if not unlike:
         return ""
-    ours = " or ".join(f"{n:,}" for n in sorted(images))
     return (
-        f"Not at equal numbers of images (models {ours}; {', '.join(unlike)}): FID falls and IS rises with the number."
+        f"Not at equal numbers of images (models {' or '.join(f'{n:,}' for n in images)}; {', '.join(unlike)}): FID "
+        "falls and IS rises with the number."
     )
 
 
 def spread(frame: pd.DataFrame) -> str:
     """What ± is and over how many seeds."""
     cells = summarise(frame.dropna(subset=["fid"]), "fid")
-    numbers = set(cells[["train_seeds", "sample_seeds"]].itertuples(index=False, name=None))
-    if not numbers:
-        return ""
-    seeds = " or ".join(f"{plural(t, 'training seed')} × {plural(s, 'sampling seed')}" for t, s in sorted(numbers))
-    if numbers == {(1, 1)}:
-        return "No ±: one training and one sampling seed."
-    text = f"±: combined standard error of the mean over {seeds} (training-seed variance / training seeds + "
-    text += "sampling-seed variance / sampling seeds)"
-    if any(t == 1 for t, _ in numbers):
+    numbers = sorted(set(cells[["train_seeds", "sample_seeds"]].itertuples(index=False, name=None)))
+    if numbers in ([], [(1, 1)]):
+        return "No ±: one training and one sampling seed." if numbers else ""
+    seeds = " or ".join(f"{plural(t, 'training seed')} × {plural(s, 'sampling seed')}" for t, s in numbers)
+    text = (
+        f"±: combined standard error of the mean over {seeds} (training-seed variance / training seeds + sampling-seed "
+        "variance / sampling seeds)"
+    )
+    if numbers[0][0] == 1:
         return f"{text}; one training seed says nothing of other training runs."
-    return f"{text}. Of two training seeds it is itself uncertain." if min(numbers)[0] == 2 else f"{text}."
+    return f"{text}. With n = 2 training seeds it is itself imprecise." if numbers[0][0] == 2 else f"{text}."
 
 
 def weights(frame: pd.DataFrame) -> str:
     """Where weights come from, and how much they were trained."""
     groups: dict[str, list[str]] = {}
-    final = frame[frame["snapshot"].isna()].drop_duplicates(["benchmark", "size"])
-    for row in final.itertuples():
-        if row.weights == "released":
-            text = "released by the paper's authors, not trained here"
-        elif row.train_images == row.train_images and row.train_images is not None:
-            text = f"trained here on {row.train_images:,.0f} images (with repeats)"
-        else:
-            text = NOT_RUN
+    for row in frame[frame["snapshot"].isna()].drop_duplicates(["benchmark", "size"]).itertuples():
+        trained = (
+            NOT_RUN if missing(row.train_images) else f"trained here on {row.train_images:,.0f} images (with repeats)"
+        )
+        text = "released by the paper's authors, not trained here" if row.weights == "released" else trained
         groups.setdefault(text, []).append(model_name(row.size, ""))
     texts = [f"{', '.join(sizes)} {text}" for text, sizes in groups.items()]
     return f"Weights: {'; '.join(texts)}." if texts else ""
@@ -197,23 +172,19 @@ def gate(frame: pd.DataFrame) -> str:
     tested = frame.dropna(subset=["gate_ratio"]).drop_duplicates(["benchmark", "size", "train_seed"])
     if tested.empty:
         return ""
-    failed = tested[~tested["gate_passed"].astype(bool)]
-    listed = ", ".join(
-        f"{model_name(size, '')} ({len(group)} of {len(tested[tested['size'] == size])})"
-        for size, group in failed.groupby("size")
-    )
+    failed, seeds = tested[~tested["gate_passed"].astype(bool)], tested["size"].value_counts()
+    listed = [f"{model_name(size, '')} ({len(group)} of {seeds[size]})" for size, group in failed.groupby("size")]
     limits = tested["gate.max_ratio"].dropna().unique() if "gate.max_ratio" in tested else []
-    limit = f" (limit {limits[0]:g})" if len(limits) == 1 else ""
-    verdict = f"FAILED by training seeds of {listed}" if listed else "passed by every training seed shown"
+    verdict = f"FAILED by training seeds of {', '.join(listed)}" if listed else "passed by every training seed shown"
     return (
         "Context gate: the head's least error with visible tokens over its error with the fewest, about 1 for a model "
-        f"that ignores what is visible{limit}; here from {tested['gate_ratio'].min():.2f} to "
-        f"{tested['gate_ratio'].max():.2f}, {verdict}."
+        f"that ignores what is visible{f' (limit {limits[0]:g})' if len(limits) == 1 else ''}; here from "
+        f"{tested['gate_ratio'].min():.2f} to {tested['gate_ratio'].max():.2f}, {verdict}."
     )
 
 
-def all_of(frame: pd.DataFrame, found: pd.DataFrame | None = None) -> tuple[str, ...]:
-    """Every note that a table or figure of FID needs, the most urgent first; `found`: its baselines."""
+def all_of(frame: pd.DataFrame, real: pd.DataFrame | None = None) -> tuple[str, ...]:
+    """Every note that a table or figure of FID needs, the most urgent first; `real`: its baselines."""
     notes = [dry_run(frame), same_extractor(frame), fid(frame)]
-    notes += [baselines(found), baselines_at_equal_images(frame, found)] if found is not None else []
-    return tuple(note for note in (*notes, spread(frame), weights(frame), gate(frame)) if note)
+    notes += [baselines(real), baselines_at_equal_images(frame, real)] if real is not None else []
+    return tuple(filter(None, (*notes, spread(frame), weights(frame), gate(frame))))

@@ -1,12 +1,15 @@
-"""Pages that a git host shows: results/<benchmark>/README.md and results/README.md.
+"""Pages of results, for a git host (results/README.md, results/<benchmark>/README.md) and for the site (docs/build.py).
 
 Nothing is drawn or computed here that a notebook has: a page gathers the tables, pictures and readings that the
-notebooks saved, says what was run with which settings, and folds what a first reader does not need.
+notebooks saved, says what was run with which settings, and folds what a first reader does not need. The two kinds of
+pages differ in their links alone.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import nbformat
@@ -20,14 +23,14 @@ from emigm.report.tables import (
     NONE,
     NOT_RUN,
     Table,
+    body,
     bullets,
     count,
+    load,
     missing,
     model_name,
     plural,
     plus_minus,
-    saved,
-    saved_notes,
     thousands,
 )
 
@@ -38,63 +41,87 @@ SAME_FOR_A_READER = ("model.head_width", "train.seeds", "train.checkpoint_every"
 WIDEST = 20
 """Columns of a table that a page holds."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
+LEDGER = Path("results/evidence/notebooks/claims")
+Link = Callable[[str, Path], str]
+"""Label, file (a path from the repository's root) -> Markdown."""
 
 
-def benchmark_page(root: Path, benchmark: str) -> str:
+def links_from(folder: Path) -> Link:
+    """Links of a page in `folder`, as a git host follows them."""
+    return lambda label, path: f"[{label}]({Path(os.path.relpath(path, folder)).as_posix()})"
+
+
+def benchmark_page(root: Path, benchmark: str, link: Link | None = None) -> str:
     """The page of one benchmark: what was run, its scores, pictures with captions, the rest folded."""
-    folder, frame = root / "results" / benchmark, runs(root, [benchmark])
-    parts = [GENERATED, f"# {notes.heading(frame, frame['title'].iloc[0])}"]
-    parts.append(f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.")
-    lines = _settings(frame, read_all(root, benchmark))
-    parts.append(bullets(lines))
-    parts.append(_folded("Training, size by size", _training(frame).markdown(0)))
-    said = {note.partition(":")[0]: note for note in notes.all_of(frame, baselines(root, benchmark))}
-    for path in sorted(folder.glob("notebooks/*/*.md")):  # what the notebooks say of their own tables
-        for note in saved_notes(path):
-            said.setdefault(note.partition(":")[0], note)
-    parts.append(_folded("What the numbers rest on", bullets(said.values())))
-    shown = [name for name in SHOWN if name in executed(folder)]
-    others = [name for name in executed(folder) if name not in SHOWN]
-    headings = {name: _first_cell(folder, name)[0] for name in shown}
-    contents = [f"[{_title(name)}](#{anchor(heading)})" for name, heading in headings.items()]
-    parts.append(" · ".join([*contents, *([f"folded below: {', '.join(map(_title, others))}"] if others else [])]))
-    parts += [f"## {heading}\n\n{_content(folder, name)}" for name, heading in headings.items()]
-    parts += [_folded(_first_cell(folder, name)[0], _content(folder, name)) for name in others]
-    parts.append("[All benchmarks](../README.md)")
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def front_page(root: Path) -> str:
-    """The page of all benchmarks: one row each, then the evidence across them. Dry runs are listed without numbers."""
-    frames = {name: runs(root, [name]) for name in benchmarks_with_results(root)}
-    found = {name: frame for name, frame in frames.items() if len(frame)}  # others have prepared data alone
-    real = {name: frame for name, frame in found.items() if not notes.is_dry_run(frame)}
-    rows = [_row(root, name, frame) for name, frame in real.items()]
-    parts = [GENERATED, "# Results"]
-    parts.append(Table("", "", pd.DataFrame(rows)).markdown(0).rstrip() if rows else f"Benchmarks: {NOT_RUN}.")
-    parts.append(
-        "FID: lowest and highest mean over seeds among the benchmark's models and sampling budgets, each of that many "
-        "images; to be read between held-out real images and class shuffle (tokens exchanged within a class: what a "
-        "model reaches that ignores context). FIDs of different data share no scale."
-    )
-    parts += [
-        f"**{name}**: {saved(root / 'results' / name / 'notebooks/scores/reading.md')}" for name in list(real)[:1]
+    home, frame = Path("results", benchmark), runs(root, [benchmark])
+    link = link or links_from(home)
+    notebooks = {name: Notebook(root, home, name) for name in executed(root / home)}
+    opened = [notebooks[name] for name in SHOWN if name in notebooks]
+    others = [one for name, one in notebooks.items() if name not in SHOWN]
+    said: dict[str, str] = {}  # once each, by their first words
+    for note in (
+        *notes.all_of(frame, baselines(root, benchmark)),
+        *(n for one in notebooks.values() for n in one.notes),
+    ):
+        said.setdefault(note.partition(":")[0], note)
+    contents = [f"[{title(one.name)}](#{anchor(one.heading)})" for one in opened]
+    folded = [f"folded below: {', '.join(title(one.name) for one in others)}"] if others else []
+    parts = [
+        f"# {notes.heading(frame, frame['title'].iloc[0])}",
+        f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.",
+        bullets(_settings(frame, read_all(root, benchmark))),
+        fold("Training, size by size", _training(frame).body),
+        fold("What the numbers rest on", bullets(said.values())),
+        " · ".join([*contents, *folded]),
+        *(f"## {one.heading}\n\n{one.content(link)}" for one in opened),
+        *(fold(one.heading, one.content(link)) for one in others),
+        link("All benchmarks", Path("results/README.md")),
     ]
-    folder = root / "results" / "evidence"
-    if names := executed(folder):
-        parts += ["## Evidence across benchmarks", tally(folder)]
-        parts += [_folded(_first_cell(folder, name)[0], _content(folder, name, "evidence/")) for name in names]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return whole(parts)
 
 
-def tally(folder: Path) -> str:
-    """How many of the paper's claims came to which verdict, from the ledger's CSV."""
-    path = next(iter(sorted(folder.rglob("claims.csv"))), None)
-    if path is None:
+def front_page(root: Path, link: Link | None = None) -> str:
+    """The page of all benchmarks: one row each, then the evidence across them. Dry runs are listed without numbers."""
+    link = link or links_from(Path("results"))
+    frames = {name: runs(root, [name]) for name in benchmarks_with_results(root)}
+    real = {n: frame for n, frame in frames.items() if len(frame) and not notes.is_dry_run(frame)}  # not data alone
+    rows = pd.DataFrame([_row(root, name, frame, link) for name, frame in real.items()])
+    default = [f"**{n}**: {body(root / 'results' / n / 'notebooks/scores/reading')}" for n in list(real)[:1]]
+    home = Path("results/evidence")
+    evidence = [Notebook(root, home, name) for name in executed(root / home)]
+    said = dict.fromkeys(note for one in evidence for note in one.notes)
+    parts = [
+        "# Results",
+        Table("", "", rows).body if len(rows) else f"Benchmarks: {NOT_RUN}.",
+        "FID: lowest and highest mean over seeds among the benchmark's models and sampling configurations, each of "
+        "that many images; to be read between held-out real images and class shuffle (tokens exchanged within a class: "
+        "what a model reaches that ignores context). FIDs of different data share no scale.",
+        *default,
+        *(["## Evidence across benchmarks", tally(root, link)] if evidence else []),
+        *(fold(one.heading, one.content(link)) for one in evidence),
+        fold("What the numbers of the evidence rest on", bullets(said)),
+    ]
+    return whole(parts)
+
+
+def whole(parts: Iterable[str]) -> str:
+    """A page of its parts, without the empty ones."""
+    return "\n\n".join(part.rstrip() for part in (GENERATED, *parts) if part) + "\n"
+
+
+def verdicts(root: Path) -> pd.DataFrame | None:
+    """The ledger's rows, all text; None where it has not run."""
+    table = load(root / LEDGER / "claims")
+    return table and table.frame
+
+
+def tally(root: Path, link: Link) -> str:
+    """How many of the paper's claims came to which verdict."""
+    rows = verdicts(root)
+    if rows is None:
         return f"The ledger of the paper's claims: {NOT_RUN}."
-    link = f"{folder.name}/{path.relative_to(folder).with_suffix('.md').as_posix()}"
-    told = conclusions.told(conclusions.tally(pd.read_csv(path, dtype=str)))
-    return f"[The ledger of the paper's claims]({link}): {' '.join(told)}"
+    told = conclusions.told(conclusions.tally(rows))
+    return " ".join([link("The ledger of the paper's claims", LEDGER / "claims.md") + ":", *told])
 
 
 def anchor(heading: str) -> str:
@@ -102,7 +129,7 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
     """ "figure4" => "Figure 4"."""
     return re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize()
 
@@ -112,88 +139,88 @@ def executed(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("notebooks/*/*.ipynb") if path.parent.name == path.stem)
 
 
-def _first_cell(folder: Path, name: str) -> tuple[str, str]:
-    """Heading and text of a notebook's first cell."""
-    cells = nbformat.read(folder / "notebooks" / name / f"{name}.ipynb", as_version=4).cells
-    heading, _, text = cells[0].source.partition("\n")
-    return heading.lstrip("# "), " ".join(text.split())
+class Notebook:
+    """An executed notebook, and what it saved in its folder."""
+
+    def __init__(self, root: Path, home: Path, name: str):
+        self.name, self.folder = name, home / "notebooks" / name
+        files = root / self.folder
+        first = nbformat.read(files / f"{name}.ipynb", as_version=4).cells[0].source
+        heading, _, text = first.partition("\n")
+        self.heading, self.caption = heading.lstrip("# "), " ".join(text.split())
+        self.pictures = sorted(path.name for path in files.glob("*.png"))
+        saved = {path.stem: load(path) for path in sorted(files.glob("*.json"))}
+        self.reading = saved.pop("reading", None)
+        self.tables = sorted(saved.values(), key=lambda table: (table.name != name, table.name))
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes of its tables and its reading."""
+        return [note for one in (*self.tables, self.reading) if one for note in one.notes]
+
+    def content(self, link: Link) -> str:
+        """The reading, then pictures with what they show as caption, the table, further tables folded or, where they
+        have more columns than a page is wide, linked; the notebook. No notes: they stand once a page."""
+        parts = [self.reading.body if self.reading else NOT_RUN]
+        for file in self.pictures:
+            caption = self.caption if Path(file).stem == self.name else Path(file).stem.capitalize()
+            parts.append(f"!{link(self.heading, self.folder / file)}\n\n*{caption}*")
+        for table in self.tables:
+            if table.name == self.name:
+                parts.append(table.body)
+            elif len(table.frame.columns) > WIDEST:
+                parts.append(link(table.title, self.folder / f"{table.name}.md"))
+            else:
+                parts.append(fold(table.title, table.body))
+        return "\n\n".join([*parts, link("Executed notebook", self.folder / f"{self.name}.ipynb")])
 
 
-def _content(folder: Path, name: str, prefix: str = "") -> str:
-    """The reading, then pictures with what they show as caption, the table, further tables folded or, where they have
-    more columns than a page is wide, linked; the notebook."""
-    there, link = folder / "notebooks" / name, f"{prefix}notebooks/{name}"
-    heading, caption = _first_cell(folder, name)
-    parts = [saved(there / "reading.md")]
-    for p in sorted(there.glob("*.png")):
-        parts.append(f"![{heading}]({link}/{p.name})\n\n*{caption if p.stem == name else p.stem.capitalize()}*")
-    for path in sorted(there.glob("*.md"), key=lambda p: (p.stem != name, p.stem)):
-        if path.stem == name:
-            parts.append(saved(path))
-        elif path.stem != "reading":
-            title, table = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "), saved(path)
-            wide = table.partition("\n")[0].count("|") > WIDEST + 1
-            parts.append(f"[{title}]({link}/{path.name})" if wide else _folded(title, table))
-    return "\n\n".join([*parts, f"[Executed notebook]({link}/{name}.ipynb)"])
-
-
-def _folded(summary: str, content: str) -> str:
+def fold(summary: str, content: str) -> str:
     """Content behind a line that a reader can open."""
     return f"<details>\n<summary>{summary}</summary>\n\n{content.rstrip()}\n\n</details>" if content else ""
 
 
 def _settings(frame: pd.DataFrame, records: Records) -> list[str]:
     """What was run, with which settings."""
-    prepared, own = records.at("prepare", "results") or {}, frame["benchmark"].iloc[0]
-    lines = []
+    prepared, own, lines = records.at("prepare", "results") or {}, frame["benchmark"].iloc[0], []
     if "train_images" in prepared:
         lines.append(
             f"Data: {notes.data_name(frame)}; {plural(prepared['train_images'], 'training image')}, "
             f"{plural(prepared['holdout_images'], 'held-out image')}, {prepared['classes']} classes."
         )
-    seeds = [s for s in ("train_seed", "sample_seed") if frame[s].notna().any()]
-    kinds = {"train_seed": "training", "sample_seed": "sampling"}
-    lines.append(
-        f"Models: {', '.join(model_name(s) for s in frame['size'].unique())}; seeds: "
-        + ", ".join(f"{kinds[s]} {', '.join(f'{n:g}' for n in sorted(frame[s].dropna().unique()))}" for s in seeds)
-        + "."
-    )
+    kinds = {"training": frame["train_seed"].dropna(), "sampling": frame["sample_seed"].dropna()}
+    seeds = [
+        f"{kind} {', '.join(f'{n:g}' for n in sorted(some.unique()))}" for kind, some in kinds.items() if len(some)
+    ]
+    lines.append(f"Models: {', '.join(map(model_name, frame['size'].unique()))}; seeds: {', '.join(seeds)}.")
     plain = notes.named_by_steps(frame)
     for budget in plain:
         rows = frame[frame["budget"] == budget].dropna(subset=["N"]).to_dict("records")
         texts = ["{Schedule} schedule, {Solver}, guidance: {Guidance}".format(**notes.sampling(row)) for row in rows]
         lines.append(f"Sampling, N = {budget}: {'; or '.join(dict.fromkeys(texts))}.")
-    if others := sorted(set(frame["budget"].dropna()) - set(plain)):
+    if others := set(frame["budget"].dropna()) - set(plain):
         lines.append(f"Sampling: {plural(len(others), 'further setting' if plain else 'setting')}, each in the table.")
-    devices = " and ".join(sorted(frame["device"].dropna().unique()))
     seconds = sum(r["provenance"].get("cpu_seconds", 0) for r in records.values() if r["benchmark"] == own)
     took = f"; {seconds / 3600:.1f} hours of processor time in all" if seconds else ""
-    lines.append(f"Machine: {devices}{took}.")
-    return lines
+    return [*lines, f"Machine: {' and '.join(sorted(frame['device'].dropna().unique()))}{took}."]
 
 
 def _training(frame: pd.DataFrame) -> Table:
     """Architecture and recipe where sizes differ, under the names of benchmark.yaml; parameters, compute and context
     gate of every size."""
-    final = frame[frame["snapshot"].isna()]
-    models, rows = final.drop_duplicates("size").dropna(subset=["parameters"]), []  # the others have not been trained
+    final, rows = frame[frame["snapshot"].isna()], []
+    models = final.drop_duplicates("size").dropna(subset=["parameters"])  # the others have not been trained
     settings = models[[c for c in models if c.startswith(("model.", "train.")) and c not in SAME_FOR_A_READER]]
     differing = [c for c in settings if settings[c].nunique(dropna=False) > 1]
     for size, group in final.groupby("size", sort=False):
         one, seeds = group.iloc[0], group.drop_duplicates("train_seed")
         ratios = [f"{r:.2f}" for r in seeds["gate_ratio"].dropna()]
-        known = not missing(one["train_images"])
-        rows.append(
-            {
-                "Model": model_name(size),
-                **{c.partition(".")[2]: setting(one[c]) for c in differing},
-                "Params": count(one["parameters"]),
-                "Images seen": count(one["train_images"]) if known else NONE,
-                "Training FLOPs": f"{one['flops']:.2e}" if not missing(one["flops"]) else NONE,
-                "Context gate, each seed": ", ".join(ratios) or NONE,
-                "Passed": NONE if not ratios else "yes" if seeds["gate_passed"].all() else "NO",
-            }
-        )
+        row = {"Model": model_name(size)} | {c.partition(".")[2]: setting(one[c]) for c in differing}
+        row["Params"] = count(one["parameters"])
+        row["Images seen"] = NONE if missing(one["train_images"]) else count(one["train_images"])
+        row["Training FLOPs"] = NONE if missing(one["flops"]) else f"{one['flops']:.2e}"
+        row["Context gate, each seed"] = ", ".join(ratios) or NONE
+        rows.append(row | {"Passed": NONE if not ratios else "yes" if seeds["gate_passed"].all() else "NO"})
     return Table("training", "Training", pd.DataFrame(rows))
 
 
@@ -204,22 +231,20 @@ def setting(value: object) -> str:
     return NONE if missing(value) else f"{value:.10g}" if isinstance(value, float) else f"{value}"
 
 
-def _row(root: Path, name: str, frame: pd.DataFrame) -> dict[str, str]:
+def _row(root: Path, name: str, frame: pd.DataFrame, link: Link) -> dict[str, str]:
     """A benchmark in the table of all."""
     final = frame[frame["snapshot"].isna()]
     cells = summarise(final, "fid", also=("scored_images",))
-    row = {
-        "Benchmark": f"[{name}]({name}/README.md)",
+    real = baselines(root, name)
+    fids = real[real["metric"] == "fid"].set_index("baseline")["mean"]
+    low, high = cells["mean"].min(), cells["mean"].max()
+    return {
+        "Benchmark": link(name, Path("results", name, "README.md")),
         "Data": notes.data_name(frame),
         "Models": str(final["size"].nunique()),
         "Runs": f"{final['fid'].notna().sum():,}",
+        "FID": NOT_RUN if missing(low) else f"{low:.2f} to {high:.2f}",
+        "Images": " or ".join(map(thousands, cells["scored_images"].dropna().unique())) or NONE,
+        "Held-out": plus_minus(fids.get("holdout"), absent=NONE),
+        "Class shuffle": plus_minus(fids.get("class_shuffle"), absent=NONE),
     }
-    low, high = cells["mean"].min(), cells["mean"].max()
-    images = cells["scored_images"].dropna().unique()
-    row["FID"] = NOT_RUN if missing(low) else f"{low:.2f} to {high:.2f}"
-    row["Images"] = " or ".join(thousands(n) for n in images) or NONE
-    real = baselines(root, name)
-    fids = real[real["metric"] == "fid"].set_index("baseline")["mean"]
-    for key, label in (("holdout", "Held-out"), ("class_shuffle", "Class shuffle")):
-        row[label] = plus_minus(fids.get(key), absent=NONE)
-    return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,7 @@ def three_digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """A mean over training and sampling seeds with its combined standard error."""
 
     mean: float
@@ -52,13 +52,9 @@ def combined(runs: Iterable[tuple[int, int, float]]) -> Spread:
     if not groups:
         raise ValueError("no runs: a mean needs one at least")
     parts = [np.array(values, dtype=float) for values in groups.values()]
-    means = np.array([part.mean() for part in parts])
-    number = min(map(len, parts))
-    variances = []
-    if len(parts) > 1:
-        variances.append(means.var(ddof=1) / len(parts))
-    freedom = sum(len(part) - 1 for part in parts)
-    if freedom:
+    means, number = np.array([part.mean() for part in parts]), min(map(len, parts))
+    variances = [means.var(ddof=1) / len(parts)] if len(parts) > 1 else []
+    if freedom := sum(len(part) - 1 for part in parts):
         variances.append(sum(((part - part.mean()) ** 2).sum() for part in parts) / freedom / number)
     error = math.sqrt(math.fsum(variances)) if variances else None
     return Spread(float(means.mean()), error, len(parts), number)
@@ -83,10 +79,9 @@ def summarise(
         row = dict(zip(by, key, strict=True)) | {name: pd.to_numeric(group[name]).mean() for name in also}
         if len(known):
             spread = combined(known[["train_seed", "sample_seed", metric]].itertuples(index=False, name=None))
-            row |= {"mean": spread.mean, "error": spread.error, "n": spread.n}
-            row |= {"train_seeds": spread.train_seeds, "sample_seeds": spread.sample_seeds}
+            row |= spread._asdict() | {"n": spread.n}
         rows.append(row)
-    columns = [*by, "mean", "error", "train_seeds", "sample_seeds", "n", *also]
+    columns = [*by, *Spread._fields, "n", *also]
     return pd.DataFrame(rows, columns=columns).astype({"mean": float, "error": float})
 
 
@@ -101,11 +96,6 @@ class Estimate:
     p: float | None = None
 
     @property
-    def half(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.low is None else (self.high - self.low) / 2
-
-    @property
     def text(self) -> str:
         """ "0.53 [0.41, 0.65]"."""
         interval = "" if self.low is None else f" [{three_digits(self.low)}, {three_digits(self.high)}]"
@@ -115,9 +105,7 @@ class Estimate:
         return -self if self.effect < 0 else self
 
     def __neg__(self) -> Estimate:
-        if self.low is None:
-            return Estimate(-self.effect)
-        return Estimate(-self.effect, -self.high, -self.low, self.p)
+        return Estimate(-self.effect) if self.low is None else Estimate(-self.effect, -self.high, -self.low, self.p)
 
 
 def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
@@ -134,12 +122,12 @@ def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Student's interval of a mean with the t test of 0; of paired differences, the paired t test."""
-    found = np.asarray(values, dtype=float)
-    if len(found) < 2:
-        return Estimate(float(found.mean()))
-    if np.ptp(found) == 0:  # a t statistic of 0 / 0
-        return Estimate(float(found[0]), float(found[0]), float(found[0]), float(found[0] == 0))
-    return _estimate(found.mean(), stats.ttest_1samp(found, 0.0), level)
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return Estimate(float(x.mean()))
+    if np.ptp(x) == 0:  # a t statistic of 0 / 0
+        return Estimate(float(x[0]), float(x[0]), float(x[0]), float(x[0] == 0))
+    return _estimate(x.mean(), stats.ttest_1samp(x, 0.0), level)
 
 
 def welch(left: Sequence[float], right: Sequence[float], level: float = 0.95) -> Estimate:

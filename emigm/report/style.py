@@ -1,7 +1,7 @@
 """The one style of all figures: what each colour, line style and marker means, and the picture that is shown and saved.
 
 One meaning each, in every figure:
-    violets, light to dark  model sizes, XS to H (`size_colour`); greys, light to dark: training FLOPs (`grey`)
+    violets, light to dark  model sizes, XS to H (`size_colour`); greys, light to dark: training FLOPs
     marker shape            sampling budget N, fewest steps first (`budget_marker`)
     blue solid line         the paper's choice; vermilion dashed, green dash-dotted: its alternatives (`choice`)
     grey dashed lines       what no model made: held-out images and class shuffle (`baseline_lines`)
@@ -93,11 +93,6 @@ def size_colour(size: str) -> str:
     return SIZE_COLOURS[SIZES.index(known[0])] if known else "#000000"
 
 
-def grey(place: int, number: int) -> str:
-    """Shade of one of `number` ordered things that are no sizes, light to dark."""
-    return str(0.75 - 0.75 * (place + 1) / number)
-
-
 def budget_marker(budgets: Sequence[str], budget: str) -> str:
     """Marker of a sampling budget among the budgets of a figure, fewest steps first."""
     return MARKERS[list(budgets).index(budget) % len(MARKERS)]
@@ -125,10 +120,8 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
     run that fails the context gate is marked with a ×.
 
     Args:
-        axes: where.
         runs: of one curve (`emigm.records.frame.runs`).
         x: the column along it; its mean within a cell is used.
-        metric: the column drawn.
         look: passed to `Axes.errorbar`.
 
     Returns:
@@ -162,7 +155,9 @@ class Picture:
 
     def __post_init__(self):
         if self.dry_run:
-            mark_dry_run(self.figure)
+            look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
+            edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
+            self.figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
 
     def save(self, out: str | Path | None) -> Picture:
         """Write out/<name>.png (200 dpi) and .svg, the same bytes for the same figure; `out` None: nothing."""
@@ -176,12 +171,10 @@ class Picture:
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
 
     def __repr__(self) -> str:
-        # What an executed notebook keeps beside the picture: no path or address of the machine that ran it.
-        return f"<Picture {self.name}>"
+        return f"<Picture {self.name}>"  # an executed notebook names no path or address of its machine
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self._write(buffer, "png")
+        self._write(buffer := io.BytesIO(), "png")
         return buffer.getvalue()
 
 
@@ -194,7 +187,7 @@ class Drawn:
     def save(self, out: str | Path | None) -> Drawn:
         """Write out/<its name>; `out` None: nothing."""
         if out is not None:
-            write_atomically(Path(out) / self.path.name, lambda p: p.write_bytes(self.path.read_bytes()))
+            write_atomically(Path(out) / self.path.name, lambda p: p.write_bytes(self._repr_png_()))
         return self
 
     def __repr__(self) -> str:
@@ -204,35 +197,24 @@ class Drawn:
         return self.path.read_bytes()
 
 
-def mark_dry_run(figure: Figure) -> None:
-    """Write over the picture that it measures nothing."""
-    look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
-    edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
-    figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
+def common_legend(figure: Figure, columns: int = 5, own: dict[Axes, Iterable[str]] | None = None) -> None:
+    """One legend below the panels with every label of any of them once, what is no model last.
 
-
-def common_legend(figure: Figure, columns: int = 5) -> None:
-    """One legend below the panels with every label of any of them once, what is no model last."""
-    found: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
-    last = [k for k, h in found.items() if k in (SEED, FAILS) or (isinstance(h, Line2D) and h.get_color() == GREY)]
-    found |= {label: found.pop(label) for label in last}
-    if found:
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
-
-
-def panel_legends(figure: Figure, rows: dict[Axes, Iterable[str]], columns: int = 4) -> None:
-    """Below each panel a legend of its own labels, and below all of them one of the labels that they share."""
+    Args:
+        own: panel -> labels that stand in a legend right below it instead; None: none do.
+    """
     shared: dict[str, Any] = {}
-    for axes, own in rows.items():
-        found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        shared |= {label: handle for label, handle in found.items() if label not in own}
-        named = {label: found[label] for label in own if label in found}
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "handlelength": 2.2}
-        axes.legend(named.values(), named.keys(), **place)
-    figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
+    for axes in own or figure.axes:
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        if named := [label for label in (own or {}).get(axes, ()) if label in handles]:
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "handlelength": 2.2}
+            axes.legend([handles.pop(label) for label in named], named, **place)
+        for label, handle in handles.items():
+            shared.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
+    last = [k for k, h in shared.items() if k in (SEED, FAILS) or (isinstance(h, Line2D) and h.get_color() == GREY)]
+    shared |= {label: shared.pop(label) for label in last}
+    if shared:
+        figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
 def log_y_where_wide(axes: Axes, values: pd.Series, factor: float = 10) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from emigm.io import write_atomically
+from emigm.io import read_json, write_atomically, write_json
 from emigm.records.frame import ladder_size
 
 NOT_RUN, NONE = "not run", "–"
@@ -42,23 +42,25 @@ class Table:
     notes: tuple[str, ...] = ()
     """What a reader must know; a list under the table. Empty ones are left out."""
 
+    @property
+    def body(self) -> str:
+        """The table alone."""
+        return self.frame.fillna(NONE).to_markdown(index=False, disable_numparse=True)
+
     def markdown(self, level: int = 2) -> str:
-        """Heading of the given level (0: none), table and notes."""
-        heading = f"{'#' * level} {self.title}\n\n" if level else ""
-        grid = self.frame.fillna(NONE).to_markdown(index=False, disable_numparse=True)
-        notes = bullets(self.notes)
-        return f"{heading}{grid}\n" + (f"\n{notes}\n" if notes else "")
+        """Heading of the given level, table and notes."""
+        return "\n\n".join(filter(None, [f"{'#' * level} {self.title}", self.body, bullets(self.notes)])) + "\n"
 
     def save(self, out: str | Path | None) -> Table:
-        """Write out/<name>.md and out/<name>.csv; `out` None: nothing."""
+        """Write out/<name>.md for readers and, for `load`, .csv and .json (title and notes); `out` None: nothing."""
         if out is not None:
-            write_text(Path(out) / f"{self.name}.md", self.markdown(1))
-            csv = self.frame.to_csv(index=False, lineterminator="\n")
+            csv = self.frame.to_csv(index=False, lineterminator="\n", na_rep=NONE)
+            _save(Path(out) / self.name, self.markdown(1), {"title": self.title, "notes": [*filter(None, self.notes)]})
             write_text(Path(out) / f"{self.name}.csv", csv)
         return self
 
     def __repr__(self) -> str:
-        return f"<Table {self.name}>"
+        return f"<Table {self.name}>"  # an executed notebook names no path or address of its machine
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
@@ -72,35 +74,46 @@ class Reading:
     notes: tuple[str, ...] = ()
     """What the numbers rest on; a list below."""
 
-    def markdown(self) -> str:
-        """The sentences as a paragraph each, and the notes as a list."""
-        parts = [*filter(None, self.sentences), *filter(None, [bullets(self.notes)])]
-        return "\n\n".join(parts) + "\n"
+    @property
+    def body(self) -> str:
+        """The sentences alone, a paragraph each."""
+        return "\n\n".join(filter(None, self.sentences))
 
     def save(self, out: str | Path | None) -> Reading:
-        """Write out/reading.md; `out` None: nothing."""
+        """Write out/reading.md for readers and, for `load`, .json; `out` None: nothing."""
         if out is not None:
-            write_text(Path(out) / "reading.md", self.markdown())
+            parts = {"sentences": [*filter(None, self.sentences)], "notes": [*filter(None, self.notes)]}
+            _save(Path(out) / "reading", self._repr_markdown_(), parts)
         return self
 
     def __repr__(self) -> str:
         return "<Reading>"
 
     def _repr_markdown_(self) -> str:
-        return self.markdown()
+        return "\n\n".join(filter(None, [self.body, bullets(self.notes)])) + "\n"
 
 
-def saved_notes(path: Path) -> list[str]:
-    """The notes of a saved table or reading."""
-    return [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("- ")]
-
-
-def saved(path: Path) -> str:
-    """A saved table or reading without its heading and notes; that it has not run where there is none."""
+def load(path: Path) -> Table | Reading | None:
+    """What was saved as `path`, whose suffix does not matter; None where nothing was."""
+    path = path.with_suffix(".json")
     if not path.is_file():
-        return NOT_RUN
-    parts = path.read_text(encoding="utf-8").strip().split("\n\n")
-    return "\n\n".join(part for part in parts if not part.startswith(("#", "- ")))
+        return None
+    tree = read_json(path, "execute its notebook again (dvc repro)")
+    if "sentences" in tree:
+        return Reading(tuple(tree["sentences"]), tuple(tree["notes"]))
+    frame = pd.read_csv(path.with_suffix(".csv"), dtype=str, keep_default_na=False)
+    return Table(path.stem, tree["title"], frame, tuple(tree["notes"]))
+
+
+def body(path: Path) -> str:
+    """A saved table or reading without its title and notes; that it has not run where there is none."""
+    saved = load(path)
+    return NOT_RUN if saved is None else saved.body
+
+
+def _save(path: Path, markdown: str, tree: dict[str, Any]) -> None:
+    write_text(path.with_suffix(".md"), markdown)
+    write_json(path.with_suffix(".json"), tree)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,10 +127,8 @@ def bullets(notes: Iterable[str]) -> str:
 
 
 def plus_minus(mean: float | None, error: float | None = None, absent: str = NOT_RUN) -> str:
-    """ "mean ± error" with two significant digits of the error (of a tenth of the mean where there is none).
-
-    At most four of the mean, though: an error of few seeds can be tiny by chance.
-    """
+    """ "mean ± error" with two significant digits of the error (of a tenth of the mean where there is none), but four
+    of the mean at most: an error of few seeds can be tiny by chance."""
     if mean is None or math.isnan(mean):
         return absent
     error = None if error is None or math.isnan(error) else error
@@ -156,9 +167,9 @@ def model_name(size: str, prefix: str = "eMIGM-") -> str:
     return f"{prefix}{model.upper()}" + (f" ({variant})" if variant else "")
 
 
-def plural(n: float, what: str) -> str:
+def plural(n: float, noun: str) -> str:
     """`n` of something countable."""
-    return f"{n:,.0f} {what}{'' if n == 1 else 's'}"
+    return f"{n:,.0f} {noun}{'' if n == 1 else 's'}"
 
 
 def missing(value: Any) -> bool:

@@ -22,9 +22,8 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--benchmark", help="write results/<benchmark>/README.md")
     which.add_argument("--all", action="store_true", help="write results/README.md")
-    options = parser.parse_args()
     with in_one_line():
-        write_page(options.benchmark)
+        write_page(parser.parse_args().benchmark)
 
 
 if __name__ == "__main__":
