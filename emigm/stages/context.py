@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import STATE
 from emigm.distributed import join
-from emigm.pools import Progress, in_turn, parallel
+from emigm.pools import Progress, cores, in_turn, parallel
 from emigm.records.record import cpu_seconds, write_record
 
 
@@ -27,6 +26,7 @@ class StageRun:
         self.world = join(benchmark.run)
         self.state = STATE / benchmark.name / name
         self.world.check_shared(self.state)
+        self.others_cpu_seconds: float | None = None
 
     def map(self, job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str) -> list[Any]:
         """[job(item, progress) for item in items], `total` units each: at once on the cores where the stage is one
@@ -36,13 +36,25 @@ class StageRun:
             return parallel(job, items, total, unit, label)
         return in_turn(job, items, total, unit, label, self.world.is_main)
 
+    def workers(self, items: int) -> int:
+        """How many processes `map` has work on so many items."""
+        return min(items, cores()) if self.world.is_plain else self.world.size
+
+    def goes_on(self) -> bool:
+        """Every process calls this when its share of the work is done: waits for the others, and is true in the main
+        process alone, which makes of it what the stage makes as a whole and calls `finish`."""
+        self.others_cpu_seconds = sum(self.world.gather(cpu_seconds())[1:])
+        return self.world.is_main
+
     def finish(self, results: dict[str, Any], **record: Any) -> None:
         """Write the record (`write_record`'s arguments); the main process calls `clean` when all outputs lie in place.
 
-        Every process calls this."""
-        others = sum(self.world.gather(cpu_seconds())[1:])
+        Every process calls this, or has called `goes_on`."""
+        if self.others_cpu_seconds is None:
+            self.goes_on()
         if self.world.is_main:
-            where = {"device": self.world.device, "processes": self.world.size, "others_cpu_seconds": others}
+            where = {"device": self.world.device, "processes": self.world.size}
+            where["others_cpu_seconds"] = self.others_cpu_seconds
             write_record(self.benchmark, self.name, results, **where, **record)
 
     def clean(self) -> None:
