@@ -20,7 +20,6 @@ from torch import Tensor
 from emigm.config.errors import ConfigError
 from emigm.config.schema import RunConfig
 from emigm.launching import place
-from emigm.pools import die_with_parent
 
 TIMEOUT = datetime.timedelta(hours=1)
 """Longest wait of one process for another: main may be writing a large file, or the machines may differ."""
@@ -116,8 +115,6 @@ def join(run: RunConfig) -> World:
                 f"run.launcher started {size} processes, which need {' and '.join(missing)} to meet; export "
                 'MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
             )
-        if "LOCAL_RANK" in os.environ:  # torchrun; Slurm ends what it started by itself
-            die_with_parent()
         backend, gpu = ("gloo", None) if device == "cpu" else ("nccl", torch.device(device))
         dist.init_process_group(
             backend, init_method="env://", rank=rank, world_size=size, timeout=TIMEOUT, device_id=gpu

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emigm.autoencoders.autoencoder import Autoencoder
 from emigm.config.errors import RunError
 from emigm.config.schema import GateConfig
+from emigm.data.latents import LatentStore
 from emigm.model import diffusion
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM
@@ -54,6 +57,16 @@ def context_errors(
     return {v: total / repeats for v, total in totals.items()}
 
 
+def held_out_errors(
+    model: EMIGM, held_out: LatentStore, autoencoder: Autoencoder, gate: GateConfig, device: str
+) -> dict[int, float]:
+    """`context_errors` on held-out images, as many as the gate says."""
+    rows = np.arange(0, len(held_out), -(-len(held_out) // gate.images))  # evenly: images may be sorted by class
+    latents = autoencoder.sample(torch.from_numpy(held_out.rows(rows, 0)), torch.Generator().manual_seed(0))
+    labels = torch.from_numpy(held_out.labels[rows])
+    return context_errors(model, latents.to(device), labels.to(device), gate.visible, seed=0, repeats=gate.repeats)
+
+
 def context_ratio(errors: dict[int, float]) -> float:
     """Least error with context over the error at the fewest visible tokens; 1 or more: context does not help."""
     fewest = min(errors)
@@ -63,15 +76,15 @@ def context_ratio(errors: dict[int, float]) -> float:
 def check_context(
     errors: dict[int, float],
     gate: GateConfig,
-    what: str,
+    model: str,
     remedy: str = "Train it longer, or at another learning rate.",
 ) -> None:
-    """Raise RunError, saying why, unless seeing other tokens lowers the head's error enough."""
+    """Raise RunError, saying why, unless seeing other tokens lowers the head's error enough; `model` is its name."""
     ratio = context_ratio(errors)
     if ratio > gate.max_ratio and gate.on_failure == "stop":
         listed = ", ".join(f"{v} visible: {e:.4f}" for v, e in errors.items())
         raise RunError(
-            f"{what}: the model ignores context: its error falls only to {ratio:.3f} of that at {min(errors)} visible "
+            f"{model}: the model ignores context: its error falls only to {ratio:.3f} of that at {min(errors)} visible "
             f"tokens (gate: {gate.max_ratio}; {listed}). It learned tokens from class and position alone, which FID, "
             f"IS and accuracy do not reveal. {remedy}"
         )

@@ -21,69 +21,82 @@ from emigm.config.paths import STATE
 from emigm.io import lock
 from emigm.pools import die_with_parent
 
+LOCK_TRIES = 30
+"""Tenths of a second to wait for a lock: workers of a killed run hold it until the system has ended them too."""
+ERROR_DELAY = 3.0
+"""Seconds by which an error of another process than the main one is held back while they have not met."""
+LAUNCHED = "EMIGM_LAUNCHED"
+"""Set in the environment of processes that `launch` started."""
+AGAIN = "type the same command again, and it goes on where it stopped"
+
 
 def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = False) -> None:
     """Parse the command line (`--params` and one option for each of `arguments`) and run the stage.
-
-    A user's mistake, a full disk and Ctrl-C end in one message each.
 
     Args:
         stage: called with the benchmark and the options.
         arguments: names of the options.
         one_process: the stage has no use for several, and `run.launcher` is not for it.
     """
-    parser = argparse.ArgumentParser(description=(sys.modules[stage.__module__].__doc__ or "").strip().split("\n")[0])
+    module = sys.modules[stage.__module__]  # whose own name is "__main__"
+    name = (module.__spec__.name if module.__spec__ else module.__name__).rsplit(".", 1)[-1]
+    parser = argparse.ArgumentParser(description=(module.__doc__ or "").strip().split("\n")[0])
     parser.add_argument("--params", default="params.yaml", help="composed configuration (default: %(default)s)")
-    for name in arguments:
-        parser.add_argument(f"--{name}", required=True)
+    for argument in arguments:
+        parser.add_argument(f"--{argument}", required=True)
     options = vars(parser.parse_args())
-    spec = sys.modules[stage.__module__].__spec__  # as the module's own name is "__main__"
-    module = (spec.name if spec else stage.__module__).rsplit(".", 1)[-1]
     with in_one_line():
         benchmark = load_benchmark(options.pop("params"))
         if not one_process:
             launch(benchmark.run.launcher)
-        with only_one(benchmark.name, "-".join([module, *options.values()])):
+        with only_one(benchmark.name, "-".join([name, *options.values()])):
             stage(benchmark, **options)
 
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """End the command in one line on a user's mistake, Ctrl-C or a full disk; and with DVC, where that started it."""
-    if "DVC_STAGE" in os.environ:  # its failed run must not go on behind its back
-        die_with_parent(started_by())
+    """End the command in one line on a user's mistake, Ctrl-C, a full disk or the end of another of its processes; and
+    end it with DVC or the launcher, where that started it: a failed run must not go on behind its back."""
+    if {"DVC_STAGE", "LOCAL_RANK"} & os.environ.keys():
+        stages = sys.modules.get("emigm.stages")  # has noted who it was before seconds of imports
+        die_with_parent(stages.STARTED_BY if stages else os.getppid())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except UserError as e:
-        _fail(str(e))
+        _end(1, f"error: {e}")
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait for anything
-        if place()[0] == 0:
-            print("interrupted; type the same command again, and it goes on where it stopped", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end(128 + signal.SIGINT, f"interrupted; {AGAIN}")
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"{e.filename or 'disk'}: {e.strerror}; make room and type the same command again")
-
-
-def _fail(message: str) -> NoReturn:
-    rank = place()[0]
-    if rank:  # the main process says what all have to say, and its end ends the others
-        time.sleep(ERROR_DELAY)
-    sys.exit(f"error: {message}" + (f" (process {rank})" if rank else ""))
+        _end(1, f"error: {e.filename or 'disk'}: {e.strerror}; make room and type the same command again")
+    except RuntimeError as e:  # torch has no type of its own for what gloo says
+        if place()[1] == 1 or not ("gloo" in str(e) or type(e).__name__.startswith("Dist")):
+            raise
+        _end(1, f"error: another process of this stage has ended; {AGAIN}")
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def started_by() -> int:
-    """The process that started this one; it may have ended since."""
-    stages = sys.modules.get("emigm.stages")  # has noted it before seconds of imports
-    return stages.STARTED_BY if stages else os.getppid()
+def _end(status: int, message: str) -> NoReturn:
+    """Exit with the message, unless another process has said what ends them all."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C does not wait for anything
+        signal.signal(number, signal.SIG_DFL)
+    rank, dist = place()[0], sys.modules.get("torch.distributed")
+    if dist and dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # the process that counts has ended
+            if dist.distributed_c10d._get_default_store().add("messages", 1) > 1:
+                sys.exit(status)
+    elif rank and status == 1:  # the end of the main process, which says the same, ends this one
+        time.sleep(ERROR_DELAY)
+    elif rank:
+        sys.exit(status)
+    print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
+    sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -113,22 +126,12 @@ def only_one(benchmark: str, stage: str) -> Iterator[None]:
         yield
 
 
-LOCK_TRIES = 30
-"""Tenths of a second to wait for a lock: workers of a killed run hold it until the system has ended them too."""
-ERROR_DELAY = 3.0
-"""Seconds by which an error of another process than the main one is held back."""
-
-
 def place() -> tuple[int, int, int]:
     """(rank, number of processes, rank on this machine), as torchrun or srun say; (0, 1, 0) without either."""
     names = (("RANK", "SLURM_PROCID", 0), ("WORLD_SIZE", "SLURM_NTASKS", 1), ("LOCAL_RANK", "SLURM_LOCALID", 0))
     # SLURM sets its variables in an interactive allocation too, where nothing was launched.
     slurm = LAUNCHED in os.environ and "RANK" not in os.environ
     return tuple(int(os.environ.get(by_srun if slurm else by_torchrun, n)) for by_torchrun, by_srun, n in names)
-
-
-LAUNCHED = "EMIGM_LAUNCHED"
-"""Set in the environment of processes that `launch` started."""
 
 
 def launch(launcher: str | None) -> None:

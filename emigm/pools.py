@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
@@ -19,15 +19,12 @@ from tqdm import tqdm
 from emigm.config.errors import RunError
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Have the system kill this process when its parent is killed, so that it cannot go on beside a second run.
-
-    Args:
-        parent: who it was; where that process has ended before this call, this one ends here.
-    """
+def die_with_parent(parent: int) -> None:
+    """Have the system kill this process when the one that started it is killed, so that it cannot go on beside a second
+    run; where `parent` has ended before this call, the process ends here."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if parent not in (None, os.getppid()):
+        if parent != os.getppid():
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -56,13 +53,14 @@ def cores() -> int:
 
 Progress = Callable[[int], None]
 """Called by a job with the number of its units that are done; first of all with what an earlier run left done."""
+Job = Callable[[Any, Progress], Any]
 
 
-def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str) -> list[Any]:
+def parallel(job: Job, items: Sequence[Any], total: int, unit: str, label: str) -> list[Any]:
     """[job(item, progress) for item in items], on all cores, one thread each, under one progress bar with an ETA.
 
-    Small models use two cores better as two single-threaded processes than as one with two threads. Every job
-    runs to its end even when another fails; then the first failure is raised.
+    Small models use two cores better as two single-threaded processes than as one with two threads. Every job runs to
+    its end even when another fails; then the first failure is raised.
 
     Args:
         job: a module's function.
@@ -70,48 +68,41 @@ def parallel(job: Callable[[Any, Progress], Any], items: Sequence[Any], total: i
         total: units of work in one job.
         unit: their name.
         label: what the bar is called.
+
+    Raises:
+        RunError: the system ended a worker process.
     """
     # Forked workers share what is imported already; a child of a spawn imports torch again, for seconds.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    counters = context.Array("q", len(items))
-    processes = min(len(items), cores())
-    with ProcessPoolExecutor(processes, context, _start_worker, (counters, os.getpid())) as pool, _killed_early(label):
-        futures = [pool.submit(_run_job, job, i, item) for i, item in enumerate(items)]
-        with tqdm(total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05) as bar:
-            waiting = set(futures)
-            while waiting:
-                _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                bar.update(sum(counters) - bar.n)
-        return [f.result() for f in futures]
+    counters, workers = context.Array("q", len(items)), min(len(items), cores())
+    with ProcessPoolExecutor(workers, context, _start_worker, (counters, os.getpid())) as pool:
+        try:
+            futures = [pool.submit(_run_job, job, i, item) for i, item in enumerate(items)]
+            with _bar(total * len(items), unit, label) as bar:
+                waiting = set(futures)
+                while waiting:
+                    _, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    bar.update(sum(counters) - bar.n)
+            return [f.result() for f in futures]
+        except BrokenProcessPool as e:
+            raise RunError(
+                f"{label}: the system ended a worker process, as it does where memory runs out; free some, or leave "
+                "fewer cores to this command (taskset), and type it again: it goes on where it stopped"
+            ) from e
+        except KeyboardInterrupt:  # for its workers the pool would wait
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
 
 
-@contextlib.contextmanager
-def _killed_early(label: str) -> Iterator[None]:
-    """On Ctrl-C, end the workers, for which the pool would wait; say in one line when the system ended one."""
-    try:
-        yield
-    except BrokenProcessPool as e:
-        raise RunError(
-            f"{label}: the system ended a worker process, as it does where memory runs out; free some, or leave fewer "
-            "cores to this command (taskset), and type it again: it goes on where it stopped"
-        ) from e
-    except KeyboardInterrupt:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        raise
-
-
-def in_turn(
-    job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str, label: str, show: bool
-) -> list[Any]:
+def in_turn(job: Job, items: Sequence[Any], total: int, unit: str, label: str, show: bool) -> list[Any]:
     """As `parallel`, but one job after another in this process; `show`: whether it is the one with the bar."""
-    results = []
-    with tqdm(
-        total=total * len(items), unit=unit, desc=label, mininterval=1.0, smoothing=0.05, disable=not show
-    ) as bar:
-        for i, item in enumerate(items):
-            results.append(job(item, _reporter(bar, i * total) if show else lambda done: None))
-    return results
+    with _bar(total * len(items), unit, label, show) as bar:
+        return [job(item, _reporter(bar, i * total)) for i, item in enumerate(items)]
+
+
+def _bar(total: int, unit: str, label: str, show: bool = True) -> tqdm:
+    return tqdm(total=total, unit=unit, desc=label, mininterval=1.0, smoothing=0.05, disable=not show)
 
 
 def _reporter(bar: tqdm, before: int) -> Progress:
@@ -121,7 +112,7 @@ def _reporter(bar: tqdm, before: int) -> Progress:
     def progress(done: int) -> None:
         nonlocal fresh
         new = before + done - bar.n
-        if fresh:  # what was found done took no time, so it is no part of the speed
+        if fresh and not bar.disable:  # what an earlier run did took no time, so it is no part of the speed
             bar.initial += new
             bar.n = bar.last_print_n = bar.n + new
             bar.refresh()
@@ -146,11 +137,8 @@ def _start_worker(counters: Any, parent: int) -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def _run_job(job: Callable[[Any, Progress], Any], index: int, item: Any) -> Any:
-    def progress(done: int) -> None:
-        _counters[index] = done
-
-    return job(item, progress)
+def _run_job(job: Job, index: int, item: Any) -> Any:
+    return job(item, functools.partial(_counters.__setitem__, index))
 
 
 def ahead(read: Callable[[Any], Any], items: Iterable[Any], *, threaded: bool) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Training: optimizer, learning rate, EMA, snapshots and exact resume.
+"""Training: what a step draws, its loss, optimizer and EMA; snapshots and exact resume.
 
 The batch is split into groups of images that share a masking time; the loss is the mean of the groups' means, as the
 official code averages the gradients of its GPUs. Every step's randomness is a function of (seed, step, group), so a
@@ -13,31 +13,39 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emigm.autoencoders.autoencoder import Autoencoder
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.data.latents import LatentStore
 from emigm.distributed import ALONE, World
 from emigm.io import fingerprint
-from emigm.model.model import EMIGM, TrainingDraw, compile_networks, draw_training
+from emigm.model import diffusion
+from emigm.model.model import EMIGM, TrainingDraw, compile_networks
 from emigm.model.precision import autocast, products
+from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
 from emigm.model.transfer import upload
 from emigm.pools import ahead
 from emigm.resume import ResumePoints
 
 CURVE_EVERY = 50
 """Steps averaged into one point of the loss curve."""
-BESIDE = ("seeds", "checkpoint_every", "snapshots")
-"""Settings that change nothing of a run, so that a resume point of others is used."""
+IN_MEMORY = 2**30
+"""Bytes up to which all latents are read at once; larger ones are read batch by batch."""
+WITHOUT_EFFECT = ("seeds", "checkpoint_every", "snapshots")
+"""Settings that change no weight of a run, so that a resume point made with others is used."""
+PROGRESS = ("step", "curve", "recent", "skipped", "seconds")
+"""Entries of a resume point beside those of the training state."""
 
 
 class TrainingImages(NamedTuple):
@@ -49,6 +57,17 @@ class TrainingImages(NamedTuple):
     read_ahead: bool  # whether `rows` reads a disk, so that a thread does it during the step before
 
 
+def training_images(store: LatentStore, world: World) -> TrainingImages:
+    """The store's images: in memory when they fit, else from its shards, whose checksums the processes verify."""
+    if len(store) * store.rows(np.zeros(1, dtype=np.int64)).nbytes > IN_MEMORY:
+        store.verify(world.share(store.shards))
+        world.barrier()
+        return TrainingImages(store.labels, store.views, lambda i, view: torch.from_numpy(store.rows(i, view)), True)
+    raw = torch.from_numpy(store.rows(np.arange(len(store))))
+    rows = lambda i, view: raw[torch.from_numpy(i), torch.from_numpy(view)]  # noqa: E731
+    return TrainingImages(store.labels, store.views, rows, False)
+
+
 class TrainResult(NamedTuple):
     """What a run leaves."""
 
@@ -57,6 +76,198 @@ class TrainResult(NamedTuple):
     seconds: float  # wall time, over all resumptions
     skipped: int  # steps without an update, since gradients overflowed (float16 only)
     snapshots: dict[int, ResumePoints]  # step -> where the EMA weights after so many steps lie, by name
+
+
+def train(
+    model_cfg: ModelConfig,
+    cfg: TrainConfig,
+    images: TrainingImages,
+    autoencoder: Autoencoder,
+    *,
+    seed: int,
+    state_folder: Path,
+    data_id: str,
+    world: World = ALONE,
+    micro_batch: int | None = None,
+    compiled: bool = False,
+    on_start: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> TrainResult:
+    """Train one model, or finish an interrupted run; every process of `world` calls this and gets the same.
+
+    Args:
+        model_cfg: architecture.
+        cfg: recipe; its batch is that of all processes together.
+        images: what to train on.
+        autoencoder: turns raw latents into unit latents.
+        seed: of the initial weights, the batches, the masks and the noise.
+        state_folder: where resume points and snapshots go; the caller removes the folder when all is written.
+        data_id: identifies the training data (its checksum); a resume point of other data is not used.
+        world: the processes; each trains on its share of every batch.
+        micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
+        compiled: compile the networks (`compile_networks`).
+        on_start: called with the number of steps that an interrupted run left finished.
+        on_step: called with the number of finished steps.
+
+    Raises:
+        ConfigError: the batch does not suit the data or the processes, the device lacks the precision, a resume point
+            is damaged, or not all processes see it.
+        RunError: the loss is not finite.
+    """
+    share = batch_share(cfg.batch, world)
+    state = TrainState.initial(model_cfg, cfg, seed, world, compiled)
+    recipe = {name: value for name, value in as_dict(cfg).items() if name not in WITHOUT_EFFECT}
+    key = fingerprint(as_dict(model_cfg), recipe, seed, data_id)
+    points = ResumePoints(state_folder, f"train-{key}")
+    snapshots = {n: ResumePoints(state_folder, f"train-{key}-snapshot{n}") for n in cfg.snapshot_steps}
+
+    done, curve, recent, skipped, seconds = 0, [], [], 0, 0.0  # recent: losses since the curve's last point
+    saved = points.load((*STATE, *PROGRESS))
+    if saved and all(point.exists() for n, point in snapshots.items() if n <= saved["step"]):
+        state.load(saved, world.device)
+        done, curve, recent, skipped, seconds = (saved[name] for name in PROGRESS)
+    if len(set(world.gather(done))) > 1:
+        raise ConfigError(f"{state_folder}: not seen by every process; put it on a file system that all nodes share")
+    on_start(done)
+
+    def read(step: int) -> tuple[Tensor, Tensor]:
+        index = batch_indices(step, len(images.labels), cfg.batch, seed)[share]
+        raw = images.rows(index, batch_views(step, images.views, cfg.batch, seed)[share])
+        return upload(raw, world.device), upload(torch.from_numpy(images.labels[index]), world.device)
+
+    begun = time.perf_counter() - seconds
+    steps, unread = range(done, cfg.steps), []  # unread: losses and gradient norms that are still on the device
+    for step, (raw, labels) in zip(steps, ahead(read, steps, threaded=images.read_ahead), strict=True):
+        unread.append(train_step(state, cfg, autoencoder, raw, labels, step, seed, world, micro_batch))
+        done = step + 1
+        ends_point = done % CURVE_EVERY == 0 or done == cfg.steps
+        resumable = done % cfg.checkpoint_every == 0 or done == cfg.steps
+        if ends_point or resumable or done in snapshots:
+            losses, norms = zip(*unread, strict=True)
+            recent += _finite(world.mean(torch.stack(losses)).tolist(), done, seed, cfg)
+            skipped += int((~torch.stack(norms).isfinite()).sum()) if state.scaler.is_enabled() else 0
+            unread = []
+        if ends_point:
+            curve.append((done, math.fsum(recent) / len(recent)))
+            recent = []
+        seconds = time.perf_counter() - begun
+        if done in snapshots and world.is_main:  # before the resume point, which implies the snapshots before it
+            snapshots[done].save(done, {name: tensor.cpu() for name, tensor in state.named_ema().items()})
+        if resumable and world.is_main:
+            points.save(
+                done, state.entries() | dict(zip(PROGRESS, (done, curve, recent, skipped, seconds), strict=True))
+            )
+        on_step(done)
+    return TrainResult(state.named_ema(), curve, seconds, skipped, snapshots)
+
+
+def train_step(
+    state: TrainState,
+    cfg: TrainConfig,
+    autoencoder: Autoencoder,
+    raw: Tensor,
+    labels: Tensor,
+    step: int,
+    seed: int,
+    world: World = ALONE,
+    micro_batch: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on this process's images: raw latents (b, ...) and classes (b,) on the device.
+
+    Nothing here waits for the device. Returns the loss of these images and the norm of all gradients, before clipping
+    and not finite where the step is skipped, both ().
+    """
+    model_cfg, device, share = state.model.cfg, world.device, batch_share(cfg.batch, world)
+    group = min(cfg.mask_group, cfg.batch)
+    parts = micro_batches(share, group, micro_batch)
+    torch.manual_seed(int(np.random.default_rng([seed, step, 3]).integers(2**62)) + world.rank)  # dropout
+    loss = torch.zeros((), device=device)
+    for number, of_group in itertools.groupby(parts, lambda part: part.start // group):
+        rng, generator = group_generators(seed, step, number, device)
+        draw = draw_training(model_cfg, cfg, group, rng, generator)
+        noise = autoencoder.noise((group, *raw.shape[1:]), generator)
+        for part in of_group:
+            own = slice(part.start - share.start, part.stop - share.start)
+            within = slice(part.start - number * group, part.stop - number * group)
+            x = autoencoder.sample(raw[own], noise=None if noise is None else noise[within])
+            accumulating = part is not parts[-1] and isinstance(state.network, DistributedDataParallel)
+            with state.network.no_sync() if accumulating else contextlib.nullcontext():
+                with autocast(cfg.precision, device):
+                    part_loss = state.network(x, labels[own], draw.images(within, model_cfg.tokens))
+                # The mean over the groups of the whole batch, once the processes' gradients are averaged.
+                part_loss = part_loss * (group / len(raw))
+                with products(cfg.precision, device):
+                    state.scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+    state.scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, cfg.grad_clip)
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = learning_rate(cfg, step)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    update_ema(state.ema, [p.detach() for p in state.parameters], cfg.ema)
+    return loss, norm
+
+
+STATE = ("model", "optimizer", "scaler", "ema")
+"""Entries of a resume point that hold the training state."""
+
+
+@dataclass
+class TrainState:
+    """What an optimizer step changes."""
+
+    model: EMIGM
+    network: nn.Module  # the model, its gradients averaged over the processes where there are several
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler  # of the loss, under float16
+    parameters: list[Tensor]
+    ema: list[Tensor]  # of the parameters, in their order
+
+    @classmethod
+    def initial(
+        cls, model_cfg: ModelConfig, cfg: TrainConfig, seed: int, world: World = ALONE, compiled: bool = False
+    ) -> TrainState:
+        """The state before the first step."""
+        torch.manual_seed(seed)
+        model = EMIGM(model_cfg).to(world.device).train()
+        if compiled:
+            compile_networks(model)
+        network = model
+        if world.size > 1:
+            devices = None if world.device == "cpu" else [torch.device(world.device)]
+            network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        scaler = torch.amp.GradScaler(torch.device(world.device).type, enabled=cfg.precision == "float16")
+        parameters = list(model.parameters())
+        ema = [p.detach().clone() for p in parameters]
+        return cls(model, network, make_optimizer(model, cfg), scaler, parameters, ema)
+
+    def named_ema(self) -> dict[str, Tensor]:
+        """EMA weights by name."""
+        return dict(zip((name for name, _ in self.model.named_parameters()), self.ema, strict=True))
+
+    def entries(self) -> dict[str, Any]:
+        """What `load` needs."""
+        parts = (self.model, self.optimizer, self.scaler)
+        return dict(zip(STATE, (*(part.state_dict() for part in parts), self.ema), strict=True))
+
+    def load(self, entries: dict[str, Any], device: str) -> None:
+        """Take up the state of a resume point."""
+        self.model.load_state_dict(entries["model"])
+        self.optimizer.load_state_dict(entries["optimizer"])
+        self.scaler.load_state_dict(entries["scaler"])
+        self.ema = [tensor.to(device) for tensor in entries["ema"]]
+
+
+def _finite(losses: list[float], done: int, seed: int, cfg: TrainConfig) -> list[float]:
+    """The losses of the last of `done` steps; raises RunError unless all are finite."""
+    for step, loss in enumerate(losses, done - len(losses)):
+        if not math.isfinite(loss):
+            half = cfg.precision == "float16"
+            hint = ", or set train.precision: bf16, since float16 ends at 65504" if half else ""
+            raise RunError(f"the loss is {loss} at step {step} of seed {seed}; lower train.lr{hint}")
+    return losses
 
 
 def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
@@ -135,214 +346,37 @@ def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> Non
     torch._foreach_lerp_(ema, parameters, 1 - decay)
 
 
-def train(
-    model_cfg: ModelConfig,
-    cfg: TrainConfig,
-    images: TrainingImages,
-    autoencoder: Autoencoder,
-    *,
-    seed: int,
-    state_folder: Path,
-    data_id: str,
-    world: World = ALONE,
-    micro_batch: int | None = None,
-    compiled: bool = False,
-    on_start: Callable[[int], None] = lambda step: None,
-    on_step: Callable[[int], None] = lambda step: None,
-) -> TrainResult:
-    """Train one model, or finish an interrupted run; every process of `world` calls this and gets the same.
+def group_generators(seed: int, step: int, group: int, device: str) -> tuple[np.random.Generator, torch.Generator]:
+    """Random numbers of one group of a step: of the mask's size, and of all that is drawn on the device."""
+    rng = np.random.default_rng([seed, step, 1, group])
+    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
-    Args:
-        model_cfg: architecture.
-        cfg: recipe; its batch is that of all processes together.
-        images: what to train on.
-        autoencoder: turns raw latents into unit latents.
-        seed: of the initial weights, the batches, the masks and the noise.
-        state_folder: where resume points and snapshots go; the caller removes the folder when all is written.
-        data_id: identifies the training data (its checksum); a resume point of other data is not used.
-        world: the processes; each trains on its share of every batch.
-        micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
-        compiled: compile the networks (`compile_networks`).
-        on_start: called with the number of steps that an interrupted run left finished.
-        on_step: called with the number of finished steps.
 
-    Raises:
-        ConfigError: the batch does not suit the data or the processes, or the device lacks the precision.
-        RunError: the loss is not finite.
+def draw_training(
+    cfg: ModelConfig, train: TrainConfig, images: int, rng: np.random.Generator, generator: torch.Generator
+) -> TrainingDraw:
+    """Draw one step of a group of `images`: times and sizes of the masks from `rng`, the rest on the generator's
+    device.
+
+    With the MAE trick all images share one time and size, as the images of one GPU do in the official code: the encoder
+    needs equally many visible tokens. Without it each has its own (in the official code with the ELBO's weight only).
     """
-    run = TrainingRun(model_cfg, cfg, images, autoencoder, seed, state_folder, data_id, world, micro_batch, compiled)
-    run.resume()
-    on_start(run.done)
-    begun = time.perf_counter() - run.seconds
-    steps = range(run.done, cfg.steps)
-    for step, batch in zip(steps, ahead(run.read, steps, threaded=images.read_ahead), strict=True):
-        run.step(step, *batch)
-        kept = (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps
-        snapshot = step + 1 in run.snapshots
-        if kept or snapshot or (step + 1) % CURVE_EVERY == 0:
-            run.read_losses()
-        run.seconds = time.perf_counter() - begun
-        if snapshot:  # before the resume point: one at or after its step implies that it is there
-            run.save_snapshot()
-        if kept:
-            run.save()
-        on_step(step + 1)
-    names = [name for name, _ in run.model.named_parameters()]
-    return TrainResult(dict(zip(names, run.ema, strict=True)), run.curve, run.seconds, run.skipped, run.snapshots)
-
-
-STATE_ENTRIES = ("model", "optimizer", "ema", "scaler", "skipped", "step", "curve", "recent", "seconds")
-"""Of a resume point."""
-
-
-class TrainingRun:
-    """One training run under way."""
-
-    def __init__(
-        self,
-        model_cfg: ModelConfig,
-        cfg: TrainConfig,
-        images: TrainingImages,
-        autoencoder: Autoencoder,
-        seed: int,
-        state_folder: Path,
-        data_id: str,
-        world: World,
-        micro_batch: int | None = None,
-        compiled: bool = False,
-    ):
-        self.model_cfg, self.cfg, self.images, self.autoencoder = model_cfg, cfg, images, autoencoder
-        self.seed, self.world = seed, world
-        self.share = batch_share(cfg.batch, world)
-        self.group = min(cfg.mask_group, cfg.batch)
-        self.parts = micro_batches(self.share, self.group, micro_batch)
-        torch.manual_seed(seed)
-        self.model = EMIGM(model_cfg).to(world.device).train()
-        if compiled:
-            compile_networks(self.model)
-        self.network = self.model if world.size == 1 else _synchronised(self.model, world)
-        self.optimizer = make_optimizer(self.model, cfg)
-        self.scaler = torch.amp.GradScaler(torch.device(world.device).type, enabled=cfg.precision == "float16")
-        self.parameters = list(self.model.parameters())
-        self.ema = [p.detach().clone() for p in self.parameters]
-        self.generator = torch.Generator(world.device)
-        self.curve: list[tuple[int, float]] = []
-        self.recent: list[float] = []  # losses since the curve's last point
-        self.unread: list[Tensor] = []  # this process's losses that are still on the device
-        self.overflows: list[Tensor] = []  # whether gradients were infinite, on the device; float16 only
-        self.done, self.skipped, self.seconds = 0, 0, 0.0
-        key = fingerprint(as_dict(model_cfg), {k: v for k, v in as_dict(cfg).items() if k not in BESIDE}, seed, data_id)
-        self.points = ResumePoints(state_folder, f"train-{key}")
-        self.snapshots = {n: ResumePoints(state_folder, f"train-{key}-snapshot{n}") for n in cfg.snapshot_steps}
-
-    def resume(self) -> None:
-        """Take up the resume point, if there is one with every snapshot before it.
-
-        Raises:
-            ConfigError: it is damaged, or not all processes see it.
-        """
-        state = self.points.load(STATE_ENTRIES)
-        if state and all(self.snapshots[n].exists() for n in self.snapshots if n <= state["step"]):
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.ema = [t.to(self.world.device) for t in state["ema"]]
-            self.done, self.curve = state["step"], state["curve"]
-            self.recent, self.seconds = state["recent"], state["seconds"]
-            self.skipped = state["skipped"]
-            self.scaler.load_state_dict(state["scaler"])
-        if len(set(self.world.gather(self.done))) > 1:
-            folder = self.points.folder
-            raise ConfigError(f"{folder}: not seen by every process; put it on a file system that all nodes share")
-
-    def read(self, step: int) -> tuple[Tensor, Tensor]:
-        """Raw latents and classes of this process's images of a step, on the device."""
-        index = batch_indices(step, len(self.images.labels), self.cfg.batch, self.seed)[self.share]
-        raw = self.images.rows(index, batch_views(step, self.images.views, self.cfg.batch, self.seed)[self.share])
-        return upload(raw, self.world.device), upload(torch.from_numpy(self.images.labels[index]), self.world.device)
-
-    def draw(self, step: int, group: int, shape: tuple[int, ...]) -> tuple[TrainingDraw, Tensor | None]:
-        """The draw of one group, and the noise of its posteriors; `shape` of one image's raw latents."""
-        rng = np.random.default_rng([self.seed, step, 1, group])
-        self.generator.manual_seed(int(rng.integers(2**62)))
-        draw = draw_training(self.model_cfg, self.cfg, self.group, rng, self.generator)
-        return draw, self.autoencoder.noise((self.group, *shape), self.generator)
-
-    def step(self, step: int, raw: Tensor, labels: Tensor) -> None:
-        """One optimizer step on this process's images: raw latents (b, ...) and classes (b,)."""
-        cfg, device = self.cfg, self.world.device
-        torch.manual_seed(int(np.random.default_rng([self.seed, step, 3]).integers(2**62)) + self.world.rank)  # dropout
-        loss = torch.zeros((), device=device)
-        drawn = None
-        for part in self.parts:
-            group = part.start // self.group
-            if drawn is None or drawn[0] != group:
-                drawn = (group, *self.draw(step, group, tuple(raw.shape[1:])))
-            _, draw, noise = drawn
-            own = slice(part.start - self.share.start, part.stop - self.share.start)
-            within = slice(part.start - group * self.group, part.stop - group * self.group)
-            x = self.autoencoder.sample(raw[own], noise=None if noise is None else noise[within])
-            wait = part is not self.parts[-1] and isinstance(self.network, DistributedDataParallel)
-            with self.network.no_sync() if wait else contextlib.nullcontext():
-                with autocast(cfg.precision, device):
-                    part_loss = self.network(x, labels[own], draw.images(within, self.model_cfg.tokens))
-                # The mean over the groups of the whole batch, once the processes' gradients are averaged.
-                part_loss = part_loss * (self.group / len(raw))
-                with products(cfg.precision, device):
-                    self.scaler.scale(part_loss).backward()
-            loss += part_loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, cfg.grad_clip)
-        if self.scaler.is_enabled():
-            self.overflows.append(~norm.isfinite())
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = learning_rate(cfg, step)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        update_ema(self.ema, [p.detach() for p in self.parameters], cfg.ema)
-        self.unread.append(loss)
-        self.done = step + 1
-
-    def read_losses(self) -> None:
-        """Fetch the losses from the device, for the curve; raises RunError unless all are finite."""
-        values = self.world.mean(torch.stack(self.unread)).tolist()
-        for step, value in enumerate(values, self.done - len(values)):
-            if not math.isfinite(value):
-                half = self.cfg.precision == "float16"
-                hint = ", or set train.precision: bf16, since float16 ends at 65504" if half else ""
-                raise RunError(f"the loss is {value} at step {step} of seed {self.seed}; lower train.lr{hint}")
-            self.recent.append(value)
-            if (step + 1) % CURVE_EVERY == 0 or step + 1 == self.cfg.steps:
-                self.curve.append((step + 1, math.fsum(self.recent) / len(self.recent)))
-                self.recent = []
-        self.skipped += int(torch.stack(self.overflows).sum()) if self.overflows else 0
-        self.unread, self.overflows = [], []
-
-    def save_snapshot(self) -> None:
-        """Write the EMA weights as they are."""
-        if self.world.is_main:
-            names = [name for name, _ in self.model.named_parameters()]
-            state = {name: tensor.cpu() for name, tensor in zip(names, self.ema, strict=True)}
-            self.snapshots[self.done].save(self.done, state)
-
-    def save(self) -> None:
-        """Write a resume point."""
-        if self.world.is_main:
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema,
-                "scaler": self.scaler.state_dict(),
-                "skipped": self.skipped,
-                "step": self.done,
-                "curve": self.curve,
-                "recent": self.recent,
-                "seconds": self.seconds,
-            }
-            self.points.save(self.done, state)
-
-
-def _synchronised(model: EMIGM, world: World) -> DistributedDataParallel:
-    """The model with its gradients averaged over the processes."""
-    devices = None if world.device == "cpu" else [torch.device(world.device)]
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    device, settings = generator.device, (train.schedule, train.t_min, cfg.tokens)
+    if cfg.mae:
+        t, count = draw_mask_count(*settings, rng, train.masking)
+        counts = np.full(images, count)
+    else:
+        t, counts = draw_mask_counts(*settings, images, rng, train.masking)
+    masked = int(counts.sum())
+    rank = torch.rand(images, cfg.tokens, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    mask = rank < upload(torch.from_numpy(counts), device)[:, None]
+    repeats = train.diffusion_batch_mul if cfg.codebook is None else 0
+    weight = np.broadcast_to(1.0 if train.weight == "one" else elbo_weight(train.schedule, t), images)
+    return TrainingDraw(
+        counts=counts,
+        rows=torch.nonzero_static(mask.flatten(), size=masked)[:, 0],
+        weight=upload(torch.from_numpy(weight / (max(repeats, 1) * masked)), device),
+        dropped=torch.rand(images, generator=generator, device=device) < train.label_dropout,
+        time=torch.randint(diffusion.T, (repeats, masked), generator=generator, device=device),
+        noise=torch.randn(repeats, masked, cfg.token_channels, generator=generator, device=device),
+    )

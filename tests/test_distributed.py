@@ -282,22 +282,22 @@ def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, mo
 
 
 def test_large_latents_are_read_from_their_shards_and_verified(tmp_path, monkeypatch):
+    from emigm import train as training
     from emigm.data.latents import LatentStore
-    from emigm.stages import train as stage
 
     tiny = benchmark()
     encoded(tmp_path, tiny)
     store = LatentStore(tmp_path / "data/tiny/latents/train")
     index, view = np.array([7, 0, 30]), np.array([1, 0, 1])
-    small = stage.training_images(store, ALONE)
-    monkeypatch.setattr(stage, "IN_MEMORY", 0)
-    large = stage.training_images(store, ALONE)
+    small = training.training_images(store, ALONE)
+    monkeypatch.setattr(training, "IN_MEMORY", 0)
+    large = training.training_images(store, ALONE)
     assert large.read_ahead and not small.read_ahead and large.views == small.views == 2
     assert torch.equal(small.rows(index, view), large.rows(index, view))
     shard = next((tmp_path / "data/tiny/latents/train").glob("*.npy"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(ConfigError, match="checksum differs"):
-        stage.training_images(store, ALONE)
+        training.training_images(store, ALONE)
 
 
 def test_places_are_those_of_torchrun_or_of_srun_where_the_launcher_was_used(monkeypatch):

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.flops import group_step, mean_training_step, prediction_step, sampling
-from emigm.model.model import EMIGM, draw_training
+from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, reveal_counts
 from emigm.sample import draw_images, embed_times, reveal
+from emigm.train import draw_training
 
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 

@@ -11,9 +11,10 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.io import write_index
 from emigm.model.backbone import select_rows
-from emigm.model.model import EMIGM, compile_networks, compiled_graphs, draw_training, load_model, save_model
+from emigm.model.model import EMIGM, compile_networks, compiled_graphs, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
 from emigm.paper.settings import PAPER_MODELS
+from emigm.train import draw_training
 
 TINY = ModelConfig(
     grid=4,

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 from test_model import TINY, random_model
-from test_training import RECIPE, images, run
+from test_training import RECIPE, Killed, images, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from emigm import train as training
 from emigm.autoencoders.base import Pixels
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.distributed import World
 from emigm.model import diffusion
-from emigm.model.model import EMIGM, draw_training
+from emigm.model.model import EMIGM
 from emigm.model.schedules import reveal_counts
 from emigm.model.transfer import upload
 from emigm.sample import draw_images, embed_times, generate, reveal
-from emigm.train import TrainingImages, TrainingRun
+from emigm.train import TrainingImages, TrainState, draw_training, train_step
 
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
 """Operations that make the CPU wait for a GPU."""
@@ -38,7 +39,7 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def training(blocks, mae=True):
+def training_operations(blocks, mae=True):
     """Operations of drawing a group, and of its loss and gradients."""
     cfg = dataclasses.replace(TINY, dropout=0.0, encoder_blocks=blocks, decoder_blocks=blocks, mae=mae)
     train = TrainConfig(steps=1, batch=8, lr=1e-3)
@@ -52,7 +53,7 @@ def training(blocks, mae=True):
     return drawing.names, counted.names
 
 
-def sampling(steps, solver_steps, scale=2.0):
+def sampling_operations(steps, solver_steps, scale=2.0):
     """Operations of one batch."""
     model, labels = random_model().requires_grad_(False), torch.arange(8) % 5
     cfg = SampleConfig(steps, solver_steps, scale, (0.2, 0.6))
@@ -66,16 +67,16 @@ def sampling(steps, solver_steps, scale=2.0):
 
 @pytest.mark.parametrize("mae", [True, False])
 def test_a_training_step_dispatches_no_more_operations_than_it_did(mae):
-    drawing, few = training(1, mae)
-    _, many = training(3, mae)
+    drawing, few = training_operations(1, mae)
+    _, many = training_operations(3, mae)
     assert len(drawing) <= 10
     assert len(few) <= 420
     assert (len(many) - len(few)) / 4 <= 32  # of one transformer block
 
 
 def test_a_sampling_run_dispatches_no_more_operations_than_it_did():
-    few, passes = sampling(4, 6)
-    many, _ = sampling(4, 12)
+    few, passes = sampling_operations(4, 6)
+    many, _ = sampling_operations(4, 12)
     assert passes == 6
     assert (len(many) - len(few)) / (4 * 6) <= 38  # of one evaluation of the head, guidance and solver included
     assert (len(few) - 4 * 6 * 38) / passes <= 60  # of one pass of the network
@@ -91,8 +92,8 @@ def test_times_of_the_solver_are_embedded_once_in_a_run():
 
 
 def test_nothing_in_the_sampling_loop_or_a_training_step_waits_for_the_device():
-    assert not SYNCHRONISING & set(sampling(4, 6)[0])
-    drawing, step = training(1)
+    assert not SYNCHRONISING & set(sampling_operations(4, 6)[0])
+    drawing, step = training_operations(1)
     assert not SYNCHRONISING & {*drawing, *step}
 
 
@@ -115,16 +116,16 @@ class Transfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        found = function(*args, **kwargs)
+        result = function(*args, **kwargs)
         name = function.overloadpacket.__name__
         if name in ("to", "_to_copy", "copy_"):  # "to": in inference mode
-            to, source = args[:2] if name == "copy_" else (found, args[0])
+            to, source = args[:2] if name == "copy_" else (result, args[0])
             if to.device != source.device:
                 assert to.is_cuda, f"{name} from {source.device} to {to.device}"
                 assert any(source is p for p in self.pinned), f"{name} of {tuple(source.shape)} from pageable memory"
                 assert kwargs.get("non_blocking") or any(a is True for a in args), f"{name} waits"
                 self.count += 1
-        return found
+        return result
 
 
 @pytest.fixture
@@ -183,19 +184,26 @@ def test_all_that_sampling_sends_to_a_gpu_is_pinned_and_nothing_comes_back(prete
 def test_all_that_a_training_step_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, monkeypatch, mae):
     """Latents and labels, and of each of two groups the numbers of masked tokens and the weights. The backward pass,
     which needs a real GPU, is left out."""
-    cfg, train = dataclasses.replace(TINY, mae=mae), TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4)
-    latents, labels = torch.randn(8, 3, 4, 4), np.arange(8) % 5
-    data = TrainingImages(labels, 1, lambda i, _: latents[torch.from_numpy(i)], read_ahead=False)
-    training = TrainingRun(cfg, train, data, Pixels(1.0), 0, Path(), "-", World(0, 1, "cuda"))
+    cfg, recipe = dataclasses.replace(TINY, mae=mae), TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4)
+    latents, models, seen = torch.randn(8, 3, 4, 4), [], Transfers(pretended_gpu)
+    data = TrainingImages(np.arange(8) % 5, 1, lambda i, _: latents[torch.from_numpy(i)], read_ahead=False)
 
     def backward(loss):
-        for p in training.parameters:
+        for p in models[0].parameters():
             p.grad = torch.zeros_like(p)
 
+    def on_step(done):
+        if done == 1:  # has made what is kept
+            seen.__enter__()
+        else:
+            seen.__exit__(None, None, None)
+            raise Killed
+
+    monkeypatch.setattr(training, "EMIGM", lambda cfg: models.append(EMIGM(cfg)) or models[0])
     monkeypatch.setattr(torch.Tensor, "backward", backward)
-    training.step(0, *training.read(0))  # makes what is kept
-    with Transfers(pretended_gpu) as seen:
-        training.step(1, *training.read(1))
+    world = World(0, 1, "cuda")
+    with pytest.raises(Killed):
+        run(Path(), recipe, data, model=cfg, world=world, on_step=on_step)
     assert seen.count == 2 + 2 * 2
 
 
@@ -214,13 +222,12 @@ def test_a_gpu_is_never_waited_for():
     model, labels = random_model().to("cuda"), torch.arange(8) % 5
     cfg = SampleConfig(4, 6, 2.0, (0.2, 0.6))
     counts = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
-    train, latents = TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4), torch.randn(8, 3, 4, 4)
-    data = TrainingImages(labels.numpy(), 1, lambda i, _: latents[torch.from_numpy(i)], read_ahead=False)
-    training = TrainingRun(TINY, train, data, Pixels(1.0), 0, Path(), "-", World(0, 1, "cuda"))
+    recipe, world = TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4), World(0, 1, "cuda")
+    batch, state = (torch.randn(8, 3, 4, 4), labels), TrainState.initial(TINY, recipe, 0, world)
 
     def once(step):
         reveal(model, labels, cfg, counts, draw_images(model, cfg, 0, range(8)), embed_times(model.head, cfg))
-        training.step(step, *training.read(step))
+        train_step(state, recipe, Pixels(1.0), *(upload(t, "cuda") for t in batch), step, seed=0, world=world)
 
     once(0)  # makes what is kept
     torch.cuda.set_sync_debug_mode("error")

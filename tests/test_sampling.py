@@ -14,12 +14,13 @@ from emigm import sample as sampling
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.data.samples import SampleSet, chunk_name, chunk_ranges
-from emigm.model.model import EMIGM, cast_linear, draw_training
+from emigm.model.model import EMIGM, cast_linear
 from emigm.model.precision import autocast
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
 from emigm.pools import ahead
 from emigm.sample import COUNTS, generate, guided_denoiser, random_stream
+from emigm.train import draw_training
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))
 DDPM = dataclasses.replace(DPM, solver="ddpm", temperature=0.9, x0_clip=2.0)

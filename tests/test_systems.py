@@ -15,9 +15,10 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import group_step
 from emigm.gate import context_errors
-from emigm.model.model import EMIGM, draw_training
+from emigm.model.model import EMIGM
 from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
 from emigm.sample import generate, most_confident, sample_codes
+from emigm.train import draw_training
 
 CODES = ModelConfig(
     grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,

@@ -15,7 +15,7 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import GateConfig, TrainConfig
 from emigm.distributed import World
 from emigm.gate import check_context, context_errors, context_ratio
-from emigm.model.model import EMIGM, draw_training
+from emigm.model.model import EMIGM
 from emigm.model.precision import autocast
 from emigm.pools import ahead
 from emigm.train import (
@@ -23,6 +23,7 @@ from emigm.train import (
     batch_indices,
     batch_share,
     batch_views,
+    draw_training,
     learning_rate,
     micro_batches,
     parameter_groups,

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, parse
-from emigm.config.schema import ModelConfig, Precision, TrainConfig
+from emigm.config.schema import ModelConfig, Precision
 from emigm.io import read_index, sha256, write_index
 from emigm.model import diffusion
 from emigm.model.backbone import Backbone
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.precision import HALVES
-from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
-from emigm.model.transfer import upload
 from emigm.model.weights import check_state, read_tensors, write_tensors
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -52,36 +50,6 @@ class TrainingDraw(NamedTuple):
             self.time[:, first:last],
             self.noise[:, first:last],
         )
-
-
-def draw_training(
-    cfg: ModelConfig, train: TrainConfig, images: int, rng: np.random.Generator, generator: torch.Generator
-) -> TrainingDraw:
-    """Draw one step of a group of `images`: times and sizes of the masks from `rng`, the rest on the generator's
-    device.
-
-    With the MAE trick all images share one time and size, as the images of one GPU do in the official code: the encoder
-    needs equally many visible tokens. Without it each has its own (in the official code with the ELBO's weight only).
-    """
-    device, settings = generator.device, (train.schedule, train.t_min, cfg.tokens)
-    if cfg.mae:
-        t, count = draw_mask_count(*settings, rng, train.masking)
-        counts = np.full(images, count)
-    else:
-        t, counts = draw_mask_counts(*settings, images, rng, train.masking)
-    masked = int(counts.sum())
-    rank = torch.rand(images, cfg.tokens, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
-    mask = rank < upload(torch.from_numpy(counts), device)[:, None]
-    repeats = train.diffusion_batch_mul if cfg.codebook is None else 0
-    weight = np.broadcast_to(1.0 if train.weight == "one" else elbo_weight(train.schedule, t), images)
-    return TrainingDraw(
-        counts=counts,
-        rows=torch.nonzero_static(mask.flatten(), size=masked)[:, 0],
-        weight=upload(torch.from_numpy(weight / (max(repeats, 1) * masked)), device),
-        dropped=torch.rand(images, generator=generator, device=device) < train.label_dropout,
-        time=torch.randint(diffusion.T, (repeats, masked), generator=generator, device=device),
-        noise=torch.randn(repeats, masked, cfg.token_channels, generator=generator, device=device),
-    )
 
 
 class EMIGM(nn.Module):
