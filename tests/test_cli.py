@@ -10,7 +10,7 @@ from dvc.repo import Repo
 from dvc_data.hashfile.build import build
 
 from emigm import cli
-from emigm.config.compose import compose, composed_text
+from emigm.config.compose import composed_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,15 +98,9 @@ def test_compose_writes_what_the_source_says_and_copies_of_the_pipeline(checkout
         pipeline.write("# changed\n")
     assert cli.main(["compose"]) == 0
     copies = sorted(p.parent.name for p in Path("benchmarks").glob("*/dvc.yaml") if "# changed" in p.read_text())
-    assert (
-        "smoke" in copies
-        and "evidence" not in copies
-        and capsys.readouterr().out.count(": written\n") == len(copies) + 1
-    )
-    assert (
-        params.read_text(encoding="utf-8") == composed_text("smoke")
-        and compose("smoke")["benchmark"]["title"][:3] == "My "
-    )
+    assert "smoke" in copies and "evidence" not in copies
+    assert capsys.readouterr().out.count(": written\n") == len(copies) + 1
+    assert params.read_text(encoding="utf-8") == composed_text("smoke") and "title: My " in params.read_text()
 
 
 @pytest.mark.parametrize("arguments", [["compose"], ["doctor", "mnist"], ["fetch"]])
