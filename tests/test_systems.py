@@ -200,7 +200,7 @@ def test_vq_codes_decode_to_what_diffusers_gives(vq_folder):
         (lambda: dataclasses.replace(CODES, patch=2), "a token of conditional: categorical is one code"),
         (
             lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", schedule="exp"),
-            "schedule has no effect on masking: truncated_normal; set it to null",
+            "schedule has no effect for masking: truncated_normal; remove it or set it to null",
         ),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "t_min has no effect"),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", weight="elbo"), "needs a masking time"),
@@ -282,7 +282,7 @@ def test_every_token_is_revealed_once_with_more_steps_than_tokens(random_codes_m
         ({"solver_steps": 8}, "solver_steps has no effect for solver: categorical"),
         ({"choice_temperature": None}, "choice_temperature is missing"),
         ({"solver": "dpm-solver", "solver_steps": 8}, "needs solver: categorical"),
-        ({"temperature": 1.0}, "temperature has no effect under solver: categorical"),
+        ({"temperature": 1.0}, "temperature has no effect for solver: categorical"),
     ],
 )
 def test_sampling_settings_that_cannot_apply_are_refused_by_name(change, message):
