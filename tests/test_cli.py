@@ -2,15 +2,33 @@
 
 import argparse
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
+from dvc_data.hashfile.build import build
 
 from emigm import cli
+from emigm.config.compose import composed_text
+
+ROOT = Path(__file__).parents[1]
 
 
 def verbs():
-    (found,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return found.choices
+    (action,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of pipeline and benchmarks, with the working directory in a folder of it."""
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("*.lock", "*.jsonl"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy2(ROOT / name, tmp_path)
+    (tmp_path / "notes" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notes" / "mine")
+    return tmp_path
 
 
 @pytest.mark.parametrize("name", verbs())
@@ -29,7 +47,7 @@ def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "doctor", interrupted)
+    monkeypatch.setattr("emigm.tools.doctor.doctor", interrupted)
     assert cli.main(["doctor"]) == 130
     out, err = capsys.readouterr()
     assert not out and err.startswith("interrupted: ") and err.count("\n") == 1
@@ -58,3 +76,62 @@ def test_npz_names_the_sizes_and_budgets_there_are(capsys):
     assert "unknown size of imagenet256 'q' (allowed: xs, s, b, l, h)" in capsys.readouterr().err
     assert cli.main(["npz", "imagenet256", "xs", "32", "out.npz"]) == 1
     assert "unknown budget of imagenet256 '32' (allowed: 16, 128)" in capsys.readouterr().err
+
+
+def test_a_verb_started_below_the_root_works_as_there_and_files_stay_where_the_user_is(checkout, capsys, monkeypatch):
+    written = []
+    monkeypatch.setattr("emigm.verify.verify.verify", lambda names, against, **_: written.append(against) or [])
+    (checkout / "notes" / "mine" / "theirs").mkdir()
+    assert cli.main(["verify", "mnist", "--against", "theirs", "--json", "verdict.json"]) == 0
+    assert (checkout / "notes" / "mine" / "verdict.json").is_file() and Path.cwd() == checkout
+    assert written == ["notes/mine/theirs"]
+    monkeypatch.chdir("notes")
+    assert cli.main(["doctor", "mnst"]) == 1
+    assert "unknown benchmark 'mnst'; did you mean 'mnist'" in capsys.readouterr().err
+
+
+def test_compose_writes_what_the_source_says_and_copies_of_the_pipeline(checkout, capsys):
+    assert cli.main(["compose"]) == 0 and not capsys.readouterr().out
+    source, params = Path("benchmarks/smoke/benchmark.yaml"), Path("benchmarks/smoke/params.yaml")
+    source.write_text(source.read_text().replace("title: ", "title: My ", 1))
+    with Path("dvc.yaml").open("a") as pipeline:
+        pipeline.write("# changed\n")
+    assert cli.main(["compose"]) == 0
+    copies = sorted(p.parent.name for p in Path("benchmarks").glob("*/dvc.yaml") if "# changed" in p.read_text())
+    assert "smoke" in copies and "evidence" not in copies
+    assert capsys.readouterr().out.count(": written\n") == len(copies) + 1
+    assert params.read_text(encoding="utf-8") == composed_text("smoke") and "title: My " in params.read_text()
+
+
+@pytest.mark.parametrize("arguments", [["compose"], ["doctor", "mnist"], ["fetch"]])
+def test_outside_a_checkout_what_needs_one_says_where_to_run(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == "error: benchmarks: no benchmarks; run from the repository's root or below\n"
+
+
+@pytest.mark.parametrize("arguments", [["parity", "--official", "x"], ["bench"]])
+def test_where_the_package_alone_is_installed_parity_and_bench_ask_for_a_clone(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(cli, "__file__", "/usr/lib/python3/site-packages/emigm/cli.py")
+    assert cli.main(arguments) == 1
+    assert "run them in a clone" in capsys.readouterr().err
+
+
+def test_what_editors_and_desktops_drop_changes_no_dependency(checkout):
+    code = checkout / "code"
+    code.mkdir()
+    (code / "a.py").write_text("x = 1\n")
+
+    def checksum():
+        with Repo.init(checkout, no_scm=True, force=True) as repo:
+            return build(repo.cache.local, str(code), repo.fs, "md5", dry_run=True, ignore=repo.dvcignore)[2].hash_info
+
+    before = checksum()
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".a.py.swp", ".nfs0001", "a.py~", ".a.py.1.tmp"):
+        (code / name).write_text("dropped")
+    for name in (".ipynb_checkpoints", "__pycache__"):
+        (code / name).mkdir()
+        (code / name / "a.py").write_text("dropped")
+    assert checksum() == before
+    (code / "b.py").write_text("y = 2\n")
+    assert checksum() != before

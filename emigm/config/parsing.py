@@ -35,12 +35,13 @@ def config(cls: type | None = None, *, kw_only: bool = False) -> Any:
         return partial(config, kw_only=kw_only)
     cls.refuse_unknown_keys = model_validator(mode="before")(classmethod(_refuse_unknown_keys))
     cls = pydantic.dataclasses.dataclass(frozen=True, kw_only=kw_only, config=ConfigDict(extra="forbid"))(cls)
-    build = cls.__init__
+    build, names = cls.__init__, [f.name for f in dataclasses.fields(cls)]
 
     @wraps(build)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        named = dict(zip(names, args, strict=False))  # so that messages name what is given by its place
         try:
-            build(self, *args, **kwargs)
+            build(self, *args[len(names) :], **named, **kwargs)
         except ValidationError as e:
             raise ConfigError(explain(e)) from None
 

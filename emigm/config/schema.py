@@ -62,7 +62,7 @@ def _require(cfg: Any, by: str, *, optional: bool = False, **fields: Collection[
     for name, choices in fields.items():
         is_set = getattr(cfg, name) is not None
         if is_set and choice not in choices:
-            raise ConfigError(f"{name} has no effect for {by}: {choice}; remove it")
+            raise ConfigError(f"{name} has no effect for {by}: {choice}; remove it or set it to null")
         if not is_set and choice in choices and not optional:
             raise ConfigError(f"{name} is missing for {by}: {choice}")
 
