@@ -82,7 +82,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def workspace(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path / "copy")
+    shutil.copytree(made, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
 
@@ -265,7 +265,10 @@ IN_LOCK = {
         "stage train@xs lists no .*; run dvc repro",
     ),
     "another model than was sampled, without the models": (
-        lambda: shutil.rmtree("models") or relock(lambda stages: stages["train@xs"]["outs"][0].update(md5="0" * 32 + ".dir")),
+        lambda: (
+            shutil.rmtree("models")
+            or relock(lambda stages: stages["train@xs"]["outs"][0].update(md5="0" * 32 + ".dir"))
+        ),
         "stage sample@xs-4 read another models/tiny/xs than stage train@xs made",
     ),
 }
