@@ -3,20 +3,17 @@
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from emigm.verify.earlier import FILE as EARLIER
-from emigm.verify.earlier import read_earlier
 
-from emigm.config.compose import DEFAULT, compose, composed_text, params_file, sources
+from emigm.config.compose import compose, composed_text, params_file, sources
 from emigm.config.errors import ConfigError
 from emigm.verify.findings import Findings
-from emigm.verify.pipeline import Pipeline, check_pipeline
+from emigm.verify.pipeline import opened, within
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"
@@ -140,19 +137,7 @@ def test_images_are_shared_by_benchmarks_of_the_same_settings():
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.parent.name)
 def test_tracked_results_belong_to_the_tracked_code_and_settings(lock):
-    """In a clone without data, models and samples: no stage of a benchmark that has run would run again, but of those
-    that are listed as made by earlier code."""
-    listed, pipeline = read_earlier(ROOT), Pipeline(ROOT, DEFAULT if lock.parent == ROOT else lock.parent.name)
-    read = {path.split("/")[1] for stage in pipeline.stages for path in stage.deps if path.startswith("results/")}
-    if listed.keys() & {pipeline.name, *read}:  # DVC, which knows no such list, would run them
-        findings = Findings()
-        check_pipeline(pipeline, findings)
-        assert not findings.problems
-        stands = findings.earlier or pipeline.name not in listed
-        assert stands, f"take {pipeline.name} off {EARLIER}: the code as it is made its results"
-        if any(what.startswith(str(EARLIER)) for what in findings.unchecked):
-            pytest.skip("a shallow clone: that the listed commit's code made them is not checked")
-        return
+    """In a clone without data, models and samples: no stage of a benchmark that has run would run again."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     pipeline = str(lock.with_suffix(".yaml").relative_to(ROOT))
     command = ["dvc", "repro", "--dry", "--allow-missing", pipeline]
@@ -161,16 +146,12 @@ def test_tracked_results_belong_to_the_tracked_code_and_settings(lock):
     assert "Running stage" not in done.stdout, f"run `dvc repro {pipeline}`"
 
 
-def test_every_file_of_a_table_or_figure_in_results_is_made_by_a_stage():
+def test_every_file_in_results_is_made_by_a_stage():
     """A number nobody can reproduce must not lie in results/."""
-    made = {next(iter(o)) for s in STAGES.values() for o in s.get("outs", []) if isinstance(o, dict)}
-    patterns = [re.compile(re.sub(r"\\\$\\\{[^}]*\\\}", "[^/]+", re.escape(m))) for m in made]
-    patterns.append(
-        re.compile(r"results/speed/measured/[^/]+\.json$")
-    )  # by `emigm bench`: times are no stage's to reproduce
-    tracked = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
-    strays = [str(p.relative_to(ROOT)) for p in tracked if not any(q.match(str(p.relative_to(ROOT))) for q in patterns)]
-    assert not strays
+    strays = Findings()
+    with opened(ROOT) as chain:
+        chain.strays("results", strays)
+    assert not strays.problems
 
 
 def test_the_import_closure_sees_imports_inside_functions():
@@ -181,18 +162,13 @@ def test_the_import_closure_sees_imports_inside_functions():
 
 def test_the_evidence_reads_what_every_last_stage_of_its_benchmarks_makes():
     """`make evidence` runs what the evidence reads, and then verifies all of it."""
-    evidence = Pipeline(ROOT, "evidence").stages
-    read = {path for stage in evidence for path in stage.deps}
+    with opened(ROOT) as chain:
+        paths = {
+            name: [({*map(chain.path, s.outs)}, {*map(chain.path, s.deps)}, s.name) for s in stages]
+            for name, stages in chain.stages.items()
+        }
+    read = {path for _, deps, _ in paths["evidence"] for path in deps}
     for name in sorted({path.split("/")[1] for path in read if path.startswith("results/")} - {"evidence"}):
-        stages = Pipeline(ROOT, name).stages
-        needed = {path for stage in stages for path in stage.deps} | read
-        idle = [
-            s.name
-            for s in stages
-            if not any(within(out, path) or within(path, out) for out in s.outs for path in needed)
-        ]
+        needed = {path for _, deps, _ in paths[name] for path in deps} | read
+        idle = [s for outs, _, s in paths[name] if not any(within(o, p) or within(p, o) for o in outs for p in needed)]
         assert not idle, (name, idle)
-
-
-def within(path, folder):
-    return path == folder or path.startswith(f"{folder}/")

@@ -42,8 +42,8 @@ CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
 
 def verified(*statuses):
     """What `emigm verify --json` writes of one benchmark whose cells came to these."""
-    cells = [Verdict("a cell", status, 1.0, 1.0) for status in statuses]
-    return as_json([Verification("mnist", Findings(), Comparison(cells), records=1, devices=("a CPU", "another CPU"))])
+    cells, again = [Verdict("stage cell", s, 1.0, 1.0) for s in statuses], {"records": 1, "again": frozenset(["stage"])}
+    return as_json([Verification("mnist", Findings(), Comparison(cells), **again, devices=("a CPU", "another CPU"))])
 
 
 def load_builder():
@@ -209,7 +209,7 @@ def test_what_has_not_run_is_said(tmp_path):
 def test_a_failed_verification_is_shown_as_such(tmp_path):
     path = tmp_path / "verify.json"
     path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
-    assert "[differs]{.verdict .bad} 1 of 2 cells" in builder.Pages(checkout(tmp_path), tmp_path).verified(path)
+    assert "[differs]{.verdict .bad} 1 fact, the first mnist stage cell" in builder.Pages(checkout(tmp_path), tmp_path).verified(path)
 
 
 def test_a_link_to_what_is_not_there_becomes_text(tmp_path):

@@ -82,7 +82,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def workspace(made, tmp_path, monkeypatch):
-    shutil.copytree(made, tmp_path / "copy")
+    shutil.copytree(made, tmp_path / "copy", symlinks=True)
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
 
