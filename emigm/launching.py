@@ -86,14 +86,13 @@ def _end(status: int, message: str) -> NoReturn:
     """Exit with the message, unless another process has said what ends them all."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C does not wait for anything
         signal.signal(number, signal.SIG_DFL)
-    rank, dist = place()[0], sys.modules.get("torch.distributed")
+    rank, dist, spoken = place()[0], sys.modules.get("torch.distributed"), None
     if dist and dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # the process that counts has ended
-            if dist.distributed_c10d._get_default_store().add("messages", 1) > 1:
-                sys.exit(status)
-    elif rank and status == 1:  # the end of the main process, which says the same, ends this one
+        with contextlib.suppress(RuntimeError):  # the process that counts can have ended
+            spoken = dist.distributed_c10d._get_default_store().add("messages", 1) > 1
+    if spoken is None and rank:  # the end of the main process, which says the same, ends this one meanwhile
         time.sleep(ERROR_DELAY)
-    elif rank:
+    if spoken:
         sys.exit(status)
     print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
     sys.exit(status)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import socket
 import sys
 import time
@@ -22,7 +23,7 @@ from test_model import random_model
 from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
 from torch import nn
 
-from emigm import launching, pools
+from emigm import launching, pools, stages
 from emigm import sample as sampling
 from emigm.autoencoders.autoencoder import KL16
 from emigm.config.benchmark import load_benchmark
@@ -43,14 +44,26 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 
-def together(job, *args, size=2):
-    """[job(world, *args) of every process], in processes connected as torchrun connects them."""
+FORK = multiprocessing.get_context("fork")  # torch is imported already
+
+
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # torch is imported already
-    pipes = [context.Pipe(duplex=False) for _ in range(size)]
-    workers = [context.Process(target=_work, args=(w, r, size, port, job, args)) for r, (_, w) in enumerate(pipes)]
+        return s.getsockname()[1]
+
+
+def connect(rank, size, port):
+    """Set what torchrun sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+
+
+def together(job, *args, size=2):
+    """[job(world, *args) of every process], in processes connected as torchrun connects them."""
+    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(size)]
+    workers = [FORK.Process(target=_work, args=(w, r, size, port, job, args)) for r, (_, w) in enumerate(pipes)]
     for worker in workers:
         worker.start()
     answers = []
@@ -67,27 +80,28 @@ def together(job, *args, size=2):
 
 
 def _work(pipe, rank, size, port, job, args):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+    connect(rank, size, port)
     try:
         pipe.send(("returned", job(join(RunConfig(device="cpu")), *args)))
     except BaseException:
         pipe.send(("raised", traceback.format_exc()))
 
 
-def as_arrays(result):
-    return {k: t.numpy() for k, t in result.ema.items()}, result.curve
-
-
 def trained(world, folder, options):
-    return as_arrays(run(folder, world=world, **options))
+    """(weights, curve, steps done before) of a run; the processes leave together, when the last file is written."""
+    begun = []
+    result = run(folder, world=world, on_start=begun.append, **options)
+    world.barrier()
+    return {k: t.numpy() for k, t in result.ema.items()}, result.curve, begun
+
+
+def same(a, b):
+    return a[1] == b[1] and all(np.array_equal(a[0][k], b[0][k]) for k in a[0])
 
 
 def close(a, b):
-    (weights, curve), (others, other_curve) = a, b
-    assert dict(curve) == pytest.approx(dict(other_curve), rel=1e-6)
-    assert max(np.abs(weights[k] - others[k]).max() for k in weights) < 2e-6
+    assert dict(a[1]) == pytest.approx(dict(b[1]), rel=1e-6)
+    return max(np.abs(a[0][k] - b[0][k]).max() for k in a[0]) < 2e-6
 
 
 FLIPPED = torch.stack([LATENTS, LATENTS.flip(3)], dim=1)
@@ -100,8 +114,7 @@ def test_two_processes_train_as_one(tmp_path, micro_batch):
     options = {"model": EXACT, "data": images(POSTERIOR, views=2), "autoencoder": KL16(nn.Identity(), 1.0)}
     alone = trained(ALONE, tmp_path / "one", options)
     one, other = together(trained, tmp_path / "two", {**options, "micro_batch": micro_batch})
-    close(one, alone)
-    assert all(np.array_equal(one[0][k], other[0][k]) for k in one[0]) and one[1] == other[1]
+    assert same(one, other) and close(one, alone)
 
 
 def killed_and_resumed(world, folder):
@@ -109,16 +122,46 @@ def killed_and_resumed(world, folder):
     with pytest.raises(Killed):
         run(folder / "killed", world=world, kill_at=8)
     world.barrier()
-    begun = []
-    resumed = trained(world, folder / "killed", {"on_start": begun.append})
-    world.barrier()  # the main process writes the last resume point
-    return begun, whole, resumed, sorted(p.name for p in (folder / "killed").rglob("*.pt"))
+    return whole, trained(world, folder / "killed", {}), len(list((folder / "killed").rglob("*.pt")))
 
 
 def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path):
-    for begun, whole, resumed, files in together(killed_and_resumed, tmp_path):
-        assert begun == [5] and whole[1] == resumed[1] and len(files) == 1
-        assert all(np.array_equal(whole[0][k], resumed[0][k]) for k in whole[0])
+    for whole, resumed, files in together(killed_and_resumed, tmp_path):
+        assert resumed[2] == [5] and same(whole, resumed) and files == 1
+
+
+def rank_of_four(rank, port, folder, slow):
+    """A process as torchrun starts it: trains, step by step slowly, and says in a file how it ended."""
+    stages.STARTED_BY = os.getppid()
+    os.dup2(os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    connect(rank, 4, port)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    with launching.in_one_line():
+        run(folder, world=join(RunConfig(device="cpu")), on_step=lambda step: time.sleep(slow))
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_when_one_of_four_processes_is_killed_all_end_with_one_line_and_the_run_goes_on(tmp_path, victim):
+    port = free_port()
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # torchrun keeps it
+    ranks = [FORK.Process(target=rank_of_four, args=(r, port, tmp_path, 0.1)) for r in range(4)]
+    for process in ranks:
+        process.start()
+    until = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.pt")):  # after 5 of 12 steps
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    ranks[victim].kill()
+    for process in ranks:
+        process.join(60)
+    assert [p.exitcode for p in ranks] == [-signal.SIGKILL if r == victim else 1 for r in range(4)]
+    (line,) = "".join(f.read_text() for f in tmp_path.glob("?.txt")).splitlines()
+    assert line.startswith("error: another process of this stage has ended; type the same command again, and it goes")
+    del store
+    whole = together(trained, tmp_path / "whole", {}, size=4)[0]
+    resumed = together(trained, tmp_path, {}, size=4)[0]
+    assert resumed[2] == [5] and close(whole, resumed)  # the first step adds four gradients up in another order
 
 
 def without_resume_point_on_the_second(world, folder):
@@ -129,10 +172,6 @@ def without_resume_point_on_the_second(world, folder):
         run(folder if world.is_main else folder / "elsewhere", world=world)
 
 
-def test_processes_that_do_not_see_the_same_resume_point_stop(tmp_path):
-    together(without_resume_point_on_the_second, tmp_path)
-
-
 def bad_loss(world, folder):
     latents = LATENTS.clone()
     latents[::2] = float("nan")  # in the first process or the second, or both
@@ -140,8 +179,9 @@ def bad_loss(world, folder):
         run(folder, data=images(latents), world=world)
 
 
-def test_a_loss_that_is_not_finite_in_one_process_ends_all(tmp_path):
-    together(bad_loss, tmp_path)
+@pytest.mark.parametrize("job", [without_resume_point_on_the_second, bad_loss])
+def test_what_one_process_cannot_go_on_with_ends_all(tmp_path, job):
+    together(job, tmp_path)
 
 
 def primitives(world, folder):
@@ -270,7 +310,7 @@ def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, mo
     for name in ("one", "two"):
         folder = tmp_path / name
         record = json.loads((folder / "results/tiny/records/train-xs.json").read_text())
-        assert record["results"]["images"] == 12 * 8 and min(record["results"]["images_per_second"]["values"]) > 0
+        assert record["results"]["images"] == 12 * 8 and record["results"]["images_per_second"]["values"][0] > 0
         assert (folder / "models/tiny/xs/seed1/model.safetensors").is_file()
         assert (folder / "results/tiny/curves/xs.csv").is_file() and not (folder / ".state/tiny/train-xs").exists()
         records.append(record)
@@ -323,37 +363,30 @@ def test_processes_of_srun_need_to_know_where_to_meet(monkeypatch):
         join(RunConfig(device="cpu"))
 
 
-def gpus(monkeypatch, count):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "environment", "expected"),
+    [
+        (2, "auto", {"LOCAL_RANK": "0"}, "cuda:0"),
+        (2, "auto", {"LOCAL_RANK": "1"}, "cuda:1"),
+        (2, "cpu", {"LOCAL_RANK": "1"}, "cpu"),
+        (1, "auto", {launching.LAUNCHED: "1", "SLURM_LOCALID": "3"}, "cuda:0"),  # srun can show each its own alone
+        (0, "auto", {}, "cpu"),
+        (0, "cuda", {}, r"run\.device: cuda.*no GPU"),
+        (2, "auto", {"LOCAL_RANK": "2"}, r"process 3 on a machine with 2 GPUs"),
+    ],
+)
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, gpus, wanted, environment, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-
-
-@pytest.mark.parametrize("local", [0, 1])
-def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch, local):
-    gpus(monkeypatch, 2)
-    monkeypatch.setenv("LOCAL_RANK", str(local))
-    assert join(RunConfig()) == World(0, 1, f"cuda:{local}")
-    assert join(RunConfig(device="cpu")).device == "cpu"
-
-
-def test_a_process_that_srun_shows_one_gpu_takes_that(monkeypatch):
-    gpus(monkeypatch, 1)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setenv(launching.LAUNCHED, "1")
-    monkeypatch.setenv("SLURM_LOCALID", "3")
-    assert join(RunConfig()).device == "cuda:0"
-
-
-def test_wrong_devices_are_refused(monkeypatch):
-    gpus(monkeypatch, 0)
-    assert join(RunConfig()).device == "cpu"
-    with pytest.raises(ConfigError, match=r"run\.device: cuda.*no GPU"):
-        join(RunConfig(device="cuda"))
-    gpus(monkeypatch, 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ConfigError, match=r"process 3 on a machine with 2 GPUs"):
-        join(RunConfig())
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if " " in expected or "*" in expected:
+        with pytest.raises(ConfigError, match=expected):
+            join(RunConfig(device=wanted))
+    else:
+        assert join(RunConfig(device=wanted)) == World(0, 1, expected)
 
 
 def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
@@ -363,30 +396,30 @@ def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
         autocast("bf16", "cuda:0")
 
 
-def parent_of_a_sleeper(pipe):
-    def sleeper():
-        pools.die_with_parent()
-        pipe.send(os.getpid())
-        time.sleep(60)
+def launcher_of_a_rank_that_waits(pipe):
+    """What torchrun does for a rank whose other has not come yet."""
 
-    multiprocessing.get_context("fork").Process(target=sleeper).start()
+    def rank():
+        stages.STARTED_BY = os.getppid()
+        connect(0, 2, free_port())
+        with launching.in_one_line():
+            pipe.send(os.getpid())
+            join(RunConfig(device="cpu"))
+
+    FORK.Process(target=rank).start()
     time.sleep(60)
 
 
-def test_a_process_does_not_outlive_a_parent_that_is_killed():
-    context = multiprocessing.get_context("fork")
-    reader, writer = context.Pipe(duplex=False)
-    parent = context.Process(target=parent_of_a_sleeper, args=(writer,))
-    parent.start()
-    sleeper = reader.recv()
-    parent.kill()
-    parent.join()
+def test_a_launcher_that_is_killed_before_the_ranks_meet_leaves_none_waiting():
+    reader, writer = FORK.Pipe(duplex=False)
+    launcher = FORK.Process(target=launcher_of_a_rank_that_waits, args=(writer,))
+    launcher.start()
+    rank = reader.recv()
+    launcher.kill()
+    launcher.join()
     for _ in range(100):
-        try:
-            state = Path(f"/proc/{sleeper}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            return
-        if state == "Z":  # dead, and nobody to tell
+        stat = Path(f"/proc/{rank}/stat")
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":  # dead, and nobody to tell
             return
         time.sleep(0.1)
     pytest.fail("it is still there")
@@ -397,14 +430,16 @@ def stage_with_a_mistake(benchmark):
 
 
 @pytest.mark.parametrize(("rank", "held_back"), [("0", False), ("1", True)])
-def test_an_error_is_printed_at_once_by_the_main_process_and_held_back_by_others(monkeypatch, rank, held_back):
+def test_an_error_is_printed_at_once_by_the_main_process_and_held_back_by_others(monkeypatch, capsys, rank, held_back):
     slept = []
     monkeypatch.setattr(launching.time, "sleep", slept.append)
     monkeypatch.setattr(sys, "argv", ["stage", "--params", str(ROOT / "params.yaml")])
+    monkeypatch.setattr(launching.signal, "signal", lambda number, handler: None)
     monkeypatch.setenv("RANK", rank)
-    with pytest.raises(SystemExit, match="error: something is missing") as e:
+    with pytest.raises(SystemExit):
         run_stage(stage_with_a_mistake)
-    assert bool(slept) == held_back and ("process 1" in str(e.value)) == held_back
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: something is missing" + " (process 1)" * held_back and bool(slept) == held_back
 
 
 def launched(monkeypatch, launcher):

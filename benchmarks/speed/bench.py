@@ -46,7 +46,7 @@ from emigm.records.record import SCHEMA, provenance
 from emigm.sample import generate
 from emigm.tools.estimates import INCEPTION_FLOPS
 from emigm.tools.random_files import write_inception
-from emigm.train import TrainingImages, TrainingRun
+from emigm.train import TrainState, draw_training, group_generators, train_step
 from tests.official import oracle
 
 OURS: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda": ("tf32", "float16", "bf16")}
@@ -139,45 +139,39 @@ def sampling(s: Subject, batch: int, _: Path) -> Work:
     return Work(ours, official, batch * sampling_flops(s.cfg, s.sample))
 
 
-def training_run(
+def random_training(
     cfg: ModelConfig, recipe: TrainConfig, device: str = "cpu", compiled: bool = False
-) -> tuple[TrainingRun, Tensor, Tensor]:
-    """A run of training on as many random images as a batch has; their unit latents and classes."""
+) -> Callable[[int], object]:
+    """A function that takes one optimizer step, of the given number, on random latents."""
     torch.manual_seed(0)
-    latents = torch.randn(recipe.batch, cfg.channels, cfg.grid, cfg.grid)
-    labels = torch.arange(recipe.batch) % cfg.classes
-    images = TrainingImages(labels.numpy(), 1, lambda i, _: latents[i], read_ahead=False)
-    world = World(0, 1, device)
-    return (
-        TrainingRun(cfg, recipe, images, Pixels(1.0), 0, Path(), "-", world, compiled=compiled),
-        latents,
-        labels,
-    )
+    latents, labels = torch.randn(recipe.batch, cfg.channels, cfg.grid, cfg.grid), torch.arange(recipe.batch)
+    state, world = TrainState.initial(cfg, recipe, 0, World(0, 1, device), compiled), World(0, 1, device)
+
+    def step(number: int) -> None:
+        there = upload(latents, device), upload(labels % cfg.classes, device)
+        train_step(state, recipe, Pixels(1.0), *there, number, 0, world)
+
+    return step
 
 
 def training(s: Subject, batch: int, _: Path) -> Work:
     """Take an optimizer step that masks as many tokens as the mean step does."""
     recipe = TrainConfig(10**6, batch, 1e-5, mask_group=batch)
-    run, latents, labels = training_run(s.cfg, recipe, s.device)
-    counts = [run.draw(step, 0, latents.shape[1:])[0].counts for step in range(50)]
+    counts = [draw_training(s.cfg, recipe, batch, *group_generators(0, n, 0, s.device)).counts for n in range(50)]
     firsts = [int(count[0]) for count in counts]
     chosen = int(np.argsort(np.abs(firsts - np.mean(firsts)), kind="stable")[0])
     masked = int(counts[chosen].sum())
 
     def ours(precision: Precision) -> Run:
-        run, *_ = training_run(s.cfg, dataclasses.replace(recipe, precision=precision), s.device, s.compiled)
-
-        def once() -> None:
-            run.step(chosen, upload(latents, s.device), upload(labels, s.device))
-            run.unread.clear()
-
-        return once
+        step = random_training(s.cfg, dataclasses.replace(recipe, precision=precision), s.device, s.compiled)
+        return lambda: step(chosen)
 
     def official() -> Run:
         theirs = s.official_model().train()
         theirs.random_masking = oracle.fixed_masking(theirs, masked // batch)
         train, _ = oracle.trainer(s.code, theirs, recipe, 1, s.device)
-        return lambda: train([(latents, labels)])
+        latents = torch.randn(batch, s.cfg.channels, s.cfg.grid, s.cfg.grid, generator=torch.Generator().manual_seed(0))
+        return lambda: train([(latents, torch.arange(batch) % s.cfg.classes)])
 
     return Work(ours, official, group_step(s.cfg, recipe, batch, masked))
 

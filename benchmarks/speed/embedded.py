@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.speed.bench import training_run, write_speed
+from benchmarks.speed.bench import random_training, write_speed
 from benchmarks.speed.timing import matrix_rate, seconds_of, spread
 from emigm import stages
 from emigm.config.benchmark import Benchmark
@@ -72,12 +72,11 @@ def bench_embedded(benchmark: Benchmark, steps: int, repeats: int) -> dict[str, 
 def training_steps(benchmark: Benchmark, size: str, steps: int) -> Callable[[], None]:
     """What takes so many steps of the benchmark's own recipe, over its whole course, on random images."""
     recipe = benchmark.train_config(size)
-    run, latents, labels = training_run(benchmark.model_config(size), recipe)
+    step = random_training(benchmark.model_config(size), recipe)
 
     def take(chosen: list[int]) -> None:
-        for step in chosen:
-            run.step(step, latents, labels)
-        run.unread.clear()
+        for number in chosen:
+            step(number)
 
     take(list(range(WARM_UP)))
     return lambda: take(np.linspace(0, recipe.steps - 1, steps).astype(int).tolist())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from emigm.config.benchmark import Benchmark
 
+Part = Literal["train", "holdout"]
+PARTS: tuple[Part, ...] = ("train", "holdout")
+"""Of a data set."""
 STATE = Path(".state")
 """Resume points of interrupted stages; a stage removes its own when all it makes is written."""
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
+from emigm.config.paths import PARTS, Part
 from emigm.config.schema import DataConfig
 from emigm.data.photos import DecodingError, Photos, crop_photos, decode, expand, scan_both, scan_photos
 from emigm.io import read_arrays, read_json, write_arrays
-
-Part = Literal["train", "holdout"]
-PARTS: tuple[Part, ...] = ("train", "holdout")
 
 NONE = "none.json"
 """In place of a folder's data where a benchmark needs none: {"reason": ...}."""

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.paths import data_folder, extractor_folder, images_folder
-from emigm.data.images import PARTS, open_images
+from emigm.config.paths import PARTS, data_folder, extractor_folder, images_folder
+from emigm.data.images import open_images
 from emigm.data.samples import SampleSet
 from emigm.distributed import World
 from emigm.io import checksums, fingerprint, read_arrays, write_arrays

@@ -10,8 +10,8 @@ import torch
 
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import data_folder, images_folder
-from emigm.data.images import PARTS, open_images
+from emigm.config.paths import PARTS, data_folder, images_folder
+from emigm.data.images import open_images
 from emigm.data.latents import LatentStore
 from emigm.io import sha256
 from emigm.metrics.adm import AdmReference

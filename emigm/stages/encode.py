@@ -16,9 +16,9 @@ from emigm.autoencoders.encoding import describe, encode_images
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.paths import data_folder, images_folder
+from emigm.config.paths import PARTS, data_folder, images_folder
 from emigm.config.schema import AutoencoderConfig
-from emigm.data.images import NONE, PARTS, ImageSource, open_images, why_none
+from emigm.data.images import NONE, ImageSource, open_images, why_none
 from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
 from emigm.io import checksums, fingerprint, sha256, write_atomically, write_json

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import extractor_folder, images_folder
-from emigm.data.images import PARTS, open_images
+from emigm.config.paths import PARTS, extractor_folder, images_folder
+from emigm.data.images import open_images
 from emigm.io import checksums, sha256
 from emigm.launching import run_stage
 from emigm.metrics.classifier import (

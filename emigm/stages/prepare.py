@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import images_folder
-from emigm.data.images import NONE, PARTS, load_split, save_images
+from emigm.config.paths import PARTS, images_folder
+from emigm.data.images import NONE, load_split, save_images
 from emigm.data.photos import class_names, scan_both
 from emigm.io import checksums, write_index, write_json
 from emigm.launching import run_stage

@@ -12,8 +12,8 @@ from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.paths import data_folder, extractor_folder, images_folder, results_folder
-from emigm.data.images import PARTS, open_images, why_none
+from emigm.config.paths import PARTS, data_folder, extractor_folder, images_folder, results_folder
+from emigm.data.images import open_images, why_none
 from emigm.data.samples import chunk_ranges
 from emigm.io import checksums, fingerprint, sha256
 from emigm.launching import run_stage

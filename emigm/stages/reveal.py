@@ -13,9 +13,9 @@ import torch
 
 from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import images_folder, model_folder, results_folder
+from emigm.config.paths import PARTS, images_folder, model_folder, results_folder
 from emigm.config.schema import SampleConfig
-from emigm.data.images import PARTS, open_images
+from emigm.data.images import open_images
 from emigm.io import checksums
 from emigm.launching import run_stage
 from emigm.metrics.scores import nearest, nearest_distance

@@ -13,9 +13,8 @@ import numpy as np
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import data_folder, model_folder, results_folder, snapshot_folder
+from emigm.config.paths import PARTS, Part, data_folder, model_folder, results_folder, snapshot_folder
 from emigm.config.schema import GateConfig, ModelConfig, TrainConfig
-from emigm.data.images import PARTS, Part
 from emigm.data.latents import INDEX, LatentStore
 from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_ratio, held_out_errors
