@@ -5,6 +5,8 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 
+EVIDENCE := ladder sampling ablations codes evidence
+
 .PHONY: reproduce evidence test test-site site lint readme lock clean-env
 
 reproduce: $(READY)
@@ -13,8 +15,8 @@ reproduce: $(READY)
 
 # The evidence on MNIST-5k, and the ledger of the paper's claims: about four hours on two cores, resumable.
 evidence: $(READY)
-	$(RUN) dvc repro benchmarks/evidence/dvc.yaml
-	$(RUN) emigm verify mnist ladder sampling ablations codes evidence
+	$(RUN) dvc repro $(EVIDENCE:%=benchmarks/%/dvc.yaml)
+	$(RUN) emigm verify $(EVIDENCE)
 
 test: $(READY)
 	$(RUN) pytest $(PYTEST)
@@ -32,7 +34,7 @@ test-site: $(VENV)/.site
 lint: $(READY)
 	$(RUN) ruff check . && $(RUN) ruff format --check .
 
-# The generated blocks of README.md and benchmarks/README.md, from results/.
+# The page of all results, and the generated blocks of README.md and benchmarks/README.md.
 readme: $(READY)
 	$(RUN) python -m emigm.report.blocks
 

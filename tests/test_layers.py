@@ -10,7 +10,7 @@ from test_pipeline import imported_modules
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "config.parsing", "io", "model.schedules", "model.diffusion"},
-    {"config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
+    {"config.schema", "config.benchmark", "config.paths", "config.compose", "paper", "store"},
     {"records", "resume", "pools", "launching", "distributed", "flops", "model.precision", "model.transfer"},
     {"tools.artefacts", "model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}

@@ -1,4 +1,5 @@
-"""Generated blocks of hand-written pages: every number in them comes from a file under results/ (`make readme`).
+"""The page of all results, and the generated blocks of hand-written pages (`make readme`): every number in them comes from
+a file under results/. No stage writes them, since they gather what stages of all benchmarks make.
 
 Between `<!-- block: results/....md -->` and `<!-- end of block -->` stands that table or reading, without its title and
 notes; one that is not there yet reads "not run".
@@ -10,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from emigm.report.pages import front_page
 from emigm.report.tables import body, write_text
 
 PAGES = ("README.md", "benchmarks/README.md")
@@ -22,7 +24,8 @@ def filled(text: str, root: Path) -> str:
 
 
 def main() -> None:
-    """Fill the blocks of all pages of the repository in the working directory."""
+    """Write results/README.md and fill the blocks of all pages, of the repository in the working directory."""
+    write_text(Path("results/README.md"), front_page(Path()))
     for page in map(Path, PAGES):
         before = page.read_text(encoding="utf-8")
         if (after := filled(before, Path())) != before:
