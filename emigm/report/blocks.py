@@ -1,4 +1,4 @@
-"""The page of all results, and the generated blocks of hand-written pages (`make readme`): every number in them comes from
+"""The page of all results, and the generated blocks of hand-written pages (`make readme`): every number comes from
 a file under results/. No stage writes them, since they gather what stages of all benchmarks make.
 
 Between `<!-- block: results/....md -->` and `<!-- end of block -->` stands that table or reading, without its title and
