@@ -209,7 +209,9 @@ def test_what_has_not_run_is_said(tmp_path):
 def test_a_failed_verification_is_shown_as_such(tmp_path):
     path = tmp_path / "verify.json"
     path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
-    assert "[differs]{.verdict .bad} 1 fact, the first mnist stage cell" in builder.Pages(checkout(tmp_path), tmp_path).verified(path)
+    assert "[differs]{.verdict .bad} 1 fact, the first mnist stage cell" in builder.Pages(
+        checkout(tmp_path), tmp_path
+    ).verified(path)
 
 
 def test_a_link_to_what_is_not_there_becomes_text(tmp_path):
