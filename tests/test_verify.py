@@ -258,7 +258,7 @@ IN_LOCK = {
     ),
     "a dependency that was not there": (
         lambda: relock(lambda stages: stages["train@xs"]["deps"].pop()),
-        "stage train@xs ran without the dependency .*; run dvc repro",
+        ": is a dependency without which train@xs ran; run dvc repro",
     ),
     "an output that was not there": (
         lambda: relock(lambda stages: stages["train@xs"]["outs"].pop()),
