@@ -258,7 +258,7 @@ IN_LOCK = {
     ),
     "a dependency that was not there": (
         lambda: relock(lambda stages: stages["train@xs"]["deps"].pop()),
-        "stage train@xs ran without the dependency .*; run dvc repro",
+        ": is a dependency without which train@xs ran; run dvc repro",
     ),
     "an output that was not there": (
         lambda: relock(lambda stages: stages["train@xs"]["outs"].pop()),
@@ -423,13 +423,10 @@ def test_what_differs_or_scatters_too_much_to_tell_is_named(workspace, theirs, c
     assert (abs(cell["ours"] - cell["theirs"]) > cell["margin"]) == (cell["status"] == "undecided")
 
 
-def test_a_stranger_s_results_of_other_settings_or_damaged_ones_are_refused(workspace, theirs):
-    edit("train-xs", lambda r: r["settings"]["train"].update(steps=3), theirs)
+def test_a_stranger_s_damaged_results_are_refused(workspace, theirs):
     (theirs / "tiny/records/encode.json").write_text("{")
     found = verify(against=str(theirs))
-    text = "\n".join(found[0].findings.problems)
-    assert not holds(found) and f"{theirs}: {RECORDS}/train-xs.json: made with settings.train.steps = 3" in text
-    assert f"{theirs}: {RECORDS}/encode.json: not valid JSON" in text
+    assert not holds(found) and f"{theirs}: {RECORDS}/encode.json: not valid JSON" in found[0].findings.problems[0]
 
 
 def test_cells_that_have_not_run_here_are_said(workspace, theirs):
@@ -491,7 +488,7 @@ def test_claims_whose_verdict_changed_are_named_and_the_contrary_counts(workspac
     assert as_json(found)["benchmarks"]["tiny"]["contrary_claims"]
 
 
-def test_other_settings_are_a_difference_and_make_neither_side_less_whole(workspace, theirs):
+def test_other_settings_are_a_difference_and_make_neither_side_less_whole(workspace):
     """Settings edited here, and all stages run again with them."""
     swap_text("benchmarks/tiny/benchmark.yaml", "repeats: 1", "repeats: 2")
     write_composed()
@@ -499,21 +496,8 @@ def test_other_settings_are_a_difference_and_make_neither_side_less_whole(worksp
     accept_all()
     found = verify(against="HEAD")
     assert found[0].whole and not holds(found)
-    assert verdict(found, "HEAD").startswith(
-        "differs: the settings are not those of HEAD, the first tiny train-xs.json: settings.gate.repeats is 2 here, 1"
-    )
-    assert "other settings: train-xs.json" in report(found)
-    assert as_json(found)["benchmarks"]["tiny"]["unlike_settings"] == found[0].unlike
-
-
-def test_settings_of_the_other_side_that_cannot_be_read_are_no_damage_of_ours(workspace):
-    whole = Path("benchmarks/tiny/params.yaml").read_text()
-    write("benchmarks/tiny/params.yaml", whole.replace("kid_subset", "kid_subsets"))  # as an older revision may have it
-    commit_all()
-    write("benchmarks/tiny/params.yaml", whole)
-    found = verify(against="HEAD")
-    assert found[0].whole and not holds(found)
-    assert "those of the other side cannot be read here" in verdict(found, "HEAD")
+    said = "differs: 1 fact, the first tiny train-xs settings gate.repeats: 2, was 1"
+    assert verdict(found, "HEAD") == said and "    differs: train-xs settings gate.repeats" in report(found)
 
 
 def test_a_verdict_is_logged_in_one_line_after_those_that_are_there(workspace):

@@ -63,7 +63,7 @@ class Pipelines:
             everything: read files and folders larger than `LARGEST` outside results/ as well.
         """
         wrong: set[str] = set()
-        changed: dict[str, list[str]] = {}
+        stale: dict[str, dict[str, list[str]]] = {}  # what is wrong with a dependency -> its path -> stages
         for stage in self.stages[name]:
             lock = Path(stage.path).with_suffix(".lock").relative_to(self.root)
             if not any(out.hash_info for out in stage.outs):
@@ -88,17 +88,18 @@ class Pipelines:
                 elif isinstance(state, dict):
                     findings.refuse(f"{lock}: stage {stage.name} ran with another {', '.join(state)}; {REMEDY}")
                 elif state == "new":
-                    findings.refuse(f"{lock}: stage {stage.name} ran without the dependency {path}; {REMEDY}")
+                    stale.setdefault("is a dependency without which", {}).setdefault(path, []).append(stage.name)
                 elif state == "deleted" and maker is not None and out.hash_info != read:
                     ran = f"stage {stage.name} read another {path} than stage {maker.name} made"
                     findings.refuse(f"{lock}: {ran}; {REMEDY}")
                 elif state == "modified" or (state == "deleted" and maker is None and path.split("/")[0] not in MADE):
-                    changed.setdefault(path, []).append(stage.name)
-        for path, names in changed.items():
-            if not any(within(w, path) or within(path, w) for w in wrong):
-                more = ", ..." if len(names) > 3 else ""
-                ran = names[0] if len(names) == 1 else f"{len(names)} stages ({', '.join(names[:3])}{more})"
-                findings.refuse(f"{path}: has changed since {ran} ran; {REMEDY}")
+                    stale.setdefault("has changed since", {}).setdefault(path, []).append(stage.name)
+        for text, paths in stale.items():
+            for path, names in paths.items():
+                if not any(within(w, path) or within(path, w) for w in wrong):
+                    more = ", ..." if len(names) > 3 else ""
+                    ran = names[0] if len(names) == 1 else f"{len(names)} stages ({', '.join(names[:3])}{more})"
+                    findings.refuse(f"{path}: {text} {ran} ran; {REMEDY}")
 
     def _states(
         self, items: Iterable[Output], findings: Findings, everything: bool

@@ -20,7 +20,7 @@ STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
 SAID = ("identical", "within their margin", "beyond it", "different")
 """Statuses of cells, in words."""
 SHOWN = 5
-"""Largest differences, other settings and missing cells that are printed."""
+"""Cells of a kind that are printed."""
 
 
 def report(found: Sequence[Verification], against: str | None = None) -> str:
@@ -59,13 +59,10 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
     if one.again:
         yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
     changed = _largest([v for v in comparison.verdicts if v.status not in (IDENTICAL, DIFFERS)])
+    yield from (f"    {v.status} {v}" for v in [*changed[:SHOWN], *_largest(comparison.metrics)])
     facts = [v for v in comparison.verdicts if v.status == DIFFERS]
-    yield from (f"    {v.status} {v}" for v in [*facts, *changed[:SHOWN], *_largest(comparison.metrics)])
-    for kind, names in (
-        ("other settings", one.unlike),
-        ("has not run here", comparison.missing),
-        (f"is not in {other}", comparison.extra),
-    ):
+    lists = {DIFFERS: facts, "has not run here": comparison.missing, f"is not in {other}": comparison.extra}
+    for kind, names in lists.items():
         yield from (f"    {kind}: {name}" for name in names[:SHOWN])
         if len(names) > SHOWN:
             yield f"    ... {kind}: {len(names):,} in all"
@@ -100,12 +97,10 @@ def verdict(found: Sequence[Verification], against: str | None = None) -> str:
         verdicts = ((one.name, v) for one in compared for v in _largest(getattr(one.comparison, part)))
         return [f"{name} {v}" for name, v in verdicts if v.status == status]
 
-    unlike = [f"{one.name} {text}" for one in found for text in one.unlike]
     facts, metrics = named("verdicts", DIFFERS), named("metrics", DIFFERS)
     missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
     contrary = [claim for one in found for claim in one.contrary]
     differences = [
-        (f"the settings are not those of {other}", unlike),
         (count(len(facts), "fact"), facts),
         (count(len(metrics), "metric"), metrics),
         (f"{count(len(missing), 'cell')} of {other} not run here", missing),
@@ -153,7 +148,6 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "same_claims": one.same_claims,
             "claims": one.claims,
             "contrary_claims": one.contrary,
-            "unlike_settings": one.unlike,
             "deep": one.deep,
         }
     tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}

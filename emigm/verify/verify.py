@@ -27,9 +27,9 @@ from emigm.verify.cells import Record
 from emigm.verify.equivalence import REPRODUCED, Comparison, compare
 from emigm.verify.findings import RESULTS, Findings
 from emigm.verify.pipeline import Pipelines, opened, pipelines
-from emigm.verify.whole import check_records, differing, expected_settings, read_all, short
+from emigm.verify.whole import check_records, read_all
 
-READ = (f"{RESULTS}/*/records/*.json", f"{RESULTS}/*claims.csv", "*params.yaml")
+READ = (f"{RESULTS}/*/records/*.json", f"{RESULTS}/*claims.csv")
 """Files of a revision that results here are compared with."""
 CONTRARY = {"holds", "does not hold"}
 """Verdicts on a claim of which one is the contrary of the other."""
@@ -52,8 +52,6 @@ class Verification:
     """On which ours and theirs were made."""
     commits: tuple[str, ...] = ()
     """Whose code made ours."""
-    unlike: list[str] = field(default_factory=list)
-    """Settings in which the other side's benchmark differs from ours."""
     same_claims: int = 0
     """Claims whose verdict is the same."""
     claims: list[str] = field(default_factory=list)
@@ -70,7 +68,7 @@ class Verification:
     @property
     def same(self) -> bool:
         compared = self.comparison is None or self.comparison.status == REPRODUCED
-        return compared and not (self.contrary or self.unlike or self.hindrance)
+        return compared and not (self.contrary or self.hindrance)
 
 
 def verify(
@@ -114,76 +112,39 @@ def _has_results(root: Path, name: str) -> bool:
 
 
 def _verify(chain: Pipelines, name: str, theirs: Path | None, against: str | None, deep: bool) -> Verification:
-    root, one = chain.root, Verification(name, Findings())
+    root, one, other = chain.root, Verification(name, Findings()), f"{against or 'HEAD'}: "
     if (root / FOLDER / name / SOURCE).is_file():
-        benchmark, records = load_benchmark(root / params_file(name)), _records(root / RESULTS, name, one.findings)
-        check_records(benchmark, records, _shared(root / RESULTS, benchmark), f"{RESULTS}/{name}/records", one.findings)
+        benchmark, folder = load_benchmark(root / params_file(name)), f"{RESULTS}/{name}/records"
+        records = read_all(root, folder, one.findings)
+        check_records(benchmark, records, _shared(root, benchmark), folder, one.findings)
         one.records, one.commits = len(records), _made(records, "commit")
         if theirs is not None and (theirs / name / "records").is_dir():
-            _compare(one, root / RESULTS, benchmark, records, theirs, against or "HEAD")
+            reference = read_all(theirs, f"{name}/records", one.findings, f"{other}{RESULTS}/")
+            one.comparison = compare(records, reference)
+            one.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
+            ours, before = _contents(root / folder), _contents(theirs / name / "records")
+            one.again = frozenset(stage for stage in records if ours[stage] != before.get(stage))
         elif theirs is not None and against is not None:
-            raise ConfigError(f"{against}: has no results of {name}")
+            raise ConfigError(f"{other}has no results of {name}")
     chain.check(name, one.findings, deep)
     chain.strays(f"{RESULTS}/{name}", one.findings)
-    for ours in sorted((root / RESULTS / name).rglob("claims.csv")):
-        if theirs is not None and (before := theirs / ours.relative_to(root / RESULTS)).is_file():
-            _compare_claims(ours, before, one)
+    for path in sorted((root / RESULTS / name).rglob("claims.csv")):
+        if theirs is not None and (before := theirs / path.relative_to(root / RESULTS)).is_file():
+            _compare_claims(path, before, one)
     return one
 
 
-def _records(results: Path, name: str, findings: Findings, label: str = RESULTS) -> dict[str, Record]:
-    """Records of a benchmark; problems name their files as lying under `label`."""
-    own = Findings()
-    records = read_all(results / name / "records", own)
-    for problem in own.problems:
-        findings.refuse(problem.replace(f"{results}/", f"{label}/"))
-    return records
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of the records of a folder, by stage."""
+    return {path.stem: path.read_bytes() for path in folder.glob("*.json")}
 
 
-def _compare(
-    one: Verification, results: Path, benchmark: Benchmark, records: Mapping[str, Record], theirs: Path, other: str
-) -> None:
-    """Compare with the other side's records, after a look at whether these are whole."""
-    label, findings, their_benchmark = f"{other}: {RESULTS}", Findings(), benchmark
-    try:
-        if (file := theirs.parent / params_file(one.name)).is_file():
-            their_benchmark = load_benchmark(file)
-            one.unlike = _unlike(benchmark, their_benchmark)
-    except ConfigError as e:
-        one.unlike = [f"those of the other side cannot be read here ({e})"]
-    reference = _records(theirs, one.name, findings, label)
-    if their_benchmark is not benchmark or not one.unlike:  # else there are no settings to hold their records against
-        shared = _shared(theirs, their_benchmark)
-        check_records(their_benchmark, reference, shared, f"{label}/{one.name}/records", findings)
-        for problem in findings.problems:
-            one.findings.refuse(problem)
-    one.comparison = compare(records, reference)
-    one.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
-    ours, before = results / one.name / "records", theirs / one.name / "records"
-    one.again = frozenset(
-        stage
-        for stage, file in ((stage, f"{stage}.json") for stage in records)
-        if not (before / file).is_file() or (ours / file).read_bytes() != (before / file).read_bytes()
-    )
-
-
-def _shared(results: Path, benchmark: Benchmark) -> dict[str, Record]:
+def _shared(root: Path, benchmark: Benchmark) -> dict[str, Record]:
     """Records of the images and the extractor that another benchmark makes."""
     if benchmark.images_of == benchmark.name:
         return {}
-    records = read_all(results / benchmark.images_of / "records", Findings())
+    records = read_all(root, f"{RESULTS}/{benchmark.images_of}/records", Findings())
     return {stage: records[stage] for stage in ("prepare", "extractor") if stage in records}
-
-
-def _unlike(ours: Benchmark, theirs: Benchmark) -> list[str]:
-    """What of the settings that records hold differs, each once, with one of the stages that hold it."""
-    mine, other = expected_settings(ours), expected_settings(theirs)
-    said: dict[str, str] = {}
-    for stage in sorted(mine.keys() & other.keys()):
-        for key, value in mine[stage].items():
-            for name, now, then in differing(value, other[stage].get(key), key):
-                said.setdefault(name, f"{stage}.json: {name} is {short(now)} here, {short(then)} there")
-    return list(said.values())
 
 
 def _made(records: Mapping[str, Record], key: str) -> tuple[str, ...]:
@@ -193,8 +154,8 @@ def _made(records: Mapping[str, Record], key: str) -> tuple[str, ...]:
 
 @contextmanager
 def other_results(root: Path, against: str | None) -> Iterator[tuple[Path | None, str]]:
-    """(the results/ to compare with, why there is none): a given folder, or a revision's records and claims with the
-    composed settings beside it. Neither: HEAD is no commit yet."""
+    """(the results/ to compare with, why there is none): a given folder, or a revision's records and claims.
+    Neither: HEAD is no commit yet."""
     if against is not None and Path(against).is_dir():
         inner = Path(against) / RESULTS
         yield (inner if inner.is_dir() else Path(against)).resolve(), ""

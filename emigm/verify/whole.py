@@ -19,23 +19,22 @@ from emigm.verify.findings import REMEDY, Findings
 from emigm.verify.pipeline import MADE
 
 
-def read_all(folder: Path, findings: Findings) -> dict[str, Record]:
-    """Records of a `records` folder by stage; damaged ones are refused by name."""
+def read_all(root: Path, folder: str, findings: Findings, label: str = "") -> dict[str, Record]:
+    """Records of a `records` folder under `root` by stage; damaged ones are refused by name, after `label`."""
     records = {}
-    for path in sorted(folder.glob("[!.]*.json")):
+    for path in sorted((root / folder).glob("[!.]*.json")):
         try:
             record = read_record(path)
-            if (record["stage"], record["benchmark"]) != (path.stem, folder.parent.name):
+            if (record["stage"], record["benchmark"]) != (path.stem, path.parents[1].name):
                 raise ConfigError(f"{path}: is the record of {record['benchmark']} {record['stage']}, under its name")
             for part in ("inputs", "outputs", "provenance"):
                 dict.items(record[part])
             json.dumps(record["results"], allow_nan=False)
             cells_of({path.stem: record})
-        except ConfigError as e:
-            findings.refuse(str(e))
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e:
+        except (ConfigError, KeyError, TypeError, AttributeError, ValueError, IndexError) as e:
             odd = "holds NaN or infinity" if "JSON compliant" in str(e) else f"{type(e).__name__}: {e}"
-            findings.refuse(f"{path}: lacks what its stage writes ({odd}); {REMEDY}")
+            problem = str(e) if isinstance(e, ConfigError) else f"{path}: lacks what its stage writes ({odd}); {REMEDY}"
+            findings.refuse(problem.replace(f"{root}/", label))
         else:
             records[path.stem] = record
     return records
