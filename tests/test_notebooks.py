@@ -304,7 +304,7 @@ def test_the_stage_gives_the_same_bytes_twice_and_prints_nothing(copied):
         done = in_process(command, copied)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         found.append({p.name: p.read_bytes() for p in folder.iterdir()})
-    assert set(found[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.md"}
+    assert set(found[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.json", "reading.md"}
     assert found[0] == found[1]
     text = (folder / "figure5.ipynb").read_text()
     assert str(copied) not in text and "start_time" not in text
