@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -453,18 +454,11 @@ def said(effect, expect="lower", **options):
     return outcome.plain, [mean for _, mean in outcome.sides]
 
 
-def test_a_sentence_says_both_means_which_is_lower_and_whether_that_is_claimed():
-    for expect, effect, word, sense in (
-        ("lower", -2, "lower", "as claimed"),
-        ("lower", 2, "higher", "contrary to the claim"),
-        ("higher", 2, "higher", "as claimed"),
-        ("higher", -2, "lower", "contrary to the claim"),
-        ("lower", 0.001, "", "which may be chance"),
-    ):
+def test_a_sentence_says_both_means_and_which_is_lower_and_leaves_the_verdict_to_the_ledger():
+    for effect, expect in itertools.product((-2, 2, 0.001), ("lower", "higher")):
         text, (left, right) = said(effect, expect)
-        assert text.startswith(f"a ({left:.3g}) against b at 16 ({right:.3g}): {word}") and text.endswith(f", {sense}")
-        assert (left < right) == (": lower by" in text)
-        assert f" by {abs(left - right):.3g} [" in text
+        assert text.startswith(f"a ({left:.3g}) against b at 16 ({right:.3g}): {'lower' if left < right else 'higher'}")
+        assert f" by {abs(left - right):.3g} [" in text and "claim" not in text
 
 
 def test_a_sentence_of_a_claim_that_allows_more_says_so():

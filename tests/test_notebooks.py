@@ -270,65 +270,118 @@ def test_the_code_computes_the_printed_schedules(root, monkeypatch):
     assert "trained with exp and sampled with exp" in reading(space)
 
 
-def in_process(arguments, root):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPO),
-        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
-    }
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=root, env=environment, capture_output=True, text=True)
+STAGE = "emigm.stages.notebooks"
+
+
+def start(*arguments, root, **environment):
+    """A process of this code in `root`."""
+    environment = {**os.environ, "PYTHONPATH": str(REPO), **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=root, env=environment, **pipes)
+
+
+def finished(process):
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr[-2000:]
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write_notebook(root, name, *sources):
+    """A small notebook with parameters and these cells."""
+    parameters = nbformat.v4.new_code_cell("benchmark, out = None, None", metadata={"tags": ["parameters"]})
+    cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
+    (root / "notebooks").mkdir(exist_ok=True)
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb")
+
+
+SAVES = "from emigm.report.tables import Reading\nReading((f'Of {benchmark}.',)).save(out)"
 
 
 @pytest.fixture
-def copied(tmp_path):
-    """A checkout with the notebooks and the results of one small benchmark."""
-    write_results(tmp_path, sizes={"xs": 4.0})
-    shutil.copytree(REPO / "notebooks", tmp_path / "notebooks")
+def small(tmp_path, monkeypatch):
+    """A checkout, the working directory, with a notebook `saves`."""
+    write_notebook(
+        checkout(tmp_path),
+        "saves",
+        "from emigm.report.tables import Reading",
+        "Reading((f'Of {benchmark}.',)).save(out)",
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
     return tmp_path
 
 
-def test_papermill_writes_the_executed_notebook_and_nothing_else(copied):
-    before = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
+def test_papermill_writes_the_executed_notebook_and_nothing_else(tmp_path):
+    write_results(tmp_path, sizes={"xs": 4.0})
+    shutil.copytree(REPO / "notebooks", tmp_path / "notebooks")
+    before = files(tmp_path)
     command = ["papermill", "notebooks/table2.ipynb", "out.ipynb", "-p", "benchmark", "mnist", "--no-progress-bar"]
-    done = in_process(command, copied)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "eMIGM-XS" in json.dumps(json.loads((copied / "out.ipynb").read_text())["cells"][-2]["outputs"])
-    after = {p: p.stat().st_mtime_ns for p in copied.rglob("*") if p.is_file()}
-    assert after.pop(copied / "out.ipynb") and after == before
+    code, _, stderr = finished(start(*command, root=tmp_path))
+    assert code == 0, stderr
+    assert "eMIGM-XS" in json.dumps(json.loads((tmp_path / "out.ipynb").read_text())["cells"][-2]["outputs"])
+    after = files(tmp_path)
+    assert after.pop("out.ipynb") and after == before
 
 
-def test_the_stage_gives_the_same_bytes_twice_and_prints_nothing(copied):
-    command = ["emigm.stages.notebooks", "figure5", "--benchmark", "mnist"]
-    folder, found = copied / "results" / "mnist" / "notebooks" / "figure5", []
+def test_the_stage_gives_the_same_bytes_twice_and_prints_nothing(small):
+    shutil.copy(REPO / "notebooks" / "figure5.ipynb", small / "notebooks")
+    folder, runs = small / "results" / "mnist" / "notebooks" / "figure5", []
     for _ in range(2):
-        done = in_process(command, copied)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        found.append({p.name: p.read_bytes() for p in folder.iterdir()})
-    assert set(found[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.md"}
-    assert found[0] == found[1]
+        assert finished(start(STAGE, "figure5", "--benchmark", "mnist", root=small)) == (0, "", "")
+        runs.append(files(folder))
+    assert set(runs[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.json", "reading.md"}
+    assert runs[0] == runs[1] and list(folder.parent.iterdir()) == [folder]
     text = (folder / "figure5.ipynb").read_text()
-    assert str(copied) not in text and "start_time" not in text
+    assert str(small) not in text and "start_time" not in text and 'out = \\"results/mnist/notebooks/figure5\\"' in text
 
 
-def test_a_notebook_that_fails_leaves_nothing_and_says_why(copied, monkeypatch):
-    monkeypatch.chdir(copied)
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
-    with pytest.raises(ConfigError, match=r"unknown notebook 'figur5'.*figure5"):
-        execute("figur5", "mnist", "mnist")
-    with pytest.raises(RunError, match=r"table2.ipynb, for results/nothing: unknown benchmark .*'nothing'"):
-        execute("table2", "nothing", "nothing")
-    assert not (copied / "results" / "nothing" / "notebooks" / "table2").exists()
+def test_stages_at_once_in_one_folder_do_not_meet_and_run_this_interpreter(small):
+    """Whatever a user has installed as `python3`; and no kernel leaves anything in the repository."""
+    kernel = small / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps({"argv": ["/no/such/python"], "display_name": "a user's", "language": "python"}))
+    names, before = ("a", "b", "c"), set(small.iterdir())
+    for _ in range(2):
+        stages = [
+            start(
+                "emigm.stages.notebooks", "saves", "--benchmark", name, root=small, JUPYTER_DATA_DIR=kernel.parents[2]
+            )
+            for name in names
+        ]
+        assert list(map(finished, stages)) == [(0, "", "")] * 3
+    for name in names:
+        assert (small / "results" / name / "notebooks" / "saves" / "reading.md").read_text() == f"Of {name}.\n"
+    assert set(small.iterdir()) - before <= {small / ".state"}
 
 
-def test_a_notebook_whose_kernel_is_killed_is_one_line(copied, monkeypatch):
-    monkeypatch.chdir(copied)
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
-    notebook = nbformat.read(copied / "notebooks" / "table2.ipynb", as_version=4)
-    notebook.cells[-1].source = "import os\nos.kill(os.getpid(), 9)"
-    nbformat.write(notebook, copied / "notebooks" / "killed.ipynb")
-    with pytest.raises(RunError, match=r"killed.ipynb, for results/x: its kernel died.*type the same command again$"):
-        execute("killed", None, "x")
-    assert not (copied / "results" / "x" / "notebooks" / "killed").exists()
+FAILURES = {
+    "a mistake": ("from emigm.config.errors import ConfigError\nraise ConfigError('no such thing')", "no such thing$"),
+    "an error": ("1 / 0", "ZeroDivisionError"),
+    "a kill": ("import os\nos.kill(os.getpid(), 9)", "its kernel died.*type the same command again$"),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), FAILURES.values(), ids=FAILURES)
+def test_a_notebook_that_fails_says_why_and_leaves_the_earlier_results_as_they_were(small, source, message):
+    before = files(execute("saves", "x", "x"))
+    (small / "results/x/notebooks/saves/old.png").write_bytes(b"of an earlier version")
+    write_notebook(small, "saves", SAVES, source)
+    with pytest.raises(RunError, match=rf"(?s)saves.ipynb, for results/x: .*{message}"):
+        execute("saves", "x", "x")
+    assert files(small / "results/x/notebooks") == {
+        f"saves/{name}": content for name, content in (before | {"old.png": b"of an earlier version"}).items()
+    }
+    write_notebook(small, "saves", "1")
+    assert set(files(execute("saves", "x", "x"))) == {"saves.ipynb"}  # and what is no more goes with a success
+
+
+def test_an_unknown_notebook_is_named(small):
+    with pytest.raises(ConfigError, match=r"unknown notebook 'save'.*saves"):
+        execute("save", "mnist", "mnist")
 
 
 def test_executed_notebooks_name_no_folder_of_the_machine_that_ran_them():

@@ -41,6 +41,10 @@ def released(tmp_path_factory):
     return runs(root, ["imagenet256"])
 
 
+def figure():
+    return style.panels()[0]
+
+
 def test_all_reported_rows_are_read_in_the_papers_order():
     assert (len(reported(256)), len(reported(512)), len(reported())) == (34, 25, 59)
     ours = reported().query("family == 'Ours'")
@@ -67,44 +71,35 @@ def test_numbers_are_written_with_the_digits_that_their_error_allows(mean, error
 
 
 def test_counts_and_nfe_are_written_as_the_paper_prints_them():
-    assert [count(n) for n in (24_000, 478_325_280, 1.5e9, 12, float("nan"))] == [
-        "24.0K",
-        "478M",
-        "1.50B",
-        "12",
-        "not run",
-    ]
+    counts = {24_000: "24.0K", 478_325_280: "478M", 1.5e9: "1.50B", 12: "12", float("nan"): "not run"}
+    assert [count(n) for n in counts] == list(counts.values())
     assert nfe_text(16, 19.2) == "16×1.2" and nfe_text(16, None) == "not run" and nfe_text(float("nan"), 3) == "not run"
 
 
-def test_a_saved_table_reads_back_and_is_shown_without_heading_and_notes(tmp_path):
-    frame = pd.DataFrame({"a": ["1 ± 2", None], "b": ["x", "y"]})
+def test_what_is_saved_reads_back_as_data_and_is_shown_without_title_and_notes(tmp_path):
+    frame = pd.DataFrame({"a": ["1 ± 2", None], "b": ["x", ""]})
     table = Table("t", "Title", frame, ("A note.", "")).save(tmp_path)
     assert (tmp_path / "t.md").read_text(encoding="utf-8") == table.markdown(1)
     assert "# Title" in table.markdown(1) and "- A note." in table.markdown() and "| –" in table.markdown()
-    assert body(tmp_path / "t.md") == table.frame.fillna("–").to_markdown(index=False, disable_numparse=True)
-    assert pd.read_csv(tmp_path / "t.csv", dtype=str)["a"].tolist()[0] == "1 ± 2"
+    again = load(tmp_path / "t.md")
+    assert (again.title, again.notes, again.body) == ("Title", ("A note.",), table.body)
+    assert again.frame.equals(frame.fillna("–")) and body(tmp_path / "t") == table.body
+    reading = Reading(("First.", "", "Second."), ("A note.",)).save(tmp_path)
+    assert (tmp_path / "reading.md").read_text() == reading.markdown() == "First.\n\nSecond.\n\n- A note.\n"
+    assert load(tmp_path / "reading.md").notes == ("A note.",) and body(tmp_path / "reading.md") == "First.\n\nSecond."
     assert body(tmp_path / "absent.md") == "not run"
 
 
 def test_nothing_is_saved_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    figure, _ = style.panels()
-    for made in (Table("t", "T", pd.DataFrame({"a": ["1"]})), Reading(("It is so.",)), style.Picture("p", figure)):
-        assert made.save(None) is made
+    for one in (Table("t", "T", pd.DataFrame({"a": ["1"]})), Reading(("It is so.",)), style.Picture("p", figure())):
+        assert one.save(None) is one
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reading_is_sentences_with_its_notes_below(tmp_path):
-    Reading(("First.", "", "Second."), ("A note.",)).save(tmp_path)
-    assert (tmp_path / "reading.md").read_text() == "First.\n\nSecond.\n\n- A note.\n"
-    assert body(tmp_path / "reading.md") == "First.\n\nSecond."
-
-
 def test_what_a_notebook_keeps_names_no_folder_of_the_machine(tmp_path):
-    figure, _ = style.panels()
-    for made in (Table("t", "T", pd.DataFrame({"a": ["1"]})).save(tmp_path), style.Picture("t", figure).save(tmp_path)):
-        assert str(tmp_path) not in repr(made) and "0x" not in repr(made) and "t" in repr(made)
+    for one in (Table("t", "T", pd.DataFrame({"a": ["1"]})), style.Picture("t", figure())):
+        assert str(tmp_path) not in repr(one.save(tmp_path)) and "0x" not in repr(one) and "t" in repr(one)
 
 
 def test_axes_are_named_by_the_data(frame, root, released):
@@ -114,15 +109,11 @@ def test_axes_are_named_by_the_data(frame, root, released):
     assert notes.fid_name(released) == "FID-50K on ImageNet 256×256"
 
 
-def test_a_dry_run_is_marked_in_titles_notes_and_pictures(root):
-    dry, figure = runs(root, ["smoke"]), style.panels()[0]
-    assert notes.heading(dry, "T") == "DRY RUN: T" and notes.all_of(dry)[0].startswith("DRY RUN: ")
-    assert "DRY RUN" in [text.get_text() for text in style.Picture("p", figure, dry_run=True).figure.texts]
-
-
-def test_only_a_dry_run_is_marked(frame):
-    assert notes.heading(frame, "T") == "T" and "DRY RUN" not in " ".join(notes.all_of(frame))
-    assert not style.Picture("p", style.panels()[0]).figure.texts
+def test_a_dry_run_and_no_other_is_marked_in_titles_notes_and_pictures(root, frame):
+    for runs_, marked in ((runs(root, ["smoke"]), True), (frame, False)):
+        assert (notes.heading(runs_, "T") == "DRY RUN: T") == notes.all_of(runs_)[0].startswith("DRY RUN: ") == marked
+        texts = [text.get_text() for text in style.Picture("p", figure(), dry_run=marked).figure.texts]
+        assert texts == ["DRY RUN"] * marked
 
 
 def test_every_number_comes_with_what_it_rests_on(frame, root):
@@ -143,15 +134,13 @@ def test_baselines_of_other_numbers_of_images_are_told(frame, root):
     assert "held-out real images 359" in notes.baselines_at_equal_images(frame, real).lower()
 
 
-def test_one_training_seed_says_nothing_of_other_runs(root):
+def test_one_training_seed_says_nothing_of_other_runs(root, frame):
     assert "No ±" in notes.spread(runs(root, ["smoke"]))
-    assert "one training seed says nothing of other training runs" in notes.spread(
-        runs(root, ["mnist"]).query("train_seed == 0")
-    )
+    assert "one training seed says nothing of other training runs" in notes.spread(frame.query("train_seed == 0"))
 
 
-def test_inception_with_other_weights_than_the_published_ones_is_named(root):
-    frame = runs(root, ["mnist"]).assign(extractor="inception")
+def test_inception_with_other_weights_than_the_published_ones_is_named(frame):
+    frame = frame.assign(extractor="inception")
     assert "the TensorFlow weights that FID is defined with" in notes.fid(frame.assign(extractor_published=True))
     said = notes.fid(frame.assign(extractor_published=[False, *[True] * (len(frame) - 1)]))
     assert "NOT with the weights that FID is defined with" in said and "TensorFlow" not in said
@@ -196,8 +185,8 @@ def test_a_curve_shows_mean_error_and_every_training_seed(frame):
 
 def test_a_model_that_fails_the_context_gate_is_crossed_out_in_every_curve(frame):
     axes = style.panels()[1][0, 0]
-    style.curve(axes, frame[frame["size"] == "xs"], "N", color="k", label="XS")  # one of its two training seeds fails
-    style.curve(axes, frame[frame["size"] == "h"], "N", color="k", label="H")
+    for size in ("xs", "h"):  # one of the two training seeds of XS fails
+        style.curve(axes, frame[frame["size"] == size], "N", color="k", label=size)
     crosses = [line for line in axes.lines if line.get_label() == "fails the context gate"]
     assert [len(line.get_xdata()) for line in crosses] == [2]
 
@@ -218,19 +207,22 @@ def test_colours_and_line_styles_mean_one_thing_each():
     assert style.choice("exp") == style.choice(0)  # the paper's schedule is its choice
 
 
-def test_the_legend_names_every_mark_once_and_baselines_last(frame, root):
+def labels_of(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_legend_names_every_mark_once_and_what_is_no_model_last(frame, root):
     figure, axes = style.panels(1, 2)
     for panel in axes[0]:
         style.curve(panel, frame[frame["size"] == "xs"], "N", color="k", label="XS")
         style.baseline_lines(panel, baselines(root, "mnist"), which=("class_shuffle", "holdout"))
     style.common_legend(figure)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[0] == "XS" and sorted(labels[1:]) == [
-        "class shuffle",
-        style.FAILS,
-        "held-out real images",
-        style.SEED,
-    ]
+    labels = labels_of(figure.legends[0])
+    others = ["class shuffle", style.FAILS, "held-out real images", style.SEED]
+    assert labels[0] == "XS" and sorted(labels[1:]) == others
+    style.common_legend(figure, own={panel: ["XS"] for panel in axes[0]})
+    assert [labels_of(panel.get_legend()) for panel in axes[0]] == [["XS"]] * 2
+    assert sorted(labels_of(figure.legends[1])) == others
 
 
 def test_drawing_and_saving_need_no_torch():

@@ -1,12 +1,13 @@
-"""The site of the results, built from made-up results and opened in a real headless Chromium.
+"""The site of the results: its pages made from made-up results, and the built site opened in a real headless Chromium.
 
-Skipped where the site's dependencies (`make test-site` installs them) or a Chromium (`apt-get install chromium`) are
-missing. No number in this file was measured.
+What needs the dependencies of the site (`make test-site` installs them) or a Chromium is skipped
+where they are missing. No number in this file was measured.
 """
 
 import functools
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -30,10 +31,6 @@ from emigm.verify.findings import Findings
 from emigm.verify.verdict import as_json
 from emigm.verify.verify import Verification
 
-for needed in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
-    pytest.importorskip(needed, reason=f"the site needs {needed}: make test-site")
-bs4 = pytest.importorskip("bs4")  # the theme needs it
-
 WIDTHS = (400, 1280)
 CLAIMS = load_claims(REPO)
 LEDGER, ELSEWHERE = "ledger.html", CLAIMS.ground("imagenet512")
@@ -42,8 +39,8 @@ CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
 
 def verified(*statuses):
     """What `emigm verify --json` writes of one benchmark whose cells came to these."""
-    cells, again = [Verdict("stage cell", s, 1.0, 1.0) for s in statuses], {"records": 1, "again": frozenset(["stage"])}
-    return as_json([Verification("mnist", Findings(), Comparison(cells), **again, devices=("a CPU", "another CPU"))])
+    cells = [Verdict("a cell", status, 1.0, 1.0) for status in statuses]
+    return as_json([Verification("mnist", Findings(), Comparison(cells), records=1, devices=("a CPU", "another CPU"))])
 
 
 def load_builder():
@@ -87,33 +84,143 @@ def root(tmp_path_factory):
         patch.setenv("PYTHONPATH", str(REPO))
         execute("claims", None, "evidence")
         execute("figure4", "ladder", "ladder")
-    Table("scores", "Scores", pd.DataFrame({"Model": ["eMIGM-XS"], "FID": ["4.5 ± 0.1"]})).save(
-        folder / "notebooks/scores"
-    )
+    scores = pd.DataFrame({"Model": ["eMIGM-XS"], "FID": ["4.5 ± 0.1"]})
+    Table("scores", "Scores", scores).save(folder / "notebooks/scores")
     return root
+
+
+# The pages, which need nothing but this repository
+
+
+@pytest.fixture(scope="module")
+def pages(root, tmp_path_factory):
+    source = tmp_path_factory.mktemp("source")
+    builder.Site(root, source).write()
+    return source
+
+
+def test_every_link_of_the_pages_leads_to_a_page_or_a_copy(pages):
+    texts = {path.relative_to(pages).as_posix(): path.read_text(encoding="utf-8") for path in pages.rglob("*.md")}
+    assert {"index.md", "ledger.md", "results/README.md", "results/ladder/README.md", "api/emigm.train.md"} <= set(
+        texts
+    )
+    for name, text in texts.items():
+        for target in re.findall(r"\]\(([^)\s#]+)", text):
+            assert "://" in target or (pages / target.lstrip("/")).is_file(), (name, target)
+
+
+def test_rows_of_the_ledger_have_their_comparisons_figures_and_records(pages, root):
+    (row,) = [line for line in (pages / "ledger.md").read_text().splitlines() if line.startswith("| 4a-trend")]
+    assert "](/results/ladder/notebooks/figure4/figure4.ipynb)" in row
+    assert all(f"/results/ladder/records/evaluate-{size}.json" in row for size in SIZES)
+    listed = pd.read_csv(root / CLAIMS_CSV).set_index("ID")
+    assert all(part in row for part in listed.loc["4a-trend", "Measured"].split("; "))
+
+
+def test_what_has_not_run_or_failed_is_said(tmp_path):
+    site, path = builder.Site(checkout(tmp_path), tmp_path / "source"), tmp_path / "verify.json"
+    assert "The ledger: not run yet" in site.ledger() and "not verified here" in site.verified(path)
+    path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
+    assert "[differs]{.verdict .bad} 1 of 2 cells" in site.verified(path)
+    text = "[a](emigm/none.py) ![b](none.png) [c](https://example.org) [d](../params.yaml#x)"
+    assert site.linked(text, Path("benchmarks")) == "a *b: not run* [c](https://example.org) [d](/params.yaml#x)"
+    assert (tmp_path / "source" / "params.yaml").is_file()
+
+
+# The built site
 
 
 @pytest.fixture(scope="module")
 def site(root, tmp_path_factory):
     """The built site; Sphinx had nothing to say."""
+    for needed in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
+        pytest.importorskip(needed, reason=f"the site needs {needed}: make test-site")
     out = tmp_path_factory.mktemp("site")
-    found = out.with_name("verify.json")
-    found.write_text(json.dumps(verified(IDENTICAL, IDENTICAL, REPRODUCED)))
-    command = [sys.executable, REPO / "docs" / "build.py", "--root", root, "--out", out, "--verified", found]
-    done = subprocess.run(command, cwd=REPO, env={**builder.os.environ, "PYTHONPATH": str(REPO)}, capture_output=True,
-                          text=True)  # fmt: skip
+    path = out.with_name("verify.json")
+    path.write_text(json.dumps(verified(IDENTICAL, IDENTICAL, REPRODUCED)))
+    command = [sys.executable, REPO / "docs" / "build.py", "--root", root, "--out", out, "--verified", path]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
     return out
+
+
+@functools.cache
+def soup(path):
+    import bs4  # the theme needs it
+
+    return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def article(site, name):
+    return soup(site / name).find("article")
+
+
+def pages_of(site):
+    names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    return [name for name in names if not name.startswith("_static")]  # templates of the theme
+
+
+def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(site):
+    anchors = {}
+    for name in pages_of(site):
+        path = site / name
+        for tag, key in (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href")):
+            for element in soup(path).find_all(tag, **{key: True}):
+                url = urlsplit(element[key])
+                if url.scheme or url.netloc:
+                    assert tag == "a", f"{name} loads {element[key]}"
+                    continue
+                target = (path.parent / unquote(url.path)).resolve() if url.path else path
+                assert target.is_file(), f"{name}: {element[key]}"
+                if tag == "a" and url.fragment and target.suffix == ".html":
+                    ids = anchors.setdefault(target, {e["id"] for e in soup(target).find_all(id=True)})
+                    assert url.fragment in ids, f"{name}: {element[key]}"
+
+
+def test_the_front_page_has_verdict_tally_table_and_who_has_run_it_again_on_which_machine(site):
+    front = article(site, "index.html")
+    text = " ".join(front.get_text().split())
+    assert front.find(class_="verified").find(class_="good").text == "reproduced"
+    assert "3 cells, 2 identical, 1 within tolerance" in text and "another CPU" in text
+    assert "eMIGM-XS" in front.find_all("table")[2].get_text() and len(front.find_all(class_="verdict")) > 2
+    lines = list(map(json.loads, (REPO / "docs" / "reproductions.jsonl").read_text().splitlines()))
+    assert lines and all(one["devices"][0] in text for line in lines for one in line["benchmarks"].values())
+    assert all(line["commit"][:12] in text for line in lines)
+
+
+def test_a_notebook_has_a_page_with_its_picture_and_reading_but_folded_code(site, root):
+    page = article(site, "results/ladder/notebooks/figure4/figure4.html")
+    said = (root / "results/ladder/notebooks/figure4/reading.md").read_text().split("\n\n")[0]
+    assert said.replace(" ± ", "\u00a0±\u00a0") in page.get_text() and page.find("img")
+    assert all(code.find_parent("details") for code in page.select(".cell_input"))
+    assert "benchmark = " not in page.get_text()
+
+
+def test_a_benchmarks_page_has_samples_reveals_and_records(site):
+    page = article(site, "results/mnist/README.html")
+    captions = [caption.get_text(strip=True).rstrip("#") for caption in page.find_all("figcaption")]
+    assert captions[:2] == ["Schedules", "Real images"] and {"eMIGM-XS at 4", "eMIGM-H at 16"} <= set(captions)
+    assert any(a.get("href", "").endswith("evaluate-xs.json") for a in page.find_all("a"))
+
+
+def test_the_python_api_comes_from_the_docstrings(site):
+    text = " ".join(soup(site / "api/emigm.api.html").get_text().split())
+    assert "an image is a function of (weights, seed, index, class)" in text
+    assert "SampleConfig" in text and "__call__" in text
+
+
+# In the browser
 
 
 @pytest.fixture(scope="module")
 def chromium():
     sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright: make test-site")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
         pytest.skip("no Chromium here; the distribution has it: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found)
+        browser = playwright.chromium.launch(executable_path=program)
         yield browser
         browser.close()
 
@@ -123,105 +230,6 @@ def page(chromium):
     page = chromium.new_page(viewport={"width": 1280, "height": 900})
     yield page
     page.close()
-
-
-@functools.cache
-def soup(path):
-    return bs4.BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-
-
-def pages_of(site):
-    found = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
-    return [name for name in found if not name.startswith("_static")]  # templates of the theme
-
-
-def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(site):
-    anchors = {}
-    for name in pages_of(site):
-        path = site / name
-        for tag, key in (("a", "href"), ("img", "src"), ("script", "src"), ("link", "href")):
-            for found in soup(path).find_all(tag, **{key: True}):
-                url = urlsplit(found[key])
-                if url.scheme or url.netloc:
-                    assert tag == "a", f"{name} loads {found[key]}"
-                    continue
-                target = (path.parent / unquote(url.path)).resolve() if url.path else path
-                assert target.is_file(), f"{name}: {found[key]}"
-                if tag == "a" and url.fragment and target.suffix == ".html":
-                    ids = anchors.setdefault(target, {e["id"] for e in soup(target).find_all(id=True)})
-                    assert url.fragment in ids, f"{name}: {found[key]}"
-
-
-def test_the_front_page_has_verdict_tally_table_and_picture(site):
-    front = soup(site / "index.html")
-    text = " ".join(front.get_text().split())
-    assert front.find(class_="verified").find(class_="good").text == "reproduced"
-    assert "3 cells, 2 identical, 1 within tolerance" in text and "another CPU" in text
-    assert "eMIGM-XS" in front.find("article").find_all("table")[2].get_text()
-    assert len(front.find_all(class_="verdict")) > 2
-
-
-def test_a_notebook_has_a_page_with_its_picture_and_reading_but_folded_code(site, root):
-    article = soup(site / "results/ladder/notebooks/figure4/figure4.html").find("article")
-    said = (root / "results/ladder/notebooks/figure4/reading.md").read_text().split("\n\n")[0]
-    assert said.replace(" ± ", "\u00a0±\u00a0") in article.get_text() and article.find("img")
-    assert all(code.find_parent("details") for code in article.select(".cell_input"))
-    assert "benchmark = " not in article.get_text()
-
-
-def test_the_front_page_says_who_has_run_it_again_on_which_machine(site):
-    lines = list(map(json.loads, (REPO / "docs" / "reproductions.jsonl").read_text().splitlines()))
-    text = soup(site / "index.html").find("article").get_text()
-    assert lines and all(one["devices"][0] in text for line in lines for one in line["benchmarks"].values())
-    assert all(line["commit"][:12] in text for line in lines)
-
-
-def test_a_benchmarks_page_has_samples_reveals_and_records(site):
-    article = soup(site / "results/mnist/README.html").find("article")
-    captions = [caption.get_text(strip=True).rstrip("#") for caption in article.find_all("figcaption")]
-    assert captions[:2] == ["Schedules", "Real images"]
-    assert {"eMIGM-XS at 4", "eMIGM-H at 16"} <= set(captions)
-    assert any(a.get("href", "").endswith("evaluate-xs.json") for a in article.find_all("a"))
-
-
-def test_rows_of_the_ledger_lead_to_figures_and_records(site, root):
-    rows = soup(site / LEDGER).find("table", class_="ledger").find("tbody").find_all("tr")
-    listed = pd.read_csv(root / CLAIMS_CSV)
-    assert len(rows) == len(listed)
-    (row,) = [r for r in rows if r.find("td").get_text(strip=True) == "4a-trend"]
-    links = [a["href"] for a in row.find_all("a")]
-    assert "results/ladder/notebooks/figure4/figure4.html" in links
-    assert {Path(link).name for link in links} >= {f"evaluate-{size}.json" for size in SIZES}
-
-
-def test_the_python_api_comes_from_the_docstrings(site):
-    text = " ".join(soup(site / "api/emigm.api.html").get_text().split())
-    assert "an image is a function of (weights, seed, index, class)" in text
-    assert "SampleConfig" in text and "__call__" in text
-
-
-def test_what_has_not_run_is_said(tmp_path):
-    pages = builder.Pages(checkout(tmp_path), tmp_path / "source")
-    assert "The ledger: not run yet" in pages.ledger()
-    assert "not verified here" in pages.verified(tmp_path / "none.json")
-
-
-def test_a_failed_verification_is_shown_as_such(tmp_path):
-    path = tmp_path / "verify.json"
-    path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
-    assert "[differs]{.verdict .bad} 1 fact, the first mnist stage cell" in builder.Pages(
-        checkout(tmp_path), tmp_path
-    ).verified(path)
-
-
-def test_a_link_to_what_is_not_there_becomes_text(tmp_path):
-    pages = builder.Pages(checkout(tmp_path), tmp_path / "source")
-    text = "[a](emigm/none.py) ![b](none.png) [c](https://example.org) [d](../params.yaml#x)"
-    assert pages.linked(text, Path("benchmarks")) == "a *b: not run* [c](https://example.org) [d](/params.yaml#x)"
-    assert (tmp_path / "source" / "params.yaml").is_file()
-
-
-# In the browser
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -245,9 +253,7 @@ def column(page, place):
 
 def test_the_ledger_sorts_in_both_directions(site, page):
     page.goto(f"file://{site / LEDGER}")
-    before = column(page, 1)
-    header = page.locator("table.ledger th").first
-    seen = {}
+    before, header, seen = column(page, 1), page.locator("table.ledger th").first, {}
     for direction in ("ascending", "descending"):
         header.locator("button").click()
         assert header.get_attribute("aria-sort") == direction
@@ -260,10 +266,10 @@ def test_the_ledger_sorts_in_both_directions(site, page):
 
 def test_the_ledger_filters_by_verdict_data_and_text(site, page, root):
     listed = pd.read_csv(root / CLAIMS_CSV)
+    assert len(soup(site / LEDGER).find("table", class_="ledger").find("tbody").find_all("tr")) == len(listed)
     page.goto(f"file://{site / LEDGER}")
     page.get_by_label("Verdict").select_option(HOLDS)
-    holding = column(page, 1)
-    assert 0 < len(holding) == (listed["Verdict"] == HOLDS).sum() < len(listed)
+    assert 0 < len(column(page, 1)) == (listed["Verdict"] == HOLDS).sum() < len(listed)
     page.get_by_label("Verdict").select_option("")
     page.get_by_label("Data").select_option(ELSEWHERE)
     assert len(column(page, 1)) == (listed["Data"] == ELSEWHERE).sum() > 0
@@ -290,10 +296,9 @@ def test_on_a_phone_a_row_of_the_ledger_is_a_card_with_its_labels(site, page):
 
 def test_a_picture_enlarges_on_click_and_goes_back(site, page):
     page.goto(f"file://{site / 'results/mnist/README.html'}")
-    picture = page.locator(".gallery img.pixels").first
+    picture, large = page.locator(".gallery img.pixels").first, page.locator("dialog.enlarged img")
     small = picture.bounding_box()["width"]
     picture.click()
-    large = page.locator("dialog.enlarged img")
     assert large.bounding_box()["width"] > small
     assert large.get_attribute("src") == picture.evaluate("e => e.src")
     large.click()

@@ -1,11 +1,91 @@
-"""Intervals and tests of the claims: against scipy, closed forms and draws of a known truth."""
+"""Spreads, intervals and tests: against scipy, closed forms and draws of a known truth."""
+
+# ruff: noqa: RUF001
+# × is meant.
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from emigm.report.statistics import fid_infinity, holm, known_spread, slope_weights, t_interval, unit_means, welch
+from emigm.report.statistics import (
+    combined,
+    fid_infinity,
+    holm,
+    known_spread,
+    slope_weights,
+    summarise,
+    t_interval,
+    unit_means,
+    welch,
+)
+
+# The combined standard error of tables and error bars
+
+
+def seeded(values):
+    """(training seed, sampling seed, value) of an array (training seeds, sampling seeds)."""
+    return [(t, s, v) for t, row in enumerate(np.atleast_2d(values)) for s, v in enumerate(row)]
+
+
+def test_the_error_adds_both_kinds_of_seeds_and_one_seed_of_a_kind_adds_nothing():
+    values = np.array([[1.0, 3.0], [5.0, 9.0], [2.0, 2.0]])
+    spread = combined(seeded(values))
+    train, sample = values.mean(1).var(ddof=1) / 3, values.var(axis=1, ddof=1).mean() / 2
+    assert spread.mean == pytest.approx(values.mean()) and spread.error == pytest.approx(np.sqrt(train + sample))
+    assert spread.n == "3×2"
+    assert combined(seeded([[1.0, 3.0]])).error == combined(seeded([[1.0], [3.0]])).error == pytest.approx(1.0)
+    assert combined(seeded([[1.0]])).error is None
+    with pytest.raises(ValueError, match="no runs"):
+        combined([])
+
+
+def test_training_means_that_agree_by_chance_do_not_hide_the_sampling_spread():
+    """As in a table that read 4.479 ± 0.003 where sampling seeds spread by 0.24."""
+    assert combined(seeded([[4.24, 4.71], [4.47, 4.485]])).error > 0.1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "spreads", "least", "most"),
+    [  # (training seeds, sampling seeds), (deviation of training seeds, own sampling seeds, shared sampling seeds)
+        ((2, 3), (0, 1, 0), 0.91, 0.96),
+        ((6, 2), (0, 1, 0), 0.98, 1.0),
+        ((6, 2), (1, 0.2, 0), 0.78, 0.84),
+        ((2, 3), (1, 0.2, 0), 0.60, 0.67),
+        ((6, 2), (0.3, 0.5, 1), 0.72, 0.79),
+    ],
+)
+def test_a_repetition_with_other_seeds_lies_within_two_errors_as_often_as_said(sizes, spreads, least, most):
+    rng, (own, each, shared), within = np.random.default_rng(0), spreads, []
+
+    def draw():
+        noise = each * rng.normal(size=sizes) + shared * rng.normal(size=(1, sizes[1]))
+        return own * rng.normal(size=(sizes[0], 1)) + noise
+
+    for _ in range(3000):
+        first = combined(seeded(draw()))
+        within.append(abs(draw().mean() - first.mean) <= 2 * first.error)
+    assert least <= np.mean(within) <= most
+
+
+def test_a_summary_keeps_order_and_other_columns_and_a_cell_that_has_not_run_has_no_number():
+    cells = {"4": [[1.0, 2.0], [3.0, 4.0]], "16": [[5.0, 5.0], [5.0, 5.0]]}
+    frame = pd.DataFrame(
+        {"benchmark": "x", "size": "a", "budget": budget, "snapshot": np.nan, "train_seed": t, "sample_seed": s}
+        | {"fid": v, "N": int(budget), "passes": 1.5 * int(budget)}
+        for budget, values in cells.items()
+        for t, s, v in seeded(values)
+    )
+    summary = summarise(frame, "fid")
+    assert summary["budget"].tolist() == ["4", "16"] and summary["mean"].tolist() == [2.5, 5.0]
+    assert summary["n"].tolist() == ["2×2"] * 2 and summary["passes"].tolist() == [6.0, 24.0]
+    assert summary["error"].iloc[1] == 0
+    frame.loc[frame["budget"] == "16", "fid"] = np.nan
+    summary = summarise(frame, "fid").set_index("budget")
+    assert summary.loc["16", ["mean", "error"]].isna().all() and summary.loc["4", "mean"] == 2.5
+
+
+# Estimates and tests
 
 
 def assert_estimate(found, effect, theirs, level=0.95):

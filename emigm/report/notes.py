@@ -31,6 +31,10 @@ MEANINGS = {
     "that ignores context",
 }
 """Key of a baseline -> what it is."""
+NFE = (
+    "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
+    "before the last step)."
+)
 
 
 def data_name(frame: pd.DataFrame) -> str:

@@ -62,8 +62,7 @@ class Table:
     def __repr__(self) -> str:
         return f"<Table {self.name}>"  # an executed notebook names no path or address of its machine
 
-    def _repr_markdown_(self) -> str:
-        return self.markdown()
+    _repr_markdown_ = markdown
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,18 +78,21 @@ class Reading:
         """The sentences alone, a paragraph each."""
         return "\n\n".join(filter(None, self.sentences))
 
+    def markdown(self) -> str:
+        """The sentences and, as a list, the notes."""
+        return "\n\n".join(filter(None, [self.body, bullets(self.notes)])) + "\n"
+
     def save(self, out: str | Path | None) -> Reading:
         """Write out/reading.md for readers and, for `load`, .json; `out` None: nothing."""
         if out is not None:
             parts = {"sentences": [*filter(None, self.sentences)], "notes": [*filter(None, self.notes)]}
-            _save(Path(out) / "reading", self._repr_markdown_(), parts)
+            _save(Path(out) / "reading", self.markdown(), parts)
         return self
 
     def __repr__(self) -> str:
         return "<Reading>"
 
-    def _repr_markdown_(self) -> str:
-        return "\n\n".join(filter(None, [self.body, bullets(self.notes)])) + "\n"
+    _repr_markdown_ = markdown
 
 
 def load(path: Path) -> Table | Reading | None:
