@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from emigm.config.errors import ConfigError
-from emigm.config.schema import ModelConfig, TrainConfig
+from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.io import write_index
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, compile_networks, compiled_graphs, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
 from emigm.paper.settings import PAPER_MODELS
+from emigm.sample import generate
 from emigm.train import draw_training
 
 TINY = ModelConfig(
@@ -148,30 +149,31 @@ def test_without_the_mae_trick_every_image_has_its_time_and_the_elbos_weight_at_
     weight = draw.weight.numpy() * repeats * masked  # w(t) of every image
     assert draw.counts.min() == 0 and draw.counts.max() == cfg.tokens and draw.counts.sum() == masked
     t = np.random.default_rng(1).permutation(0.001 + 0.999 * (np.arange(20_000) + 0.5) / 20_000)
-    for found, expected in ((draw.counts, cfg.tokens * gamma(schedule, t)), (weight, elbo_weight(schedule, t))):
-        assert np.median(found) == pytest.approx(np.median(expected), rel=0.05)
+    for values, expected in ((draw.counts, cfg.tokens * gamma(schedule, t)), (weight, elbo_weight(schedule, t))):
+        assert np.median(values) == pytest.approx(np.median(expected), rel=0.05)
     slope = cfg.tokens * (1 - gamma(schedule, 0.001)) / 0.999
     assert (weight * draw.counts).mean() == pytest.approx(slope, rel=0.05)
 
 
-def test_parts_of_a_group_have_losses_that_add_up_to_the_groups():
-    for cfg in (TINY, dataclasses.replace(TINY, mae=False)):
-        train = TrainConfig(steps=1, batch=8, lr=1e-3, schedule="linear", t_min=0.0, weight="elbo")
-        model, latents, labels = random_model(cfg), torch.randn(8, 3, 4, 4), torch.arange(8) % 5
-        draw = draw_training(cfg, train, 8, np.random.default_rng(3), torch.Generator().manual_seed(0))
-        parts = [model(latents[s], labels[s], draw.images(s, 16)) for s in (slice(0, 3), slice(3, 4), slice(4, 8))]
-        torch.testing.assert_close(sum(parts), model(latents, labels, draw))
+@pytest.mark.parametrize("mae", [True, False])
+def test_parts_of_a_group_have_losses_that_add_up_to_the_groups(mae):
+    cfg = dataclasses.replace(TINY, mae=mae)
+    train = TrainConfig(steps=1, batch=8, lr=1e-3, schedule="linear", t_min=0.0, weight="elbo")
+    model, latents, labels = random_model(cfg), torch.randn(8, 3, 4, 4), torch.arange(8) % 5
+    draw = draw_training(cfg, train, 8, np.random.default_rng(3), torch.Generator().manual_seed(0))
+    parts = [model(latents[s], labels[s], draw.images(s, 16)) for s in (slice(0, 3), slice(3, 4), slice(4, 8))]
+    torch.testing.assert_close(sum(parts), model(latents, labels, draw))
 
 
-def test_the_condition_of_some_positions_is_that_of_all_positions_there():
-    for cfg in (TINY, dataclasses.replace(TINY, mae=False)):
-        model, tokens, labels = random_model(cfg), torch.randn(3, 16, 3), torch.tensor([0, 1, 4])
-        order = torch.rand(3, 16).argsort(dim=1)
-        mask = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, order[:, :9], True)
-        query = order[:, 2:7]
-        every, some = (model.condition(tokens, mask, labels, 9, None, q) for q in (None, query))
-        assert some.shape == (3, 5, 16)
-        torch.testing.assert_close(some, select_rows(every, query), rtol=1e-6, atol=2e-6)
+@pytest.mark.parametrize("mae", [True, False])
+def test_the_condition_of_some_positions_is_that_of_all_positions_there(mae):
+    model, labels = random_model(dataclasses.replace(TINY, mae=mae)), torch.tensor([0, 1, 4])
+    tokens, order = torch.randn(3, 16, 3), torch.rand(3, 16).argsort(dim=1)
+    mask = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, order[:, :9], True)
+    query = order[:, 2:7]
+    every, some = (model.condition(tokens, mask, labels, 9, None, q) for q in (None, query))
+    assert some.shape == (3, 5, 16)
+    torch.testing.assert_close(some, select_rows(every, query), rtol=1e-6, atol=2e-6)
 
 
 def test_saved_models_come_back_equal(tmp_path):
@@ -179,52 +181,47 @@ def test_saved_models_come_back_equal(tmp_path):
     save_model(tmp_path / "m", model.state_dict(), TINY, origin="test")
     again = load_model(tmp_path / "m", expect=TINY)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_a_checkpoint_of_another_size_is_refused_by_what_differs(tmp_path):
-    save_model(tmp_path, EMIGM(TINY).state_dict(), TINY)
     with pytest.raises(ConfigError, match=r"width = 16 \(expected 32\)"):
-        load_model(tmp_path, expect=dataclasses.replace(TINY, width=32))
+        load_model(tmp_path / "m", expect=dataclasses.replace(TINY, width=32))
 
 
-def test_a_truncated_checkpoint_is_refused_by_name(tmp_path):
-    save_model(tmp_path, EMIGM(TINY).state_dict(), TINY)
-    file = tmp_path / "model.safetensors"
+def truncated(folder, state):
+    save_model(folder, state, TINY)
+    file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(
-        ConfigError, match=r"model\.safetensors: not the weights that config\.json .*names \(checksum differs\)"
-    ):
-        load_model(tmp_path)
 
 
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"config\.json: no such file"):
-        load_model(tmp_path)
-    write_index(tmp_path / "config.json", {"model": dataclasses.asdict(TINY)})
-    with pytest.raises(ConfigError, match=r"model\.safetensors: no such file"):
-        load_model(tmp_path)
-
-
-def test_a_missing_tensor_is_named(tmp_path):
-    state = dict(EMIGM(TINY).state_dict())
-    del state["head.input_proj.weight"]
-    save_model(tmp_path, state, TINY)
-    with pytest.raises(ConfigError, match=r"head\.input_proj\.weight"):
-        load_model(tmp_path)
-
-
-def test_weights_that_are_not_numbers_are_refused(tmp_path):
-    state = {name: tensor.clone() for name, tensor in EMIGM(TINY).state_dict().items()}
+def not_a_number(folder, state):
     state["head.input_proj.weight"][0, 0] = float("nan")
-    save_model(tmp_path, state, TINY)
-    with pytest.raises(ConfigError, match=r"model\.safetensors: tensor head\.input_proj\.weight holds NaN"):
+    save_model(folder, state, TINY)
+
+
+def incomplete(folder, state):
+    del state["head.input_proj.weight"]
+    save_model(folder, state, TINY)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, r"model\.safetensors: not the weights that config\.json .*names \(checksum differs\)"),
+        (not_a_number, r"model\.safetensors: tensor head\.input_proj\.weight holds NaN"),
+        (incomplete, r"head\.input_proj\.weight"),
+        (lambda folder, state: None, r"config\.json: no such file"),
+        (
+            lambda folder, state: write_index(folder / "config.json", {"model": dataclasses.asdict(TINY)}),
+            r"model\.safetensors: no such file",
+        ),
+    ],
+    ids=["truncated", "NaN", "incomplete", "absent", "no weights"],
+)
+def test_a_damaged_model_folder_is_refused_by_name(tmp_path, damage, message):
+    damage(tmp_path, {name: tensor.clone() for name, tensor in EMIGM(TINY).state_dict().items()})
+    with pytest.raises(ConfigError, match=message):
         load_model(tmp_path)
 
 
 def test_compiled_networks_are_those_that_sampling_and_training_call(monkeypatch):
-    from emigm.config.schema import SampleConfig
-    from emigm.sample import generate
-
     compiled, calls = [], []
 
     def compile_(function, **options):
@@ -253,9 +250,6 @@ def test_compiled_networks_are_those_that_sampling_and_training_call(monkeypatch
 
 def test_networks_are_traced_whole_and_again_for_few_shapes(monkeypatch):
     """As torch.compile traces them, without the compiler itself, which a CPU has no use of."""
-    from emigm.config.schema import SampleConfig
-    from emigm.sample import generate
-
     plain, model = random_model(), random_model()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
     compile_networks(model)
@@ -279,9 +273,6 @@ def test_networks_are_traced_whole_and_again_for_few_shapes(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a C++ compiler")
 def test_compiled_networks_compute_the_same_and_their_graphs_are_counted():
-    from emigm.config.schema import SampleConfig
-    from emigm.sample import generate
-
     plain, model = random_model().to("cuda"), random_model().to("cuda")
     compile_networks(model)
     before, cfg = compiled_graphs(), SampleConfig(4, 5, 2.0, (0.2, 0.6))

@@ -49,16 +49,12 @@ def test_elbo_weights_are_those_of_table_4():
     assert np.allclose(elbo_weight("exp", t), 5 * np.exp(-5 * t) / (1 - np.exp(-5 * t)))
 
 
-def test_train_time_is_truncated_and_ends_at_1():
-    assert train_time(0.0, 0.2) == pytest.approx(0.2 * 0.999 + 0.001)
-    assert train_time(1.0, 0.2) == 1.0
-
-
 def test_mask_counts_follow_the_binomial_distribution_and_leave_at_least_two():
     rng = np.random.default_rng(0)
     counts = np.array([draw_mask_count("exp", 0.2, 16, rng)[1] for _ in range(4000)])
     assert counts.min() >= 2
     t = train_time(np.random.default_rng(1).random(200_000), 0.2)
+    assert train_time(0.0, 0.2) == pytest.approx(0.2 * 0.999 + 0.001) and train_time(1.0, 0.2) == 1.0
     assert counts.mean() == pytest.approx(16 * gamma("exp", t).mean(), abs=0.15)
 
 
@@ -99,6 +95,7 @@ def test_reveal_counts_reveal_every_token_once(name, steps, tokens):
     assert len(counts) == steps and counts.sum() == tokens
     spent = np.cumsum(counts)
     assert (counts[: np.searchsorted(spent, tokens) + 1] >= 1).all()
+    assert reveal_probability(name, steps)[-1] == 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,10 +109,6 @@ def test_expected_reveal_counts_are_the_mean_of_the_drawn_ones(name):
 def test_exp_predicts_fewer_tokens_early_than_linear_and_cosine():
     first = {n: expected_reveal_counts(n, 16, 256)[:4].sum() for n in NAMES}
     assert first["exp"] < first["cosine"] < first["linear"]
-
-
-def test_the_last_step_reveals_everything():
-    assert reveal_probability("exp", 16)[-1] == 1.0
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-5, 0.3, 0.999, 1.0])

@@ -1,6 +1,7 @@
 """Training: optimizer, schedule, EMA, resume, and the context gate."""
 
 import dataclasses
+import re
 import threading
 
 import numpy as np
@@ -57,6 +58,24 @@ class Killed(Exception):
     pass
 
 
+def equal(a, b):
+    """Whether two states, or results, hold the same weights bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def killed(folder, recipe, at=8, **options):
+    """A run that was killed after `at` steps."""
+    with pytest.raises(Killed):
+        run(folder, recipe, kill_at=at, **options)
+
+
+def steps_done(folder, recipe, **options):
+    """After how many steps a run goes on in this folder."""
+    begun = []
+    run(folder, recipe, on_start=begun.append, **options)
+    return begun[0]
+
+
 def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill_at=None, **options):
     """Train on the images above; `kill_at`: stop there, as a killed process does."""
 
@@ -68,76 +87,71 @@ def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill
     return train(model, recipe, images() if data is None else data, autoencoder or Pixels(1.0), **options)
 
 
-def test_a_killed_run_resumes_to_the_same_weights_and_curve(tmp_path):
-    whole = run(tmp_path / "a")
-    with pytest.raises(Killed):
-        run(tmp_path / "b", kill_at=8)
-    resumed = run(tmp_path / "b")
-    assert all(torch.equal(whole.ema[k], resumed.ema[k]) for k in whole.ema)
-    assert whole.curve == resumed.curve
+FLOAT16 = dataclasses.replace(RECIPE, precision="float16")
 
 
-def test_resuming_goes_on_from_the_last_checkpoint_and_not_from_the_start(tmp_path):
-    with pytest.raises(Killed):
-        run(tmp_path, kill_at=8)
-    begun, steps = [], []
-    run(tmp_path, on_start=begun.append, on_step=steps.append)
+@pytest.mark.parametrize("recipe", [RECIPE, FLOAT16], ids=["float32", "float16"])
+def test_a_killed_run_resumes_at_its_last_resume_point_to_the_same_weights_and_curve(tmp_path, recipe):
+    whole, begun, steps = run(tmp_path / "a", recipe), [], []
+    killed(tmp_path / "b", recipe)
+    resumed = run(tmp_path / "b", recipe, on_start=begun.append, on_step=steps.append)
+    assert equal(whole.ema, resumed.ema) and whole.curve == resumed.curve
     assert begun == [5] and steps == list(range(6, 13))
 
 
-def test_a_resume_point_of_another_configuration_or_data_set_is_not_used(tmp_path):
-    with pytest.raises(Killed):
-        run(tmp_path, kill_at=8)
-    fresh = run(tmp_path / "fresh", data_id="other")
-    assert all(
-        torch.equal(a, b) for a, b in zip(run(tmp_path, data_id="other").ema.values(), fresh.ema.values(), strict=True)
-    )
-
-
 @pytest.mark.parametrize(
-    ("change", "resumed"),
-    [({"seeds": (0, 1)}, 5), ({"checkpoint_every": 3}, 5), ({"lr": 2e-3}, 0), ({"mask_group": 8}, 0)],
+    ("change", "data", "resumed"),
+    [
+        ({"seeds": (0, 1)}, "data", 5),
+        ({"checkpoint_every": 3}, "data", 5),
+        ({"lr": 2e-3}, "data", 0),
+        ({"mask_group": 8}, "data", 0),
+        ({"precision": "bf16"}, "data", 0),
+        ({}, "other", 0),
+    ],
 )
-def test_only_settings_that_change_the_run_discard_a_resume_point(tmp_path, change, resumed):
-    with pytest.raises(Killed):
-        run(tmp_path, kill_at=8)
-    begun = []
-    run(tmp_path, dataclasses.replace(RECIPE, **change), on_start=begun.append)
-    assert begun == [resumed]
+def test_only_settings_and_data_that_change_the_run_discard_a_resume_point(tmp_path, change, data, resumed):
+    killed(tmp_path, RECIPE)
+    assert steps_done(tmp_path, dataclasses.replace(RECIPE, **change), data_id=data) == resumed
 
 
 SNAPSHOTS = dataclasses.replace(RECIPE, snapshots=(0.25, 0.5, 2 / 3))  # after 3, 6 and 8 steps; resume points at 5, 10
 
 
+@pytest.fixture(scope="module")
+def with_snapshots(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("whole"), SNAPSHOTS)
+
+
 @pytest.mark.parametrize("kill_at", [3, 6, 7, 8, 10, 12])
-def test_snapshots_are_the_weights_at_their_steps_however_a_run_was_interrupted(tmp_path, kill_at):
-    whole = run(tmp_path / "whole", SNAPSHOTS)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", SNAPSHOTS, kill_at=kill_at)
-    resumed = run(tmp_path / "killed", SNAPSHOTS)
+def test_snapshots_are_the_same_however_a_run_was_interrupted(tmp_path, with_snapshots, kill_at):
+    killed(tmp_path, SNAPSHOTS, kill_at)
+    resumed = run(tmp_path, SNAPSHOTS)
     assert list(resumed.snapshots) == [3, 6, 8]
+    assert all(equal(point.load(), with_snapshots.snapshots[n].load()) for n, point in resumed.snapshots.items())
+
+
+def test_a_snapshot_has_the_weights_of_a_run_that_ends_there(tmp_path):
     constant = dataclasses.replace(RECIPE, lr_schedule="constant")  # whose shorter run is the start of a longer one
-    for step, point in resumed.snapshots.items():
-        found, expected = point.load(), whole.snapshots[step].load()
-        assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
     short = run(tmp_path / "short", dataclasses.replace(constant, steps=6))
     long = run(tmp_path / "long", dataclasses.replace(constant, snapshots=(0.5,)))
-    at_6 = long.snapshots[6].load()
-    assert all(torch.equal(at_6[k], short.ema[k]) for k in short.ema)
+    assert equal(long.snapshots[6].load(), short.ema)
 
 
 def test_a_run_starts_over_where_a_snapshot_of_its_past_is_missing(tmp_path):
-    with pytest.raises(Killed):
-        run(tmp_path, kill_at=8)  # a resume point at 5, none of its past kept
-    begun = []
-    result = run(tmp_path, SNAPSHOTS, on_start=begun.append)
-    assert begun == [0] and all(point.exists() for point in result.snapshots.values())
+    killed(tmp_path, RECIPE)  # a resume point at 5, none of its past kept
+    assert steps_done(tmp_path, SNAPSHOTS) == 0
+    assert all(point.exists() for point in run(tmp_path, SNAPSHOTS).snapshots.values())
 
 
-@pytest.mark.parametrize("shares", [(0.0,), (1.0,), (0.5, 0.51), (0.01,)])
-def test_snapshots_that_do_not_lie_within_the_run_at_different_steps_are_refused(shares):
-    with pytest.raises(ConfigError, match="snapshots"):
-        dataclasses.replace(RECIPE, snapshots=shares)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"snapshots": s}, "snapshots") for s in ((0.0,), (1.0,), (0.5, 0.51), (0.01,))]
+    + [({"batch": 100, "mask_group": 64}, r"batch = 100 is not a multiple of mask_group = 64")],
+)
+def test_snapshots_outside_the_run_and_a_batch_of_unequal_groups_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(RECIPE, **change)
 
 
 def test_a_damaged_resume_point_is_named(tmp_path):
@@ -156,7 +170,7 @@ def test_training_seeds_differ_and_repeat(tmp_path):
 def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp_path):
     with pytest.raises(RunError, match="loss is nan at step 0"):
         run(tmp_path, data=images(torch.full_like(LATENTS, float("nan"))))
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*.pt"))
     good = images()
     steps = []
 
@@ -166,8 +180,9 @@ def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp
 
     with pytest.raises(RunError, match="loss is nan at step 6 of seed 0"):
         run(tmp_path, SNAPSHOTS, data=good._replace(rows=rows))
-    kept = sorted(p.stem.split("-")[1] for p in tmp_path.rglob("*.pt"))
-    assert kept == ["step3", "step5", "step6"]  # at the one after 8 steps it was seen
+    kept = [re.search(r"snapshot\d|$", str(p.relative_to(tmp_path)))[0] for p in tmp_path.rglob("*.pt")]
+    assert sorted(kept) == ["", "snapshot3", "snapshot6"]  # at the one after 8 steps it was seen
+    assert steps_done(tmp_path, SNAPSHOTS) == 5
 
 
 def test_warm_up_is_linear_and_cosine_ends_near_zero():
@@ -235,9 +250,9 @@ def test_micro_batches_cover_the_share_within_groups_and_keep_below_their_limit(
     assert all(p.stop - p.start <= (most or group) and p.start // group == (p.stop - 1) // group for p in parts)
 
 
-@pytest.mark.parametrize("mae", [True, False])
-def test_any_split_of_a_batch_of_groups_trains_alike(tmp_path, mae):
-    model, recipe = dataclasses.replace(EXACT, mae=mae), dataclasses.replace(RECIPE, mask_group=4, weight="elbo")
+@pytest.mark.parametrize(("mae", "weight"), [(True, "one"), (True, "elbo"), (False, "elbo")])
+def test_any_split_of_a_batch_of_groups_trains_alike(tmp_path, mae, weight):
+    model, recipe = dataclasses.replace(EXACT, mae=mae), dataclasses.replace(RECIPE, weight=weight)
     whole = run(tmp_path / "a", recipe, model=model)
     for most in (1, 3):
         parts = run(tmp_path / str(most), recipe, model=model, micro_batch=most)
@@ -245,75 +260,49 @@ def test_any_split_of_a_batch_of_groups_trains_alike(tmp_path, mae):
         assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
 
 
-def test_every_group_has_a_masking_time_of_its_own_and_the_loss_is_the_mean_of_the_groups_means(tmp_path, monkeypatch):
+def test_every_group_has_its_masking_time_and_loss_and_gradients_are_the_means_of_the_groups(tmp_path, monkeypatch):
     """As the official code: a mean over the masked tokens of each GPU, whose gradients are then averaged."""
-    drawn, recipe = [], dataclasses.replace(RECIPE, mask_group=4, steps=1, warmup_steps=0, label_dropout=0.0)
+    recipe = dataclasses.replace(RECIPE, mask_group=4, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
+    drawn, gradients, clip = [], [], torch.nn.utils.clip_grad_norm_
+
+    def keep(parameters, limit):
+        gradients.append([p.grad.clone() for p in parameters])
+        return clip(parameters, limit)
+
     monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
     for seed in range(4):
-        result = run(tmp_path / str(seed), recipe, model=EXACT, seed=seed)
-        model = start(EXACT, seed)
-        chosen = torch.from_numpy(batch_indices(0, 32, 8, seed))
+        result, model = run(tmp_path / str(seed), recipe, model=EXACT, seed=seed), start(EXACT, seed)
         losses = []
-        for group, draw in zip(chosen.split(4), drawn[-2:], strict=True):
-            loss, _ = model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)
-            losses.append(loss.mean().item())
-        assert result.curve == [(1, pytest.approx(np.mean(losses), rel=1e-5))]
+        for group, draw in zip(torch.from_numpy(batch_indices(0, 32, 8, seed)).split(4), drawn[-2:], strict=True):
+            losses.append(model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)[0].mean())
+        torch.stack(losses).mean().backward()
+        assert result.curve == [(1, pytest.approx(torch.stack(losses).mean().item(), rel=1e-5))]
+        for p, gradient in zip(model.parameters(), gradients[-1], strict=True):
+            torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
     counts = {(int(a.counts[0]), int(b.counts[0])) for a, b in zip(drawn[::2], drawn[1::2], strict=True)}
     assert any(a != b for a, b in counts) and all(len(set(d.counts)) == 1 for d in drawn)
-
-
-def test_gradients_of_a_batch_are_the_mean_of_its_groups_gradients(tmp_path, monkeypatch):
-    recipe = dataclasses.replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
-    drawn, gradients = [], []
-    clip = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
-    monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda p, n: gradients.append([q.grad.clone() for q in p]) or clip(p, n)
-    )
-    run(tmp_path, recipe, model=EXACT)
-    model, chosen = start(EXACT, 0), torch.from_numpy(batch_indices(0, 32, 8, 0))
-    for group, draw in zip(chosen.split(2), drawn, strict=True):
-        loss, _ = model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)
-        (loss.mean() / 4).backward()
-    for p, gradient in zip(model.parameters(), gradients[0], strict=True):
-        torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_a_batch_that_is_no_multiple_of_its_groups_is_refused():
-    with pytest.raises(ConfigError, match=r"batch = 100 is not a multiple of mask_group = 64"):
-        dataclasses.replace(RECIPE, batch=100, mask_group=64)
-
-
-def test_accumulation_trains_as_no_accumulation_does(tmp_path):
-    whole = run(tmp_path / "a", model=EXACT)
-    parts = run(tmp_path / "b", model=EXACT, micro_batch=3)
-    assert dict(parts.curve) == pytest.approx(dict(whole.curve), rel=1e-5)
-    assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
 
 
 def test_reading_ahead_changes_nothing(tmp_path):
     assert run(tmp_path / "a").curve == run(tmp_path / "b", data=images(read_ahead=True)).curve
 
 
-def test_batches_are_read_in_a_thread_one_step_ahead():
-    main, threads, read = threading.get_ident(), [], []
+def test_batches_are_read_in_a_thread_one_step_ahead_and_a_failed_read_ends_the_run():
+    threads, read = [], []
 
     def reader(step):
+        if step == 9:
+            raise ConfigError("latents-00000.npy: gone")
         threads.append(threading.get_ident())
         read.append(step)
         return step * step
 
     batches = ahead(reader, range(3, 6), threaded=True)
-    assert list(batches) == [9, 16, 25] and read == [3, 4, 5] and main not in threads
+    assert list(batches) == [9, 16, 25] and read == [3, 4, 5] and threading.get_ident() not in threads
     assert list(ahead(reader, range(3, 3), threaded=True)) == []
-
-
-def test_a_failed_read_ends_the_run():
-    def reader(step):
-        raise ConfigError("latents-00000.npy: gone")
-
     with pytest.raises(ConfigError, match="gone"):
-        list(ahead(reader, range(2), threaded=True))
+        list(ahead(reader, range(8, 10), threaded=True))
 
 
 def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
@@ -344,19 +333,12 @@ def test_bf16_keeps_weights_and_loss_in_float32_and_trains_alike(tmp_path):
     assert loss.dtype == mse.dtype == torch.float32
 
 
-FLOAT16 = dataclasses.replace(RECIPE, precision="float16")
-
-
 def test_float16_scales_the_loss_and_trains_alike(tmp_path):
-    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", recipe=FLOAT16)
+    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", FLOAT16)
     assert all(t.dtype == torch.float32 for t in rounded.ema.values())
     assert rounded.curve != exact.curve
     assert exact.skipped == 0 and rounded.skipped <= 2  # until the scale has come down
     assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.005)
-    with pytest.raises(Killed):
-        run(tmp_path / "c", recipe=FLOAT16, kill_at=8)
-    resumed = run(tmp_path / "c", recipe=FLOAT16)
-    assert resumed.curve == rounded.curve and all(resumed.ema[k].equal(rounded.ema[k]) for k in resumed.ema)
 
 
 def test_gradients_are_unscaled_before_they_are_clipped(tmp_path, monkeypatch):
@@ -378,17 +360,8 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_counted(tmp_path, monkey
     started, result = start(MODEL, 0), run(tmp_path / "a", recipe=recipe)
     assert 5 <= result.skipped < 40
     assert any(not torch.equal(p, result.ema[name]) for name, p in started.named_parameters())
-    with pytest.raises(Killed):
-        run(tmp_path / "b", recipe=recipe, kill_at=23)
+    killed(tmp_path / "b", recipe, 23)
     assert run(tmp_path / "b", recipe=recipe).skipped == result.skipped  # those before the kill are counted too
-
-
-def test_another_precision_does_not_pick_up_a_resume_point(tmp_path):
-    with pytest.raises(Killed):
-        run(tmp_path, kill_at=8)
-    begun = []
-    run(tmp_path, dataclasses.replace(RECIPE, precision="bf16"), on_start=begun.append)
-    assert begun == [0]
 
 
 def context_free(model: EMIGM) -> EMIGM:

@@ -18,6 +18,14 @@ from emigm.config.schema import ModelConfig
 LN_EPS = 1e-6
 
 
+def init_linear(network: nn.Module) -> None:
+    """Initial weights and biases of all linear layers of a network."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2); dropout on the weights and on the
     projection while training."""
@@ -125,10 +133,7 @@ class Backbone(nn.Module):
     def _initialise(self) -> None:
         if self.fake_latent.is_meta:  # nothing to fill, and a first normal_ there imports modules for seconds
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linear(self)
         for name, parameter in self.named_parameters():
             # Embeddings, positions, the fake and mask tokens.
             if name == "class_emb.weight" or "." not in name or (self.cfg.codebook and name == "z_proj.weight"):

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emigm.config.schema import ModelConfig
+from emigm.model.backbone import LN_EPS, init_linear
 from emigm.model.diffusion import T
 
 FREQUENCIES = 256
-LN_EPS = 1e-6
 
 
 def frequencies(device: torch.device) -> Tensor:
@@ -109,10 +109,7 @@ class DiffusionHead(nn.Module):
     def _initialise(self) -> None:
         if self.input_proj.weight.is_meta:  # as in the backbone
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        init_linear(self)
         for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
         for part in (*self.res_blocks, self.final_layer):  # blocks start as the identity
@@ -156,10 +153,7 @@ class CategoricalHead(nn.Module):
         self.norm = nn.LayerNorm(cfg.head_width, eps=LN_EPS)
         self.logits = nn.Linear(cfg.head_width, cfg.codebook)
         if not self.logits.weight.is_meta:
-            for module in self.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.xavier_uniform_(module.weight)
-                    nn.init.zeros_(module.bias)
+            init_linear(self)
             nn.init.zeros_(self.logits.weight)  # starts at equal chances, as the diffusion head starts at zero
 
     def forward(self, z: Tensor) -> Tensor:
