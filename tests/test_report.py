@@ -16,7 +16,7 @@ from emigm.paper.reported import reported
 from emigm.paper.settings import PAPER_MODELS
 from emigm.records.frame import baselines, runs
 from emigm.report import notes, style
-from emigm.report.tables import Reading, Table, body, count, nfe_text, plus_minus
+from emigm.report.tables import Reading, Table, body, count, load, nfe_text, plus_minus
 
 
 @pytest.fixture(scope="module")
