@@ -5,13 +5,15 @@ READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 
+BENCHMARK := mnist
 EVIDENCE := ladder sampling ablations codes evidence
 
 .PHONY: reproduce evidence test test-site site lint readme lock clean-env
 
+# Another one: make reproduce BENCHMARK=smoke
 reproduce: $(READY)
-	$(RUN) dvc repro
-	$(RUN) emigm verify mnist
+	$(RUN) dvc repro $(if $(filter mnist,$(BENCHMARK)),dvc.yaml,benchmarks/$(BENCHMARK)/dvc.yaml)
+	$(RUN) emigm verify $(BENCHMARK)
 
 # The evidence on MNIST-5k, and the ledger of the paper's claims: about four hours on two cores, resumable.
 evidence: $(READY)

@@ -30,6 +30,12 @@ def tally(table: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {data: {verdict: of[verdict] for verdict in VERDICTS if of[verdict]} for data, of in counts.items()}
 
 
+def tally_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The tally, a row for each kind of data and a column for each verdict that occurs."""
+    counts = pd.DataFrame(tally(table)).T.reindex(columns=VERDICTS).dropna(axis=1, how="all")
+    return counts.astype("Int64").astype(object).where(counts.notna(), None).rename_axis("Data").reset_index()
+
+
 def told(counts: dict[str, dict[str, int]]) -> tuple[str, ...]:
     """A tally as one sentence for each kind of data."""
     return tuple(
