@@ -52,28 +52,8 @@ BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train
 GREY = "0.45"
 SEED, FAILS = "one training seed", "fails the context gate"
 """Labels of the dots beside a mean, and of the cross on it."""
-STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "figure.titlesize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 3,  # shows a whole period of the dashes
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.5,
-    "grid.linewidth": 0.4,
-    "grid.alpha": 0.4,
-    "errorbar.capsize": 2,
-    "svg.hashsalt": "emigm",  # fixed identifiers, so that the same records give the same file
-}
-styled = style.context(["default", STYLE])  # used as a decorator
+STYLE = ["default", Path(__file__).with_name("figures.mplstyle")]
+styled = style.context(STYLE)  # used as a decorator
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: float = 2.6, **options) -> tuple:
@@ -82,7 +62,7 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: floa
     From here on everything is drawn in this style. The figure belongs to nobody but the caller: a notebook shows it
     once, as a `Picture`.
     """
-    style.use(["default", STYLE])
+    style.use(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
