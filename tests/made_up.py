@@ -1,9 +1,11 @@
-"""A checkout whose results were made up: no number in it was measured."""
+"""A checkout whose results were made up: no number in it was measured; and notebooks run cell by cell."""
 
+import ast
+import contextlib
 import dataclasses
-import os
 from pathlib import Path
 
+import nbformat
 import numpy as np
 
 from emigm.config.benchmark import load_benchmark
@@ -25,6 +27,29 @@ def checkout(root: Path) -> Path:
     return root
 
 
+def cells_of(name):
+    """A notebook, and its cells of code."""
+    notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=4)
+    return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def run_notebook(name, root, **parameters):
+    """Run a notebook's cells in this process, in `root`, as papermill would; returns its variables, and the last value
+    of each cell as `_shown`."""
+    space = {"_shown": []}
+    with contextlib.chdir(root):
+        for cell in cells_of(name)[1]:
+            *body, last = ast.parse(cell.source).body
+            ends_in_value = isinstance(last, ast.Expr)
+            exec(compile(ast.Module(body if ends_in_value else [*body, last], []), name, "exec"), space)
+            if ends_in_value:
+                space["_shown"].append(eval(compile(ast.Expression(last.value), name, "eval"), space))
+            if "parameters" in cell.metadata.get("tags", ()):
+                assert space.get("out") is None
+                space |= parameters
+    return space
+
+
 def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("4", "16"), seeds=(0, 1), samples=(0, 1),
                   snapshots=()):  # fmt: skip
     """Records and grids as the stages write them; returns results/<name>.
@@ -32,9 +57,7 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
     FID of a run is (size's number) × (1 + 2 / N) + 0.1 × training seed + 0.02 × sampling seed, and 1 / share of the
     training more at a snapshot (of 500 images).
     """
-    here = Path.cwd()
-    os.chdir(checkout(root))  # records go to the working directory's results/
-    try:
+    with contextlib.chdir(checkout(root)):  # records go to the working directory's results/
         default = load_benchmark(REPO / "params.yaml")
         bench = dataclasses.replace(default, name=name, images_of=name, title=f"Made-up {name}", dry_run=dry_run)
         _prepare(bench)
@@ -42,8 +65,6 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
             _train(bench, size, i, seeds)
             _score(bench, size, i, fid, budgets, seeds, samples, snapshots)
         return Path.cwd() / "results" / name
-    finally:
-        os.chdir(here)
 
 
 def _prepare(bench):

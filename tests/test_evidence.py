@@ -7,11 +7,11 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up import cells_of, run_notebook
 from simulated import SIZES, simulate, write_records
 
 from emigm.config.benchmark import load_benchmark
@@ -23,7 +23,7 @@ from emigm.paper.settings import PAPER_MODELS, PAPER_TRAIN
 
 REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
-EVIDENCE = (
+EVIDENCE = [
     "claims",
     "convergence",
     "figure2",
@@ -34,7 +34,7 @@ EVIDENCE = (
     "table5",
     "table6",
     "table7",
-)
+]
 composed = functools.cache(lambda name: load_benchmark(REPO / params_file(name)))
 
 
@@ -71,21 +71,9 @@ def checkout(root):
 
 
 @pytest.fixture
-def run(root, monkeypatch):
-    """Run a notebook in the checkout as papermill would; returns its variables."""
-
-    def run(name, here=root, **settings):
-        monkeypatch.chdir(here)
-        found = {}
-        for cell in nbformat.read(REPO / "notebooks" / f"{name}.ipynb", 4).cells:
-            if cell.cell_type == "code":
-                exec(compile(cell.source, name, "exec"), found)
-                if "parameters" in cell.metadata.get("tags", ()):
-                    assert found["out"] is None
-                    found |= settings
-        return found
-
-    return run
+def run(root):
+    """Run a notebook in the checkout; returns its variables."""
+    return lambda name, here=root, **settings: run_notebook(name, here, **settings)
 
 
 def reading(folder):
@@ -206,8 +194,7 @@ def test_figure_7_draws_fid_against_the_scales_of_the_sweep(run):
 
 @functools.cache
 def figure2_panels():
-    cells = nbformat.read(REPO / "notebooks" / "figure2.ipynb", 4).cells
-    source = next(cell.source for cell in cells if "panels = {" in cell.source)
+    source = next(cell.source for cell in cells_of("figure2")[1] if "panels = {" in cell.source)
     found = {}
     exec(source[source.index("panels = {") : source.index("missing")], found)
     return found["panels"]

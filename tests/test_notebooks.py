@@ -12,7 +12,7 @@ import sys
 
 import nbformat
 import pytest
-from made_up import REPO, checkout, write_results
+from made_up import REPO, cells_of, checkout, run_notebook, write_results
 from test_compare import write_paper_results
 
 from emigm.config.compose import compose
@@ -26,26 +26,10 @@ ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.
 ROOMS += ("emigm.config.compose",)
 
 
-def code_of(name):
-    notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=4)
-    return notebook, [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
 def run(name, root, monkeypatch, benchmark="mnist", out=None):
-    """Execute a notebook's cells in this process; returns its variables, the last value of each cell as `shown`."""
+    """`run_notebook`, and from now on `root` is the working directory."""
     monkeypatch.chdir(root)
-    space = {"_shown": []}
-    for cell in code_of(name)[1]:
-        if "parameters" in cell.metadata.get("tags", []):
-            space |= {"benchmark": benchmark, "out": out}
-            continue
-        *body, last = ast.parse(cell.source).body
-        exec(compile(ast.Module(body, []), name, "exec"), space)
-        if isinstance(last, ast.Expr):
-            space["_shown"].append(eval(compile(ast.Expression(last.value), name, "eval"), space))
-        else:
-            exec(compile(ast.Module([last], []), name, "exec"), space)
-    return space
+    return run_notebook(name, root, benchmark=benchmark, out=out)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +58,7 @@ def table(space, place=0):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_notebook_asks_a_question_and_is_without_outputs(name):
-    notebook, code = code_of(name)
+    notebook, code = cells_of(name)
     nbformat.validate(notebook)
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ") and "?" in first.source.splitlines()[0]
@@ -86,7 +70,7 @@ def test_a_notebook_asks_a_question_and_is_without_outputs(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_notebook_imports_what_reads_and_draws_alone(name):
-    trees = [node for cell in code_of(name)[1] for node in ast.walk(ast.parse(cell.source))]
+    trees = [node for cell in cells_of(name)[1] for node in ast.walk(ast.parse(cell.source))]
     modules = {n.module for n in trees if isinstance(n, ast.ImportFrom)}
     modules |= {alias.name for n in trees if isinstance(n, ast.Import) for alias in n.names}
     assert all(m.split(".")[0] in ALLOWED or m.startswith(ROOMS) for m in modules), modules

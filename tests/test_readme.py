@@ -63,46 +63,6 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
     assert paper["title"].startswith("Effective and Efficient Masked") and len(paper["authors"]) == 6
 
 
-RUN = {
-    "emigm compose": ("test_pipeline.py", "composed_text"),
-    "dvc repro": ("test_smoke.py", '"dvc", "repro", PIPELINE'),
-    "make evidence": "hours; its pipeline is the chain that test_smoke.py runs, and test_pipeline.py checks",
-    "emigm verify": ("test_smoke.py", '"emigm", "verify"'),
-    "dvc exp run --temp": ("test_smoke.py", '"dvc", "exp", "run", "--temp"'),
-    "dvc exp show": ("test_smoke.py", '"dvc", "exp", "show"'),
-    "dvc metrics diff": ("test_smoke.py", '"dvc", "metrics", "diff"'),
-    "dvc metrics show": ("test_smoke.py", '"dvc", "metrics", "show"'),
-    "dvc plots show": ("test_smoke.py", '"dvc", "plots", "show"'),
-    "make site": ("test_site.py", "build.py"),
-    "jupyter lab notebooks/explore.ipynb": ("test_explore.py", "explore"),
-    "papermill": ("test_smoke.py", '"papermill"'),
-    "emigm generate models": ("test_smoke.py", '"emigm", "generate"'),
-    "emigm parity": "a clone of the official code; test_parity_golden.py has its numbers",
-    "emigm bench": ("test_bench.py", "bench"),
-    "emigm import": ("test_api.py", '"import"'),
-    "emigm export": ("test_api.py", '"export"'),
-    "emigm fetch": ("test_fetch.py", '"fetch"'),
-    "dvc repro benchmarks/imagenet": "a GPU",
-    "emigm doctor": ("test_doctor.py", '"doctor"'),
-    "emigm compare": ("test_compare.py", '"compare"'),
-    "emigm generate 256-l": ("test_hub.py", "256-"),
-    "emigm npz": ("test_compare.py", '"npz"'),
-}
-"""Beginning of a command in the tables of docs/commands.md -> the test that runs it and what shows so, or why none does."""
-
-
-def test_every_command_of_the_tables_is_run_by_a_test_or_says_what_it_needs():
-    rows = re.findall(r"^\| [^|]+ \| (`.+) \|$", COMMANDS.read_text(), re.M)
-    commands = [c for row in rows for c in re.findall(r"`((?:emigm|dvc|make|papermill|jupyter) [^`]+)`", row)]
-    assert len(commands) > 20
-    for command in commands:
-        found = [RUN[start] for start in sorted(RUN, key=len, reverse=True) if command.startswith(start)]
-        assert found, command
-        if isinstance(found[0], tuple):
-            file, said = found[0]
-            assert said in (ROOT / "tests" / file).read_text(), (command, file)
-
-
 @pytest.mark.parametrize("page", ["benchmarks/imagenet.md", ".github/workflows/gpu.yml"])
 def test_whoever_runs_some_sizes_alone_names_one_of_them_for_the_pictures(page):
     """The stage of the pictures needs the model of its size, which no stage would make."""

@@ -246,7 +246,8 @@ def test_the_notebook_shows_the_pictures_and_reads_the_record(drawn, tmp_path, m
     panels = {axes.get_title()[:3]: axes for axes in figure.axes}
     assert set(panels) == {"(a)", "(b)", "(c)"}
     assert [t.get_text() for t in panels["(a)"].get_yticklabels()] == ["exp", "cosine", "linear"] * 2
-    assert {p.name for p in tmp_path.iterdir()} == {"animation.png", "reading.md", "reveal.png", "reveal.svg"}
+    names = ["animation.png", "reading.json", "reading.md", "reveal.png", "reveal.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert (tmp_path / "animation.png").read_bytes() == (drawn[0] / "animation.png").read_bytes()
     text = reading(space)
     assert "eMIGM-H at N = 16: after 8 of 16 steps, of 49 tokens these are revealed: exp " in text

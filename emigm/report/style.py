@@ -52,28 +52,8 @@ BASELINE_LINES = {"class_shuffle": (0, (1, 1.2)), "holdout": (0, (6, 2)), "train
 GREY = "0.45"
 SEED, FAILS = "one training seed", "fails the context gate"
 """Labels of the dots beside a mean, and of the cross on it."""
-STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "figure.titlesize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 3,  # shows a whole period of the dashes
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.5,
-    "grid.linewidth": 0.4,
-    "grid.alpha": 0.4,
-    "errorbar.capsize": 2,
-    "svg.hashsalt": "emigm",  # fixed identifiers, so that the same records give the same file
-}
-styled = style.context(["default", STYLE])  # used as a decorator
+STYLE = ["default", Path(__file__).with_name("figures.mplstyle")]
+styled = style.context(STYLE)  # used as a decorator
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: float = 2.6, **options) -> tuple:
@@ -82,7 +62,7 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = FULL, height: floa
     From here on everything is drawn in this style. The figure belongs to nobody but the caller: a notebook shows it
     once, as a `Picture`.
     """
-    style.use(["default", STYLE])
+    style.use(STYLE)
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -146,10 +126,10 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """A drawn figure; a notebook shows it as PNG."""
+    """A drawn figure, or the bytes of a PNG that a stage has drawn; a notebook shows it as PNG."""
 
     name: str
-    figure: Figure
+    figure: Figure | bytes
     dry_run: bool = False
     """Written over the whole picture, so that no copy of it can be taken for a result."""
 
@@ -161,12 +141,16 @@ class Picture:
 
     def save(self, out: str | Path | None) -> Picture:
         """Write out/<name>.png (200 dpi) and .svg, the same bytes for the same figure; `out` None: nothing."""
-        for kind in ("png", "svg") if out is not None else ():
+        kinds = ("png",) if isinstance(self.figure, bytes) else ("png", "svg")
+        for kind in kinds if out is not None else ():
             write_atomically(Path(out) / f"{self.name}.{kind}", partial(self._write, kind=kind))
         return self
 
     @styled
     def _write(self, path: Path | io.BytesIO, kind: str) -> None:
+        if isinstance(self.figure, bytes):
+            path.write_bytes(self.figure)
+            return
         drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
         self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
 
@@ -174,27 +158,10 @@ class Picture:
         return f"<Picture {self.name}>"  # an executed notebook names no path or address of its machine
 
     def _repr_png_(self) -> bytes:
+        if isinstance(self.figure, bytes):
+            return self.figure
         self._write(buffer := io.BytesIO(), "png")
         return buffer.getvalue()
-
-
-@dataclass(frozen=True, repr=False)
-class Drawn:
-    """A PNG file that a stage has drawn, such as an animation; a notebook shows it as it is."""
-
-    path: Path
-
-    def save(self, out: str | Path | None) -> Drawn:
-        """Write out/<its name>; `out` None: nothing."""
-        if out is not None:
-            write_atomically(Path(out) / self.path.name, lambda p: p.write_bytes(self._repr_png_()))
-        return self
-
-    def __repr__(self) -> str:
-        return f"<Drawn {self.path.stem}>"
-
-    def _repr_png_(self) -> bytes:
-        return self.path.read_bytes()
 
 
 def common_legend(figure: Figure, columns: int = 5, own: dict[Axes, Iterable[str]] | None = None) -> None:

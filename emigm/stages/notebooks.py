@@ -39,18 +39,11 @@ class OwnKernel(KernelSpecManager):
 
 
 def execute(name: str, benchmark: str | None, into: str) -> Path:
-    """What `papermill notebooks/<name>.ipynb ... -p benchmark <benchmark> -p out <folder>` does.
-
-    Args:
-        name: of the notebook.
-        benchmark: what it shows; None: what it shows by itself (one that gathers several benchmarks).
-        into: folder of results/ that gets it.
+    """What `papermill notebooks/<name>.ipynb ... -p benchmark <benchmark> -p out <folder>` does, into the folder
+    results/<into>/notebooks/<name>, which is returned; `benchmark` None: the notebook gathers several by itself.
 
     The same records give the same bytes: the executed notebook holds no times, and no path of the machine. Earlier
     files stay until the notebook has come to its end.
-
-    Returns:
-        The folder with <name>.ipynb and what the notebook saved.
 
     Raises:
         ConfigError: there is no such notebook.
