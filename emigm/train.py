@@ -154,9 +154,8 @@ def train(
         if done in snapshots and world.is_main:  # before the resume point, which implies the snapshots before it
             snapshots[done].save(done, {name: tensor.cpu() for name, tensor in state.named_ema().items()})
         if resumable and world.is_main:
-            points.save(
-                done, state.entries() | dict(zip(PROGRESS, (done, curve, recent, skipped, seconds), strict=True))
-            )
+            progress = {"step": done, "curve": curve, "recent": recent, "skipped": skipped, "seconds": seconds}
+            points.save(done, state.entries() | progress)
         on_step(done)
     return TrainResult(state.named_ema(), curve, seconds, skipped, snapshots)
 

@@ -144,10 +144,11 @@ def rank_of_four(rank, port, folder, slow):
 @pytest.mark.parametrize("victim", [0, 2])
 def test_when_one_of_four_processes_is_killed_all_end_with_one_line_and_the_run_goes_on(tmp_path, victim):
     port = free_port()
-    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # torchrun keeps it
-    ranks = [FORK.Process(target=rank_of_four, args=(r, port, tmp_path, 0.1)) for r in range(4)]
+    ranks = [FORK.Process(target=rank_of_four, args=(r, port, tmp_path, 0.1), daemon=True) for r in range(4)]
     for process in ranks:
         process.start()
+    # Kept by torchrun, and not before the fork, since it has threads.
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     until = time.monotonic() + 60
     while not list(tmp_path.rglob("*.pt")):  # after 5 of 12 steps
         assert time.monotonic() < until

@@ -46,8 +46,8 @@ def products(precision: Precision, device: str | torch.device) -> Iterator[None]
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def overflow(what: str, precision: Precision, key: str) -> str:
+def overflow(result: str, precision: Precision, key: str) -> str:
     """Message on NaN or infinity in a result of a forward pass."""
     if precision == "float16":
-        return f"{what}: NaN or infinity under float16, whose largest number is 65504; set {key}: bf16 or float32"
-    return f"{what}: NaN or infinity in {precision}; the weights are damaged, or of another model"
+        return f"{result}: NaN or infinity under float16, whose largest number is 65504; set {key}: bf16 or float32"
+    return f"{result}: NaN or infinity in {precision}; the weights are damaged, or of another model"
