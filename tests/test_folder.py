@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from emigm.data.photos import DecodingError, adm_crop, decode
 from emigm.metrics import classifier
 from emigm.metrics.classifier import WEIGHTS_FILE, accuracy, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor
+from emigm.report.notes import data_name
 from emigm.stages.encode import encode
 from emigm.stages.extractor import make_extractor
 from emigm.stages.prepare import prepare
@@ -109,6 +111,21 @@ def test_doctor_and_estimates_know_own_photos(here):
     write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
     (check,) = doctor.check_data(benchmark)
     assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("My photos", "My photos"),
+        ("My photos (32\u00d732 colour)", "My photos"),
+        ("My photos, 32x32", "My photos"),
+        ("My photos (of 3 x 2 cats)", "My photos (of 3 x 2 cats)"),
+        ("64x64", "64x64"),
+    ],
+)
+def test_pages_call_own_photos_by_the_title_without_its_resolution(title, name):
+    row = {"benchmark": "mine", "title": title, "dataset": "folder", "resolution": 32, "dry_run": False}
+    assert data_name(pd.DataFrame([row, row])) == name
 
 
 def folder(root, **changes):
