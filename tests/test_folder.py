@@ -1,8 +1,8 @@
 """One's own photos (`dataset: folder`): prepared, split, classified in colour, and taken through the stages."""
 
 import dataclasses
-import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.compose import compose_benchmark, composed_text, params_file
 from emigm.config.errors import ConfigError
-from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
 from emigm.data.images import load_split, open_images
 from emigm.data.latents import LatentStore
@@ -20,12 +21,14 @@ from emigm.data.photos import DecodingError, adm_crop, decode
 from emigm.metrics import classifier
 from emigm.metrics.classifier import WEIGHTS_FILE, accuracy, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor
+from emigm.records.record import read_record
 from emigm.report.notes import data_name
 from emigm.stages.encode import encode
 from emigm.stages.extractor import make_extractor
 from emigm.stages.prepare import prepare
 from emigm.stages.reference import make_reference
 from emigm.tools import doctor, estimates
+from emigm.tools.artefacts import released_files
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
 BENCHMARK = """
@@ -60,7 +63,7 @@ def write_photos(root, counts, size=(40, 30)):
 
 
 def record(stage):
-    return json.loads(Path("results/mine/records", f"{stage}.json").read_text())["results"]
+    return read_record(Path("results/mine/records", f"{stage}.json"))["results"]
 
 
 @pytest.fixture
@@ -102,6 +105,29 @@ def test_photos_of_imagenet_go_through_the_stages(here):
     run_stages(compose_benchmark("mine", [f"benchmark.{key}={value}" for key, value in settings.items()]))
     assert record("prepare")["class_names"] == names and record("prepare")["train_images"] == len(names)
     assert record("reference")["baselines"]["holdout"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home")), monkeypatch.setenv("WEIGHTS", str(here / "weights"))
+    autoencoder = AutoencoderConfig("kl16", 0.2325, "~/vae/kl16.ckpt")
+    extractor = ExtractorConfig("inception", "$WEIGHTS/inception.pth")
+    benchmark = compose_benchmark("mine")
+    evaluation = dataclasses.replace(benchmark.evaluation, reference="${WEIGHTS}/statistics.npz")
+    paths = ("home/vae/kl16.ckpt", "weights/inception.pth", "weights/statistics.npz")
+    for path in paths:
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        (here / path).touch()
+    named = SimpleNamespace(
+        autoencoder=autoencoder, extractor=extractor, evaluation=evaluation, data=benchmark.data, sizes=(), weights=""
+    )
+    assert [file.path for file in released_files(named)] == [here / path for path in paths]
+    assert weight_files(autoencoder.weights) == [here / paths[0]]
+    with pytest.raises(ConfigError, match=f"{here}/home/vae/kl16.ckpt: "):
+        load_autoencoder(autoencoder)
+    (here / "home" / "cifar").mkdir()
+    (here / "home" / "cifar" / "train.parquet").touch()
+    (check,) = doctor.check_data(SimpleNamespace(data=DataConfig("cifar10", "~/cifar")))
+    assert check.state == doctor.OK
 
 
 def test_doctor_and_estimates_know_own_photos(here):

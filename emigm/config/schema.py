@@ -6,17 +6,17 @@ Every key of the YAML is a field here. An unknown key, a value out of bounds, or
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Collection
 from dataclasses import field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StrictBool
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, config, matching, rule
+from emigm.config.paths import expand
 
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -132,7 +132,7 @@ class DataConfig:
 
     def _class_folders(self) -> str:
         """How many classes one's own photos have."""
-        root = Path(os.path.expandvars(self.root)).expanduser()
+        root = expand(self.root)
         folders = [p for p in root.glob("*") if p.is_dir() and not p.name.startswith(".")]
         return f"{self.root} has {len(folders)} class folders"
 
