@@ -29,6 +29,7 @@ from torch import Tensor
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
+from emigm.config.paths import expand
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, load_model, read_model_config
@@ -154,7 +155,7 @@ def _autoencoder(
     """The configuration of a folder's autoencoder, with these weights; None: its own, or the released ones."""
     if "autoencoder" in facts:
         cfg = parse(AutoencoderConfig, facts["autoencoder"], f"{folder}/config.json: autoencoder")
-        if weights is None and (cfg.kind not in MIRRORS or Path(cfg.weights).exists()):
+        if weights is None and (cfg.kind not in MIRRORS or expand(cfg.weights).exists()):
             return cfg
         kind, scale = cfg.kind, cfg.scale
     elif paper is not None:

@@ -182,7 +182,7 @@ def test_speed_is_no_cell():
     ("stage", "settings", "results", "differs"),
     [
         ("encode", {"autoencoder": {"kind": "kmeans"}}, lambda s: {"weights_sha256": {"c": s}}, False),
-        ("encode", {"autoencoder": {"kind": "vq"}}, lambda s: {"weights_sha256": {"c": s}}, True),
+        ("encode", {"autoencoder": {"kind": "kl16"}}, lambda s: {"weights_sha256": {"c": s}}, True),
         ("extractor", {}, lambda s: {"sha256": s, "holdout_accuracy": 0.9}, False),
         ("extractor", {}, lambda s: {"sha256": s, "published": True}, True),
     ],

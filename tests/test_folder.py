@@ -1,17 +1,19 @@
 """One's own photos (`dataset: folder`): prepared, split, classified in colour, and taken through the stages."""
 
 import dataclasses
-import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.compose import compose_benchmark, composed_text, params_file
 from emigm.config.errors import ConfigError
-from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
+from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
 from emigm.data.images import load_split, open_images
 from emigm.data.latents import LatentStore
@@ -19,11 +21,14 @@ from emigm.data.photos import DecodingError, adm_crop, decode
 from emigm.metrics import classifier
 from emigm.metrics.classifier import WEIGHTS_FILE, accuracy, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor
+from emigm.records.record import read_record
+from emigm.report.notes import data_name
 from emigm.stages.encode import encode
 from emigm.stages.extractor import make_extractor
 from emigm.stages.prepare import prepare
 from emigm.stages.reference import make_reference
 from emigm.tools import doctor, estimates
+from emigm.tools.artefacts import released_files
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
 BENCHMARK = """
@@ -58,7 +63,7 @@ def write_photos(root, counts, size=(40, 30)):
 
 
 def record(stage):
-    return json.loads(Path("results/mine/records", f"{stage}.json").read_text())["results"]
+    return read_record(Path("results/mine/records", f"{stage}.json"))["results"]
 
 
 @pytest.fixture
@@ -102,6 +107,29 @@ def test_photos_of_imagenet_go_through_the_stages(here):
     assert record("reference")["baselines"]["holdout"]["fid"]["mean"] == pytest.approx(0, abs=1e-3)
 
 
+def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home")), monkeypatch.setenv("WEIGHTS", str(here / "weights"))
+    autoencoder = AutoencoderConfig("kl16", 0.2325, "~/vae/kl16.ckpt")
+    extractor = ExtractorConfig("inception", "$WEIGHTS/inception.pth")
+    benchmark = compose_benchmark("mine")
+    evaluation = dataclasses.replace(benchmark.evaluation, reference="${WEIGHTS}/statistics.npz")
+    paths = ("home/vae/kl16.ckpt", "weights/inception.pth", "weights/statistics.npz")
+    for path in paths:
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        (here / path).touch()
+    named = SimpleNamespace(
+        autoencoder=autoencoder, extractor=extractor, evaluation=evaluation, data=benchmark.data, sizes=(), weights=""
+    )
+    assert [file.path for file in released_files(named)] == [here / path for path in paths]
+    assert weight_files(autoencoder.weights) == [here / paths[0]]
+    with pytest.raises(ConfigError, match=f"{here}/home/vae/kl16.ckpt: "):
+        load_autoencoder(autoencoder)
+    (here / "home" / "cifar").mkdir()
+    (here / "home" / "cifar" / "train.parquet").touch()
+    (check,) = doctor.check_data(SimpleNamespace(data=DataConfig("cifar10", "~/cifar")))
+    assert check.state == doctor.OK
+
+
 def test_doctor_and_estimates_know_own_photos(here):
     benchmark = compose_benchmark("mine")
     (check,) = doctor.check_data(benchmark)
@@ -109,6 +137,21 @@ def test_doctor_and_estimates_know_own_photos(here):
     write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
     (check,) = doctor.check_data(benchmark)
     assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("My photos", "My photos"),
+        ("My photos (32\u00d732 colour)", "My photos"),
+        ("My photos, 32x32", "My photos"),
+        ("My photos (of 3 x 2 cats)", "My photos (of 3 x 2 cats)"),
+        ("64x64", "64x64"),
+    ],
+)
+def test_pages_call_own_photos_by_the_title_without_its_resolution(title, name):
+    row = {"benchmark": "mine", "title": title, "dataset": "folder", "resolution": 32, "dry_run": False}
+    assert data_name(pd.DataFrame([row, row])) == name
 
 
 def folder(root, **changes):

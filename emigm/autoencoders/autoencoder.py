@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from emigm.autoencoders.base import Autoencoder, Pixels
 from emigm.autoencoders.codebook import load_kmeans
 from emigm.config.errors import ConfigError
+from emigm.config.paths import expand
 from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
 
@@ -123,7 +124,7 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
         "dcae": (_load_dcae, ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"),
     }[cfg.kind]
     try:
-        return load(_find(Path(cfg.weights), names), cfg, device)
+        return load(_find(expand(cfg.weights), names), cfg, device)
     except ConfigError as e:
         raise ConfigError(f"{e} (autoencoder.weights of kind: {cfg.kind} must name {remedy})") from e
 
@@ -142,7 +143,7 @@ def weight_files(weights: str | None) -> list[Path]:
     """The files that `autoencoder.weights` names: one, or all of a folder; none where there are no weights."""
     if weights is None:
         return []
-    path = Path(weights)
+    path = expand(weights)
     return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
 
 

@@ -192,7 +192,7 @@ def parse_benchmark(tree: Any) -> Benchmark:
         if model.classes != images.classes:
             there = f"there are {images.classes} ({source}, data.classes)"
             raise ConfigError(f"{where}.classes = {model.classes}, but {there}; set both alike")
-        if latents is not None and latents != (model.channels, model.grid):
+        if latents != (model.channels, model.grid):
             ours = f"{where}.channels = {model.channels}, grid = {model.grid}"
             theirs = f"the latents ({source}, data.resolution, autoencoder.kind) have {latents[0]} channels"
             raise ConfigError(f"{ours}, but {theirs} and sides of {latents[1]}; set both alike")

@@ -1,17 +1,24 @@
-"""Where stages keep what they make. No torch in this module."""
+"""Where stages keep what they make, and paths as people write them. No torch in this module."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from emigm.config.benchmark import Benchmark
+if TYPE_CHECKING:  # the configuration's own modules expand paths too
+    from emigm.config.benchmark import Benchmark
 
 Part = Literal["train", "holdout"]
 PARTS: tuple[Part, ...] = ("train", "holdout")
 """Of a data set."""
 STATE = Path(".state")
 """Resume points of interrupted stages; a stage removes its own when all it makes is written."""
+
+
+def expand(path: str | Path) -> Path:
+    """The path with `~` and `$VARIABLES` replaced by what they stand for; one that is not set stays as it is."""
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def data_folder(benchmark: Benchmark) -> Path:

@@ -6,17 +6,17 @@ Every key of the YAML is a field here. An unknown key, a value out of bounds, or
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Collection
 from dataclasses import field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, StrictBool
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict, config, matching, rule
+from emigm.config.paths import expand
 
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -132,7 +132,7 @@ class DataConfig:
 
     def _class_folders(self) -> str:
         """How many classes one's own photos have."""
-        root = Path(os.path.expandvars(self.root)).expanduser()
+        root = expand(self.root)
         folders = [p for p in root.glob("*") if p.is_dir() and not p.name.startswith(".")]
         return f"{self.root} has {len(folders)} class folders"
 
@@ -147,22 +147,21 @@ class DataConfig:
 class AutoencoderConfig:
     """How pixels become latents."""
 
-    kind: Literal["pixels", "kl16", "dcae", "kmeans", "vq"]
-    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: kmeans (the nearest learned patch), vq."""
+    kind: Literal["pixels", "kl16", "dcae", "kmeans"]
+    """Numbers: pixels, kl16, dcae. Codes, for the categorical head: kmeans (the nearest learned patch)."""
     scale: Annotated[Number, Field(gt=0, le=1000)] = 1.0
     """Raw latents times this have about unit standard deviation; codes have none."""
     weights: Text | None = None
     """`pixels` has none. The encode stage fits those of `kmeans`, and writes them into the folder of latents."""
-    codebook: Codes | None = None  #: kmeans and vq: number of codes
+    codebook: Codes | None = None  #: kmeans: number of codes
     patch: Side | None = None  #: kmeans: side of the patch of pixels that makes one token
     precision: Precision = "float32"
-    """kl16, dcae and vq: of encoding and decoding, a matter of rounding alone; what is stored stays float32."""
+    """kl16 and dcae: of encoding and decoding, a matter of rounding alone; what is stored stays float32."""
 
     def __post_init__(self):
-        if self.precision != "float32" and self.kind not in ("kl16", "dcae", "vq"):
+        if self.precision != "float32" and self.kind not in ("kl16", "dcae"):
             raise ConfigError(f"precision: {self.precision} has no effect for kind: {self.kind}, which rounds nothing")
-        networks, codes = {"kl16", "dcae", "vq"}, {"kmeans", "vq"}
-        _require(self, "kind", weights=networks | codes, codebook=codes, patch={"kmeans"})
+        _require(self, "kind", weights={"kl16", "dcae", "kmeans"}, codebook={"kmeans"}, patch={"kmeans"})
         if self.codebook is not None and self.scale != 1:
             raise ConfigError(f"scale = {self.scale} has no effect on the codes of kind: {self.kind}")
 
@@ -171,14 +170,12 @@ class AutoencoderConfig:
         """What defines raw and unit latents: all but the precision."""
         return {name: value for name, value in as_dict(self).items() if name != "precision"}
 
-    def latents(self, images: Images) -> tuple[int, int] | None:
-        """Channels and side of the latents of such images; None: they depend on the weights (vq).
+    def latents(self, images: Images) -> tuple[int, int]:
+        """Channels and side of the latents of such images.
 
         Raises:
             ConfigError: the images do not suit the autoencoder.
         """
-        if self.kind == "vq":
-            return None
         taken, stride, channels = {
             "pixels": (images.channels, 1, images.channels),
             "kmeans": (images.channels, self.patch, 1),

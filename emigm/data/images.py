@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
-from emigm.config.paths import PARTS, Part
+from emigm.config.paths import PARTS, Part, expand
 from emigm.config.schema import DataConfig
-from emigm.data.photos import DecodingError, Photos, crop_photos, decode, expand, scan_both, scan_photos
+from emigm.data.photos import DecodingError, Photos, crop_photos, decode, scan_both, scan_photos
 from emigm.io import read_arrays, read_json, write_arrays
 
 NONE = "none.json"

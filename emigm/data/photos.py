@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError
+from emigm.config.paths import expand
 from emigm.io import read_index
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
@@ -37,11 +38,6 @@ class DecodingError(ConfigError):
     def __init__(self, failures: Sequence[str], remedy: str):
         self.failures = list(failures)
         super().__init__(f"{len(failures)} images do not decode: {_first(failures, '; ')}; {remedy}")
-
-
-def expand(path: str | Path) -> Path:
-    """The path with `~` and `$VARIABLES` replaced by what they stand for."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def adm_crop(image: Image.Image, resolution: int) -> np.ndarray:

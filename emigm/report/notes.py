@@ -8,6 +8,8 @@ nothing to say.
 # × is meant: it is the paper's notation.
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from emigm.paper.reported import PAPER_IMAGES
@@ -15,7 +17,9 @@ from emigm.report.statistics import summarise
 from emigm.report.tables import NOT_RUN, missing, model_name, plural, plus_minus, thousands
 
 DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet {r}×{r}"}
-"""Data set -> its name on axes and in headers; {r}: resolution in pixels."""
+"""Data set -> its name on axes and in headers; {r}: resolution in pixels. Own photos have the benchmark's title."""
+_SIDES = re.compile(r"[\s,]*(\(\d+\s*[×x]\s*\d+[^()]*\)|\d+\s*[×x]\s*\d+)$")
+"""The resolution at the end of a title: " (32×32 colour)", ", 32x32"."""
 EXTRACTORS = {
     "cnn": ("a small CNN", "trained to classify the training images; total variance of the features set to 100"),
     "inception": ("Inception-v3", "the TensorFlow weights that FID is defined with, through torch-fidelity"),
@@ -40,8 +44,10 @@ NFE = (
 def data_name(frame: pd.DataFrame) -> str:
     """The data of a frame in words: "MNIST-5k"; a dry run is marked."""
     names = {
-        DATA.get(row.dataset, row.dataset or row.benchmark).format(r=row.resolution)
-        for row in frame[["benchmark", "dataset", "resolution"]].drop_duplicates().itertuples()
+        _SIDES.sub("", row.title) or row.title
+        if row.dataset == "folder"
+        else DATA.get(row.dataset, row.dataset or row.benchmark).format(r=row.resolution)
+        for row in frame[["benchmark", "title", "dataset", "resolution"]].drop_duplicates().itertuples()
     }
     return " and ".join(sorted(names)) + (" (DRY RUN)" if is_dry_run(frame) else "")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.paths import PARTS, extractor_folder, images_folder
+from emigm.config.paths import PARTS, expand, extractor_folder, images_folder
 from emigm.data.images import open_images
 from emigm.io import checksums, sha256
 from emigm.launching import run_stage
@@ -49,7 +49,7 @@ def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[st
     """Check that torch-fidelity can use the weights, and note which file they are."""
     from emigm.metrics.features import INCEPTION_SHA256, load_extractor, write_source  # seconds to import
 
-    weights = Path(benchmark.extractor.weights)
+    weights = expand(benchmark.extractor.weights)
     facts = write_source(folder, weights)
     extractor = load_extractor(benchmark.extractor, folder)
     if not extractor.identity["published"]:

@@ -12,7 +12,7 @@ from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
-from emigm.config.paths import PARTS, data_folder, extractor_folder, images_folder, results_folder
+from emigm.config.paths import PARTS, data_folder, expand, extractor_folder, images_folder, results_folder
 from emigm.data.images import open_images, why_none
 from emigm.data.samples import chunk_ranges
 from emigm.io import checksums, fingerprint, sha256
@@ -42,7 +42,7 @@ def make_reference(benchmark: Benchmark) -> None:
         return
     features = {name: from_arrays(measured(part, run.state)) for name, part in sets.items()}
     if (stored := benchmark.evaluation.reference) is not None:
-        reference, results = stored_reference(Path(stored), extract, features.get("stored"))
+        reference, results = stored_reference(expand(stored), extract, features.get("stored"))
     else:
         reference, results = training_reference(benchmark, features)
     read = inputs(benchmark)
@@ -62,7 +62,7 @@ def inputs(benchmark: Benchmark) -> dict[str, str]:
     """Checksums of all the stage reads: extractor, stored statistics, latents where tokens are shuffled, images."""
     stored, files = benchmark.evaluation.reference, [extractor_folder(benchmark)]
     if stored is not None:
-        files.append(Path(stored))
+        files.append(expand(stored))
     else:  # shuffled tokens are those of pixels; other autoencoders are measured by what they reconstruct
         part = "train" if benchmark.autoencoder.kind == "pixels" else "holdout"
         files += [data_folder(benchmark) / "latents" / part / INDEX, *weight_files(benchmark.autoencoder.weights)]
@@ -104,7 +104,7 @@ def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Image
 
     evaluation, folder = benchmark.evaluation, images_folder(benchmark)
     if evaluation.reference is not None:
-        adm = AdmReference(evaluation.reference, extract.width)
+        adm = AdmReference(expand(evaluation.reference), extract.width)
         return {"stored": parts(sha256(adm.path), adm.images, adm.pixels)} if adm.images else {}
     sources = {part: open_images(folder, part, benchmark.run.workers) for part in PARTS}
     if (most := max(map(len, sources.values()))) > MOST_PHOTOS:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
+from emigm.config.paths import expand
 from emigm.config.schema import AutoencoderConfig, ReleasedConfig
 from emigm.io import read_json
 from emigm.paper.settings import INCEPTION_SHA256
@@ -74,11 +75,11 @@ def released_files(benchmark: Benchmark) -> Iterator[ReleasedFile]:
     if autoencoder.weights is not None and autoencoder.kind != "kmeans":  # the encode stage makes that
         yield ReleasedFile("autoencoder", _weights_file(autoencoder), MIRRORS.get(autoencoder.kind, ()))
     if extractor.weights is not None:
-        yield ReleasedFile("Inception", Path(extractor.weights), MIRRORS["inception"], PUBLISHED["inception"])
+        yield ReleasedFile("Inception", expand(extractor.weights), MIRRORS["inception"], PUBLISHED["inception"])
     if reference is not None:
         resolution, name = benchmark.data.resolution, Path(reference).name
         mirrors = (f"{REFERENCE_HOST}/{resolution}/{name}",) if name == REFERENCES.get(resolution) else ()
-        yield ReleasedFile("reference statistics", Path(reference), mirrors)
+        yield ReleasedFile("reference statistics", expand(reference), mirrors)
     for size in benchmark.sizes if benchmark.weights == "released" else ():
         yield checkpoint(benchmark.released, size)
 
@@ -87,12 +88,12 @@ def checkpoint(released: ReleasedConfig, size: str) -> ReleasedFile:
     """The released checkpoint of a size."""
     name = released.files[size]
     source = HubFile(released.repository, name)
-    return ReleasedFile(f"checkpoint {size}", Path(released.folder) / name, (source,), released.sha256.get(size))
+    return ReleasedFile(f"checkpoint {size}", expand(released.folder) / name, (source,), released.sha256.get(size))
 
 
 def _weights_file(autoencoder: AutoencoderConfig) -> Path:
     """Where the weights are or go: of a folder, any weights in it, else those of the mirror."""
-    path, mirrors = Path(autoencoder.weights), MIRRORS.get(autoencoder.kind)
+    path, mirrors = expand(autoencoder.weights), MIRRORS.get(autoencoder.kind)
     if mirrors is None or path.suffix in (".ckpt", ".pth", ".safetensors"):
         return path
     present = [file for suffix in ("ckpt", "pth", "safetensors") for file in path.glob(f"*.{suffix}")]

@@ -9,14 +9,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from tabulate import tabulate
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.compose import DEFAULT
-from emigm.data.photos import class_names, expand
+from emigm.config.paths import expand
+from emigm.data.photos import class_names
 from emigm.flops import parameters as count_parameters
 from emigm.io import sha256
 from emigm.pools import cores
@@ -80,7 +80,8 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
     if data.dataset in estimates.EMBEDDED:
         yield Check("images", OK, f"{estimates.EMBEDDED[data.dataset][0]} brings them")
     elif data.dataset == "cifar10":
-        here = any(Path(data.root).glob("*.parquet")) or (Path(data.root) / "cifar-10-batches-py").is_dir()
+        root = expand(data.root)
+        here = any(root.glob("*.parquet")) or (root / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"
         yield check("images", here, data.root if here else f"nothing in {data.root}", remedy, FETCH)
     elif benchmark.weights == "released":
