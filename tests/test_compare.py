@@ -16,7 +16,7 @@ from emigm.pictures import save_grid
 from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
 from emigm.tools.artefacts import PUBLISHED
-from emigm.tools.compare import chance_outside, compare, compare_cells
+from emigm.tools.compare import compare, compare_cells
 
 REPO = Path(__file__).parents[1]
 PARAMETERS = {  # counted on the official modules
@@ -166,7 +166,6 @@ def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
         ("sample-b-16", ["settings", "autoencoder", "precision"], "bf16", "autoencoder.precision = bf16"),
         ("train-b", ["settings", "source", "shared_token", "used"], "ema", "released.token = ema"),
         ("train-b", ["settings", "model", "width"], 704, "model.width = 704, the paper's: 768"),
-        ("sample-b-16", ["inputs"], {"random/kl16.ckpt": "a" * 64}, "random/kl16.ckpt is random"),
     ],
 )
 def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, stage, keys, value, reason):
@@ -177,38 +176,6 @@ def test_a_cell_that_came_about_otherwise_is_not_comparable(checkout, capsys, st
     assert verdicts(benchmark)["xs", "16"].verdict == "within"
     assert compare(benchmark, allow_missing=True) == 1
     assert reason in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("train-b", "sample-b-16"),
-        ("sample-b-16", "evaluate-b"),
-        ("extractor", "evaluate-b"),
-        ("reference", "evaluate-b"),
-    ],
-)
-def test_a_score_of_what_has_been_made_anew_since_is_not_comparable(checkout, before, after):
-    benchmark = write_paper_results(checkout)
-    change(before, "outputs", to={"samples/x/index.json": "d" * 64})
-    change(after, "inputs", to={"samples/x/index.json": "d" * 64, "weights/y": "e" * 64})
-    assert verdicts(benchmark)["b", "16"].verdict == "within"
-    change(before, "outputs", to={"samples/x/index.json": "f" * 64})
-    cell = verdicts(benchmark)["b", "16"]
-    assert cell.verdict == "not comparable"
-    assert cell.reasons == (f"{after} read other files than {before} has written since; run dvc repro to its end",)
-
-
-def test_how_often_an_exact_reproduction_is_outside_is_said(checkout, capsys):
-    benchmark = write_paper_results(checkout)
-    cells = list(verdicts(benchmark).values())
-    rng = np.random.default_rng(0)
-    paper, ours = 1 + 0.02 / 3.2 * rng.standard_normal((2, 100_000, len(cells)))
-    measured = (np.abs(ours - paper) > 0.018).any(axis=1).mean()
-    assert chance_outside(cells) == pytest.approx(measured, abs=0.01)
-    compare(benchmark)
-    said = f"Of exact reproductions {chance_outside(cells):.0%} would have one or more of 10 cells outside"
-    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", ["sample", "autoencoder"])
@@ -231,15 +198,6 @@ def test_a_file_that_fetch_recorded_is_known_by_its_checksum_and_not_by_its_name
     change("evaluate-b", "settings", "reference_source", "sha256", to="c" * 64)
     assert "reference = cccc" in verdicts(benchmark)["b", "16"].reasons[0]
     assert verdicts(benchmark)["xs", "16"].verdict == "within"
-
-
-def test_weights_of_others_than_fetch_got_are_not_comparable(checkout):
-    benchmark = write_paper_results(checkout)
-    file = "weights/emigm/256_model/eMIGM_base_256_checkpoint.pth"
-    for checksum, verdict in (("b" * 64, "within"), ("c" * 64, "not comparable")):
-        write_json("weights/fetched.json", {file: {"sha256": checksum}})
-        assert verdicts(benchmark)["b", "16"].verdict == verdict
-    assert verdicts(benchmark)["b", "16"].reasons == (f"{file} is another file than `emigm fetch` got",)
 
 
 def test_trained_weights_count_at_the_papers_scale_only(checkout):

@@ -8,6 +8,7 @@ import json
 import shutil
 import socket
 import threading
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import artefacts, doctor, fetch
 from emigm.tools.artefacts import HubFile, ReleasedFile, released_files
 from emigm.tools.fetch import fetch_official, obtain
-from emigm.tools.random_files import make_random
 
 REPO = Path(__file__).parents[1]
+make_random = import_module(fetch.MAKE_RANDOM).make_random
 CONTENT = bytes(range(256)) * 40_000  # ten blocks
 COMMIT = "c" * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

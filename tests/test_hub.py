@@ -130,13 +130,9 @@ def test_the_card_of_a_trained_model_says_what_was_measured(server, pushed, tmp_
     text = server.files["/me/tiny/resolve/main/README.md"].content.decode()
     runs = json.loads((results / "records/evaluate-xs.json").read_text())["results"]["4"]["runs"]
     expected = np.mean([run["fid"] for run in runs if run["train_seed"] == 1 and run.get("snapshot") is None])
-    card = huggingface_hub.ModelCard(text).data
-    measured = {result.metric_name: result.metric_value for result in card.eval_results}
-    assert card.pipeline_tag == "unconditional-image-generation" and card.model_name == "tiny"
-    assert measured.keys() == {"FID at N = 4", "FID at N = 16"}
-    assert measured["FID at N = 4"] == pytest.approx(expected) and f"FID at N = 4: {expected:.2f} (" in text
-    assert hub.measured_scores(tmp_path / "models" / "mnist" / "xs" / "seed7") == []
-    assert huggingface_hub.ModelCard(hub.model_card("me/tiny", [])).data.eval_results is None
+    assert text.count("FID at N = ") == 2 and f"FID at N = 4: {expected:.2f} (Made-up mnist; 1,000 images" in text
+    assert huggingface_hub.ModelCard(text).data.pipeline_tag == "unconditional-image-generation"
+    assert hub.measured_scores(tmp_path / "models" / "mnist" / "xs" / "seed7") == ""
 
 
 def test_what_cannot_be_pushed_is_one_clear_error(server, pushed, tmp_path, monkeypatch, capsys):
