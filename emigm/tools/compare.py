@@ -63,15 +63,8 @@ class Cell:
 
 
 def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
-    """Print the comparison; 0 where every cell that the paper reports is within the tolerance, else 1.
-
-    Args:
-        benchmark: its records are read from `results/`.
-        allow_missing: cells that have not run do not count, as long as one is comparable.
-
-    Raises:
-        ConfigError: the paper reports nothing that the benchmark measures, or it has not run.
-    """
+    """Print the comparison of what lies in `results/`; 0 where every cell that the paper reports, or that has run
+    (`allow_missing`), is within the tolerance, else 1. Raises ConfigError where there is nothing to compare."""
     name, cfg = benchmark.name, benchmark.compare
     if cfg is None:
         raise ConfigError(f"{name} has no benchmark.compare: the paper has no such; compare imagenet256 or imagenet512")
@@ -163,25 +156,25 @@ def settings(results: Records, resolution: int, size: str, budget: str) -> list[
 
 def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) -> str:
     """The comparison as text, with the reasons below."""
-    rows = []
-    for c in cells:
-        stage = f"sample-{c.size}-{c.budget}"
-        steps, passes = results.at(stage, "settings", "sample", "steps"), results.at(stage, "results", "passes")
-        rows.append(
-            {
-                "model": c.reported["method"],
-                "NFE (paper)": c.reported["nfe"].replace("x", "×"),
-                "NFE": nfe_text(steps, passes),
-                "params (paper)": c.reported["params"],
-                "params": count(results.at(f"train-{c.size}", "results", "parameters")),
-                "weights": results.at(f"train-{c.size}", "weights") or NOT_RUN,
-                "FID (paper)": c.reported["fid"],
-                "FID": NOT_RUN if c.fid is None else f"{c.fid:.2f}",
-                "difference": NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
-                "tolerance": f"±{100 * c.tolerance:g}%",
-                "verdict": c.verdict,
-            }
-        )
+    rows = [
+        {
+            "model": c.reported["method"],
+            "NFE (paper)": c.reported["nfe"].replace("x", "×"),
+            "NFE": nfe_text(
+                results.at(f"sample-{c.size}-{c.budget}", "settings", "sample", "steps"),
+                results.at(f"sample-{c.size}-{c.budget}", "results", "passes"),
+            ),
+            "params (paper)": c.reported["params"],
+            "params": count(results.at(f"train-{c.size}", "results", "parameters")),
+            "weights": results.at(f"train-{c.size}", "weights") or NOT_RUN,
+            "FID (paper)": c.reported["fid"],
+            "FID": NOT_RUN if c.fid is None else f"{c.fid:.2f}",
+            "difference": NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
+            "tolerance": f"±{100 * c.tolerance:g}%",
+            "verdict": c.verdict,
+        }
+        for c in cells
+    ]
     notes = [
         f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
         f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import configparser
-import importlib.metadata
 import math
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +19,6 @@ from emigm.data.photos import class_names, expand
 from emigm.flops import parameters as count_parameters
 from emigm.io import sha256
 from emigm.pools import cores
-from emigm.records.record import REPORTED_VERSIONS
 from emigm.tools import estimates
 from emigm.tools.artefacts import ReleasedFile, released_files
 from emigm.tools.estimates import Cost, Device
@@ -58,7 +55,6 @@ def doctor(benchmark: Benchmark, gpus: int | None = None) -> int:
         *check_files(benchmark),
         *check_machine(benchmark, device, estimates.total(costs).seconds),
         check_disk(costs),
-        *check_software(),
     ]
     print(f"{benchmark.name}: {benchmark.title}, weights: {benchmark.weights}\n")
     print(tabulate([c[:3] for c in checks], ("needed", "state", "found"), "simple"))
@@ -171,18 +167,6 @@ def check_disk(costs: list[Cost]) -> Check:
     text = f"{gigabytes(free)} free, about {gigabytes(needed)} needed" + ("" if linked else " (DVC keeps a copy)")
     remedy = "make room, or keep DVC's cache elsewhere (dvc cache dir <folder>) or without copies "
     return check("disk", needed < free, text, remedy + "(dvc config cache.type hardlink)")
-
-
-def check_software() -> Iterator[Check]:
-    """Python, and the packages that records name."""
-    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    remedy = "3.11 to 3.13 is needed; make reproduce PYTHON=python3.12"
-    yield check("Python", right, ".".join(map(str, sys.version_info[:3])), remedy)
-    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    absent = [name for name in REPORTED_VERSIONS if name not in installed]
-    yield Check("packages", OK, ", ".join(f"{n} {installed[n]}" for n in REPORTED_VERSIONS if n in installed))
-    if absent:
-        yield Check("packages", MISSING, f"no {', '.join(absent)}", "install the environment: make test, or README.md")
 
 
 def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], parameters: dict[str, int]) -> str:

@@ -19,15 +19,9 @@ PHOTOS_PER_SECOND = 100
 """JPEG photos that one thread decodes and crops; assumed."""
 # Peak TFLOP/s from the vendor's data sheets: float32 without and bf16 with tensor cores, dense.
 PEAKS = {
-    "B200": (75, 2250),
-    "H200": (67, 989),
-    "H100": (67, 989),
-    "A100": (19.5, 312),
-    "L40S": (91.6, 362),
-    "A6000": (38.7, 155),
-    "4090": (82.6, 165),
-    "3090": (35.6, 71),
-}
+    "B200": (75, 2250), "H200": (67, 989), "H100": (67, 989), "A100": (19.5, 312),
+    "L40S": (91.6, 362), "A6000": (38.7, 155), "4090": (82.6, 165), "3090": (35.6, 71),
+}  # fmt: skip
 SUSTAINED_FLOAT32, SUSTAINED_BF16 = 0.6, 0.3
 """Share of the peak that is assumed to be reached."""
 REFERENCE_GPU = "A100"

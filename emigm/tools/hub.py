@@ -50,27 +50,17 @@ def cached_folder(repository: str, revision: str | None = None) -> Path:
 
 
 def push_to_hub(
-    folder: str | Path,
-    repository: str,
-    *,
-    sampling: SampleConfig | None = None,
-    private: bool = False,
-    message: str = "Upload model",
+    folder: str | Path, repository: str, *, sampling: SampleConfig | None = None, private: bool = False
 ) -> str:
     """Upload a model folder in one commit; `load_generator(repository)` loads it. Nothing else of the folder goes.
 
     Args:
         folder: `model.safetensors` and `config.json`.
-        repository: "owner/name"; it is made where it does not exist, and gets a model card where it has none.
+        repository: "owner/name"; it is made (`private`) where it does not exist, with a model card where it has none.
         sampling: settings that its users have by default; None: those that the folder's `config.json` names, if any.
-        private: whether a new repository is private.
-        message: of the commit.
 
     Returns:
-        The commit's address.
-
-    Raises:
-        ConfigError: this is no model folder, or the Hub refuses.
+        The commit's address; raises ConfigError where this is no model folder, or the Hub refuses.
     """
     import huggingface_hub as hub
 
@@ -91,7 +81,7 @@ def push_to_hub(
         if not hub.file_exists(repository, "README.md"):
             files["README.md"] = card
         operations = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
-        return str(hub.create_commit(repository, operations, commit_message=message).commit_url)
+        return str(hub.create_commit(repository, operations, commit_message="Upload model").commit_url)
     except Exception as e:  # see `cached`
         raise _failed(f"{repository}: uploading failed", e) from e
 
