@@ -18,7 +18,6 @@ from emigm.records.record import read_record, write_record
 from emigm.tools.artefacts import PUBLISHED
 from emigm.tools.compare import compare, compare_cells
 
-REPO = Path(__file__).parents[1]
 PARAMETERS = {  # counted on the official modules
     256: {"xs": 69_018_848, "s": 96_640_544, "b": 207_924_000, "l": 478_325_280, "h": 942_401_824},
     512: {"xs": 104_506_624, "s": 132_145_728, "b": 244_150_592, "l": 478_403_136},
@@ -95,15 +94,6 @@ def _write(benchmark, factor):
         identity = {"extractor_identity": {"kind": "inception", "sha256": PUBLISHED["inception"], "published": True}}
         identity["reference_source"] = {"kind": "stored statistics", "sha256": "a" * 64}
         write_record(benchmark, f"evaluate-{size}", scores, **record, **common, **seeds, **extractor, **identity)
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """An empty checkout with the repository's benchmarks."""
-    (tmp_path / "dvc.yaml").touch()
-    (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def change(stage, *keys, to, benchmark="imagenet256"):

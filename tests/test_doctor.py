@@ -13,7 +13,6 @@ from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import artefacts, doctor
 from emigm.tools.estimates import costs, cpu, gpu
 
-REPO = Path(__file__).parents[1]
 A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)
 # FLOPs of one image, counted by torch on the official networks: (resolution, N) -> size -> GFLOP.
 COUNTED = {
@@ -22,14 +21,6 @@ COUNTED = {
     (512, 16): {"xs": 712, "s": 949, "b": 1830, "l": 3789},
     (512, 64): {"xs": 2305, "s": 3309, "b": 6819, "l": 15103},
 }
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """An empty checkout with the repository's benchmarks."""
-    (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -54,7 +45,6 @@ def make(path, content=b""):
 )
 def test_a_benchmark_of_embedded_data_needs_nothing(checkout, no_gpu, capsys, name, said):
     """The default one, here mnist, is run by plain dvc repro."""
-    (checkout / "params.yaml").symlink_to(REPO / "params.yaml")
     assert cli.main(["doctor", *([] if name == "mnist" else [name])]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text in ("Estimates, not measurements", *said)) and "MISSING" not in out

@@ -11,8 +11,8 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+from loopback import COMMIT
 from made_up import write_results
-from test_fetch import COMMIT, Server
 from test_generate import CFG, OWN, make
 from test_model import TINY, random_model
 
@@ -27,14 +27,6 @@ from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import hub
 
 REPO = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    """The Hub, with an empty cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with Server.running(monkeypatch) as server:
-        yield server
 
 
 def put_folder(server, repository, folder, **where):
