@@ -60,10 +60,10 @@ def test_both_files_are_of_the_asked_revision(server, tmp_path):
 
 
 def test_what_is_not_on_the_hub_is_one_clear_error(server, capsys):
-    with pytest.raises(ConfigError, match=r"me/none: config.json is neither in the Hub's cache nor .* check the name"):
-        load_generator("me/none")
     assert cli.main(["generate", "me/none", "--classes", "0", "--out", "a.png"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    err = capsys.readouterr().err
+    assert "me/none: config.json is neither in the Hub's cache nor" in err and "check the name" in err
+    assert err.count("\n") == 1
 
 
 def test_a_released_name_fetches_the_checkpoint_and_its_autoencoder(server, tmp_path, monkeypatch):
