@@ -37,7 +37,7 @@ def import_from_checkout() -> None:
     """Have `tests` and `benchmarks` found, which are no part of the package; torch-fidelity brings another `tests`."""
     root = Path(__file__).parents[1]
     if not (root / "tests" / "official").is_dir():
-        raise ConfigError("parity and bench need the repository, not the installed package alone; run them in a clone")
+        raise ConfigError("this command needs the repository, not the installed package alone; run it in a clone")
     sys.path.insert(0, str(root))
 
 
@@ -98,13 +98,16 @@ def compose(options: argparse.Namespace) -> int:
 def fetch(options: argparse.Namespace) -> int:
     from emigm.tools.fetch import fetch as get
 
-    return get(compose_benchmark(options.benchmark, options.set))
+    benchmark = compose_benchmark(options.benchmark, options.set)
+    if benchmark.random_files:  # what makes them is no part of the package
+        import_from_checkout()
+    return get(benchmark)
 
 
 def doctor(options: argparse.Namespace) -> int:
     from emigm.tools.doctor import doctor as examine
 
-    return examine(compose_benchmark(options.benchmark, options.set))
+    return examine(compose_benchmark(options.benchmark, options.set), options.gpus)
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -257,8 +260,10 @@ VERBS = {
     ), ("emigm push models/mnist/h/seed0 me/emigm-mnist --private",)),
     "compose": Verb(compose, "write params.yaml and dvc.yaml of every benchmark from its benchmarks/*/benchmark.yaml",
         (), ("emigm compose",)),
-    "doctor": Verb(doctor, "check what a benchmark needs, and estimate what it takes", BENCHMARK,
-        ("emigm doctor imagenet256",)),
+    "doctor": Verb(doctor, "check what a benchmark needs, and estimate what it takes", (
+        *BENCHMARK,
+        arg("--gpus", type=int, metavar="N", help="how N GPUs share each batch, and the time they take, instead"),
+    ), ("emigm doctor imagenet256", "emigm doctor imagenet256 --gpus 32")),
     "fetch": Verb(fetch,
         "get the released files that a benchmark needs, or make a dry run's random ones; goes on where it stopped",
         BENCHMARK, ("emigm fetch imagenet256", "emigm fetch imagenet256-dry",

@@ -44,7 +44,7 @@ def test_every_verb_describes_its_arguments_and_gives_examples_that_parse(name):
 
 
 def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
-    def interrupted(options):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("emigm.tools.doctor.doctor", interrupted)
@@ -114,7 +114,7 @@ def test_outside_a_checkout_what_needs_one_says_where_to_run(tmp_path, monkeypat
 def test_where_the_package_alone_is_installed_parity_and_bench_ask_for_a_clone(monkeypatch, capsys, arguments):
     monkeypatch.setattr(cli, "__file__", "/usr/lib/python3/site-packages/emigm/cli.py")
     assert cli.main(arguments) == 1
-    assert "run them in a clone" in capsys.readouterr().err
+    assert "run it in a clone" in capsys.readouterr().err
 
 
 def test_what_editors_and_desktops_drop_changes_no_dependency(checkout):

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from emigm.metrics.baselines import shuffle_sources
 from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor, write_source
 from emigm.metrics.scores import ROWS, fid, inception_score, kid, precision_recall, reference_of, scores, statistics
-from emigm.tools.random_files import write_inception
+from emigm.tools.fetch import MAKE_RANDOM
 
 TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
 CFG = ExtractorConfig("cnn", training=TRAINING)
@@ -37,7 +38,7 @@ def inception(tmp_path_factory):
     """Weights file, extractor's folder, and extractor of an Inception with random weights."""
     folder = tmp_path_factory.mktemp("inception")
     weights = folder / "weights.pth"
-    write_inception(weights)
+    import_module(MAKE_RANDOM).write_inception(weights)
     write_source(folder / "extractor", weights)
     yield weights, folder / "extractor", load_extractor(INCEPTION, folder / "extractor", batch=4, workers=2)
     weights.unlink()  # 96 MB

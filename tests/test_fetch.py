@@ -1,16 +1,14 @@
 """`emigm fetch` against a server on the loopback address: whole files or none, resumed, checked, recorded."""
 
-import contextlib
-import dataclasses
 import hashlib
-import http.server
 import json
 import shutil
 import socket
-import threading
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from loopback import COMMIT, CONTENT, File
 
 from emigm import cli
 from emigm.config.benchmark import is_random
@@ -21,111 +19,20 @@ from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import artefacts, doctor, fetch
 from emigm.tools.artefacts import HubFile, ReleasedFile, released_files
 from emigm.tools.fetch import fetch_official, obtain
-from emigm.tools.random_files import make_random
 
-REPO = Path(__file__).parents[1]
-CONTENT = bytes(range(256)) * 40_000  # ten blocks
-COMMIT = "c" * 40
+make_random = import_module(fetch.MAKE_RANDOM).make_random
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@dataclasses.dataclass
-class File:
-    """What the server has under a path, and how it misbehaves."""
-
-    content: bytes = CONTENT
-    headers: dict = dataclasses.field(default_factory=lambda: {"ETag": '"1"'})
-    status: int = 200
-    ranges: bool = True
-    cut: int | None = None
-    """Bytes after which the connection breaks."""
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Keeps files and the requests it got."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests, self.tokens, self.sent = {}, [], {}, 0
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    @classmethod
-    @contextlib.contextmanager
-    def running(cls, monkeypatch):
-        """The server, which stands for the Hub too."""
-        server = cls()
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
-        server.shutdown()
-        server.server_close()
-
-    def put(self, repository, name, content, commit=COMMIT, branch="main", published=None):
-        """A file on the Hub; `published`: another SHA-256 than its own."""
-        checksum = published or hashlib.sha256(content).hexdigest()
-        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{checksum}"', "ETag": f'"{checksum}"'}
-        for revision in (commit, branch):
-            self.files[f"/{repository}/resolve/{revision}/{name}"] = File(content, headers)
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        server = self.server
-        server.requests.append((self.command, self.path, self.headers.get("Range")))
-        file = server.files.get(self.path, File(b"", {}, 404))
-        start, status = 0, file.status
-        server.tokens[self.path] = self.headers.get("Authorization")
-        asked, size = self.headers.get("Range"), len(file.content)
-        if asked and file.ranges and file.status == 200:
-            start = min(int(asked.removeprefix("bytes=").removesuffix("-")), size)
-            status = 206 if start < size else 416
-        self.send_response(status)
-        for name, value in file.headers.items():
-            self.send_header(name, value)
-        if status in (206, 416):
-            self.send_header(
-                "Content-Range", f"bytes {start}-{size - 1}/{size}" if status == 206 else f"bytes */{size}"
-            )
-        self.send_header("Content-Length", str(size - start))
-        self.end_headers()
-        if self.command == "GET":
-            body = file.content[start:][: file.cut]
-            try:
-                self.wfile.write(body)
-            except ConnectionError:  # the client only wanted the headers
-                return
-            server.sent += len(body)
-
-    def log_message(self, *_):
-        pass
+pytestmark = pytest.mark.usefixtures("checkout", "at_once")
+PLACE = Path("weights/w.ckpt")
+ON_HUB = ReleasedFile("checkpoint", PLACE, (HubFile("them/model", "256/w.pth"),))
 
 
 @pytest.fixture
-def server(monkeypatch):
-    with Server.running(monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def checkout(tmp_path, monkeypatch):
-    """An empty checkout with the repository's benchmarks."""
-    (tmp_path / "benchmarks").symlink_to(REPO / "benchmarks")
-    (tmp_path / "params.yaml").symlink_to(REPO / "params.yaml")
-    monkeypatch.chdir(tmp_path)
+def at_once(monkeypatch):
+    """Tries follow each other without a pause."""
     monkeypatch.setattr(fetch, "PAUSE", 0.0)
-    return tmp_path
-
-
-PLACE = Path("weights/w.ckpt")
-ON_HUB = ReleasedFile("checkpoint", PLACE, (HubFile("them/model", "256/w.pth"),))
 
 
 def item(server, *paths, published=None):
@@ -157,16 +64,16 @@ def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server)
 
 
 @pytest.mark.parametrize(
-    ("then", "asked", "content"),
+    ("then", "content"),
     [
-        (File(), True, CONTENT),  # goes on where it stopped
-        (File(ranges=False), True, CONTENT),  # starts again
-        (File(CONTENT[::-1], {"ETag": '"2"'}), True, CONTENT[::-1]),  # is never mixed with another version
-        (File(cut=1_500_000), True, CONTENT),  # breaks again and again
+        (File(), CONTENT),  # goes on where it stopped
+        (File(ranges=False), CONTENT),  # starts again
+        (File(CONTENT[::-1], {"ETag": '"2"'}), CONTENT[::-1]),  # is never mixed with another version
+        (File(cut=1_500_000), CONTENT),  # breaks again and again
     ],
     ids=["whole", "without ranges", "changed", "breaking"],
 )
-def test_an_interrupted_download_goes_on(server, monkeypatch, then, asked, content):
+def test_an_interrupted_download_goes_on(server, monkeypatch, then, content):
     server.files["/w"] = File(cut=3_000_000)
     with monkeypatch.context() as once:
         once.setattr(fetch, "TRIES", 1)
@@ -351,21 +258,17 @@ def test_random_files_are_for_dry_runs_alone(checkout, key):
     assert compose_benchmark("imagenet256", [named, "benchmark.dry_run=true"]).random_files == {key: Path("random/a")}
 
 
-def test_random_files_that_cannot_be_made_are_refused(checkout):
-    benchmark = compose_benchmark("imagenet512", ["benchmark.autoencoder.weights=random/a", "benchmark.dry_run=true"])
-    with pytest.raises(ConfigError, match="random ones are made of kind: kl16, not of dcae; name real ones"):
-        fetch.fetch(benchmark)
-    assert not Path("random").exists()
-
-
 def test_a_path_is_random_by_its_folder_however_it_is_written(checkout):
     Path("link").symlink_to("random")
-    written = ("random/a", "./random/b/c", "weights/../random/a", "link/a", str(checkout / "random" / "a"))
-    assert all(map(is_random, written))
+    assert all(map(is_random, ("random/a", "./random/b/c", "weights/../random/a", "link/a", checkout / "random/a")))
     assert not any(map(is_random, (None, "random", "weights/random/a", "/random/a", "weights/kl16.ckpt")))
 
 
-def test_random_photos_of_another_number_of_classes_are_to_be_deleted(checkout):
+def test_random_files_that_cannot_be_made_are_refused(checkout):
+    other = compose_benchmark("imagenet512", ["benchmark.autoencoder.weights=random/a", "benchmark.dry_run=true"])
+    with pytest.raises(ConfigError, match="random ones are made of kind: kl16, not of dcae; name real ones"):
+        fetch.fetch(other)
+    assert not Path("random").exists()
     settings = [f"benchmark.{part}.classes=3" for part in ("data", "model")]
     for part in ("class0000", "class0001"):
         (Path("random/photos") / part).mkdir(parents=True)
@@ -375,9 +278,8 @@ def test_random_photos_of_another_number_of_classes_are_to_be_deleted(checkout):
     shutil.rmtree("random/photos")
     Path("random/.photos.begun/class0007").mkdir(parents=True)  # of a call that was killed
     make_random(compose_benchmark("imagenet256-dry", settings), only_photos)
-    assert sorted(p.name for p in Path("random").rglob("*")) == ["0.jpeg"] * 3 + [
-        "class0000", "class0001", "class0002", "photos",
-    ]  # fmt: skip
+    photos = [f"random/photos/class000{label}/0.jpeg" for label in range(3)]
+    assert sorted(map(str, Path("random").rglob("*.*"))) == photos
 
 
 @pytest.mark.parametrize(("locked", "status"), [(True, 0), (None, 0), (False, 1)])

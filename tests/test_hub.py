@@ -11,8 +11,8 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+from loopback import COMMIT
 from made_up import write_results
-from test_fetch import COMMIT, Server
 from test_generate import CFG, OWN, make
 from test_model import TINY, random_model
 
@@ -27,14 +27,6 @@ from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import hub
 
 REPO = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    """The Hub, with an empty cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with Server.running(monkeypatch) as server:
-        yield server
 
 
 def put_folder(server, repository, folder, **where):
@@ -68,10 +60,10 @@ def test_both_files_are_of_the_asked_revision(server, tmp_path):
 
 
 def test_what_is_not_on_the_hub_is_one_clear_error(server, capsys):
-    with pytest.raises(ConfigError, match=r"me/none: config.json is neither in the Hub's cache nor .* check the name"):
-        load_generator("me/none")
     assert cli.main(["generate", "me/none", "--classes", "0", "--out", "a.png"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    err = capsys.readouterr().err
+    assert "me/none: config.json is neither in the Hub's cache nor" in err and "check the name" in err
+    assert err.count("\n") == 1
 
 
 def test_a_released_name_fetches_the_checkpoint_and_its_autoencoder(server, tmp_path, monkeypatch):
@@ -130,13 +122,9 @@ def test_the_card_of_a_trained_model_says_what_was_measured(server, pushed, tmp_
     text = server.files["/me/tiny/resolve/main/README.md"].content.decode()
     runs = json.loads((results / "records/evaluate-xs.json").read_text())["results"]["4"]["runs"]
     expected = np.mean([run["fid"] for run in runs if run["train_seed"] == 1 and run.get("snapshot") is None])
-    card = huggingface_hub.ModelCard(text).data
-    measured = {result.metric_name: result.metric_value for result in card.eval_results}
-    assert card.pipeline_tag == "unconditional-image-generation" and card.model_name == "tiny"
-    assert measured.keys() == {"FID at N = 4", "FID at N = 16"}
-    assert measured["FID at N = 4"] == pytest.approx(expected) and f"FID at N = 4: {expected:.2f} (" in text
-    assert hub.measured_scores(tmp_path / "models" / "mnist" / "xs" / "seed7") == []
-    assert huggingface_hub.ModelCard(hub.model_card("me/tiny", [])).data.eval_results is None
+    assert text.count("FID at N = ") == 2 and f"FID at N = 4: {expected:.2f} (Made-up mnist; 1,000 images" in text
+    assert huggingface_hub.ModelCard(text).data.pipeline_tag == "unconditional-image-generation"
+    assert hub.measured_scores(tmp_path / "models" / "mnist" / "xs" / "seed7") == ""
 
 
 def test_what_cannot_be_pushed_is_one_clear_error(server, pushed, tmp_path, monkeypatch, capsys):

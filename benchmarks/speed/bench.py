@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.sample import generate
 from emigm.tools.estimates import INCEPTION_FLOPS
-from emigm.tools.random_files import write_inception
+from emigm.tools.fetch import MAKE_RANDOM
 from emigm.train import TrainState, draw_training, group_generators, train_step
 from tests.official import oracle
 
@@ -240,7 +241,7 @@ def scoring(s: Subject, batch: int, folder: Path) -> Work:
 
     The official evaluation has torch-fidelity do so, of files: the same here, without its loading of weights.
     """
-    write_inception(folder / "inception.pth")
+    import_module(MAKE_RANDOM).write_inception(folder / "inception.pth")
     write_source(folder / "extractor", folder / "inception.pth")
     cfg = ExtractorConfig("inception", weights=str(folder / "inception.pth"))
     with products("float32", s.device):  # gives back the switches that an extractor sets for good

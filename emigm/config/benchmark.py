@@ -16,7 +16,7 @@ from emigm.config.parsing import config, known, parse, part_of, read_yaml, show,
 from emigm.config.schema import ModelConfig, Name, RunConfig, SampleConfig, Text, TrainConfig, distinct
 
 RANDOM = Path("random")
-"""Folder of random files in place of released ones, for dry runs (`emigm.tools.random_files`)."""
+"""Folder of random files in place of released ones, for dry runs (benchmarks/imagenet256-dry/make_files.py)."""
 ModelPart, TrainPart, SamplePart = part_of(ModelConfig), part_of(TrainConfig), part_of(SampleConfig)
 
 

