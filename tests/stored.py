@@ -1,9 +1,16 @@
 """Latents and images where stages look for them, without the stages that make them."""
 
+import dataclasses
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from emigm.config.benchmark import load_benchmark
+from emigm.config.schema import DataConfig
 from emigm.data.latents import SHARD_ROWS, Shards
 from emigm.data.samples import Chunks
 
@@ -24,6 +31,29 @@ def write_samples(folder, pixels, labels, chunk, **facts):
         chunks.write(i, pixels[start:stop], labels[start:stop])
     chunks.finish(**facts)
     chunks.move(folder)
+
+
+def noise(width, height, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_photos(root, classes, each=2, size=(40, 24)):
+    """Photos of noise, one folder for each class."""
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(noise(*size, seed=10 * c + i)).save(root / name / f"{name}_{i}.JPEG")
+    return root
+
+
+def photo_benchmark(classes=("n1", "n2", "n3"), each=2, **data):
+    """A benchmark of 16 x 16 pixels of photos, which lie in train and val of the working directory."""
+    write_photos(Path("train"), classes, each)
+    write_photos(Path("val"), classes, each=1)
+    data = DataConfig("imagenet", root="train", holdout_root="val", classes=len(classes), resolution=16, **data)
+    smoke = load_benchmark(Path(__file__).parents[1] / "benchmarks/smoke/params.yaml")
+    model = {**smoke.model, "classes": len(classes)}
+    return dataclasses.replace(smoke, name="photos", images_of="photos", data=data, model=model)
 
 
 def in_processes(n, job, *arguments):

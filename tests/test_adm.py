@@ -23,8 +23,9 @@ def reference_arrays(dtype=np.float32) -> dict[str, np.ndarray]:
     return {"arr_0": images, "mu": x.mean(0).astype(dtype), "sigma": np.cov(x.T).astype(dtype)} | spatial
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("dtype", "save"), [(np.float16, np.savez), (np.float32, np.savez_compressed), (np.float64, np.savez)]
+)
 def test_statistics_of_any_float_type_and_images_come_back(tmp_path, dtype, save):
     arrays = reference_arrays(dtype)
     save(tmp_path / "r.npz", **arrays)
@@ -43,13 +44,12 @@ def test_statistics_of_any_float_type_and_images_come_back(tmp_path, dtype, save
     ("contents", "message"),
     [
         (lambda data: None, r"no such file \(evaluation\.reference must name .*VIRTUAL_imagenet"),
-        (lambda data: data[:0], r"truncated, damaged or no \.npz .*download it again"),
-        (lambda data: data[:100], r"truncated, damaged or no \.npz .*download it again"),
+        (lambda data: b"", r"truncated, damaged or no \.npz .*download it again"),
         (lambda data: data[:900], r"truncated, damaged or no \.npz .*download it again"),
         (lambda data: b"<html>too many downloads</html>", r"truncated, damaged or no \.npz"),
         (lambda data: data.replace(reference_arrays()["mu"].tobytes(), bytes(4 * D)), r"truncated, damaged .*CRC"),
     ],
-    ids=["missing", "empty", "cut early", "cut late", "a page", "a changed number"],
+    ids=["missing", "empty", "cut", "a page", "a changed number"],
 )
 def test_a_missing_or_damaged_reference_is_named_with_the_remedy(tmp_path, contents, message):
     path = tmp_path / "r.npz"
@@ -64,12 +64,9 @@ def test_a_missing_or_damaged_reference_is_named_with_the_remedy(tmp_path, conte
 def test_damaged_images_of_a_reference_are_named_when_they_are_read(tmp_path, save):
     path = tmp_path / "r.npz"
     images = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)  # more than a buffer
-    save(path, **reference_arrays() | {"arr_0": images})
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo("arr_0.npy")
+    save(path, arr_0=images, **{k: v for k, v in reference_arrays().items() if k != "arr_0"})  # the first in the file
     data = bytearray(path.read_bytes())
-    middle = member.header_offset + member.compress_size // 2 + 64
-    data[middle : middle + 32] = bytes(32)
+    data[40_000:40_032] = bytes(32)
     path.write_bytes(data)
     reference = AdmReference(path, D)
     with pytest.raises(ConfigError, match=r"r\.npz: truncated, damaged or no \.npz"):
@@ -114,36 +111,23 @@ def test_exported_samples_are_what_adm_s_evaluator_reads(tmp_path):
         assert np.array_equal(f["arr_0"], pixels.transpose(0, 2, 3, 1)) and np.array_equal(f["arr_1"], labels)
     with zipfile.ZipFile(tmp_path / "out.npz") as archive, archive.open("arr_0.npy") as member:
         assert archive.testzip() is None and np.lib.format.read_magic(member) == (1, 0)
-    np.savez(tmp_path / "numpy.npz", pixels.transpose(0, 2, 3, 1), labels)
-    assert (tmp_path / "numpy.npz").stat().st_size == pytest.approx((tmp_path / "out.npz").stat().st_size, abs=200)
-
-
-def test_images_are_written_chunk_by_chunk(tmp_path, monkeypatch):
-    samples(tmp_path / "s")
-    sizes, write = [], zipfile._ZipWriteFile.write
-    monkeypatch.setattr(
-        zipfile._ZipWriteFile, "write", lambda f, d: (sizes.append(memoryview(d).nbytes), write(f, d))[1]
-    )
-    export_npz(tmp_path / "s", tmp_path / "out.npz", 10)
-    assert sizes.count(4 * 60) == 2 and sizes.count(2 * 60) == 1 and max(sizes) <= 4 * 60
 
 
 def test_samples_that_cannot_be_exported_are_named_and_leave_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="no such folder; the sample stage has not run"):
-        export_npz(tmp_path / "none", tmp_path / "out.npz", 10)
     samples(tmp_path / "s")
-    with pytest.raises(ConfigError, match="holds 10 images without a gap"):
-        export_npz(tmp_path / "s", tmp_path / "out.npz", 50_000)
-    with pytest.raises(ConfigError, match=r"out\.zip: the name must end in \.npz"):
-        export_npz(tmp_path / "s", tmp_path / "out.zip", 10)
     samples(tmp_path / "grey", (1, 8, 8))
-    with pytest.raises(ConfigError, match="takes RGB images, not images of 1 channel"):
-        export_npz(tmp_path / "grey", tmp_path / "out.npz", 10)
     mixed = Chunks(tmp_path / "working", 5, 4)
     for i, (n, side) in enumerate([(4, 4), (1, 8)]):
         mixed.write(i, np.zeros((n, 3, side, side), np.uint8), np.zeros(n, int))
     mixed.finish()
     mixed.move(tmp_path / "mixed")
-    with pytest.raises(ConfigError, match="images of several sizes"):
-        export_npz(tmp_path / "mixed", tmp_path / "out.npz", 5)
+    for folder, name, images, message in (
+        ("none", "out.npz", 10, "no such folder; the sample stage has not run"),
+        ("s", "out.npz", 50_000, "holds 10 images without a gap"),
+        ("s", "out.zip", 10, r"out\.zip: the name must end in \.npz"),
+        ("grey", "out.npz", 10, "takes RGB images, not images of 1 channel"),
+        ("mixed", "out.npz", 5, "images of several sizes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export_npz(tmp_path / folder, tmp_path / name, images)
     assert not [p for p in tmp_path.iterdir() if p.is_file()]

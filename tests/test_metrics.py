@@ -17,7 +17,6 @@ from emigm.metrics.scores import (
     load_reference,
     nearest_distance,
     nearest_distances,
-    precision_recall,
     reference_of,
     same_number,
     save_reference,
@@ -48,15 +47,6 @@ def test_inception_score_spans_one_to_the_number_of_classes():
     assert inception_score(sure) == pytest.approx(10, rel=0.1)
 
 
-def test_precision_is_of_the_generated_and_recall_of_the_real_images():
-    """Generated images that cover one half of the real ones: all plausible, half of the real ones missed."""
-    rng = np.random.default_rng(0)
-    real = torch.from_numpy(np.concatenate([rng.standard_normal((300, 2)), rng.standard_normal((300, 2)) + 50])).float()
-    half = Features(real[:300] + 0.01, torch.zeros(300, 10))
-    found = scores(half, reference_of(Features(real, torch.zeros(600, 10))), np.zeros(300, int), 100)
-    assert found["precision"] > 0.95 and found["recall"] == pytest.approx(0.5, abs=0.05)
-
-
 @pytest.mark.parametrize(("images", "width"), [(300, 8), (300, 200), (50, 64)], ids=["", "wide", "singular"])
 def test_fid_agrees_with_torch_fidelity_clean_fid_and_singular_values(images, width):
     """The trace of the square root of a product of covariances is a sum of singular values of the centred features."""
@@ -83,16 +73,6 @@ def test_fid_of_parts_is_the_mean_over_disjoint_parts_of_more_images_than_featur
     assert found["20"] > found["40"] > fid(images, reference)
     few = random_features(4 * images.pool.shape[1], 0)
     assert list(fid_of_parts(few, reference)) == [str(2 * images.pool.shape[1])]
-
-
-def test_statistics_are_float64_even_far_from_zero():
-    """A mean taken in float32 would be off in the fourth digit here."""
-    a = random_features(4000, 0)
-    far = Features(a.pool + 4096, a.logits)
-    reference = reference_of(random_features(500, 1))
-    moved = reference._replace(mu=reference.mu + 4096)
-    assert reference_of(far).mu.dtype == np.float64
-    assert fid(far, moved) == pytest.approx(fid(a, reference), rel=1e-4)
 
 
 def test_resized_features_are_scored_against_resized_ones_or_not_at_all():
@@ -129,30 +109,27 @@ def test_kid_agrees_with_its_definition():
 
 
 def test_precision_and_recall_agree_with_all_distances_at_once():
+    """Precision is of the generated images, recall of the real ones."""
     a, b = random_features(150, 0).pool, random_features(2300, 1).pool  # more than one block of rows
     b[:40] = a[:40] + 0.01
     radii = [torch.cdist(f, f).kthvalue(4).values for f in (a, b)]
     between = torch.cdist(a, b)
-    expected = (between <= radii[1]).any(1).float().mean(), (between <= radii[0][:, None]).any(0).float().mean()
-    found = precision_recall(Features(a, a), reference_of(Features(b, b)))
-    assert found == pytest.approx([e.item() for e in expected], abs=1e-6) and 0 < found[0] < 1
+    found = scores(Features(a, a), reference_of(Features(b, b)), None, 100)
+    assert found["precision"] == pytest.approx((between <= radii[1]).any(1).float().mean().item(), abs=1e-6)
+    assert found["recall"] == pytest.approx((between <= radii[0][:, None]).any(0).float().mean().item(), abs=1e-6)
+    assert 0 < found["recall"] < found["precision"] < 1
 
 
-def test_reference_files_come_back_and_damage_is_named(tmp_path):
-    features = random_features(50, 0)
+def test_reference_files_come_back(tmp_path):
+    features, path = random_features(50, 0), tmp_path / "r.npz"
     for clean in (None, features.pool + 1):
         reference = reference_of(features._replace(clean=clean), kind="training images")
-        save_reference(tmp_path / "r.npz", reference)
-        again = load_reference(tmp_path / "r.npz")
+        save_reference(path, reference)
+        again = load_reference(path)
         assert np.array_equal(again.mu, reference.mu) and torch.equal(again.pool, reference.pool)
         assert again.facts == {"kind": "training images"} and (again.clean is None) == (clean is None)
-    save_reference(tmp_path / "r.npz", reference._replace(pool=None))
-    assert load_reference(tmp_path / "r.npz").pool is None
-    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:100])
-    with pytest.raises(ConfigError, match=r"r\.npz: truncated or damaged"):
-        load_reference(tmp_path / "r.npz")
-    with pytest.raises(ConfigError, match=r"none\.npz: no such file; the reference stage has not run"):
-        load_reference(tmp_path / "none.npz")
+    save_reference(path, reference._replace(pool=None))
+    assert load_reference(path).pool is None
 
 
 def test_nearest_distances_in_blocks_are_those_of_all_images():

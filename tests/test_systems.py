@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.autoencoders.codebook import fit_codebook, save_codebook
+from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import group_step
 from emigm.gate import context_errors
+from emigm.io import sha256
 from emigm.model.model import EMIGM
 from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
+from emigm.records.record import read_record
 from emigm.sample import generate, most_confident, sample_codes
+from emigm.stages.encode import encode
+from emigm.stages.extractor import make_extractor
+from emigm.stages.prepare import prepare
+from emigm.stages.reference import make_reference
 from emigm.train import draw_training
 
 CODES = ModelConfig(
@@ -38,7 +46,7 @@ def maskgit(**changes):
     return dataclasses.replace(SYSTEMS["MaskGIT"], **changes)
 
 
-def draw(cfg=CODES, train=TRAIN, seed=0):
+def draw(cfg=CODES, train=TRAIN, seed=3):  # 4 of 16 tokens are visible
     return draw_training(cfg, train, train.batch, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
 
 
@@ -76,33 +84,13 @@ def test_the_categorical_loss_starts_at_the_entropy_of_equal_chances_and_is_cros
     torch.testing.assert_close(loss[0], -logp.flatten()[d.rows])
 
 
-def test_codes_at_masked_positions_are_never_read():
+def test_codes_at_masked_positions_are_never_read_and_visible_ones_are():
     model = EMIGM(CODES).eval()
-    torch.nn.init.normal_(model.head.logits.weight)
-    codes, d = torch.randint(5, (8, 1, 4, 4)), draw()
-    other = codes.flatten().index_fill(0, d.rows, 0).view_as(codes)
-    masks = torch.zeros(8 * 16, dtype=torch.bool).index_fill_(0, d.rows, True).view(8, 16)
-    labels, n = torch.zeros(8, dtype=torch.int64), int(d.counts[0])
-    a, b = (model.condition(model.patchify(x), masks, labels, n) for x in (codes, other))
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("mae", [True, False])
-def test_a_categorical_model_learns_a_rule_between_tokens(mae):
-    """All tokens of an image are the same code, so any visible one tells the others."""
-    torch.manual_seed(0)
-    cfg, train = dataclasses.replace(CODES, mae=mae), dataclasses.replace(TRAIN, batch=32, schedule="linear", t_min=0.0)
-    model, labels = EMIGM(cfg), torch.zeros(32, dtype=torch.int64)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    losses = []
-    for step in range(60):
-        codes = torch.randint(5, (32, 1, 1, 1)).expand(-1, -1, 4, 4)
-        loss = model(codes, labels, draw(cfg, train, step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert np.mean(losses[-10:]) < 0.6 < 1.5 < losses[0]
+    codes, labels, d = torch.randint(5, (8, 1, 4, 4)), torch.zeros(8, dtype=torch.int64), draw()
+    masked = torch.zeros(8 * 16, dtype=torch.bool).index_fill_(0, d.rows, True).view(8, 16)
+    others = [torch.where(masked.view_as(codes) == hidden, (codes + 1) % 5, codes) for hidden in (True, False)]
+    a, b, c = (model.condition(model.patchify(x), masked, labels, int(d.counts[0])) for x in (codes, *others))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
 
 
 def test_the_closed_form_of_flops_counts_the_categorical_head():
@@ -145,23 +133,43 @@ def test_codes_of_patches_are_the_nearest_centres_whatever_the_batch(tmp_path):
 
 
 def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_path):
-    cfg = kmeans_of(few_patches(), tmp_path)
+    cfg, path = kmeans_of(few_patches(), tmp_path), tmp_path / "codebook.npz"
     with pytest.raises(ConfigError, match=r"6 patches of 12 numbers, not 7 of 2 x 2.*dvc repro"):
         load_autoencoder(dataclasses.replace(cfg, codebook=7))
     with pytest.raises(ConfigError, match=r"takes images of 3 channel.*multiples of 2, not 1 x 4 x 6"):
         load_autoencoder(cfg).encode(torch.zeros(1, 1, 4, 6, dtype=torch.uint8))
-    path = tmp_path / "codebook.npz"
-    data = path.read_bytes()
-    with np.load(path) as arrays:
-        changed = dict(arrays)
-    changed["centres"][0, 0] += 1
-    np.savez(path, **changed)
-    with pytest.raises(ConfigError, match=r"codebook\.npz: checksum differs"):
-        load_autoencoder(cfg)
-    for damage in (lambda: path.write_bytes(data[:-9]), path.unlink):
-        damage()
-        with pytest.raises(ConfigError, match=r"codebook\.npz: (no such file|truncated or damaged).*dvc repro"):
+    whole, arrays = path.read_bytes(), dict(np.load(path))
+    np.savez(path, **arrays | {"centres": arrays["centres"] + 1})
+    changed = path.read_bytes()
+    for content, message in ((changed, "checksum differs"), (whole[:-9], "truncated or damaged"), (None, "no such")):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"codebook\.npz: {message}.*dvc repro"):
             load_autoencoder(cfg)
+
+
+OVERRIDES = {
+    "autoencoder.codebook": 32,
+    "model.codebook": 32,
+    "extractor.training.steps": 5,
+    "evaluation.images": 20,
+    "evaluation.chunk": 10,
+    "evaluation.kid_subset": 10,
+}
+
+
+def test_the_record_of_codes_says_what_they_lose_and_the_reference_scores_it(tmp_path, monkeypatch):
+    overrides = [f"benchmark.{key}={value}" for key, value in OVERRIDES.items()]
+    benchmark = compose_benchmark("codes", overrides, Path(__file__).parents[1])
+    monkeypatch.chdir(tmp_path)
+    for stage in (prepare, make_extractor, encode, make_reference):
+        stage(benchmark)
+    encoded, reference = (read_record(f"results/codes/records/{s}.json")["results"] for s in ("encode", "reference"))
+    assert encoded["train"]["shape"] == [1, 7, 7] and encoded["train"]["codes_used"] == 32
+    lost = [encoded[part]["reconstruction_rmse"] for part in ("train", "holdout")]
+    assert 0 < lost[0] < 60 and lost[1] == pytest.approx(lost[0], rel=0.05) and "unit_std" not in encoded["train"]
+    assert list(encoded["weights_sha256"].values()) == [sha256(Path("data/codes/latents/codebook.npz"))]
+    baselines = reference["baselines"]
+    assert baselines["reconstruction"]["fid"]["mean"] > baselines["holdout"]["fid"]["mean"]
 
 
 def test_a_codebook_that_cannot_be_fitted_is_refused():
@@ -177,12 +185,12 @@ def test_a_codebook_that_cannot_be_fitted_is_refused():
         (lambda: maskgit(solver_steps=8), "solver_steps has no effect for solver: categorical"),
         (lambda: maskgit(choice_temperature=None), "choice_temperature is missing"),
         (lambda: maskgit(solver="dpm-solver", solver_steps=8), "needs solver: categorical"),
-        (lambda: maskgit(temperature=1.0), "temperature has no effect under solver: categorical"),
+        (lambda: maskgit(temperature=1.0), "temperature has no effect.* solver: categorical"),
         (lambda: dataclasses.replace(CODES, codebook=None), "codebook is missing for conditional: categorical"),
         (lambda: dataclasses.replace(CODES, patch=2), "a token of conditional: categorical is one code"),
         (
             lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", schedule="exp"),
-            "schedule has no effect on masking: truncated_normal; set it to null",
+            "schedule has no effect for masking: truncated_normal",
         ),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "t_min has no effect"),
         (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", weight="elbo"), "needs a masking time"),
