@@ -20,7 +20,7 @@ import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
 from stored import write_latents
 from test_model import random_model
-from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
+from test_training import EXACT, LATENTS, MUON, RECIPE, Killed, images, run
 from torch import nn
 
 from emigm import launching, pools, stages
@@ -108,10 +108,15 @@ FLIPPED = torch.stack([LATENTS, LATENTS.flip(3)], dim=1)
 POSTERIOR = torch.cat([FLIPPED, torch.full_like(FLIPPED, -1.0)], dim=2)  # mean and log-variance
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
-def test_two_processes_train_as_one(tmp_path, micro_batch):
-    """Flips and posterior noise included: 12 AdamW steps on the same batches end in the same weights."""
-    options = {"model": EXACT, "data": images(POSTERIOR, views=2), "autoencoder": KL16(nn.Identity(), 1.0)}
+@pytest.mark.parametrize(("recipe", "micro_batch"), [(RECIPE, None), (RECIPE, 3), (MUON, None)])
+def test_two_processes_train_as_one(tmp_path, recipe, micro_batch):
+    """Flips and posterior noise included: 12 steps on the same batches end in the same weights."""
+    options = {
+        "recipe": recipe,
+        "model": EXACT,
+        "data": images(POSTERIOR, views=2),
+        "autoencoder": KL16(nn.Identity(), 1.0),
+    }
     alone = trained(ALONE, tmp_path / "one", options)
     one, other = together(trained, tmp_path / "two", {**options, "micro_batch": micro_batch})
     assert same(one, other) and close(one, alone)
