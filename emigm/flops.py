@@ -60,7 +60,7 @@ def mean_training_step(cfg: ModelConfig, train: TrainConfig, draws: int = 2000) 
     """One step over the global batch: the mean over the distribution of the masks' sizes, from `draws` draws."""
     rng, images = np.random.default_rng(0), min(train.mask_group, train.batch)
     settings = (train.schedule, train.t_min, cfg.tokens)
-    if cfg.mae:
+    if train.shares_times(cfg):
         masked = [images * draw_mask_count(*settings, rng, train.masking)[1] for _ in range(draws)]
     else:
         masked = [int(draw_mask_counts(*settings, images, rng, train.masking)[1].sum()) for _ in range(draws)]

@@ -28,7 +28,7 @@ from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_so
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM, REMEDY, cast_linear, compile_networks, load_model, read_model_config
 from emigm.model.precision import autocast, overflow
-from emigm.model.schedules import guided_steps, step_counts
+from emigm.model.schedules import guidance_scale, guided_steps, step_counts
 from emigm.model.transfer import upload
 from emigm.pools import Progress, Stopwatch, ahead
 
@@ -194,10 +194,12 @@ def reveal(
             else:
                 z = [first_condition(model, tokens, mask, *classes, query, drop) for drop in range(1 + guide)]
         noise = select_rows_of_each(draw.noise, query).flatten(1, 2)  # (draws, B n, C)
+        scale = guidance_scale(cfg.cfg_schedule, cfg.cfg_scale, (done + n) / length)
         if model.cfg.codebook is None:
-            new = sample_tokens(model.head, z, noise, cfg, times).view(b, n, -1)
+            new = sample_tokens(model.head, z, noise, cfg, times, scale).view(b, n, -1)
         else:
-            new, log_p = sample_codes(guided_logits(model.head, z, cfg), noise[step if by_confidence else 0, :, 0])
+            logits = guided_logits(model.head, z, scale, cfg.precision)
+            new, log_p = sample_codes(logits, noise[step if by_confidence else 0, :, 0])
             new, log_p = new.view(*query.shape, 1), log_p.view(query.shape)
             if by_confidence:
                 uniform = noise[cfg.steps + step, :, 0].view(query.shape)
@@ -243,12 +245,17 @@ def embed_times(head: DiffusionHead | CategoricalHead, cfg: SampleConfig) -> Ten
 
 
 def sample_tokens(
-    head: DiffusionHead, z: list[Tensor], noise: Tensor, cfg: SampleConfig, times: Tensor | None = None
+    head: DiffusionHead,
+    z: list[Tensor],
+    noise: Tensor,
+    cfg: SampleConfig,
+    times: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Tokens (M, C) from their conditions: z = [conditional] or [conditional, unconditional], each (M, D); `times` as
-    `embed_times` gives them, None to have them embedded."""
+    `embed_times` gives them, None to have them embedded; `scale` of guidance, None for cfg.cfg_scale."""
     times = embed_times(head, cfg) if times is None else times
-    denoiser = guided_denoiser(head, z, times, cfg.cfg_scale, cfg.precision)
+    denoiser = guided_denoiser(head, z, times, cfg.cfg_scale if scale is None else scale, cfg.precision)
     if cfg.solver == "ddpm":
         temperature = 1.0 if cfg.temperature is None else cfg.temperature
         return ddpm_sample(denoiser, noise, cfg.solver_steps, temperature, cfg.x0_clip)
@@ -282,11 +289,11 @@ def guided_denoiser(
     return denoiser
 
 
-def guided_logits(head: CategoricalHead, z: list[Tensor], cfg: SampleConfig) -> Tensor:
+def guided_logits(head: CategoricalHead, z: list[Tensor], cfg_scale: float, precision: Precision) -> Tensor:
     """Logits (M, V); with two conditions, logits_u + cfg_scale (logits_c - logits_u)."""
-    with autocast(cfg.precision, z[0].device.type):
+    with autocast(precision, z[0].device.type):
         logits = head(torch.cat(z)).float().chunk(len(z))
-    return logits[0] if len(z) == 1 else logits[1] + cfg.cfg_scale * (logits[0] - logits[1])
+    return logits[0] if len(z) == 1 else logits[1] + cfg_scale * (logits[0] - logits[1])
 
 
 def sample_codes(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

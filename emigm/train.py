@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -201,11 +202,11 @@ def train_step(
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, cfg.grad_clip)
     for parameters in state.optimizer.param_groups:
-        parameters["lr"] = learning_rate(cfg, step)
+        parameters["lr"] = learning_rate(cfg, step, parameters["initial_lr"])
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    update_ema(state.ema, [p.detach() for p in state.parameters], cfg.ema)
+    update_ema(state.ema, [p.detach() for p in state.parameters], ema_decay(cfg, step + 1))
     return loss, norm
 
 
@@ -219,7 +220,7 @@ class TrainState:
 
     model: EMIGM
     network: nn.Module  # the model, its gradients averaged over the processes where there are several
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.AdamW | MuonAndAdamW
     scaler: torch.amp.GradScaler  # of the loss, under float16
     parameters: list[Tensor]
     ema: list[Tensor]  # of the parameters, in their order
@@ -265,7 +266,8 @@ def _finite(losses: list[float], done: int, seed: int, cfg: TrainConfig) -> list
         if not math.isfinite(loss):
             half = cfg.precision == "float16"
             hint = ", or set train.precision: bf16, since float16 ends at 65504" if half else ""
-            raise RunError(f"the loss is {loss} at step {step} of seed {seed}; lower train.lr{hint}")
+            rates = "train.lr" if cfg.muon_lr is None else "train.lr and train.muon_lr"
+            raise RunError(f"the loss is {loss} at step {step} of seed {seed}; lower {rates}{hint}")
     return losses
 
 
@@ -315,33 +317,77 @@ def micro_batches(rows: slice, group: int, most: int | None) -> list[slice]:
     return parts
 
 
-def learning_rate(cfg: TrainConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up from 0, then constant or half a cosine to 0 (Loshchilov & Hutter 2016,
-    arXiv 1608.03983, equation 5)."""
+def learning_rate(cfg: TrainConfig, step: int, peak: float | None = None) -> float:
+    """Rate of step 0, 1, ...: linear warm-up from 0 to `peak` (None: cfg.lr), then constant or half a cosine to 0
+    (Loshchilov & Hutter 2016, arXiv 1608.03983, equation 5)."""
+    peak = cfg.lr if peak is None else peak
     if step < cfg.warmup_steps:
-        return cfg.lr * step / cfg.warmup_steps
+        return peak * step / cfg.warmup_steps
     if cfg.lr_schedule == "constant":
-        return cfg.lr
+        return peak
     progress = (step - cfg.warmup_steps) / (cfg.steps - cfg.warmup_steps)
-    return cfg.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(model: EMIGM, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: no decay on biases, norms and anything one-dimensional, nor on the head."""
+HIDDEN = re.compile(r"backbone\.((en|de)coder_blocks|decoder_embed)\.|head\.(res_blocks|cond_embed)\.")
+"""Names of the parameters whose matrices Muon takes: those of the transformer's and the head's hidden layers."""
+
+
+def parameter_groups(model: EMIGM, weight_decay: float, muon: bool | None = None) -> list[dict[str, Any]]:
+    """Optimizer groups: no decay on biases, norms and anything one-dimensional, nor on the head; of the matrices of
+    hidden layers alone (`muon` True), of all but those (False), or of all parameters (None)."""
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, p in model.named_parameters():
-        groups[p.ndim > 1 and not name.endswith(".bias") and not name.startswith("head.")].append(p)
+        if muon in (None, p.ndim == 2 and HIDDEN.match(name) is not None):
+            groups[p.ndim > 1 and not name.endswith(".bias") and not name.startswith("head.")].append(p)
     return [{"params": groups[False], "weight_decay": 0.0}, {"params": groups[True], "weight_decay": weight_decay}]
 
 
-def make_optimizer(model: EMIGM, cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2) as the paper sets it."""
-    return torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.lr, betas=cfg.betas, fused=True)
+class MuonAndAdamW:
+    """The two optimizers of a model behind the interface of one: a GradScaler skips the step of both or of neither."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+        self.parts = (muon, adamw)
+        self.param_groups = [*muon.param_groups, *adamw.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, entries: list[dict[str, Any]]) -> None:
+        for part, entry in zip(self.parts, entries, strict=True):
+            part.load_state_dict(entry)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading replaces them
+
+
+def make_optimizer(model: EMIGM, cfg: TrainConfig) -> torch.optim.AdamW | MuonAndAdamW:
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101, algorithm 2) as the paper sets it; with `optimizer: muon` the
+    matrices of the hidden layers are Muon's (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+    groups = parameter_groups(model, cfg.weight_decay, None if cfg.optimizer == "adamw" else False)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    if cfg.optimizer == "muon":
+        matrices = parameter_groups(model, cfg.weight_decay, True)
+        optimizer = MuonAndAdamW(torch.optim.Muon(matrices, lr=cfg.muon_lr), optimizer)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def ema_decay(cfg: TrainConfig, s: int) -> float:
+    """Decay of the EMA's update after s = 1, 2, ... finished steps: `ema`; with `ema_warmup`, (1 + s) / (10 + s) at
+    most, so 2/11 at the first. After k steps the product of those of s = 1 .. k is the initial weights' share."""
+    return min(cfg.ema, (1 + s) / (10 + s)) if cfg.ema_warmup else cfg.ema
 
 
 def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> None:
-    """ema <- decay x ema + (1 - decay) x parameters, in place (as in DDPM, Ho et al. 2020, arXiv 2006.11239, appendix
-    B)."""
+    """ema <- decay x ema + (1 - decay) x parameters, in place (DDPM, Ho et al. 2020, arXiv 2006.11239, appendix B)."""
     torch._foreach_lerp_(ema, parameters, 1 - decay)
 
 
@@ -358,10 +404,11 @@ def draw_training(
     device.
 
     With the MAE trick all images share one time and size, as the images of one GPU do in the official code: the encoder
-    needs equally many visible tokens. Without it each has its own (in the official code with the ELBO's weight only).
+    needs equally many visible tokens. Without it `mask_times` decides (in the official code: each has its own with the
+    ELBO's weight only).
     """
     device, settings = generator.device, (train.schedule, train.t_min, cfg.tokens)
-    if cfg.mae:
+    if train.shares_times(cfg):
         t, count = draw_mask_count(*settings, rng, train.masking)
         counts = np.full(images, count)
     else:

@@ -135,7 +135,7 @@ BEYOND = {  # key: values on the wrong side of its bounds
     "model.width": [-1, 65_537], "model.patch": [0], "model.heads": [0], "model.dropout": [1], "sizes": [[]],
     "model.encoder_blocks": [-1], "autoencoder.scale": [0, float("inf")], "extractor.training.steps": [0],
     "sampling.4.settings.cfg_scale": [-1], "gate.images": [0], "evaluation.images": [0], "evaluation.kid_subset": [0],
-    "run.sample_batch": [0], "train.seeds": [[]], "budgets": [[]],
+    "train.muon_lr": [0.0, 1.5], "run.sample_batch": [0], "train.seeds": [[]], "budgets": [[]],
 }  # fmt: skip
 
 
@@ -158,7 +158,11 @@ ONCE = "must name at least one, and none twice"
         ("mnist", "train.steps", True, r"train\.steps: expected int, found True"),
         ("mnist", "train.steps", 1e3, r"train\.steps: expected int, found 1000\.0; write 1000"),
         ("mnist", "train.stesp", 3, r"unknown key benchmark\.train\.stesp; did you mean 'steps'"),
-        ("mnist", "train.schedule", "cosin", r"= 'cosin'; did you mean 'cosine'\? \(allowed: linear, cosine, exp\)"),
+        ("mnist", "train.schedule", "cosin", r"= 'cosin'; did you mean 'cosine'\? \(allowed: linear, .*, log-exp"),
+        ("mnist", "train.mask_times", "image", r"train\.mask_times = image of size xs, but model\.mae: true needs"),
+        ("mnist", "train.optimizer", "muon", r"ladder\.xs\.train\.muon_lr is missing for optimizer: muon"),
+        ("mnist", "train.muon_lr", 0.01, r"train\.muon_lr has no effect for optimizer: adamw; remove it"),
+        ("mnist", "sampling.4.settings.cfg_schedule", "lin", r"'lin'; did you mean 'linear'\? \(allowed: constant, "),
         ("mnist", "train.betas", [0.9], r"train\.betas\[1\] is missing"),
         ("mnist", "train.betas", [0.9, 0.9, 0.9], r"train\.betas = \[0\.9, 0\.9, 0\.9\]: .* at most 2 items"),
         ("mnist", "train.seeds", [0, 1, 0], rf"train\.seeds = \[0, 1, 0\]: {ONCE}"),

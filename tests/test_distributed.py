@@ -20,7 +20,7 @@ import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
 from stored import write_latents
 from test_model import random_model
-from test_training import EXACT, LATENTS, RECIPE, Killed, images, run
+from test_training import EXACT, LATENTS, MUON, RECIPE, Killed, images, run
 from torch import nn
 
 from emigm import launching, pools, stages
@@ -99,22 +99,24 @@ def same(a, b):
     return a[1] == b[1] and all(np.array_equal(a[0][k], b[0][k]) for k in a[0])
 
 
-def close(a, b):
-    assert dict(a[1]) == pytest.approx(dict(b[1]), rel=1e-6)
-    return max(np.abs(a[0][k] - b[0][k]).max() for k in a[0]) < 2e-6
+def close(a, b, tolerance=2e-6):
+    assert dict(a[1]) == pytest.approx(dict(b[1]), rel=tolerance / 2)
+    return max(np.abs(a[0][k] - b[0][k]).max() for k in a[0]) < tolerance
 
 
 FLIPPED = torch.stack([LATENTS, LATENTS.flip(3)], dim=1)
 POSTERIOR = torch.cat([FLIPPED, torch.full_like(FLIPPED, -1.0)], dim=2)  # mean and log-variance
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
-def test_two_processes_train_as_one(tmp_path, micro_batch):
-    """Flips and posterior noise included: 12 AdamW steps on the same batches end in the same weights."""
-    options = {"model": EXACT, "data": images(POSTERIOR, views=2), "autoencoder": KL16(nn.Identity(), 1.0)}
+@pytest.mark.parametrize(("recipe", "micro_batch"), [(RECIPE, None), (RECIPE, 3), (MUON, None)])
+def test_two_processes_train_as_one(tmp_path, recipe, micro_batch):
+    """Flips and posterior noise included: 12 steps on the same batches end in the same weights."""
+    options = {"data": images(POSTERIOR, views=2), "autoencoder": KL16(nn.Identity(), 1.0)}
+    options |= {"recipe": recipe, "model": EXACT}
     alone = trained(ALONE, tmp_path / "one", options)
     one, other = together(trained, tmp_path / "two", {**options, "micro_batch": micro_batch})
-    assert same(one, other) and close(one, alone)
+    # Muon works in bfloat16; a step of its own moves a weight by several thousandths.
+    assert same(one, other) and close(one, alone, tolerance=5e-4 if recipe is MUON else 2e-6)
 
 
 def killed_and_resumed(world, folder):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from stored import write_samples
 from test_model import TINY, random_model
+from test_systems import CODES, SYSTEMS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emigm import sample as sampling
@@ -88,6 +89,47 @@ def test_guidance_outside_its_interval_changes_nothing():
     never, none = ({"cfg_interval": (0.0, 1e-6)}, {"cfg_scale": 1.0})
     a, b = (latents(random_model(), LABELS, dataclasses.replace(DPM, **c), seed=0) for c in (never, none))
     assert torch.equal(a, b)
+
+
+GROWTH = {
+    "constant": lambda r: 1.0,
+    "linear": lambda r: r,
+    "power": lambda r: r**2,
+    "cubic": lambda r: r**3,
+    "exp": lambda r: 1 - np.exp(-5 * r),
+    "cosine": lambda r: np.cos(np.pi / 2 * (1 - r)),
+}
+
+
+@pytest.mark.parametrize("schedule", GROWTH)
+@pytest.mark.parametrize("system", ["dpm-solver", "ddpm", "MaskGIT", "MDM"])
+def test_the_scale_of_a_step_follows_from_the_share_revealed_after_it(monkeypatch, system, schedule):
+    """At as many passes as under a constant scale, and with the tokens that a constant scale of that value gives."""
+    cfg = {"dpm-solver": DPM, "ddpm": DDPM, **SYSTEMS}[system]
+    cfg = dataclasses.replace(cfg, steps=4, cfg_scale=3.0, cfg_interval=(0.2, 1.0), cfg_schedule=schedule)
+    model = random_model(CODES if cfg.solver == "categorical" else TINY)
+    used = []
+    for name, place in (("guided_denoiser", 3), ("guided_logits", 2)):
+        guide = getattr(sampling, name)
+        spy = lambda *args, guide=guide, place=place: used.append((len(args[1]), args[place])) or guide(*args)  # noqa: E731
+        monkeypatch.setattr(sampling, name, spy)
+
+    def steps(cfg):
+        used.clear()
+        kept = []
+        options = {"seed": 5, "chunk": 4, "on_step": lambda *step: kept.append([t.clone() for t in step])}
+        (batch,) = generate(model, LABELS[:4] % model.cfg.classes, cfg, **options)
+        return batch, kept
+
+    batch, kept = steps(cfg)
+    shares = [(~mask).float().mean().item() for _, mask in kept]
+    assert [conditions for conditions, _ in used] == [2, 2, 2, 1] and batch.passes == nfe(4, 3.0, (0.2, 1.0)) == 7
+    assert [scale for _, scale in used] == pytest.approx([1 + 2 * GROWTH[schedule](share) for share in shares])
+    first = dataclasses.replace(cfg, cfg_scale=used[0][1], cfg_schedule="constant")
+    constant, of_constant = steps(first)
+    assert torch.equal(of_constant[0][0], kept[0][0])
+    if cfg.solver != "categorical":  # whose codes need not change with the scale of later steps
+        assert torch.equal(constant.latents, batch.latents) == (schedule == "constant")
 
 
 def test_reveal_counts_are_shared_within_a_chunk_and_differ_between_chunks():

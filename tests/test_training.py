@@ -13,27 +13,34 @@ from torch import nn
 from emigm import train as training
 from emigm.autoencoders.autoencoder import KL16, Pixels
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.schema import GateConfig, TrainConfig
+from emigm.config.schema import GateConfig, SampleConfig, TrainConfig
 from emigm.distributed import World
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM
 from emigm.model.precision import autocast
 from emigm.pools import ahead
+from emigm.sample import generate
 from emigm.train import (
+    MuonAndAdamW,
     TrainingImages,
+    TrainState,
     batch_indices,
     batch_share,
     batch_views,
     draw_training,
+    ema_decay,
     learning_rate,
+    make_optimizer,
     micro_batches,
     parameter_groups,
     train,
+    train_step,
     update_ema,
 )
 
 MODEL = dataclasses.replace(TINY, channels=1, classes=2, dropout=0.1)
 RECIPE = TrainConfig(steps=12, batch=8, mask_group=4, lr=1e-3, warmup_steps=2, checkpoint_every=5, lr_schedule="cosine")
+MUON = dataclasses.replace(RECIPE, optimizer="muon", muon_lr=5e-3)
 LATENTS = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = np.arange(32) % 2
 
@@ -44,6 +51,7 @@ def images(latents=LATENTS, labels=LABELS, views=1, read_ahead=False):
     return TrainingImages(labels, views, lambda i, v: stored[torch.from_numpy(i), torch.from_numpy(v)], read_ahead)
 
 
+CATEGORICAL = dataclasses.replace(MODEL, conditional="categorical", codebook=5)
 EXACT = dataclasses.replace(MODEL, dropout=0.0)
 """Dropout's masks depend on the split of a batch, so what compares splits goes without."""
 
@@ -90,7 +98,10 @@ def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill
 FLOAT16 = dataclasses.replace(RECIPE, precision="float16")
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, FLOAT16], ids=["float32", "float16"])
+MUON16 = dataclasses.replace(MUON, precision="float16", ema_warmup=True)
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, FLOAT16, MUON, MUON16], ids=["float32", "float16", "muon", "muon16"])
 def test_a_killed_run_resumes_at_its_last_resume_point_to_the_same_weights_and_curve(tmp_path, recipe):
     whole, begun, steps = run(tmp_path / "a", recipe), [], []
     killed(tmp_path / "b", recipe)
@@ -191,6 +202,16 @@ def test_warm_up_is_linear_and_cosine_ends_near_zero():
     assert rates[-1] < 1e-6 and learning_rate(dataclasses.replace(RECIPE, lr_schedule="constant"), 11) == 1e-3
 
 
+def test_every_mask_schedule_trains_and_generates(tmp_path):
+    for schedule in ("linear", "cosine", "exp", "log-exp"):
+        result = run(tmp_path / schedule, dataclasses.replace(RECIPE, schedule=schedule))
+        model = EMIGM(MODEL).eval()
+        model.load_state_dict(result.ema)
+        sampling = SampleConfig(steps=3, solver_steps=3, schedule=schedule)
+        (batch,) = generate(model, torch.zeros(2, dtype=torch.int64), sampling, seed=0)
+        assert np.isfinite([loss for _, loss in result.curve]).all() and batch.latents.isfinite().all()
+
+
 def test_weight_decay_spares_biases_norms_and_the_head():
     model = EMIGM(MODEL)
     spared, decayed = parameter_groups(model, 0.02)
@@ -206,6 +227,98 @@ def test_ema_is_the_exponential_average():
     ema, new = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, -2.0])]
     update_ema(ema, new, 0.9)
     assert torch.allclose(ema[0], torch.tensor([1.2, 1.6]))
+
+
+@pytest.mark.parametrize(
+    ("ema", "warmup", "share"),
+    [
+        (0.9, False, 0.9**20),
+        (0.99, True, np.prod([(1 + s) / (10 + s) for s in range(1, 21)])),
+        (0.6, True, np.prod([(1 + s) / (10 + s) for s in range(1, 13)]) * 0.6**8),  # 14/23 is the first above 0.6
+    ],
+)
+def test_the_average_holds_the_initial_weights_by_the_product_of_the_decays(ema, warmup, share):
+    """Under parameters that do not move: fed to the update, and in training at a vanishing rate."""
+    cfg = dataclasses.replace(RECIPE, steps=20, lr=1e-12, weight_decay=0.0, ema=ema, ema_warmup=warmup)
+    average = [torch.ones(3, dtype=torch.float64)]
+    for s in range(1, 21):
+        update_ema(average, [torch.zeros(3, dtype=torch.float64)], ema_decay(cfg, s))
+    assert average[0].tolist() == pytest.approx([share] * 3, rel=1e-12)
+    state = TrainState.initial(EXACT, cfg, seed=0)
+    state.ema = [p + 1 for p in state.ema]
+    for step in range(20):
+        train_step(state, cfg, Pixels(1.0), LATENTS[:8], torch.from_numpy(LABELS[:8]), step, seed=0)
+    for held, p in zip(state.ema, state.parameters, strict=True):
+        assert torch.allclose(held - p, torch.full_like(p, float(share)), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [MODEL, CATEGORICAL], ids=["diffusion", "categorical"])
+def test_muon_takes_the_matrices_of_hidden_layers_adamw_all_else_and_each_parameter_one_group(model):
+    model = EMIGM(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, dataclasses.replace(MUON, weight_decay=0.3))
+    muon, adamw = ([names[id(p)] for g in part.param_groups for p in g["params"]] for part in optimizer.parts)
+    assert sorted(muon + adamw) == sorted(names.values())
+    hidden = {".".join(name.split(".")[:2]) for name in muon}
+    assert hidden == {f"backbone.{n}" for n in ("encoder_blocks", "decoder_embed", "decoder_blocks")} | {
+        "head.cond_embed",
+        "head.res_blocks",
+    }
+    left = [n for n in adamw if n.startswith(tuple(hidden)) and not n.endswith(".bias")]
+    assert all("norm" in n or "ln" in n or n.split(".")[3:] == ["0", "weight"] for n in left)
+    decays = {names[id(p)]: (g["weight_decay"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+    assert decays["backbone.decoder_embed.weight"] == (0.3, 5e-3) and decays["head.cond_embed.weight"] == (0, 5e-3)
+    assert decays["backbone.class_emb.weight"] == (0.3, 1e-3) and decays["head.cond_embed.bias"] == (0, 1e-3)
+
+
+def test_a_step_under_muon_is_that_of_both_optimizers_at_the_same_factor_of_their_rates():
+    state, mine = TrainState.initial(EXACT, MUON, seed=0), TrainState.initial(EXACT, MUON, seed=0)
+    labels = torch.from_numpy(LABELS[:8])
+    assert isinstance(state.optimizer, MuonAndAdamW)
+    for step in range(4):  # the warm-up has two
+        for p, q in zip(mine.parameters, state.parameters, strict=True):
+            p.grad = torch.full_like(q, 0.1 * (step + 1)) + q.detach()
+        for part, rate in zip(mine.optimizer.parts, (5e-3, 1e-3), strict=True):
+            for group in part.param_groups:
+                group["lr"] = rate * learning_rate(MUON, step) / MUON.lr
+            part.step()
+        train_step_with(state, [p.grad for p in mine.parameters], labels, step)
+        assert all(map(torch.allclose, state.parameters, mine.parameters))
+
+
+def train_step_with(state, gradients, labels, step):
+    """A training step whose gradients are these instead of the loss's."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def clip(parameters, _):
+            for p, gradient in zip(parameters, gradients, strict=True):
+                p.grad = gradient.clone()
+            return torch.ones(())
+
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        train_step(state, MUON, Pixels(1.0), LATENTS[:8], labels, step, seed=0)
+
+
+def test_a_step_that_overflows_is_skipped_by_both_optimizers():
+    state = TrainState.initial(MODEL, MUON, seed=0)
+    before, scaler = [p.detach().clone() for p in state.parameters], torch.amp.GradScaler("cpu")
+    for overflows in (True, False):
+        scaler.scale(torch.ones(()))  # which makes the scale
+        for p in state.parameters:
+            p.grad = torch.ones_like(p)
+        if overflows:
+            state.model.backbone.class_emb.weight.grad[0, 0] = float("inf")  # AdamW's
+        scaler.unscale_(state.optimizer)
+        scaler.step(state.optimizer)
+        scaler.update()
+        assert all(torch.equal(a, b) == overflows for a, b in zip(before, state.parameters, strict=True))
+
+
+def test_muons_rate_is_needed_with_muon_and_refused_without():
+    with pytest.raises(ConfigError, match=r"^muon_lr is missing for optimizer: muon"):
+        dataclasses.replace(RECIPE, optimizer="muon")
+    with pytest.raises(ConfigError, match=r"^muon_lr has no effect for optimizer: adamw; remove it"):
+        dataclasses.replace(RECIPE, muon_lr=0.01)
 
 
 def test_epochs_are_permutations_that_depend_on_the_seed():
@@ -282,6 +395,68 @@ def test_every_group_has_its_masking_time_and_loss_and_gradients_are_the_means_o
             torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
     counts = {(int(a.counts[0]), int(b.counts[0])) for a, b in zip(drawn[::2], drawn[1::2], strict=True)}
     assert any(a != b for a, b in counts) and all(len(set(d.counts)) == 1 for d in drawn)
+
+
+@pytest.mark.parametrize(
+    ("mae", "mask_times", "shared"),
+    [
+        (True, "auto", True),
+        (True, "group", True),
+        (False, "auto", False),
+        (False, "image", False),
+        (False, "group", True),
+    ],
+)
+@pytest.mark.parametrize("masking", ["independent", "exact_count", "truncated_normal"])
+def test_masking_times_are_a_groups_or_an_images(mae, mask_times, shared, masking):
+    model = dataclasses.replace(MODEL, mae=mae)
+    recipe = TrainConfig(steps=1, batch=64, lr=1e-3, masking=masking, mask_times=mask_times)
+    draw = draw_training(model, recipe, 64, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    assert (len(set(draw.counts.tolist())) == 1) == shared and len(draw.rows) == draw.counts.sum()
+    if not mae:
+        assert EMIGM(model)(LATENTS.repeat(2, 1, 1, 1), torch.from_numpy(LABELS).repeat(2), draw).isfinite()
+    if mae and masking == "independent":  # the default draws what it always drew
+        auto = draw_training(model, dataclasses.replace(recipe, mask_times="auto"), 64, np.random.default_rng(0),
+                             torch.Generator().manual_seed(0))  # fmt: skip
+        assert torch.equal(auto.rows, draw.rows) and torch.equal(auto.noise, draw.noise)
+
+
+def test_the_elbos_weight_is_that_of_the_groups_time_where_images_share_one():
+    model = dataclasses.replace(MODEL, mae=False)
+    recipe = TrainConfig(steps=1, batch=8, lr=1e-3, weight="elbo", mask_times="group", schedule="log-exp")
+    draws = [
+        draw_training(m, recipe, 8, np.random.default_rng(0), torch.Generator().manual_seed(0)) for m in (MODEL, model)
+    ]
+    assert torch.equal(draws[0].weight, draws[1].weight) and len(set(draws[1].weight.tolist())) == 1
+
+
+def test_gradients_of_a_batch_are_the_mean_of_its_groups_gradients(tmp_path, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
+    drawn, gradients = [], []
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda p, n: gradients.append([q.grad.clone() for q in p]) or clip(p, n)
+    )
+    run(tmp_path, recipe, model=EXACT)
+    model, chosen = start(EXACT, 0), torch.from_numpy(batch_indices(0, 32, 8, 0))
+    for group, draw in zip(chosen.split(2), drawn, strict=True):
+        loss, _ = model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)
+        (loss.mean() / 4).backward()
+    for p, gradient in zip(model.parameters(), gradients[0], strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_is_no_multiple_of_its_groups_is_refused():
+    with pytest.raises(ConfigError, match=r"batch = 100 is not a multiple of mask_group = 64"):
+        dataclasses.replace(RECIPE, batch=100, mask_group=64)
+
+
+def test_accumulation_trains_as_no_accumulation_does(tmp_path):
+    whole = run(tmp_path / "a", model=EXACT)
+    parts = run(tmp_path / "b", model=EXACT, micro_batch=3)
+    assert dict(parts.curve) == pytest.approx(dict(whole.curve), rel=1e-5)
+    assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
 
 
 def test_reading_ahead_changes_nothing(tmp_path):

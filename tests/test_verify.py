@@ -164,6 +164,19 @@ def test_results_as_the_stages_wrote_them_are_whole(workspace, capsys):
     assert said.splitlines()[-1].startswith("unchanged: the 8 records are those of HEAD, and whole; no stage has run")
 
 
+def test_a_record_made_before_a_setting_existed_is_read_with_its_default(workspace):
+    for part, stage, keys in (
+        ("train", "train-xs", ("optimizer", "muon_lr", "ema_warmup", "mask_times")),
+        ("sample", "sample-xs-4", ("cfg_schedule",)),
+    ):
+        edit(stage, lambda r, part=part, keys=keys: [r["settings"][part].pop(key) for key in keys])
+    accept_all()
+    assert problems() == ""
+    swap_text("benchmarks/tiny/params.yaml", "lr: 0.001\n    seeds", "lr: 0.001\n    ema_warmup: true\n    seeds")
+    accept_all()
+    assert "train-xs.json: made with settings.train.ema_warmup = false, but the benchmark says true" in problems()
+
+
 def swap(a: str, b: str) -> None:
     first, second = Path(a).read_bytes(), Path(b).read_bytes()
     assert first != second

@@ -87,6 +87,9 @@ class Benchmark:
     def _check_size(self, size: str) -> None:
         """Gate, samplers and released files must suit the model."""
         model, train, visible = self.model_config(size), self.train_config(size), self.gate.visible
+        if model.mae and train.mask_times == "image":
+            needs = "model.mae: true needs equally many masked tokens in a group; set train.mask_times: auto"
+            raise ConfigError(f"train.mask_times = image of size {size}, but {needs}")
         limit = f"there are {model.tokens} (by model.grid and model.patch)"
         if len(visible) < 2 or max(visible) >= model.tokens:
             wanted = f"two numbers of visible tokens at least, from 0 to {model.tokens - 1}"

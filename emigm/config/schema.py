@@ -350,14 +350,21 @@ class TrainConfig:
 
     steps: Steps
     batch: Count  #: Images of one optimizer step, over all processes
-    lr: Rate  #: Peak learning rate, for the global batch
+    lr: Rate  #: Peak learning rate of AdamW, for the global batch
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw: AdamW on every parameter. muon: Muon on the matrices of the transformer's and the head's blocks, of
+    `decoder_embed` and of `cond_embed`; AdamW on the rest."""
+    muon_lr: Rate | None = None  #: muon: peak learning rate of Muon, for the global batch
     seeds: Seeds = (0,)  #: Training seeds; one run each
     masking: Literal["independent", "exact_count", "truncated_normal"] = "independent"
     """Masked tokens at t (Table 1): each with probability gamma(t), or ceil(L gamma(t)) of them; or, as MAR's code
     does, a share of them from a normal distribution (mean 1, deviation 0.25) truncated to [0.7, 1], without a time."""
     mask_group: Count = 64
     """Images that share one masking time and mask count, as those of one GPU do in the official code; at most a batch.
-    Without the MAE trick every image has its own, and the group is what the loss is averaged over first."""
+    The loss is averaged over a group first, also where every image has its own time (`mask_times`)."""
+    mask_times: Literal["auto", "group", "image"] = "auto"
+    """Whose own a masking time and mask count are: a group's, an image's, which the MAE trick cannot take, or (auto) a
+    group's with the MAE trick and an image's without."""
     schedule: Schedule | None = None  #: Mask schedule gamma(t) (Table 4), by default exp
     t_min: Annotated[Number, Field(ge=0, lt=1)] | None = None  #: Time truncation: t <- max(t, t_min), by default 0.2
     weight: Literal["one", "elbo"] = "one"  #: Loss weight: 1, or that of the ELBO, gamma'/gamma
@@ -367,6 +374,9 @@ class TrainConfig:
     weight_decay: Fraction = 0.02
     grad_clip: Annotated[Number, Field(gt=0, le=1_000_000_000_000)] = 3.0
     ema: Momentum = 0.9999
+    ema_warmup: StrictBool = False
+    """Lower EMA decay at the start: min(ema, (1 + s) / (10 + s)) after s steps, so that the average of a short run does
+    not hold its random initial weights."""
     label_dropout: Fraction = 0.1
     diffusion_batch_mul: Thousand = 4  #: Diffusion times, each with its noise, of a masked token in one step
     checkpoint_every: Steps = 1000  #: Steps between resume points
@@ -388,6 +398,7 @@ class TrainConfig:
         elif self.weight == "elbo":
             raise ConfigError("weight: elbo needs a masking time, which masking: truncated_normal has not")
         _require(self, "masking", schedule=timed, t_min=timed)
+        _require(self, "optimizer", muon_lr={"muon"})
         if self.warmup_steps >= self.steps:
             raise ConfigError(f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}")
         kept = set(self.snapshot_steps)
@@ -400,6 +411,10 @@ class TrainConfig:
         """Numbers of steps after which the EMA weights are kept."""
         return tuple(round(share * self.steps) for share in self.snapshots)
 
+    def shares_times(self, model: ModelConfig) -> bool:
+        """Whether the images of a group share one masking time and mask count."""
+        return self.mask_times == "group" or (self.mask_times == "auto" and model.mae)
+
 
 @config
 class SampleConfig:
@@ -409,6 +424,9 @@ class SampleConfig:
     solver_steps: Thousand | None = None  #: K, evaluations of the diffusion head for one token
     cfg_scale: Annotated[Number, Field(ge=0, le=100)] = 1.0  #: Guidance scale; 1 means none
     cfg_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  #: Guidance acts when t_min < s <= t_max
+    cfg_schedule: Literal["constant", "linear", "power", "cubic", "exp", "cosine"] = "constant"
+    """How the scale of a guided step grows from 1 to `cfg_scale` with the share of tokens revealed, those of the step
+    included. The paper takes linear up to its section 5.2, constant from 5.3 on."""
     schedule: Schedule = "exp"
     order: Literal["binomial", "exact", "confidence"] = "binomial"
     """Which tokens a step reveals: each with its probability (eMIGM, MDM), an exact number at random positions (MAR),

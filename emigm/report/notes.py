@@ -104,11 +104,12 @@ def sampling(row: pd.Series) -> dict[str, str]:
     """How a run was sampled, in the words of a table: its column -> what stands there; an order of revealing other than
     eMIGM's own stands beside the schedule."""
     low, high = row["sample.cfg_interval"]
-    scale, steps = row["sample.cfg_scale"], row["sample.solver_steps"]
+    scale, steps, growth = row["sample.cfg_scale"], row["sample.solver_steps"], row.get("sample.cfg_schedule")
+    grows = "" if growth in (None, "constant") else f", {growth},"
     return {
         "Schedule": row["sample.schedule"] + ("" if row["sample.order"] == "binomial" else f", {row['sample.order']}"),
         "Solver": row["sample.solver"] + ("" if missing(steps) else f", K = {steps:g}"),
-        "Guidance": f"{scale:g} for {low:g} < s ≤ {high:g}" if scale != 1 else "none",
+        "Guidance": f"{scale:g}{grows} for {low:g} < s ≤ {high:g}" if scale != 1 else "none",
     }
 
 

@@ -309,7 +309,7 @@ def generate(
     batch = len(labels)
     temperature = 1.0 if cfg.temperature is None else cfg.temperature
     with watch(torch, "randn", "randn_like") as drawn, watch(theirs, "forward_mae_encoder") as passes:
-        latents = theirs.sample_tokens(batch, cfg.steps, cfg.cfg_scale, labels=labels, temperature=temperature)
+        latents = theirs.sample_tokens(batch, cfg.steps, cfg.cfg_scale, cfg.cfg_schedule, labels, temperature)
 
     masks = [args[1][:batch].bool() for args, _ in passes["forward_mae_encoder"]]  # rows of guidance come after
     revealed = [a & ~b for a, b in zip(masks, [*masks[1:], torch.zeros_like(masks[0])], strict=True)]

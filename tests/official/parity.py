@@ -277,10 +277,12 @@ def solver(code: SimpleNamespace, name: str, steps: int, scale: float) -> Iterat
     yield tokens_of(code, head, z.view(2, -1, TINY.width), cfg)
 
 
-def sampler(code: SimpleNamespace, name: str, precision: Precision = "float32") -> Iterator[Result]:
+def sampler(
+    code: SimpleNamespace, name: str, precision: Precision = "float32", cfg_schedule: str = "constant"
+) -> Iterator[Result]:
     """Latents (B, channels, grid, grid) of whole runs, guided in an interval: reveal counts, positions and noise as the
     official loop drew them. DDPM's of random weights do not fit into float16."""
-    cfg = replace(SOLVERS[name], precision=precision)
+    cfg = replace(SOLVERS[name], precision=precision, cfg_schedule=cfg_schedule)
     ours, theirs = oracle.pair(code, PATCHED, 8, **oracle.sampling_options(cfg))
     labels = torch.arange(16) % PATCHED.classes
     with autocast(precision, "cpu"):
@@ -411,6 +413,7 @@ ALONE = [()]
 EVERY_VARIANT = [(what,) for what in VARIANTS]
 WEIGHTED = [("", schedule, True) for schedule in schedules.SCHEDULES]
 SOLVED = {name: list(itertools.product([name], (8, 14), (1.0, 4.0))) for name in SOLVERS}
+GUIDED = [("dpm-solver", "float32", name) for name in schedules.CFG_SCHEDULES if name != "constant"]
 MASKED = [("exp", 0.2), ("exp", 0.0), ("cosine", 0.0), ("linear", 0.0)]
 REVEALED = list(itertools.product(schedules.SCHEDULES, (12, 36)))
 """At 36 steps, as many as tokens, the rule of at least one decides most of them."""
@@ -439,6 +442,7 @@ COMPARISONS: list[tuple[Callable, list[tuple], tuple[str, ...], dict[str, Any]]]
     (solver, SOLVED["ddpm, temperature 0.7"], ("{}, K {}, cfg {:g}, {p}",), EXACT_DDPM),
     (sampler, [("dpm-solver",)], ("whole sampler, {}, N 6, K 8, cfg 4, {p}",), EXACT),
     (sampler, [("ddpm, temperature 0.7",)], ("whole sampler, {}, N 6, K 8, cfg 4, {p}",), EXACT_DDPM),
+    (sampler, GUIDED, ("whole sampler, {0}, N 6, K 8, cfg 4, {2} schedule, {p}",), EXACT),
     (conditions, ALONE, (f"z, {ROUNDED}",), HALF),
     (sampler, [("dpm-solver",)], (f"whole sampler, {ROUNDED}",), HALF),
     (losses, [("", "exp", False, True)], (f"loss and gradients, {ROUNDED}",), HALF),
