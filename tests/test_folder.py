@@ -1,6 +1,7 @@
 """One's own photos (`dataset: folder`): prepared, split, classified in colour, and taken through the stages."""
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from emigm.config.compose import compose_benchmark, composed_text, params_file
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
-from emigm.data.images import load_split, open_images
+from emigm.data.images import load_images, load_split, open_images
 from emigm.data.latents import LatentStore
 from emigm.data.photos import DecodingError, adm_crop, decode
 from emigm.metrics import classifier
@@ -24,13 +25,20 @@ from emigm.metrics.features import load_extractor
 from emigm.records.record import read_record
 from emigm.report.notes import data_name
 from emigm.stages.encode import encode
+from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
+from emigm.stages.index import write_page
+from emigm.stages.notebooks import execute
 from emigm.stages.prepare import prepare
 from emigm.stages.reference import make_reference
+from emigm.stages.sample import sample
+from emigm.stages.summary import summary
+from emigm.stages.train import train_size
 from emigm.tools import doctor, estimates
 from emigm.tools.artefacts import released_files
 
-SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample" / "train"
 BENCHMARK = """
 title: Photos of my own
 dry_run: true
@@ -73,6 +81,8 @@ def here(tmp_path, monkeypatch):
     Path("benchmarks/mine").mkdir(parents=True)
     Path("benchmarks/mine/benchmark.yaml").write_text(BENCHMARK)
     params_file("mine").write_text(composed_text("mine"))
+    Path("dvc.yaml").touch()
+    Path("notebooks").symlink_to(ROOT / "notebooks")
     return tmp_path
 
 
@@ -94,6 +104,26 @@ def test_own_photos_go_through_the_stages(here):
     assert {"holdout", "train_subset", "class_shuffle"} <= set(reference["baselines"])
     assert all(np.isfinite(reference["baselines"][b]["fid"]["mean"]) for b in ("holdout", "class_shuffle"))
     assert reference["nearest"]["holdout_to_train"] > 0
+
+
+def test_own_photos_are_learned_sampled_scored_and_shown(here):
+    write_photos(here / "photos", {"2": 12, "10": 12})
+    benchmark = compose_benchmark("mine")
+    run_stages(benchmark)
+    train_size(benchmark, "xs")
+    sample(benchmark, "xs", "4")
+    evaluate(benchmark, "xs")
+    summary(benchmark)
+    (scored,) = record("evaluate-xs")["4"]["runs"]
+    assert np.isfinite(scored["fid"]) and record("train-xs")["context"]
+    (chunk,) = Path("samples/mine/xs/4/train0-seed0").glob("*.npz")
+    assert load_images(chunk)[0].shape == (6, 3, 16, 16)
+    metrics = json.loads(Path("results/mine/metrics.json").read_text())
+    assert {"holdout", "class_shuffle"} <= set(metrics["baselines"])
+    table = (execute("scores", "mine", "mine") / "scores.md").read_text()
+    assert "Model on Photos of my own" in table and "Held-out real images" in table and "Class shuffle" in table
+    page = write_page("mine").read_text()
+    assert page.count("Photos of my own") > 1 and "18 training images" in page and "folder" not in page
 
 
 def test_photos_of_imagenet_go_through_the_stages(here):
