@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
-from emigm.config.compose import compose_benchmark, composed_text, params_file
+from emigm.config.compose import compose_benchmark, composed_text, params_file, write_composed
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
@@ -167,6 +168,32 @@ def test_doctor_and_estimates_know_own_photos(here):
     write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
     (check,) = doctor.check_data(benchmark)
     assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
+
+
+def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp_path, monkeypatch, capsys):
+    """Its YAML as it stands there, with Inception too; doctor's table has every stage."""
+    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    example, inception = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", {str(number): 5 for number in range(10)})
+    for name, source in {
+        "mnist": (ROOT / "benchmarks" / "mnist" / "benchmark.yaml").read_text(encoding="utf-8"),
+        "photos": example,
+        "inception": example + inception,
+    }.items():
+        (tmp_path / "benchmarks" / name).mkdir(parents=True)
+        (tmp_path / "benchmarks" / name / "benchmark.yaml").write_text(source, encoding="utf-8")
+    (tmp_path / "dvc.yaml").touch()
+    write_composed()
+    benchmark = compose_benchmark("photos")
+    assert (benchmark.sizes, benchmark.model_config("l").tokens, benchmark.extractor.kind) == (("s", "l"), 64, "cnn")
+    assert doctor.doctor(benchmark) == 0
+    printed = capsys.readouterr().out
+    assert "10 class folders in photos" in printed and "40 training images" in printed
+    assert all(
+        stage in printed for stage in ("prepare", "encode", "reference", "train s", "sample l N=16", "evaluate l")
+    )
+    assert compose_benchmark("inception").extractor.weights.endswith(".pth")
 
 
 @pytest.mark.parametrize(
