@@ -40,7 +40,7 @@ SUSTAINED_FLOAT32, SUSTAINED_BF16 = 0.6, 0.3
 REFERENCE_GPU = "A100"
 """What an unknown GPU is taken for, and what a machine without one is told about."""
 CPU_RATE, SMALL_CPU_RATE = 50e9, 15e9
-"""Assumed FLOP/s of one core, with the paper's models and with those of embedded data sets."""
+"""Assumed FLOP/s of one core, with the paper's models and with those of images in memory."""
 
 
 class Device(NamedTuple):
@@ -83,8 +83,8 @@ def cpu(cores: int, rate: float, rates: str = "assumed") -> Device:
 
 
 def this_cpu(cores: int, dataset: str) -> Device:
-    """A CPU as one core was measured, training on an embedded data set or sampling a paper's model, else assumed."""
-    small = dataset in EMBEDDED
+    """A CPU as one core was measured, training on images in memory or sampling a paper's model, else assumed."""
+    small = dataset in (*EMBEDDED, "folder")  # own photos: of a benchmark that extends an embedded one
     for record in _bench_records("cpu-embedded.json" if small else "cpu-[0-9]*.json"):
         results = record["results"]
         if small:
