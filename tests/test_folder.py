@@ -1,6 +1,8 @@
 """One's own photos (`dataset: folder`): prepared, split, classified in colour, and taken through the stages."""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +13,11 @@ import torch
 from PIL import Image
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
-from emigm.config.compose import compose_benchmark, composed_text, params_file
+from emigm.config.compose import compose_benchmark, composed_text, params_file, write_composed
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
-from emigm.data.images import load_split, open_images
+from emigm.data.images import load_images, load_split, open_images
 from emigm.data.latents import LatentStore
 from emigm.data.photos import DecodingError, adm_crop, decode
 from emigm.metrics import classifier
@@ -24,13 +26,20 @@ from emigm.metrics.features import load_extractor
 from emigm.records.record import read_record
 from emigm.report.notes import data_name
 from emigm.stages.encode import encode
+from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
+from emigm.stages.index import write_page
+from emigm.stages.notebooks import execute
 from emigm.stages.prepare import prepare
 from emigm.stages.reference import make_reference
+from emigm.stages.sample import sample
+from emigm.stages.summary import summary
+from emigm.stages.train import train_size
 from emigm.tools import doctor, estimates
 from emigm.tools.artefacts import released_files
 
-SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample" / "train"
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample" / "train"
 BENCHMARK = """
 title: Photos of my own
 dry_run: true
@@ -73,6 +82,8 @@ def here(tmp_path, monkeypatch):
     Path("benchmarks/mine").mkdir(parents=True)
     Path("benchmarks/mine/benchmark.yaml").write_text(BENCHMARK)
     params_file("mine").write_text(composed_text("mine"))
+    Path("dvc.yaml").touch()
+    Path("notebooks").symlink_to(ROOT / "notebooks")
     return tmp_path
 
 
@@ -94,6 +105,26 @@ def test_own_photos_go_through_the_stages(here):
     assert {"holdout", "train_subset", "class_shuffle"} <= set(reference["baselines"])
     assert all(np.isfinite(reference["baselines"][b]["fid"]["mean"]) for b in ("holdout", "class_shuffle"))
     assert reference["nearest"]["holdout_to_train"] > 0
+
+
+def test_own_photos_are_learned_sampled_scored_and_shown(here):
+    write_photos(here / "photos", {"2": 12, "10": 12})
+    benchmark = compose_benchmark("mine")
+    run_stages(benchmark)
+    train_size(benchmark, "xs")
+    sample(benchmark, "xs", "4")
+    evaluate(benchmark, "xs")
+    summary(benchmark)
+    (scored,) = record("evaluate-xs")["4"]["runs"]
+    assert np.isfinite(scored["fid"]) and record("train-xs")["context"]
+    (chunk,) = Path("samples/mine/xs/4/train0-seed0").glob("*.npz")
+    assert load_images(chunk)[0].shape == (6, 3, 16, 16)
+    metrics = json.loads(Path("results/mine/metrics.json").read_text())
+    assert {"holdout", "class_shuffle"} <= set(metrics["baselines"])
+    table = (execute("scores", "mine", "mine") / "scores.md").read_text()
+    assert "Model on Photos of my own" in table and "Held-out real images" in table and "Class shuffle" in table
+    page = write_page("mine").read_text()
+    assert page.count("Photos of my own") > 1 and "18 training images" in page and "folder" not in page
 
 
 def test_photos_of_imagenet_go_through_the_stages(here):
@@ -137,6 +168,33 @@ def test_doctor_and_estimates_know_own_photos(here):
     write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
     (check,) = doctor.check_data(benchmark)
     assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
+
+
+def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp_path, monkeypatch, capsys):
+    """Its YAML as it stands there, with Inception too; doctor's table has every stage."""
+    text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    example, inception = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", {str(number): 5 for number in range(10)})
+    for name, source in {
+        "mnist": (ROOT / "benchmarks" / "mnist" / "benchmark.yaml").read_text(encoding="utf-8"),
+        "photos": example,
+        "inception": example + inception,
+    }.items():
+        (tmp_path / "benchmarks" / name).mkdir(parents=True)
+        (tmp_path / "benchmarks" / name / "benchmark.yaml").write_text(source, encoding="utf-8")
+    (tmp_path / "dvc.yaml").touch()
+    write_composed()
+    benchmark = compose_benchmark("photos")
+    assert (benchmark.sizes, benchmark.model_config("l").tokens, benchmark.extractor.kind) == (("s", "l"), 64, "cnn")
+    assert doctor.doctor(benchmark) == 0
+    printed = capsys.readouterr().out
+    assert "10 class folders in photos" in printed and "40 training images" in printed
+    assert all(
+        stage in printed for stage in ("prepare", "encode", "reference", "train s", "sample l N=16", "evaluate l")
+    )
+    assert estimates.this_cpu(2, "folder") == estimates.this_cpu(2, "mnist")
+    assert compose_benchmark("inception").extractor.weights.endswith(".pth")
 
 
 @pytest.mark.parametrize(
