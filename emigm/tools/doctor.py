@@ -28,18 +28,20 @@ A_WEEK = 7 * 24 * 3600
 
 
 class Check(NamedTuple):
-    """One thing that a benchmark needs: its state (FETCH: a stage gets it from the network), what is here, and where it
-    belongs and how to get it (empty where nothing is to be done)."""
+    """One thing that a benchmark needs."""
 
     what: str
-    state: str
+    right: bool
     status: str
+    """What is here."""
     remedy: str = ""
+    """Where it belongs and how to get it."""
+    otherwise: str = MISSING
+    """The state where it is not right; FETCH: a stage gets it from the network."""
 
-
-def check(what: str, right: bool, status: str, remedy: str, otherwise: str = MISSING) -> Check:
-    """OK where it is right, else the other state with the remedy."""
-    return Check(what, OK, status) if right else Check(what, otherwise, status, remedy)
+    @property
+    def state(self) -> str:
+        return OK if self.right else self.otherwise
 
 
 def doctor(benchmark: Benchmark, gpus: int | None = None) -> int:
@@ -56,14 +58,14 @@ def doctor(benchmark: Benchmark, gpus: int | None = None) -> int:
         *check_machine(benchmark, device, estimates.total(costs).seconds),
         check_disk(costs),
     ]
+    wrong = [c for c in checks if not c.right]
     print(f"{benchmark.name}: {benchmark.title}, weights: {benchmark.weights}\n")
-    print(tabulate([c[:3] for c in checks], ("needed", "state", "found"), "simple"))
+    print(tabulate([(c.what, c.state, c.status) for c in checks], ("needed", "state", "found"), "simple"))
     print(f"\n{cost_table(benchmark, device, costs, parameters)}\n")
-    for c in checks:
-        if c.remedy:
-            print(f"{c.state}: {c.what}: {c.remedy}.")
-    missing, then = sum(c.state == MISSING for c in checks), how_to_run(benchmark.name)
-    if any(f"emigm fetch {benchmark.name}" in c.remedy for c in checks):
+    for c in wrong:
+        print(f"{c.state}: {c.what}: {c.remedy}.")
+    missing, then = sum(c.state == MISSING for c in wrong), how_to_run(benchmark.name)
+    if any(f"emigm fetch {benchmark.name}" in c.remedy for c in wrong):
         then = f"emigm fetch {benchmark.name} && {then}"
     print(f"{missing} missing; then: {then}" if missing else f"nothing missing: {then}")
     return 1 if missing else 0
@@ -78,14 +80,14 @@ def check_data(benchmark: Benchmark) -> Iterator[Check]:
     """The images."""
     data = benchmark.data
     if data.dataset in estimates.EMBEDDED:
-        yield Check("images", OK, f"{estimates.EMBEDDED[data.dataset][0]} brings them")
+        yield Check("images", True, f"{estimates.EMBEDDED[data.dataset][0]} brings them")
     elif data.dataset == "cifar10":
         root = expand(data.root)
         here = any(root.glob("*.parquet")) or (root / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"
-        yield check("images", here, data.root if here else f"nothing in {data.root}", remedy, FETCH)
+        yield Check("images", here, data.root if here else f"nothing in {data.root}", remedy, FETCH)
     elif benchmark.weights == "released":
-        yield Check("photos", OK, "none needed with released weights")
+        yield Check("photos", True, "none needed with released weights")
     else:
         yield check_photos(benchmark, "training photos", "data.root", data.root)
         if data.holdout_root is not None:
@@ -101,10 +103,10 @@ def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
     remedy += f", or name others with -S benchmark.{key}=<folder>"
     if not expand(root).is_dir():
-        return Check(what, MISSING, f"no folder {root}", remedy)
+        return Check(what, False, f"no folder {root}", remedy)
     number = len(class_names(root))
     status = f"{number} class folders in {root}" + ("" if number == classes else f", not {classes}")
-    return check(what, number == classes, status, remedy)
+    return Check(what, number == classes, status, remedy)
 
 
 def check_files(benchmark: Benchmark) -> Iterator[Check]:
@@ -114,20 +116,17 @@ def check_files(benchmark: Benchmark) -> Iterator[Check]:
 
 def check_file(name: str, file: ReleasedFile) -> Check:
     """Whether a file of others is there, and is the published one, or the one that `emigm fetch` got."""
-    path, here = file.path, file.path.is_file()
+    path, here, known = file.path, file.path.is_file(), file.checksum
+    status, remedy = f"{path}" if here else f"no {path}", f"put it at {path}"
     if is_random(path):
-        status = f"{path}, random" if here else f"no {path}"
-        return check(file.what, here, status, f"`emigm fetch {name}` makes it")
-    if not here:
-        remedy = f"put it at {path}"
-        if file.mirrors:
-            remedy = f"`emigm fetch {name}` gets it, or {remedy}; it lies at {' and '.join(map(str, file.mirrors))}"
-        return Check(file.what, MISSING, f"no {path}", remedy)
-    known = file.checksum
-    if known is not None and sha256(path) != known:
+        return Check(file.what, here, f"{status}, random", f"`emigm fetch {name}` makes it")
+    if here and known is not None and sha256(path) != known:
+        status = f"{path} has another SHA-256 than {known[:8]}..."
         remedy = f"move it away, then `emigm fetch {name}`; with another file, no number is the paper's"
-        return Check(file.what, MISSING, f"{path} has another SHA-256 than {known[:8]}...", remedy)
-    return Check(file.what, OK, str(path))
+        return Check(file.what, False, status, remedy)
+    if file.mirrors:
+        remedy = f"`emigm fetch {name}` gets it, or {remedy}; it lies at {' and '.join(map(str, file.mirrors))}"
+    return Check(file.what, here, status, remedy)
 
 
 def find_device(benchmark: Benchmark) -> Device:
@@ -148,15 +147,15 @@ def check_machine(benchmark: Benchmark, device: Device, seconds: float) -> Itera
         command = shlex.split(run.launcher)[0]
         here = shutil.which(command) is not None
         remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
-        yield check("launcher", here, run.launcher if here else f"no {command}", remedy)
+        yield Check("launcher", here, run.launcher if here else f"no {command}", remedy)
     if device.memory is not None:
-        yield Check("GPU", OK, f"{device.count} x {device.name}, {gigabytes(device.memory)} each")
+        yield Check("GPU", True, f"{device.count} x {device.name}, {gigabytes(device.memory)} each")
     elif run.device == "cuda":
-        yield Check("GPU", MISSING, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
+        yield Check("GPU", False, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
     else:
         enough = seconds <= A_WEEK
         remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
-        yield check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
+        yield Check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
 
 
 def check_disk(costs: list[Cost]) -> Check:
@@ -167,7 +166,7 @@ def check_disk(costs: list[Cost]) -> Check:
     needed, free = estimates.total(costs).disk * (1 if linked else 2), shutil.disk_usage(".").free
     text = f"{gigabytes(free)} free, about {gigabytes(needed)} needed" + ("" if linked else " (DVC keeps a copy)")
     remedy = "make room, or keep DVC's cache elsewhere (dvc cache dir <folder>) or without copies "
-    return check("disk", needed < free, text, remedy + "(dvc config cache.type hardlink)")
+    return Check("disk", needed < free, text, remedy + "(dvc config cache.type hardlink)")
 
 
 def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], parameters: dict[str, int]) -> str:
