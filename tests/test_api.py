@@ -29,24 +29,20 @@ def test_a_generator_makes_one_row_a_seed_and_one_picture_a_class(folder):
     rows = load_generator(folder)(classes=[0, 3, 3], seeds=[1, 2], sampling=SAMPLING)
     assert [len(row) for row in rows] == [3, 3]
     assert all(isinstance(p, Image.Image) and p.size == (4, 4) and p.mode == "L" for row in rows for p in row)
-
-
-def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(folder):
-    generator = Generator.from_pretrained(folder)
-    a, b, c = (generator([0, 1], [seed], SAMPLING)[0][1].tobytes() for seed in (5, 5, 6))
-    assert a == b != c
+    again = Generator.from_pretrained(folder)([0, 3, 3], [2], SAMPLING)[0]
+    assert again[1].tobytes() == rows[1][1].tobytes() != rows[0][1].tobytes()
 
 
 def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(folder, tmp_path):
-    with pytest.raises(ConfigError, match="give a SampleConfig"):
-        load_generator(folder).latents([0], seed=0)
     save_model(tmp_path / "bare", random_model(CFG).state_dict(), CFG)
-    with pytest.raises(ConfigError, match="names no autoencoder"):
-        load_generator(tmp_path / "bare")
-    with pytest.raises(ConfigError, match=r"no such folder or file, and none of the released models \(256-xs, "):
-        load_generator("256-xxl")
-    with pytest.raises(ConfigError, match="takes no weights of others"):
-        load_generator(folder, autoencoder="kl16.ckpt")
+    for work, message in (
+        (lambda: load_generator(folder).latents([0], seed=0), "give a SampleConfig"),
+        (lambda: load_generator(tmp_path / "bare"), "names no autoencoder"),
+        (lambda: load_generator("256-xxl"), r"no such folder or file, and none of the released models \(256-xs, "),
+        (lambda: load_generator(folder, autoencoder="kl16.ckpt"), "takes no weights of others"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            work()
 
 
 @pytest.mark.parametrize("key", PAPER_MODELS, ids=str)

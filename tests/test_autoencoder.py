@@ -206,8 +206,7 @@ def test_precision_moves_latents_and_pixels_by_rounding_alone_and_leaves_latents
 
 
 def test_convolutions_are_channels_last(convolutional):
-    module = convolutional("float32").module
-    weights = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
+    weights = [m.weight for m in convolutional("float32").module.modules() if isinstance(m, nn.Conv2d)]
     assert len(weights) > 10 and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 
 
@@ -237,15 +236,6 @@ def test_an_overflow_is_an_error_that_names_the_precision():
     for work in (lambda: ae.encode(random_pixels(1, 1, 8, 8)), lambda: ae.decode(torch.randn(3, 1, 8, 8), batch=2)):
         with pytest.raises(RunError, match=r"65504; set autoencoder\.precision: bf16 or float32"):
             work()
-
-
-def test_a_loss_on_sampled_latents_can_be_differentiated():
-    layer = nn.Linear(8, 8)
-    pixels = Pixels(1.0)
-    kl16 = KL16(nn.Identity(), 0.2325)
-    for unit in (pixels.sample(pixels.encode(random_pixels(1, 1, 8, 8))), kl16.sample(torch.zeros(1, 32, 8, 8))):
-        layer(unit).sum().backward()
-    assert layer.weight.grad.isfinite().all()
 
 
 def test_images_are_encoded_and_decoded_in_batches_as_at_once(convolutional):
@@ -384,17 +374,13 @@ def test_a_file_with_other_tensors_is_refused_by_name(request, tmp_path, kind, c
     assert "\n" not in str(e.value)
 
 
-def test_weights_of_the_other_autoencoder_are_refused(narrow_kl16, narrow_dcae, tmp_path):
-    dcae, kl16 = tmp_path / "model.safetensors", tmp_path / "kl16.ckpt"
-    save_file(dcae_official_layout(narrow_dcae.state_dict()), dcae)
-    with pytest.raises(ConfigError, match=f"{dcae}: tensor .* is missing .*kind: kl16"):
-        load_autoencoder(AutoencoderConfig("kl16", 0.2325, str(dcae)))
-    save_kl16(kl16, narrow_kl16.tensors)
-    with pytest.raises(ConfigError, match=f"{kl16}: expected named tensors, found .*model: dict.*kind: dcae"):
-        load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(kl16)))
+def test_a_kl16_file_is_no_dcae(narrow_kl16, tmp_path):
+    save_kl16(path := tmp_path / "kl16.ckpt", narrow_kl16.tensors)
+    with pytest.raises(ConfigError, match=f"{path}: expected named tensors, found .*model: dict.*kind: dcae"):
+        load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(path)))
 
 
-@pytest.mark.parametrize("kind, channels, side", [("kl16", 3, 40), ("kl16", 1, 32), ("dcae", 3, 48), ("dcae", 1, 64)])
+@pytest.mark.parametrize("kind, channels, side", [("kl16", 3, 40), ("kl16", 1, 32), ("dcae", 3, 48)])
 def test_what_an_autoencoder_cannot_take_is_refused(kind, channels, side):
     ae = {"kl16": KL16, "dcae": autoencoder.DCAE}[kind](nn.Identity(), 1.0)
     with pytest.raises(ConfigError, match=f"kind: {kind} takes images of 3 .* not {channels} x {side} x {side}"):

@@ -1,6 +1,5 @@
 """FID along training: snapshots as model folders, and their stage."""
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -21,70 +20,59 @@ from emigm.stages.sample import sample
 from emigm.stages.snapshots import score_snapshots
 from emigm.stages.train import train_size
 
-SMALL = (
-    "benchmark.extractor.training.steps=5",
-    "benchmark.train.steps=8",
-    "benchmark.train.warmup_steps=1",
-    "benchmark.train.snapshots=[0.25, 0.5]",
-    "benchmark.evaluation.images=60",
-    "benchmark.evaluation.snapshots={budget: '4', images: 60}",
-)
+CHANGES = {
+    "extractor.training.steps": 5,
+    "train.steps": 8,
+    "train.warmup_steps": 1,
+    "train.snapshots": [0.25, 0.5],
+    "evaluation.images": 60,
+    "evaluation.snapshots": "{budget: '4', images: 60}",
+}
+REPO = Path(__file__).parents[1]
+SMALL = [f"benchmark.{key}={value}" for key, value in CHANGES.items()]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(benchmark, folder) of a tiny run up to its trained model."""
-    benchmark = compose_benchmark("smoke", SMALL, Path(__file__).parents[1])
-    folder = tmp_path_factory.mktemp("smoke")
+    """A tiny benchmark up to its trained model, in whose folder the tests run."""
+    benchmark = compose_benchmark("smoke", SMALL, REPO)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+        patch.chdir(tmp_path_factory.mktemp("smoke"))
         for stage in (prepare, make_extractor, encode, make_reference):
             stage(benchmark)
         train_size(benchmark, "xs")
-    return benchmark, folder
+        yield benchmark
 
 
-def record(folder, name):
-    return read_record(folder / "results" / "smoke" / "records" / f"{name}.json")["results"]
+def record(name):
+    return read_record(f"results/smoke/records/{name}.json")["results"]
 
 
 def test_training_leaves_a_model_folder_and_the_cost_of_every_snapshot(trained):
-    benchmark, folder = trained
-    models = [folder / "models" / "smoke" / "xs" / "seed0" / name for name in ("snapshot-2", "snapshot-4", ".")]
-    weights = [load_model(m, expect=benchmark.model_config("xs")).head.input_proj.weight for m in models]
+    models = [Path("models/smoke/xs/seed0", name) for name in ("snapshot-2", "snapshot-4", ".")]
+    weights = [load_model(m, expect=trained.model_config("xs")).head.input_proj.weight for m in models]
     assert [read_model_config(m)[1]["steps"] for m in models] == [2, 4, 8]
     assert not any(np.array_equal(a, b) for a, b in itertools.pairwise(weights))
-    flops = mean_training_step(benchmark.model_config("xs"), benchmark.train_config("xs"))
-    expected = [{"step": n, "images": 64 * n, "flops": flops * n} for n in (2, 4)]
-    assert record(folder, "train-xs")["snapshots"] == expected
-    assert not (folder / ".state" / "smoke" / "train-xs").exists()
+    flops = mean_training_step(trained.model_config("xs"), trained.train_config("xs"))
+    assert record("train-xs")["snapshots"] == [{"step": n, "images": 64 * n, "flops": flops * n} for n in (2, 4)]
+    assert not Path(".state/smoke/train-xs").exists()
 
 
-def test_snapshots_are_scored_as_the_final_weights_are(trained, monkeypatch):
-    benchmark, folder = trained
-    monkeypatch.chdir(folder)
-    score_snapshots(benchmark, "xs")
-    sample(benchmark, "xs", "4")
-    evaluate(benchmark, "xs")
-    points, scored = record(folder, "snapshots-xs")["points"], record(folder, "evaluate-xs")["4"]
+def test_snapshots_are_scored_as_the_final_weights_are(trained):
+    score_snapshots(trained, "xs")
+    sample(trained, "xs", "4")
+    evaluate(trained, "xs")
+    points, scored = record("snapshots-xs")["points"], record("evaluate-xs")["4"]
     assert [p["step"] for p in points] == [2, 4, 8]
     for mine, other in zip(points[-1]["runs"], scored["runs"], strict=True):
         assert (mine["train_seed"], mine["sample_seed"]) == (other["train_seed"], other["sample_seed"])
         assert mine["fid"] == pytest.approx(other["fid"], rel=1e-6)  # the same images
     assert points[0]["runs"][0]["fid"] != points[1]["runs"][0]["fid"]
-    assert not (folder / ".state" / "smoke" / "snapshots-xs").exists()
+    assert not Path(".state/smoke/snapshots-xs").exists()
 
 
-def test_the_stage_without_its_settings_and_an_unknown_budget_are_refused(trained, monkeypatch):
-    benchmark, folder = trained
-    monkeypatch.chdir(folder)
+def test_the_stage_without_its_settings_and_an_unknown_budget_are_refused():
     with pytest.raises(ConfigError, match=r"evaluation\.snapshots is missing"):
-        score_snapshots(
-            dataclasses.replace(benchmark, evaluation=dataclasses.replace(benchmark.evaluation, snapshots=None)), "xs"
-        )
+        score_snapshots(compose_benchmark("smoke", [*SMALL, "benchmark.evaluation.snapshots=null"], REPO), "xs")
     with pytest.raises(ConfigError, match=r"snapshots\.budget: .*99"):
-        compose_benchmark(
-            "smoke",
-            [*SMALL[:-1], "benchmark.evaluation.snapshots={budget: '99', images: 4}"],
-            Path(__file__).parents[1],
-        )
+        compose_benchmark("smoke", [*SMALL, "benchmark.evaluation.snapshots={budget: '99', images: 4}"], REPO)
