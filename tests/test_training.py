@@ -17,7 +17,6 @@ from emigm.config.schema import GateConfig, TrainConfig
 from emigm.distributed import World
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM
-from emigm.model.precision import autocast
 from emigm.pools import ahead
 from emigm.train import (
     TrainingImages,
@@ -25,11 +24,8 @@ from emigm.train import (
     batch_share,
     batch_views,
     draw_training,
-    learning_rate,
     micro_batches,
-    parameter_groups,
     train,
-    update_ema,
 )
 
 MODEL = dataclasses.replace(TINY, channels=1, classes=2, dropout=0.1)
@@ -123,7 +119,7 @@ def with_snapshots(tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole"), SNAPSHOTS)
 
 
-@pytest.mark.parametrize("kill_at", [3, 6, 7, 8, 10, 12])
+@pytest.mark.parametrize("kill_at", [3, 7, 10, 12])
 def test_snapshots_are_the_same_however_a_run_was_interrupted(tmp_path, with_snapshots, kill_at):
     killed(tmp_path, SNAPSHOTS, kill_at)
     resumed = run(tmp_path, SNAPSHOTS)
@@ -162,11 +158,6 @@ def test_a_damaged_resume_point_is_named(tmp_path):
         run(tmp_path)
 
 
-def test_training_seeds_differ_and_repeat(tmp_path):
-    a, b, c = (run(tmp_path / n, seed=s).ema["head.input_proj.weight"] for n, s in (("a", 0), ("b", 0), ("c", 1)))
-    assert torch.equal(a, b) and not torch.equal(a, c)
-
-
 def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp_path):
     with pytest.raises(RunError, match="loss is nan at step 0"):
         run(tmp_path, data=images(torch.full_like(LATENTS, float("nan"))))
@@ -183,29 +174,6 @@ def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp
     kept = [re.search(r"snapshot\d|$", str(p.relative_to(tmp_path)))[0] for p in tmp_path.rglob("*.pt")]
     assert sorted(kept) == ["", "snapshot3", "snapshot6"]  # at the one after 8 steps it was seen
     assert steps_done(tmp_path, SNAPSHOTS) == 5
-
-
-def test_warm_up_is_linear_and_cosine_ends_near_zero():
-    rates = [learning_rate(dataclasses.replace(RECIPE, steps=100, warmup_steps=10), s) for s in range(100)]
-    assert rates[0] == 0 and rates[5] == pytest.approx(0.5e-3) and max(rates) == rates[10] == 1e-3
-    assert rates[-1] < 1e-6 and learning_rate(dataclasses.replace(RECIPE, lr_schedule="constant"), 11) == 1e-3
-
-
-def test_weight_decay_spares_biases_norms_and_the_head():
-    model = EMIGM(MODEL)
-    spared, decayed = parameter_groups(model, 0.02)
-    assert spared["weight_decay"] == 0 and decayed["weight_decay"] == 0.02
-    chosen = {id(p) for p in decayed["params"]}
-    names = {n for n, p in model.named_parameters() if id(p) in chosen}
-    assert "backbone.class_emb.weight" in names and "backbone.encoder_blocks.0.attn.qkv.weight" in names
-    assert not any(n.endswith(".bias") or n.startswith("head.") or ".norm" in n for n in names)
-    assert len(spared["params"]) + len(decayed["params"]) == len(list(model.parameters()))
-
-
-def test_ema_is_the_exponential_average():
-    ema, new = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, -2.0])]
-    update_ema(ema, new, 0.9)
-    assert torch.allclose(ema[0], torch.tensor([1.2, 1.6]))
 
 
 def test_epochs_are_permutations_that_depend_on_the_seed():
@@ -321,24 +289,13 @@ def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
     assert torch.stack(drawn).std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_bf16_keeps_weights_and_loss_in_float32_and_trains_alike(tmp_path):
-    recipe = dataclasses.replace(RECIPE, precision="bf16")
-    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", recipe=recipe)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("float16", 0.005)])
+def test_half_precision_keeps_weights_in_float32_and_trains_alike(tmp_path, precision, tolerance):
+    exact = run(tmp_path / "a")
+    rounded = run(tmp_path / "b", dataclasses.replace(RECIPE, precision=precision))
     assert all(t.dtype == torch.float32 for t in rounded.ema.values())
-    assert rounded.curve != exact.curve
-    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.02)
-    draw = draw_training(MODEL, RECIPE, 8, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    with autocast("bf16", "cpu"):
-        loss, mse = random_model(MODEL).token_losses(LATENTS[:8], torch.from_numpy(LABELS[:8]), draw)
-    assert loss.dtype == mse.dtype == torch.float32
-
-
-def test_float16_scales_the_loss_and_trains_alike(tmp_path):
-    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", FLOAT16)
-    assert all(t.dtype == torch.float32 for t in rounded.ema.values())
-    assert rounded.curve != exact.curve
-    assert exact.skipped == 0 and rounded.skipped <= 2  # until the scale has come down
-    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.005)
+    assert rounded.curve != exact.curve and dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=tolerance)
+    assert exact.skipped == 0 and rounded.skipped <= 2  # until the scale of float16 has come down
 
 
 def test_gradients_are_unscaled_before_they_are_clipped(tmp_path, monkeypatch):
@@ -379,12 +336,6 @@ def test_the_gate_stops_a_model_that_ignores_context_and_says_why():
     assert errors[0] == pytest.approx(errors[8], rel=1e-5) == pytest.approx(errors[15], rel=1e-5)
     with pytest.raises(RunError, match=r"digits-xs.*ignores context.*class and position"):
         check_context(errors, GateConfig(visible=(0, 8, 15)), "digits-xs")
-
-
-def test_a_number_of_visible_tokens_asked_for_twice_changes_no_error():
-    model, latents, labels = random_model(), torch.randn(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64)
-    once, twice = (context_errors(model, latents, labels, visible, seed=0) for visible in ((0, 8), (0, 0, 8)))
-    assert once == twice
 
 
 def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):
