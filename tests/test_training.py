@@ -344,7 +344,7 @@ def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):
     latents = level.expand(512, 1, 4, 4).contiguous()
     labels = np.zeros(512, dtype=np.int64)
     cfg = dataclasses.replace(MODEL, dropout=0.0, init_std=0.5)
-    recipe = TrainConfig(steps=250, batch=64, lr=3e-3, weight_decay=0.0, ema=0.98, warmup_steps=10)
+    recipe = TrainConfig(steps=100, batch=64, lr=3e-3, weight_decay=0.0, ema=0.9, warmup_steps=10)
     result = run(tmp_path, recipe, images(latents, labels), model=cfg)
     model = EMIGM(cfg).eval()
     model.load_state_dict(result.ema)
