@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from emigm.config.benchmark import load_benchmark
@@ -56,18 +57,31 @@ def photo_benchmark(classes=("n1", "n2", "n3"), each=2, **data):
     return dataclasses.replace(smoke, name="photos", images_of="photos", data=data, model=model)
 
 
-def in_processes(n, job, *arguments):
-    """Run job(*arguments) in n processes, as torchrun would start them; returns their exit codes."""
+FORK = multiprocessing.get_context("fork") if os.name == "posix" else None  # what is imported already is there at once
+
+
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def connect(rank, size, port):
+    """Set what torchrun sets."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+
+
+def in_processes(n, job, *arguments):
+    """Run job(*arguments) in n processes, as torchrun would start them; returns their exit codes."""
+    port = free_port()
 
     def start(rank):
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if n > 1 else {}
-        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), **meeting})
+        connect(rank, n, port)
         job(*arguments)
 
-    children = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(n)]
+    children = [FORK.Process(target=start, args=(rank,)) for rank in range(n)]
     for child in children:
         child.start()
     for child in children:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dvc.utils.serialize import parse_yaml as dvc_yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emigm.config.benchmark import KEYS, Benchmark, load_benchmark, parse_benchmark
@@ -83,27 +83,12 @@ def refused_or_sensible(tree: dict, path: tuple) -> None:
             benchmark.sample_config(size, budget)
 
 
-values = st.recursive(
-    st.sampled_from(KNOWN) | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=2),
-    max_leaves=4,
-)
-
-
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_nonsense_at_every_key_is_refused_by_name_or_makes_sense(name):
     tree, start = shipped(name), BENCHMARKS.index(name)
     for i, path in enumerate(leaves(tree)):
         for value in (KNOWN[(start + 5 * i) % len(KNOWN)], KNOWN[(start + 5 * i + 29) % len(KNOWN)]):
             refused_or_sensible(replaced(tree, path, value), path)
-
-
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_generated_nonsense_at_any_key_is_refused_by_name_or_makes_sense(data):
-    tree = shipped(data.draw(st.sampled_from(BENCHMARKS)))
-    path = data.draw(st.sampled_from(list(leaves(tree))))
-    refused_or_sensible(replaced(tree, path, data.draw(values)), path)
 
 
 @pytest.mark.parametrize("bad", NOT_NAMES)
@@ -174,7 +159,6 @@ ONCE = "must name at least one, and none twice"
         ("mnist", "model.channels", 3, r"channels = 3, grid = 21, but the latents .* have 1 channels and sides of 21"),
         ("mnist", "ladder.s.model.widht", 3, r"ladder\.s\.model\.widht; did you mean 'width'"),
         ("mnist", "ladder.b.model.heads", 7, r"heads = 7 does not divide"),
-        ("mnist", "datta", {}, r"unknown key benchmark\.datta; did you mean 'data'"),
         ("mnist", "autoencoder.weights", "kl16.ckpt", r"weights has no effect for kind: pixels"),
         ("mnist", "extractor", {"kind": "inception", "weights": "x"}, r"kind: inception does not take the grey"),
         ("mnist", "sampling.4.settings.temperature", 0.9, r"temperature has no effect for solver: dpm-solver"),
@@ -182,20 +166,17 @@ ONCE = "must name at least one, and none twice"
         ("mnist", "sampling.4.settings.solver_steps", 2, r"solver_steps = 2 is too few"),
         ("mnist", "sampling.16.settings.steps", 50, r"steps = 50, but every step reveals a token, and there are 49"),
         ("mnist", "train.label_dropout", 0, r"cfg_scale = 2\.0, but with train\.label_dropout = 0"),
-        ("mnist", "gate.on_failure", "skip", r"gate\.on_failure = 'skip'"),
         ("mnist", "gate.visible", [0, 49], r"gate\.visible = \[0, 49\]: .* from 0 to 48"),
         ("mnist", "gate.visible", [4], r"gate\.visible = \[4\]: give two"),
         ("mnist", "gate.visible", [0, 0, 8], rf"gate\.visible = \[0, 0, 8\]: {ONCE}"),
         ("mnist", "evaluation.images", GONE, r"benchmark\.evaluation\.images is missing"),
         ("mnist", "evaluation.images", 9, r"evaluation\.images = 9 is less than"),
-        ("mnist", "evaluation.images", "many", r"evaluation\.images: expected int, found 'many'"),
         ("mnist", "evaluation.kid_subset", 1001, r"evaluation\.images = 1000 is less than kid_subset = 1001"),
         ("mnist", "evaluation.seeds", [0, 0], rf"evaluation\.seeds = \[0, 0\]: {ONCE}"),
         ("mnist", "sizes", ["xs", "xs"], rf"benchmark\.sizes = \['xs', 'xs'\]: {ONCE}"),
         ("mnist", "sizes", ["xs", "xl"], r"benchmark\.sizes: xl is not in ladder; did you mean 'l'"),
         ("mnist", "budgets", [4], r"benchmark\.budgets\[0\]: expected str, found 4; write it in quotes"),
         ("mnist", "run.launcher", 'a "b', r"run\.launcher = 'a \"b': must be a command"),
-        ("mnist", "run.compile", 1, r"run\.compile: expected bool, found 1"),
         ("imagenet256", "released", GONE, r"benchmark\.released is missing"),
         ("imagenet256", "released.files.h", GONE, r"benchmark\.sizes: h is not in released\.files"),
         ("imagenet256", "train.seeds", [0, 1], r"train\.seeds = \[0, 1\], but weights: released are one model"),

@@ -3,12 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
 import resource
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
-from stored import write_latents
+from stored import FORK, connect, free_port, write_latents
 from test_model import random_model
 from test_training import EXACT, LATENTS, MUON, RECIPE, Killed, images, run
 from torch import nn
@@ -36,28 +34,11 @@ from emigm.distributed import ALONE, World, join
 from emigm.launching import place, run_stage
 from emigm.model.model import save_model
 from emigm.model.precision import autocast, products
-from emigm.pools import in_turn
 from emigm.stages.sample import sample
 from emigm.stages.train import train_size
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
-
-
-FORK = multiprocessing.get_context("fork")  # torch is imported already
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def connect(rank, size, port):
-    """Set what torchrun sets."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
 
 
 def together(job, *args, size=2):
@@ -355,14 +336,9 @@ def test_places_are_those_of_torchrun_or_of_srun_where_the_launcher_was_used(mon
     for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert place() == (2, 4, 0)
-
-
-def test_processes_of_srun_need_to_know_where_to_meet(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ConfigError, match=r"2 processes.*MASTER_ADDR and MASTER_PORT.*export"):
+    with pytest.raises(ConfigError, match=r"4 processes.*MASTER_ADDR and MASTER_PORT.*export"):
         join(RunConfig(device="cpu"))
 
 
@@ -397,35 +373,6 @@ def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with pytest.raises(ConfigError, match=r"bf16.*Tesla T4.*float16"):
         autocast("bf16", "cuda:0")
-
-
-def launcher_of_a_rank_that_waits(pipe):
-    """What torchrun does for a rank whose other has not come yet."""
-
-    def rank():
-        stages.STARTED_BY = os.getppid()
-        connect(0, 2, free_port())
-        with launching.in_one_line():
-            pipe.send(os.getpid())
-            join(RunConfig(device="cpu"))
-
-    FORK.Process(target=rank).start()
-    time.sleep(60)
-
-
-def test_a_launcher_that_is_killed_before_the_ranks_meet_leaves_none_waiting():
-    reader, writer = FORK.Pipe(duplex=False)
-    launcher = FORK.Process(target=launcher_of_a_rank_that_waits, args=(writer,))
-    launcher.start()
-    rank = reader.recv()
-    launcher.kill()
-    launcher.join()
-    for _ in range(100):
-        stat = Path(f"/proc/{rank}/stat")
-        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":  # dead, and nobody to tell
-            return
-        time.sleep(0.1)
-    pytest.fail("it is still there")
 
 
 def stage_with_a_mistake(benchmark):
@@ -468,25 +415,6 @@ def test_the_launcher_starts_the_same_stage_once(monkeypatch):
         launched(monkeypatch, "srum python")
     monkeypatch.setenv("LOCAL_RANK", "0")  # started by hand
     assert launched(monkeypatch, "torchrun --nproc-per-node=2") == []
-
-
-def test_the_bar_leaves_out_of_its_speed_what_an_earlier_run_did(monkeypatch):
-    bars = []
-
-    class Bar(pools.tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            bars.append(self)
-
-    def job(item, progress):
-        progress(6 if item == "resumed" else 0)
-        progress(10)
-        return item
-
-    monkeypatch.setattr(pools, "tqdm", Bar)
-    assert in_turn(job, ["fresh", "resumed"], 10, "step", "x", show=True) == ["fresh", "resumed"]
-    assert bars[0].n == 20 and bars[0].initial == 6
-    assert in_turn(job, ["fresh"], 10, "step", "x", show=False) == ["fresh"]
 
 
 def page_faults(item, progress):

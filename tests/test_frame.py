@@ -106,16 +106,6 @@ def test_images_and_extractor_may_lie_with_another_benchmark(tmp_path):
     assert set(frame["benchmark"]) == {"ladder"} and set(frame["title"]) == {"Made-up ladder"}
 
 
-def test_records_of_another_schema_and_damaged_ones_are_named(tmp_path):
-    folder = write_results(tmp_path, sizes={"xs": 4.0})
-    edit(folder, "train-xs", lambda r: r.update(schema=99))
-    with pytest.raises(ConfigError, match=r"train-xs.json: record schema 99"):
-        runs(tmp_path)
-    (folder / "records" / "train-xs.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"train-xs.json: not valid JSON"):
-        runs(tmp_path)
-
-
 def test_baselines_are_tidy_with_their_numbers_of_images(root):
     found = baselines(root, "mnist").set_index(["baseline", "metric"])
     assert list(dict.fromkeys(found.index.get_level_values(0))) == ["holdout", "train_subset", "class_shuffle"]

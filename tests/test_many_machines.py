@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stored import free_port
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -64,9 +64,7 @@ def loss(folder):
 
 def nodes(folder, stage, *options, processes):
     """Two torchrun agents with a meeting point, as two nodes start them."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{s.getsockname()[1]}"
+    endpoint = f"127.0.0.1:{free_port()}"
     command = ["torchrun", *TOGETHER, f"--rdzv-endpoint={endpoint}", f"--nproc-per-node={processes}"]
     command += ["-m", f"emigm.stages.{stage}", "--size", "xs", *options]
     logs = [(folder / f"node{n}.log").open("w") for n in range(2)]
@@ -155,9 +153,6 @@ sys.exit(max(map(abs, codes)))
 def test_the_slurm_template_requeues_at_the_walltime_and_goes_on(folder, prepared):
     shutil.rmtree(folder / "models")
     write_params(folder, "srun --kill-on-bad-exit=1 python")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     scripts = {
         "srun": SRUN.format(python=sys.executable),
         "scontrol": '#!/bin/bash\necho "$@" >> scontrol.log\n[ "$1" = show ] && echo 127.0.0.1\nexit 0\n',
@@ -170,7 +165,9 @@ def test_the_slurm_template_requeues_at_the_walltime_and_goes_on(folder, prepare
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").touch()
     template = (
-        (ROOT / "benchmarks/slurm/imagenet256.sbatch").read_text().replace("MASTER_PORT=29500", f"MASTER_PORT={port}")
+        (ROOT / "benchmarks/slurm/imagenet256.sbatch")
+        .read_text()
+        .replace("MASTER_PORT=29500", f"MASTER_PORT={free_port()}")
     )
     (folder / "job").write_text(template)
 

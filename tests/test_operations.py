@@ -66,18 +66,19 @@ def sampling_operations(steps, solver_steps, scale=2.0):
 
 
 @pytest.mark.parametrize("mae", [True, False])
-def test_a_training_step_dispatches_no_more_operations_than_it_did(mae):
+def test_a_training_step_dispatches_no_more_operations_than_it_did_and_none_waits(mae):
     drawing, few = training_operations(1, mae)
     _, many = training_operations(3, mae)
+    assert not SYNCHRONISING & {*drawing, *few}
     assert len(drawing) <= 10
     assert len(few) <= 420
     assert (len(many) - len(few)) / 4 <= 32  # of one transformer block
 
 
-def test_a_sampling_run_dispatches_no_more_operations_than_it_did():
+def test_a_sampling_run_dispatches_no_more_operations_than_it_did_and_none_waits():
     few, passes = sampling_operations(4, 6)
     many, _ = sampling_operations(4, 12)
-    assert passes == 6
+    assert passes == 6 and not SYNCHRONISING & set(few)
     assert (len(many) - len(few)) / (4 * 6) <= 38  # of one evaluation of the head, guidance and solver included
     assert (len(few) - 4 * 6 * 38) / passes <= 60  # of one pass of the network
 
@@ -89,12 +90,6 @@ def test_times_of_the_solver_are_embedded_once_in_a_run():
         batches = list(generate(model, torch.arange(8) % 5, SampleConfig(4, 6, 2.0, **solver), seed=0, batch=3))
         assert len(batches) == 3
     assert len(calls) == 2
-
-
-def test_nothing_in_the_sampling_loop_or_a_training_step_waits_for_the_device():
-    assert not SYNCHRONISING & set(sampling_operations(4, 6)[0])
-    drawing, step = training_operations(1)
-    assert not SYNCHRONISING & {*drawing, *step}
 
 
 @pytest.mark.parametrize(("precision", "reads"), [("float32", 0), ("float16", 3)])

