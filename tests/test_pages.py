@@ -101,7 +101,9 @@ def test_a_further_table_that_is_wider_than_a_page_is_linked(root):
 
 def test_every_link_of_the_pages_leads_somewhere(root, monkeypatch):
     monkeypatch.chdir(root)
-    for path in (write_page("mnist"), write_page("smoke"), write_page(None)):
+    front = root / "results" / "README.md"
+    front.write_text(front_page(root), encoding="utf-8")
+    for path in (write_page("mnist"), write_page("smoke"), front):
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)]+)\)", text):
             heading = target.startswith("#") and target[1:] in map(anchor, re.findall("^## (.*)$", text, re.M))

@@ -10,14 +10,19 @@ from emigm.report.pages import benchmark_page
 from emigm.report.tables import write_text
 
 
+def write_page(benchmark: str) -> Path:
+    """Write the page; returns its file."""
+    page = Path("results") / benchmark / "README.md"
+    write_text(page, benchmark_page(Path(), benchmark))
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmark", required=True, help="whose page")
     benchmark = parser.parse_args().benchmark
-    page = Path("results") / benchmark / "README.md"
     with in_one_line():
-        write_text(page, benchmark_page(Path(), benchmark))
-        print(f"{page}: the tables and figures of {benchmark}")
+        print(f"open {write_page(benchmark)}: the tables and figures of {benchmark}")
 
 
 if __name__ == "__main__":
