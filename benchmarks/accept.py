@@ -1,8 +1,8 @@
 """Accept code that leaves tests/test_golden.py alone for results that stand: `python benchmarks/accept.py FILE...`.
 
-What `dvc commit --force` does for the pipeline files that are named, also where data, models and samples are not here: the
-checksums of code and settings in dvc.lock become those of now. Stages that show numbers (summary, notebooks, pages) are left
-out, since they take seconds and run again.
+What `dvc commit --force` does for the pipeline files that are named, also where data, models and samples are not here:
+the checksums of code and settings in dvc.lock become those of now. Stages that show numbers (summary, notebooks, pages)
+are left out, since they take seconds and run again.
 """
 
 import sys

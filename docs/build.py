@@ -31,6 +31,13 @@ from emigm.report.tables import NONE, NOT_RUN, Table, body, load, model_name, wr
 from emigm.verify.verdict import STATUSES
 
 HERE = Path(__file__).resolve().parent
+GUIDES = {
+    "Using it": "commands",
+    "Your own data": "own-data",
+    "Many machines": "many-machines",
+    "Verify": "verification",
+}
+"""Pages of docs/ in the menu, those that are there."""
 DOCUMENTED = ("api.py", "sample.py", "train.py", "config/schema.py", "model/*.py", "paper/settings.py")
 """Modules of the Python API."""
 COLUMNS = ("Identical", "Within tolerance", "Beyond it, by itself", "Different")
@@ -138,7 +145,8 @@ class Site:
                 for data, counts in conclusions.tally(rows).items()
             ]
             told = f"**[The ledger](ledger.md) of the paper's claims**. {'. '.join(listed)}"
-        start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "Using it <README>"]
+        start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "With a GPU <README>"]
+        start += [f"{name} <docs/{page}>" for name, page in GUIDES.items() if self.copied(Path("docs", f"{page}.md"))]
         said = filter(None, [self.verified(verified), self.reproductions(), told])
         return "\n\n".join([heading, first, *said, *others, menu([*start, "Python API <api>"])])
 

@@ -40,7 +40,9 @@ CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
 def verified(*statuses):
     """What `emigm verify --json` writes of one benchmark whose cells came to these."""
     cells = [Verdict("a cell", status, 1.0, 1.0) for status in statuses]
-    return as_json([Verification("mnist", Findings(), Comparison(cells), records=1, devices=("a CPU", "another CPU"))])
+    devices = ("a CPU", "another CPU")
+    ran = frozenset({"a"})  # the stage of the cell
+    return as_json([Verification("mnist", Findings(), Comparison(cells), again=ran, records=1, devices=devices)])
 
 
 def load_builder():
@@ -121,7 +123,7 @@ def test_what_has_not_run_or_failed_is_said(tmp_path):
     site, path = builder.Site(checkout(tmp_path), tmp_path / "source"), tmp_path / "verify.json"
     assert "The ledger: not run yet" in site.ledger() and "not verified here" in site.verified(path)
     path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
-    assert "[differs]{.verdict .bad} 1 of 2 cells" in site.verified(path)
+    assert "[differs]{.verdict .bad} 1 fact, the first" in site.verified(path)
     text = "[a](emigm/none.py) ![b](none.png) [c](https://example.org) [d](../params.yaml#x)"
     assert site.linked(text, Path("benchmarks")) == "a *b: not run* [c](https://example.org) [d](/params.yaml#x)"
     assert (tmp_path / "source" / "params.yaml").is_file()
@@ -182,7 +184,7 @@ def test_the_front_page_has_verdict_tally_table_and_who_has_run_it_again_on_whic
     front = article(site, "index.html")
     text = " ".join(front.get_text().split())
     assert front.find(class_="verified").find(class_="good").text == "reproduced"
-    assert "3 cells, 2 identical, 1 within tolerance" in text and "another CPU" in text
+    assert "3 of 3 cells made again, 2 identical, 1 within" in text and "another CPU" in text
     assert "eMIGM-XS" in front.find_all("table")[2].get_text() and len(front.find_all(class_="verdict")) > 2
     lines = list(map(json.loads, (REPO / "docs" / "reproductions.jsonl").read_text().splitlines()))
     assert lines and all(one["devices"][0] in text for line in lines for one in line["benchmarks"].values())
