@@ -89,7 +89,6 @@ def front_page(root: Path, link: Link | None = None) -> str:
     default = [f"**{n}**: {body(root / 'results' / n / 'notebooks/scores/reading')}" for n in list(real)[:1]]
     home = Path("results/evidence")
     evidence = [Notebook(root, home, name) for name in executed(root / home)]
-    said = dict.fromkeys(note for one in evidence for note in one.notes)
     parts = [
         "# Results",
         Table("", "", rows).body if len(rows) else f"Benchmarks: {NOT_RUN}.",
@@ -98,10 +97,15 @@ def front_page(root: Path, link: Link | None = None) -> str:
         "what a model reaches that ignores context). FIDs of different data share no scale.",
         *default,
         *(["## Evidence across benchmarks", tally(root, link)] if evidence else []),
-        *(fold(one.heading, one.content(link)) for one in evidence),
-        fold("What the numbers of the evidence rest on", bullets(said)),
+        bullets(_listed(root, home / "notebooks" / one.name, one.heading, link) for one in evidence),
     ]
     return whole(parts)
+
+
+def _listed(root: Path, folder: Path, heading: str, link: Link) -> str:
+    """A notebook of the evidence in one line: what it asks, its tables and pictures, and itself."""
+    files = sorted(path.name for path in (root / folder).iterdir() if path.suffix in (".md", ".png"))
+    return f"{heading} {' · '.join(link(name, folder / name) for name in (*files, f'{folder.name}.ipynb'))}"
 
 
 def whole(parts: Iterable[str]) -> str:
