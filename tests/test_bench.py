@@ -237,7 +237,10 @@ def test_options_that_do_nothing_or_are_too_small_are_refused(capsys, arguments,
 
 def test_what_the_stages_took_is_read_from_their_records(checkout):
     assert embedded.spent("mnist") == {}
-    write_json(Path("results/mnist/records/train-xs.json"), {"schema": SCHEMA, "provenance": {"cpu_seconds": 50.0}})
+    write_json(
+        Path("results/mnist/records/train-xs.json"),
+        {"schema": SCHEMA, "settings": {}, "results": {}, "provenance": {"cpu_seconds": 50.0}},
+    )
     assert embedded.spent("mnist") == {"train-xs": 50.0}
 
 

@@ -193,7 +193,7 @@ def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp
     assert all(
         stage in printed for stage in ("prepare", "encode", "reference", "train s", "sample l N=16", "evaluate l")
     )
-    assert estimates.this_cpu(2, "folder") == estimates.this_cpu(2, "mnist")
+    assert estimates.cpu(2, "folder") == estimates.cpu(2, "mnist")
     assert compose_benchmark("inception").extractor.weights.endswith(".pth")
 
 

@@ -242,4 +242,4 @@ def test_a_difference_that_is_not_a_number_is_beyond_tolerance(monkeypatch, caps
 
 
 def test_the_table_has_all_comparisons():
-    assert sum(len(settings) * len(names) * len(limits) for _, settings, names, limits in parity.COMPARISONS) == 101
+    assert sum(len(settings) * len(names) * len(limits) for _, settings, names, limits in parity.COMPARISONS) == 111
