@@ -25,6 +25,8 @@ MADE = ("data", "models", "samples")
 """Folders that stages fill and git does not track."""
 MEASURED = f"{RESULTS}/speed/measured"
 """Records of `emigm bench`, which a stage reads and none makes: times are nothing to reproduce."""
+FRONT = f"{RESULTS}/README.md"
+"""The page of all results, which `make readme` writes."""
 LARGEST = 2**30
 """Bytes above which a file or folder outside results/ is not read, unless asked for."""
 
@@ -122,7 +124,7 @@ class Pipelines:
 
     def strays(self, folder: str, findings: Findings) -> None:
         """Name the files of a folder in results/ that no stage makes; what DVC ignores is none."""
-        outs = [*self.makers, MEASURED]
+        outs = [*self.makers, MEASURED, FRONT]
         top = self.root / folder
         for file in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
             path = file.relative_to(self.root).as_posix()
