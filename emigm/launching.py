@@ -141,7 +141,7 @@ def launch(launcher: str | None) -> None:
     """
     if launcher is None or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
         return
-    command = [*shlex.split(launcher), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
+    command = [*shlex.split(os.path.expandvars(launcher)), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     if shutil.which(command[0]) is None:
         raise ConfigError(f"run.launcher: no command {command[0]!r}; install it or set another launcher")
     os.environ[LAUNCHED] = "1"

@@ -410,6 +410,9 @@ def test_the_launcher_starts_the_same_stage_once(monkeypatch):
     (command,) = launched(monkeypatch, "torchrun --standalone --nproc-per-node=2")
     assert command == ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "emigm.stages.train", "--size", "xs"]
     assert launching.LAUNCHED in os.environ
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    (command,) = launched(monkeypatch, "torchrun --rdzv-endpoint=$MASTER_ADDR:29500")
+    assert command[1] == "--rdzv-endpoint=node7:29500"
     assert launched(monkeypatch, None) == []
     with pytest.raises(ConfigError, match=r"run\.launcher: no command 'srum'"):
         launched(monkeypatch, "srum python")
