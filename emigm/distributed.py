@@ -23,6 +23,8 @@ from emigm.launching import place
 
 TIMEOUT = datetime.timedelta(hours=1)
 """Longest wait of one process for another: main may be writing a large file, or the machines may differ."""
+MEETING = datetime.timedelta(minutes=5)
+"""Longest wait for the processes to meet at the start; nodes that read Python from a shared disk differ by minutes."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ def join(run: RunConfig) -> World:
                 'MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
             )
         backend, gpu = ("gloo", None) if device == "cpu" else ("nccl", torch.device(device))
-        dist.init_process_group(
-            backend, init_method="env://", rank=rank, world_size=size, timeout=TIMEOUT, device_id=gpu
-        )
+        store, *_ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
+        store.set(f"met{rank}", "")  # a process whose launcher was killed never comes, and `TIMEOUT` is not for it
+        store.wait([f"met{i}" for i in range(size)], MEETING)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT, device_id=gpu)
         atexit.register(dist.destroy_process_group)
     return World(rank, size, device)
 

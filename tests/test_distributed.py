@@ -1,6 +1,7 @@
 """Several processes do what one does: training, sampling, and the errors on the way."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -74,6 +75,16 @@ def trained(world, folder, options):
     result = run(folder, world=world, on_start=begun.append, **options)
     world.barrier()
     return {k: t.numpy() for k, t in result.ema.items()}, result.curve, begun
+
+
+def test_processes_that_wait_for_one_that_never_comes_end(monkeypatch):
+    monkeypatch.setattr("emigm.distributed.MEETING", datetime.timedelta(seconds=2))
+    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(2)]
+    for rank, (_, writer) in enumerate(pipes):  # and no third
+        FORK.Process(target=_work, args=(writer, rank, 3, port, None, ())).start()
+    for reader, _ in pipes:
+        assert reader.poll(60), "a process waits for ever"
+        assert "DistStoreError" in reader.recv()[1]  # which `in_one_line` says in a line
 
 
 def same(a, b):

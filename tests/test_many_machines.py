@@ -63,15 +63,18 @@ def loss(folder):
 
 
 def nodes(folder, stage, *options, processes):
-    """Two torchrun agents with a meeting point, as two nodes start them."""
+    """Two torchrun agents with a meeting point, as two nodes start them; the first holds it."""
     endpoint = f"127.0.0.1:{free_port()}"
     command = ["torchrun", *TOGETHER, f"--rdzv-endpoint={endpoint}", f"--nproc-per-node={processes}"]
-    command += ["-m", f"emigm.stages.{stage}", "--size", "xs", *options]
-    logs = [(folder / f"node{n}.log").open("w") for n in range(2)]
-    return [
-        subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=log, start_new_session=True)
-        for log in logs
-    ]
+    stage = ["-m", f"emigm.stages.{stage}", "--size", "xs", *options]
+    started = []
+    for n, holds in enumerate(("true", "false")):
+        with (folder / f"node{n}.log").open("w") as log:
+            started.append(subprocess.Popen(
+                [*command, f"--rdzv-conf=is_host={holds}", *stage], cwd=folder, env=environment(folder), stdout=log,
+                stderr=log, start_new_session=True,
+            ))  # fmt: skip
+    return started
 
 
 def ranks(folder):
@@ -132,7 +135,7 @@ def test_a_killed_node_ends_sampling_on_the_other_and_the_same_command_goes_on(f
     assert len(list(folder.glob("samples/tiny/xs/4/train0-seed0/*.npz"))) == 400 // 20
 
 
-def test_a_launcher_killed_before_the_processes_meet_leaves_none_waiting(folder):
+def test_the_launcher_that_holds_the_meeting_point_killed_before_the_processes_meet_leaves_none_waiting(folder):
     running = nodes(folder, "train", processes=1)
     wait_for(lambda: len(ranks(folder)) == 2)
     running[0].kill()
