@@ -162,6 +162,18 @@ def test_images_are_shared_by_benchmarks_of_the_same_settings():
         assert [tree[k] for k in ("data", "extractor")] == [owner[k] for k in ("data", "extractor")], name
 
 
+def test_models_are_shared_by_benchmarks_of_the_same_settings():
+    """What a benchmark says of its models must be what the one that trains them does."""
+    trees = {name: yaml.safe_load((ROOT / params_file(name)).read_text())["benchmark"] for name in BENCHMARKS}
+    for name, tree in trees.items():
+        owner = trees[tree.get("models_of") or name]
+        for size in tree["sizes"]:
+            assert size in owner["sizes"], name
+            for key in ("model", "train", "autoencoder", "weights"):
+                assert tree[key] == owner[key], (name, key)
+            assert tree["ladder"][size] == owner["ladder"][size], (name, size)
+
+
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     """A clone of HEAD, without data: what is tracked, also where a reproduction has changed results here."""

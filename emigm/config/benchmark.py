@@ -54,6 +54,8 @@ class Benchmark:
     train: TrainPart
     ladder: dict[Name, SizeConfig]
     sampling: dict[Name, BudgetConfig]
+    models_of: Name | None = None
+    """The benchmark whose trained models are used, all of them with this one's settings; None: its own."""
     weights: Literal["trained", "released"] = "trained"
     """released: the train stage fetches and imports the authors' checkpoints; all after it is the same."""
     released: schema.ReleasedConfig | None = None
@@ -202,10 +204,10 @@ def parse_benchmark(tree: Any) -> Benchmark:
     return benchmark
 
 
-KEYS = ("root", "params", "makes", "snapshots", "reveal", "notebooks", "benchmark")
+KEYS = ("root", "params", "makes", "models_of", "trains", "snapshots", "reveal", "notebooks", "benchmark")
 """Of a composed file: the repository's root as seen from it; the file as seen from there; the data sets that its
-pipeline makes; the sizes scored along training; those whose generation is pictured; the notebooks that it runs; the
-benchmark itself. All but the last are for dvc.yaml."""
+pipeline makes; whose models it samples; the sizes that it trains; those scored along training; those whose generation
+is pictured; the notebooks that it runs; the benchmark itself. All but the last are for dvc.yaml."""
 
 
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:

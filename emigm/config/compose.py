@@ -7,6 +7,7 @@ that folder's copy of the root's dvc.yaml. Both are committed, and a test compar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     tree, file = _source(name, root), params_file(name)
     images_of = tree.setdefault("images_of", name)
     along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
-    notebooks, sizes = tree.pop("notebooks", None), tree.get("sizes", [])
+    notebooks, sizes, models_of = tree.pop("notebooks", None), tree.get("sizes", []), tree.get("models_of") or name
     if not (isinstance(notebooks, list) and notebooks):
         source = FOLDER / name / SOURCE
         raise ConfigError(f"{source}: notebooks names none; its page shows at least one, such as [scores]")
@@ -54,6 +55,8 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         "root": "/".join([".."] * (len(file.parts) - 1)) or ".",
         "params": file.as_posix(),
         "makes": [name] if images_of == name else [],
+        "models_of": models_of,
+        "trains": sizes if models_of == name else [],
         "snapshots": sizes if along_training else [],
         "reveal": sizes[-1:] if "reveal" in notebooks else [],
         "notebooks": notebooks,
@@ -61,10 +64,44 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
     }
 
 
+def _each(sampling: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Sampling configurations with those that name `each` written out.
+
+    `"exp_{N}": {each: {N: [4, 16]}, settings: {steps: "{N}", schedule: exp}}` stands for exp_4 and exp_16: one for each
+    combination of values, but for those whose guidance interval would be empty.
+    """
+    written: dict[str, Any] = {}
+    for pattern, entry in sampling.items():
+        entry = dict(entry)
+        values = entry.pop("each", {})
+        for combination in itertools.product(*values.values()):
+            names = dict(zip(values, combination, strict=True))
+            filled = _filled(entry, names)
+            low, high = filled.get("settings", {}).get("cfg_interval", (0.0, 1.0))
+            if not values or low < high:
+                name = pattern.format(**{k: str(v).replace(".", "") for k, v in names.items()}) if values else pattern
+                if name in written:
+                    raise ConfigError(f"{source}: sampling: two configurations are called {name}; rename one")
+                written[name] = filled
+    return written
+
+
+def _filled(tree: Any, names: dict[str, Any]) -> Any:
+    """The tree with every value "{name}" replaced by what the name stands for."""
+    if isinstance(tree, dict):
+        return {key: _filled(value, names) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_filled(value, names) for value in tree]
+    return names.get(tree[1:-1], tree) if isinstance(tree, str) and tree[:1] == "{" else tree
+
+
 def _source(name: str, root: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
     """What the benchmark's source says, merged onto what it extends; `heirs` extend it."""
     path = FOLDER / name / SOURCE
     tree = read_yaml(root / path)
+    tree["sampling"] = _each(tree.get("sampling") or {}, path)
+    if "budgets" in tree and tree["budgets"] is None:  # all that this file names
+        tree["budgets"] = list(tree["sampling"])
     parent = tree.pop("extends", None)
     if parent is None:
         return tree

@@ -38,7 +38,7 @@ def extractor_folder(benchmark: Benchmark) -> Path:
 
 def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
     """One trained model."""
-    return Path("models") / benchmark.name / size / f"seed{seed}"
+    return Path("models") / (benchmark.models_of or benchmark.name) / size / f"seed{seed}"
 
 
 def snapshot_folder(benchmark: Benchmark, size: str, seed: int, step: int) -> Path:

@@ -122,11 +122,15 @@ def benchmarks_with_results(root: Path) -> list[str]:
 
 
 def read_all(root: Path, benchmark: str) -> Records:
-    """Records of a benchmark by stage; those of its images and extractor may lie with another (`images_of`)."""
-    own = _read_folder(root / "results" / benchmark / "records")
-    home = next((r["images_of"] for r in own.values()), benchmark)
-    shared = _read_folder(root / "results" / home / "records") if home != benchmark else {}
-    return Records({stage: shared[stage] for stage in ("prepare", "extractor") if stage in shared} | own)
+    """Records of a benchmark by stage; those of its images, extractor and models may lie with others (`images_of`,
+    `models_of`)."""
+    own = shared = _read_folder(root / "results" / benchmark / "records")
+    for key, stages in (("images_of", ("prepare", "extractor")), ("models_of", ("train-",))):
+        home = next((r.get(key) for r in own.values()), None) or benchmark
+        others = _read_folder(root / "results" / home / "records") if home != benchmark else {}
+        shared = {stage: record for stage, record in others.items() if stage.startswith(stages)} | shared
+    sizes = {r["settings"]["size"] for r in own.values() if "size" in r["settings"]}
+    return Records({k: r for k, r in shared.items() if k in own or r["settings"].get("size", None) in {*sizes, None}})
 
 
 def _read_folder(folder: Path) -> dict[str, Record]:

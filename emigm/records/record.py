@@ -64,6 +64,7 @@ def write_record(
         "schema": SCHEMA,
         "benchmark": benchmark.name,
         "images_of": benchmark.images_of,
+        "models_of": benchmark.models_of or benchmark.name,
         "title": benchmark.title,
         "stage": stage,
         "dry_run": benchmark.dry_run,

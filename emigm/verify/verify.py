@@ -140,11 +140,14 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _shared(root: Path, benchmark: Benchmark) -> dict[str, Record]:
-    """Records of the images and the extractor that another benchmark makes."""
-    if benchmark.images_of == benchmark.name:
-        return {}
-    records = read_all(root, f"{RESULTS}/{benchmark.images_of}/records", Findings())
-    return {stage: records[stage] for stage in ("prepare", "extractor") if stage in records}
+    """Records of the images, the extractor and the models that other benchmarks make."""
+    shared: dict[str, Record] = {}
+    homes = ((benchmark.images_of, ("prepare", "extractor")), (benchmark.models_of or benchmark.name, ("train-",)))
+    for home, stages in homes:
+        if home != benchmark.name:
+            records = read_all(root, f"{RESULTS}/{home}/records", Findings())
+            shared |= {stage: record for stage, record in records.items() if stage.startswith(stages)}
+    return shared
 
 
 def _made(records: Mapping[str, Record], key: str) -> tuple[str, ...]:

@@ -84,7 +84,9 @@ def expected_settings(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
         train = benchmark.train_config(size)
         gate = {"settings.gate": benchmark.gate, "settings.weights": benchmark.weights}
         recipe = {"settings.train": train} if benchmark.weights == "trained" else {}
-        found[f"train-{size}"] = {"settings.size": size, "settings.model": benchmark.model_config(size)} | gate | recipe
+        if benchmark.models_of in (None, benchmark.name):
+            model = {"settings.size": size, "settings.model": benchmark.model_config(size)}
+            found[f"train-{size}"] = model | gate | recipe
         seeds = {"settings.train_seeds": train.seeds, "settings.seeds": evaluation.seeds}
         scored = {"settings.size": size, "settings.images": evaluation.images, **seeds}
         found[f"evaluate-{size}"] = scored | extractor
