@@ -6,7 +6,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 
 BENCHMARK := mnist
-EVIDENCE := ladder sampling ablations codes evidence
+EVIDENCE := ladder sampling ablations codes codes16 codes64 evidence
 
 .PHONY: reproduce evidence test test-site site lint readme lock clean-env
 
