@@ -53,7 +53,7 @@ def trial(name: str, size: str, seeds: list[int], overrides: list[str]) -> dict:
     of = {record["stage"]: record for record in records}
     train, scores = of[f"train-{size}"], of[f"evaluate-{size}"]["results"]
     line = {
-        "size": size, "changed": overrides, "seeds": seeds, "commit": train["provenance"]["commit"],
+        "size": size, "changed": overrides, "seeds": seeds, "commit": commit(),
         "cpu_seconds": {stage: round(record["provenance"]["cpu_seconds"], 1) for stage, record in sorted(of.items())},
         "context_ratio": [round(v, 4) for v in train["results"]["context"]["ratio"]["values"]],
         "fid": {budget: fids(scored["runs"], seeds) for budget, scored in scores.items()},
@@ -61,6 +61,13 @@ def trial(name: str, size: str, seeds: list[int], overrides: list[str]) -> dict:
     if along := of.get(f"snapshots-{size}"):
         line["fid_along"] = [[point["step"], *fids(point["runs"], seeds)] for point in along["results"]["points"]]
     return line
+
+
+def commit() -> str:
+    """The commit whose code ran."""
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def fids(runs: list[dict], seeds: list[int]) -> list[float]:
