@@ -176,7 +176,7 @@ ONCE = "must name at least one, and none twice"
         ("mnist", "sizes", ["xs", "xs"], rf"benchmark\.sizes = \['xs', 'xs'\]: {ONCE}"),
         ("mnist", "sizes", ["xs", "xl"], r"benchmark\.sizes: xl is not in ladder; did you mean 'l'"),
         ("mnist", "budgets", [4], r"benchmark\.budgets\[0\]: expected str, found 4; write it in quotes"),
-        ("mnist", "run.launcher", 'a "b', r"run\.launcher = 'a \"b': must be a command"),
+        ("mnist", "run.launcher", 'a "b', r"run\.launcher = 'a \"b': No closing quotation"),
         ("imagenet256", "released", GONE, r"benchmark\.released is missing"),
         ("imagenet256", "released.files.h", GONE, r"benchmark\.sizes: h is not in released\.files"),
         ("imagenet256", "train.seeds", [0, 1], r"train\.seeds = \[0, 1\], but weights: released are one model"),
