@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.schema import RunConfig
 from emigm.launching import place
 
@@ -79,11 +79,10 @@ class World:
             folder.mkdir(parents=True, exist_ok=True)
         self.barrier()
         seen = self.gather(folder.is_dir())
-        if not all(seen):
-            raise ConfigError(
-                f"{folder.absolute()}: process {seen.index(False)} does not see this folder of the main process; put "
-                "the repository on a file system that all nodes share"
-            )
+        blind = seen.index(False) if False in seen else None
+        remedy = "put the repository on a file system that all nodes share"
+        unseen = f"process {blind} does not see this folder of the main process"
+        check(blind is None, f"{folder.absolute()}: {unseen}; {remedy}")
 
     def start_memory(self) -> None:
         """Start measuring `peak_memory`."""
@@ -92,9 +91,7 @@ class World:
 
     def peak_memory(self) -> int | None:
         """Largest GPU memory (bytes) that tensors of one process took since `start_memory`; None on the CPU."""
-        if self.device == "cpu":
-            return None
-        return max(self.gather(torch.cuda.max_memory_allocated(self.device)))
+        return None if self.device == "cpu" else max(self.gather(torch.cuda.max_memory_allocated(self.device)))
 
 
 ALONE = World(0, 1, "cpu")
@@ -111,12 +108,9 @@ def join(run: RunConfig) -> World:
     rank, size, local = place()
     device = _device(run.device, local)
     if size > 1 and not dist.is_initialized():
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
-            raise ConfigError(
-                f"run.launcher started {size} processes, which need {' and '.join(missing)} to meet; export "
-                'MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
-            )
+        missing = " and ".join(name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
+        remedy = 'export MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
+        check(not missing, f"run.launcher started {size} processes, which need {missing} to meet; {remedy}")
         backend, gpu = ("gloo", None) if device == "cpu" else ("nccl", torch.device(device))
         store, *_ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
         store.set(f"met{rank}", "")  # a process whose launcher was killed never comes, and `TIMEOUT` is not for it
@@ -130,14 +124,12 @@ def _device(wanted: str, local: int) -> str:
     """Device of the `local`-th process of this machine."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return "cpu"
-    if not torch.cuda.is_available():
-        raise ConfigError("run.device: cuda, but PyTorch sees no GPU; set run.device: cpu or mend the driver")
+    sees = torch.cuda.is_available()
+    check(sees, "run.device: cuda, but PyTorch sees no GPU; set run.device: cpu or mend the driver")
     gpus = torch.cuda.device_count()
     if gpus == 1 and "LOCAL_RANK" not in os.environ:
         local = 0  # srun can show each process its own GPU alone
-    if local >= gpus:
-        raise ConfigError(
-            f"run.launcher started process {local + 1} on a machine with {gpus} GPUs; start one process for each"
-        )
+    remedy = "start one process for each"
+    check(local < gpus, f"run.launcher started process {local + 1} on a machine with {gpus} GPUs; {remedy}")
     torch.cuda.set_device(local)
     return f"cuda:{local}"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import ConfigError, RunError, UserError
+from emigm.config.errors import RunError, UserError, check
 from emigm.config.paths import STATE
 from emigm.io import lock
 from emigm.pools import die_with_parent
@@ -31,12 +31,9 @@ AGAIN = "type the same command again, and it goes on where it stopped"
 
 
 def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = False) -> None:
-    """Parse the command line (`--params` and one option for each of `arguments`) and run the stage.
+    """Parse the command line (`--params` and one option for each of `arguments`) and run stage(benchmark, **options).
 
-    Args:
-        stage: called with the benchmark and the options.
-        arguments: names of the options.
-        one_process: the stage has no use for several, and `run.launcher` is not for it.
+    `one_process`: the stage has no use for several, and `run.launcher` is not for it.
     """
     module = sys.modules[stage.__module__]  # whose own name is "__main__"
     name = (module.__spec__.name if module.__spec__ else module.__name__).rsplit(".", 1)[-1]
@@ -86,27 +83,21 @@ def _end(status: int, message: str) -> NoReturn:
     """Exit with the message, unless another process has said what ends them all."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C does not wait for anything
         signal.signal(number, signal.SIG_DFL)
-    rank, dist, spoken = place()[0], sys.modules.get("torch.distributed"), None
+    rank, dist, messages = place()[0], sys.modules.get("torch.distributed"), None
     if dist and dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # the process that counts can have ended
-            spoken = dist.distributed_c10d._get_default_store().add("messages", 1) > 1
-    if spoken is None and rank:  # the end of the main process, which says the same, ends this one meanwhile
+            messages = dist.distributed_c10d._get_default_store().add("messages", 1)
+    if messages is None and rank:  # the end of the main process, which says the same, ends this one meanwhile
         time.sleep(ERROR_DELAY)
-    if spoken:
-        sys.exit(status)
-    print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
+    if messages in (None, 1):
+        print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
     sys.exit(status)
 
 
 @contextlib.contextmanager
 def only_one(benchmark: str, stage: str) -> Iterator[None]:
-    """Hold the lock on a stage of a benchmark in this workspace; of several processes, the main one does.
-
-    The system gives it back when the process ends, killed or not: what a killed run leaves blocks nothing.
-
-    Raises:
-        RunError: the same stage runs already.
-    """
+    """Hold the lock on a stage of a benchmark in this workspace (of several processes, the main one does) until the
+    process ends, killed or not; raises RunError where the same stage runs already."""
     if place()[0]:
         yield
         return
@@ -136,13 +127,12 @@ def place() -> tuple[int, int, int]:
 def launch(launcher: str | None) -> None:
     """Start this command again under `launcher`, in place of this process, unless that has happened already.
 
-    The launcher is no part of a stage's command, so that DVC does not take another number of processes for another
-    result.
+    In a stage's command DVC would take another number of processes for another result.
     """
     if launcher is None or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
         return
     command = [*shlex.split(os.path.expandvars(launcher)), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
-    if shutil.which(command[0]) is None:
-        raise ConfigError(f"run.launcher: no command {command[0]!r}; install it or set another launcher")
+    exists = shutil.which(command[0]) is not None
+    check(exists, f"run.launcher: no command {command[0]!r}; install it or set another launcher")
     os.environ[LAUNCHED] = "1"
     os.execvp(command[0], command)

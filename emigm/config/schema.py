@@ -224,9 +224,7 @@ class ReleasedConfig:
 
     repository: Annotated[String, matching(r"[\w-][\w.-]*/[\w-][\w.-]*", "be <owner>/<name>")]  #: On Hugging Face
     folder: Text  #: Where the files lie
-    files: dict[
-        Name, Annotated[Text, matching(r"(?!/)(?!.*\.\.)[^\\]+", "be a path inside the repository")]
-    ]  #: By model
+    files: dict[Name, Annotated[Text, matching(r"(?!/)(?!.*\.\.)[^\\]+", "be a path inside the repository")]]
     sha256: dict[Name, Checksum] = field(default_factory=dict)  #: By model, where it is known
     token: Literal["official", "ema"] = "official"  #: Value of the shared fake and mask token (`emigm import --help`)
 
