@@ -84,9 +84,7 @@ def import_from_checkout() -> None:
 
 @verb(
     "generate",
-    arg(
-        "model", help="model folder, released name such as 256-l, released .pth, or owner/name on the Hub"
-    ),
+    arg("model", help="model folder, released name such as 256-l, released .pth, or owner/name on the Hub"),
     arg("--classes", type=numbers, required=True, help="such as 0,1,2 or 0-9"),
     arg("--seeds", type=numbers, default=[0], help="sampling seeds, such as 0,1 (default: 0)"),
     arg("--out", type=Path, required=True, metavar="FILE.png", help="where the images go"),
