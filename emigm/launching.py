@@ -36,7 +36,6 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
     `one_process`: the stage has no use for several, and `run.launcher` is not for it.
     """
     module = sys.modules[stage.__module__]  # whose own name is "__main__"
-    name = (module.__spec__.name if module.__spec__ else module.__name__).rsplit(".", 1)[-1]
     parser = argparse.ArgumentParser(description=(module.__doc__ or "").strip().split("\n")[0])
     parser.add_argument("--params", default="params.yaml", help="composed configuration (default: %(default)s)")
     for argument in arguments:
@@ -46,7 +45,7 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
         benchmark = load_benchmark(options.pop("params"))
         if not one_process:
             launch(benchmark.run.launcher)
-        with only_one(benchmark.name, "-".join([name, *options.values()])):
+        with only_one(benchmark.name, "-".join([module.__spec__.name.rpartition(".")[2], *options.values()])):
             stage(benchmark, **options)
 
 
@@ -57,8 +56,8 @@ def in_one_line() -> Iterator[None]:
     if {"DVC_STAGE", "LOCAL_RANK"} & os.environ.keys():
         stages = sys.modules.get("emigm.stages")  # has noted who it was before seconds of imports
         die_with_parent(stages.STARTED_BY if stages else os.getppid())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     except UserError as e:
@@ -73,10 +72,6 @@ def in_one_line() -> Iterator[None]:
         if place()[1] == 1 or not ("gloo" in str(e) or type(e).__name__.startswith("Dist")):
             raise
         _end(1, f"error: another process of this stage has ended; {AGAIN}")
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _end(status: int, message: str) -> NoReturn:
@@ -104,15 +99,13 @@ def only_one(benchmark: str, stage: str) -> Iterator[None]:
     path = STATE / benchmark / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stage)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        for _ in range(LOCK_TRIES):
-            if lock(file.fileno()) is not False:
-                break
+        tries = LOCK_TRIES
+        while lock(file.fileno()) is False:
             time.sleep(0.1)
-        else:
-            raise RunError(
-                f"{path}: stage {stage} of benchmark {benchmark} is running already in this folder; wait until it has "
-                "ended, or end it"
-            )
+            tries -= 1
+            if not tries:
+                running = f"stage {stage} of benchmark {benchmark} is running already in this folder"
+                raise RunError(f"{path}: {running}; wait until it has ended, or end it")
         yield
 
 
@@ -129,7 +122,7 @@ def launch(launcher: str | None) -> None:
 
     In a stage's command DVC would take another number of processes for another result.
     """
-    if launcher is None or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
+    if launcher is None or {LAUNCHED, "LOCAL_RANK"} & os.environ.keys():
         return
     command = [*shlex.split(os.path.expandvars(launcher)), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
     exists = shutil.which(command[0]) is not None

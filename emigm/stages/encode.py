@@ -83,9 +83,7 @@ def fit(run: StageRun, cfg: AutoencoderConfig, folder: Path, train: ImageSource)
     return dataclasses.replace(cfg, weights=str(path))
 
 
-def write_missing(
-    run: StageRun, shards: Shards, autoencoder: Autoencoder, source: ImageSource, views: int
-) -> list[str]:
+def write_missing(run: StageRun, shards: Shards, encoder: Autoencoder, source: ImageSource, views: int) -> list[str]:
     """Write this process's share of the shards that are missing, but none with an image that does not decode; returns
     all such images."""
     world, batch, failures = run.world, run.benchmark.run.encode_batch, []
@@ -97,7 +95,7 @@ def write_missing(
         for i in mine:
             start = time.perf_counter()
             try:
-                latents = encode_images(autoencoder, source, shards.ranges[i], views, batch, bar.update)
+                latents = encode_images(encoder, source, shards.ranges[i], views, batch, bar.update)
             except DecodingError as e:
                 failures += e.failures
             else:
