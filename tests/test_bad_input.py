@@ -231,8 +231,6 @@ ALIASES = "a: &a [x, x]\n" + ALIASES
         ("benchmark: " + "[" * 5000, "not valid YAML"),
         ("benchmark: 1\n---\na: 2", "not valid YAML"),
         ("benchmark: [1, 2]", "benchmark: expected a mapping"),
-        ("benchmark: 0x" + "f" * 5000, "expected a mapping, found an integer of thousands of digits"),
-        ("benchmark: {weights: 0x" + "f" * 5000 + "}", r"benchmark\.weights = an integer of thousands of digits"),
         ("[]", "expected a mapping, found"),
         ("5", "expected a mapping, found 5"),
         ("", "expected a mapping, found None"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import field
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,11 +73,11 @@ class Benchmark:
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
             self.train_config(size)
             own, codebook = self.model_config(size).codebook, self.autoencoder.codebook
-            differ = f"model.codebook = {own}, but autoencoder.codebook = {codebook}"
-            check(own == codebook, f"ladder.{size}: {differ}")
+            agree = f"ladder.{size}: model.codebook = {own}, but autoencoder.codebook = {codebook}"
+            check(own == codebook, agree)
         for budget, cfg in self.sampling.items():
             _check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
-            for size in [*cfg.overrides, *(s for s in self.ladder if s not in cfg.overrides)][: len(cfg.overrides) + 1]:
+            for size in dict.fromkeys([*cfg.overrides, *self.ladder]):
                 self.sample_config(size, budget)
         for size in self.sizes:
             self._check_size(size)
@@ -110,17 +111,12 @@ class Benchmark:
     @property
     def random_files(self) -> dict[str, Path]:
         """The random files, and folders of random photos, that are named here: key -> path."""
-        named = {
-            "data.root": self.data.root,
-            "data.holdout_root": self.data.holdout_root,
-            "evaluation.reference": self.evaluation.reference,
-            "autoencoder.weights": self.autoencoder.weights,
-            "extractor.weights": self.extractor.weights,
-        }
+        keys = ("data.root", "data.holdout_root", "evaluation.reference", "autoencoder.weights", "extractor.weights")
+        named = {key: attrgetter(key)(self) for key in keys}
         return {key: Path(path) for key, path in named.items() if is_random(path)}
 
     def model_config(self, size: str) -> ModelConfig:
-        """Architecture of `size`; raises ConfigError for an unknown size."""
+        """Architecture of the model `size`; raises ConfigError for an unknown one, as the next two do."""
         known("size", size, self.ladder)
         return parse(ModelConfig, {**self.model, **self.ladder[size].model}, f"ladder.{size}.model")
 
@@ -130,7 +126,7 @@ class Benchmark:
         return parse(TrainConfig, {**self.train, **self.ladder[size].train}, f"ladder.{size}.train")
 
     def sample_config(self, size: str, budget: str) -> SampleConfig:
-        """Sampling settings of `size` at `budget`."""
+        """The sampling configuration `budget` of `size`."""
         known("size", size, self.ladder)
         known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
@@ -145,10 +141,8 @@ def _check_names(where: str, names: Iterable[str], section: str, allowed: Iterab
 
 def is_random(path: str | Path | None) -> bool:
     """Whether this is the path of a random file, however it is written, and whether links lead there."""
-    if path is None:
-        return False
-    written = Path(os.path.abspath(RANDOM)) in Path(os.path.abspath(path)).parents
-    return written or RANDOM.resolve() in Path(path).resolve().parents
+    ways = (os.path.abspath, os.path.realpath)
+    return path is not None and any(Path(way(path)).is_relative_to(way(RANDOM)) for way in ways)
 
 
 def parse_benchmark(tree: Any) -> Benchmark:

@@ -135,16 +135,10 @@ def _remedy(kind: str, value: Any) -> str:
     return ""
 
 
-def show(value: Any) -> str:
-    """The value on one line that is never long, whatever it is."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python refuses to write out integers of more than 4,300 digits
-        return "an integer of thousands of digits"
-
-
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxtuple, _SHORT.maxlist = 2, 80, 80, 12, 12
+show = _SHORT.repr
+"""The value on one line that is never long, whatever it is."""
 
 
 def _below(where: str, key: Any) -> str:
