@@ -21,10 +21,8 @@ from emigm.config.errors import check
 from emigm.config.schema import RunConfig
 from emigm.launching import place
 
-TIMEOUT = timedelta(hours=1)
-"""Longest wait of one process for another: main may be writing a large file, or the machines may differ."""
-MEETING = timedelta(minutes=5)
-"""Longest wait for the processes to meet at the start; nodes that read Python from a shared disk differ by minutes."""
+TIMEOUT = timedelta(hours=1)  # for another process: main may be writing a large file, or the machines may differ
+MEETING = timedelta(minutes=5)  # to meet at the start: nodes that read Python from a shared disk differ by minutes
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,9 @@ from emigm.config.paths import STATE
 from emigm.io import lock
 from emigm.pools import die_with_parent
 
-LOCK_TRIES = 30
-"""Tenths of a second to wait for a lock: workers of a killed run hold it until the system has ended them too."""
-ERROR_DELAY = 3.0
-"""Seconds by which an error of another process than the main one is held back while they have not met."""
-LAUNCHED = "EMIGM_LAUNCHED"
-"""Set in the environment of processes that `launch` started."""
+LOCK_TRIES = 30  # tenths of a second: workers of a killed run hold a lock until the system has ended them too
+ERROR_DELAY = 3.0  # seconds by which an error of another process than the main one is held back until they have met
+LAUNCHED = "EMIGM_LAUNCHED"  # set in the environment of processes that `launch` started
 AGAIN = "type the same command again, and it goes on where it stopped"
 
 

@@ -64,13 +64,8 @@ class Images(NamedTuple):
     classes: int | None
 
 
-IMAGES = {
-    "digits": Images(1, 8, 10),
-    "mnist": Images(1, None, 10),
-    "cifar10": Images(3, 32, 10),
-    "imagenet": Images(3, None, None),
-    "folder": Images(3, None, None),
-}
+IMAGES = {"digits": Images(1, 8, 10), "mnist": Images(1, None, 10), "cifar10": Images(3, 32, 10)}
+PHOTOS = Images(3, None, None)
 
 
 @config
@@ -95,7 +90,7 @@ class DataConfig:
         if self.dataset == "folder":
             (split if self.holdout_root is None else held_out).add("folder")
             if self.classes is None and self.root is not None:
-                folders = [p for p in expand(self.root).glob("*") if p.is_dir() and not p.name.startswith(".")]
+                folders = [p for p in expand(self.root).glob("[!.]*") if p.is_dir()]
                 has = f"{self.root} has {len(folders)} class folders"
                 raise ConfigError(f"classes is missing for dataset: folder; {has}")
         _require(self, "dataset", root={"cifar10", *photos}, holdout_root=held_out, classes=photos)
@@ -106,7 +101,7 @@ class DataConfig:
     @property
     def images(self) -> Images:
         """Channels, side and classes of the images."""
-        channels, side, classes = IMAGES[self.dataset]
+        channels, side, classes = IMAGES.get(self.dataset, PHOTOS)
         return Images(channels, side or self.resolution, classes or self.classes)
 
 
@@ -136,12 +131,9 @@ class AutoencoderConfig:
 
     def latents(self, images: Images) -> tuple[int, int]:
         """Channels and side of the latents of such images; raises ConfigError for images that do not suit it."""
-        taken, stride, channels = {
-            "pixels": (images.channels, 1, images.channels),
-            "kmeans": (images.channels, self.patch, 1),
-            "kl16": (3, 16, 16),
-            "dcae": (3, 32, 32),
-        }[self.kind]
+        own, rgb = images.channels, 3
+        kinds = {"pixels": (own, 1, own), "kmeans": (own, self.patch, 1), "kl16": (rgb, 16, 16), "dcae": (rgb, 32, 32)}
+        taken, stride, channels = kinds[self.kind]
         takes = f"takes images of {taken} channels with sides that are multiples of {stride}"
         given = f"data.dataset and data.resolution give {images.channels} channels and sides of {images.side}"
         suits = images.channels == taken and images.side % stride == 0
