@@ -25,7 +25,7 @@ import pandas as pd
 from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, Claims, load_claims
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
-from emigm.report import conclusions, pages
+from emigm.report import pages
 from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, body, load, model_name, write_text
 from emigm.verify.verdict import STATUSES
@@ -128,14 +128,9 @@ class Site:
     def front(self, verified: Path | None) -> str:
         """The first screen of README.md with the verdict after its first paragraph."""
         heading, first, *others = self.by_hand("README.md").partition("\n## ")[0].split("\n\n")
-        told, rows = "", pages.verdicts(self.root)
-        if rows is not None:
-            told = "**[The ledger](ledger.md) of the paper's claims**"
-            for data, counts in conclusions.tally(rows).items():
-                told += f". {data}: " + " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.items())
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "With a GPU <README>"]
         start += [f"{name} <docs/{page}>" for name, page in GUIDES.items() if self.copied(Path("docs", f"{page}.md"))]
-        said = filter(None, [self.verified(verified), self.reproductions(), told])
+        said = filter(None, [self.verified(verified), self.reproductions(), pages.tally(self.root, self.link)])
         return "\n\n".join([heading, first, *said, *others, menu([*start, "Python API <api>"])])
 
     def reproductions(self) -> str:
