@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import multiprocessing
 import os
 import signal
@@ -99,15 +98,19 @@ def _bar(total: int, unit: str, label: str, show: bool = True) -> tqdm:
 
 def _reporter(bar: tqdm, before: int) -> Progress:
     """Moves the bar by one job's units, `before` of which belong to earlier jobs."""
+    started = False
 
-    def first(done: int) -> None:
-        if not bar.disable:  # what an earlier run did took no time, so it is no part of the speed
+    def progress(done: int) -> None:
+        nonlocal started
+        if started or bar.disable:
+            bar.update(before + done - bar.n)
+        else:  # what an earlier run did took no time, so it is no part of the speed
             bar.initial += before + done - bar.n
             bar.n = bar.last_print_n = before + done
             bar.refresh()
+        started = True
 
-    moves = itertools.chain([first], itertools.repeat(lambda done: bar.update(before + done - bar.n)))
-    return lambda done: next(moves)(done)
+    return progress
 
 
 _counters: Any = None
