@@ -11,8 +11,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -28,13 +27,6 @@ from emigm.report.tables import write_text
 
 FOLDER = Path("notebooks")
 LONGEST_SOCKET = 90  # characters of a temporary folder that leave room for a socket's name: 107 are allowed in all
-
-
-class OwnKernel(KernelSpecManager):
-    """The one kernel is this interpreter's, whichever kernels a user has installed."""
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
 
 
 def execute(name: str, benchmark: str | None, into: str) -> Path:
@@ -74,7 +66,7 @@ def _run(notebook: nbformat.NotebookNode, title: str) -> None:
         sockets = sys.platform == "linux" and len(folder) < LONGEST_SOCKET
         client = NotebookClient(notebook, record_timing=False, timeout=None)
         client.km = AsyncKernelManager(
-            kernel_spec_manager=OwnKernel(),
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),  # this interpreter's kernel, not a user's own
             connection_file=os.path.join(folder, "kernel.json"),
             transport="ipc" if sockets else "tcp",  # over TCP kernels warn of eavesdropping
         )
