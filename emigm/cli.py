@@ -20,12 +20,12 @@ from emigm.paper.settings import PAPER_MODELS, paper_key
 
 SPEED = Path("results/speed/measured")  # where `emigm bench` keeps its records
 MODELS = [f"{resolution}-{size}" for resolution, size in PAPER_MODELS]
-VERBS: dict[str, tuple[Callable[[argparse.Namespace], int | None], tuple[Any, ...]]] = {}
+VERBS: dict[str, tuple[Callable[..., int | None], tuple[Any, ...]]] = {}
 """Name -> what runs, whose docstring is the verb's help in one line and examples in others, and its arguments."""
 
 
 def verb(name: str, *arguments: Any) -> Callable:
-    """Decorator: the function is `emigm <name>`; it takes the parsed arguments and returns an exit status."""
+    """Decorator: the function is `emigm <name>`; it takes the parsed arguments by name and returns an exit status."""
     return lambda run: VERBS.setdefault(name, (run, arguments))[0]
 
 
@@ -62,7 +62,14 @@ DEVICE = arg("--device", choices=("auto", "cpu", "cuda"), default="auto", help="
 FOLDER = arg("folder", type=Path, help="model folder: model.safetensors and config.json")
 BENCHMARK = (
     arg("benchmark", nargs="?", help="such as imagenet256 (default: the one that plain dvc repro runs)"),
-    arg("-S", dest="set", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run; may be repeated"),
+    arg(
+        "-S",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as of dvc exp run",
+    ),
 )
 SAMPLING = (
     arg("--steps", type=int, metavar="N", help="mask-prediction steps"),
@@ -93,28 +100,27 @@ def import_from_checkout() -> None:
     DEVICE,
     arg("--batch", type=int, default=16, metavar="B", help="images made at once (default: %(default)s)"),
 )
-def generate(options: argparse.Namespace) -> None:
+def generate(model: str, classes: list[int], seeds: list[int], out: Path, batch: int, **options: Any) -> None:
     """write images of a model as one PNG: a row for each seed, a column for each class
     emigm generate models/mnist/h/seed0 --classes 0-9 --seeds 0,1,2 --out grid.png
     emigm generate 256-l --classes 207,360 --out grid.png"""
     from emigm.tools.generate import generate_grid
 
-    check(options.batch >= 1, f"--batch {options.batch}: must be at least 1")
-    settings = {name: getattr(options, name) for name in (names[0][2:].replace("-", "_") for names, _ in SAMPLING)}
-    given = {name: value for name, value in settings.items() if value is not None}
-    beside = {name: getattr(options, name) for name in ("autoencoder", "device", "batch")}
-    sampling = generate_grid(options.model, options.classes, options.seeds, options.out, given=given, **beside)
-    print(f"{options.out}: {len(options.seeds)} seeds x {len(options.classes)} classes, {sampling}")
+    check(batch >= 1, f"--batch {batch}: must be at least 1")
+    beside = {name: options.pop(name) for name in ("autoencoder", "device")}
+    given = {name: value for name, value in options.items() if value is not None}
+    sampling = generate_grid(model, classes, seeds, out, given=given, batch=batch, **beside)
+    print(f"{out}: {len(seeds)} seeds x {len(classes)} classes, {sampling}")
 
 
 @verb("parity", arg("--official", type=Path, required=True, help="folder of a clone of ML-GSAI/eMIGM"))
-def parity(options: argparse.Namespace) -> int:
+def parity(official: Path) -> int:
     """compare with a clone of the official code, number by number
     emigm parity --official ../eMIGM"""
     import_from_checkout()
     from tests.official.parity import main
 
-    return main(options.official)
+    return main(official)
 
 
 @verb(
@@ -130,14 +136,14 @@ def parity(options: argparse.Namespace) -> int:
     arg("--steps", type=int, help="--embedded: of training, by model (default: 20)"),
     arg("--out", type=Path, help=f"folder of the records (default: {SPEED})"),
 )
-def bench(options: argparse.Namespace) -> int:
+def bench(**options: Any) -> int:
     """measure speed, against the machine's peak GEMM throughput (MFU) and the official code
     emigm bench --official ../eMIGM --size 256-xs 512-xs
     emigm bench --embedded"""
     import_from_checkout()
     from benchmarks.speed.command import main
 
-    return main(options, SPEED)
+    return main(argparse.Namespace(**options), SPEED)
 
 
 @verb(
@@ -149,31 +155,30 @@ def bench(options: argparse.Namespace) -> int:
     arg("--token", choices=("official", "ema"), default="official",
         help="shared fake and mask token: the raw one the official evaluation computes with, or the average"),
 )  # fmt: skip
-def import_checkpoint(options: argparse.Namespace) -> None:
+def import_checkpoint(file: Path, folder: Path, model: ModelConfig | None, token: str) -> None:
     """turn a released .pth into a model folder, model.safetensors and config.json
     emigm import eMIGM_large_256_checkpoint.pth models/large-256"""
     from emigm.model.checkpoints import import_official
     from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
 
-    imported = (options.file / CONFIG_FILE).is_file()
-    check(not imported, f"{options.file}: a model folder already, which needs no import; use it as it is")
-    others = {p.name for p in options.folder.glob("[!.]*")} - {CONFIG_FILE, WEIGHTS_FILE}
-    holds = f"holds other files than a model's ({min(others, default='')}); name a new folder"
-    check(not others, f"{options.folder}: {holds}")
-    source = import_official(options.file, options.folder, options.model, token=options.token)["source"]
-    print(f"{options.folder}: {source['architecture'] or 'model'} from {source['file']} (sha256 {source['sha256']})")
+    check(not (file / CONFIG_FILE).is_file(), f"{file}: a model folder already, which needs no import; use it as it is")
+    others = {p.name for p in folder.glob("[!.]*")} - {CONFIG_FILE, WEIGHTS_FILE}
+    holds = f"holds other files than a model's ({min(others, default='')})"
+    check(not others, f"{folder}: {holds}; name a new folder")
+    source = import_official(file, folder, model, token=token)["source"]
+    print(f"{folder}: {source['architecture'] or 'model'} from {source['file']} (sha256 {source['sha256']})")
     if shared := source.get("shared_token"):
         print(f"shared fake and mask token: {shared['used']}, {shared['max_difference']:.2e} from the other value")
 
 
 @verb("export", FOLDER, arg("file", type=Path, help=".pth to write"))
-def export_checkpoint(options: argparse.Namespace) -> None:
+def export_checkpoint(folder: Path, file: Path) -> None:
     """write a model folder as an official .pth
     emigm export models/large-256 large-256.pth"""
     from emigm.model.checkpoints import export_official
 
-    export_official(options.folder, options.file)
-    print(f"{options.file}: written")
+    export_official(folder, file)
+    print(f"{file}: written")
 
 
 @verb(
@@ -182,18 +187,17 @@ def export_checkpoint(options: argparse.Namespace) -> None:
     arg("repository", help="owner/name; it is made where it does not exist"),
     arg("--private", action="store_true", help="make a new repository private"),
 )
-def push(options: argparse.Namespace) -> None:
+def push(folder: Path, repository: str, private: bool) -> None:
     """upload a model folder to the Hugging Face Hub, where `emigm generate owner/name` finds it
     emigm push models/mnist/h/seed0 me/emigm-mnist --private"""
     from emigm.tools.generate import benchmark_sampling
     from emigm.tools.hub import push_to_hub
 
-    sampling = benchmark_sampling(options.folder)
-    print(push_to_hub(options.folder, options.repository, sampling=sampling, private=options.private))
+    print(push_to_hub(folder, repository, sampling=benchmark_sampling(folder), private=private))
 
 
 @verb("compose")
-def compose(options: argparse.Namespace) -> None:
+def compose() -> None:
     """write params.yaml and dvc.yaml of every benchmark from its benchmarks/*/benchmark.yaml
     emigm compose"""
     for path in write_composed():
@@ -201,34 +205,34 @@ def compose(options: argparse.Namespace) -> None:
 
 
 @verb("doctor", *BENCHMARK, arg("--gpus", type=int, metavar="N", help="how N GPUs share each batch, and the time"))
-def doctor(options: argparse.Namespace) -> int:
+def doctor(benchmark: str | None, settings: list[str], gpus: int | None) -> int:
     """check what a benchmark needs, and estimate what it takes
     emigm doctor imagenet256 --gpus 32"""
     from emigm.tools import doctor
 
-    return doctor.doctor(compose_benchmark(options.benchmark, options.set), options.gpus)
+    return doctor.doctor(compose_benchmark(benchmark, settings), gpus)
 
 
 @verb("fetch", *BENCHMARK)
-def fetch(options: argparse.Namespace) -> int:
+def fetch(benchmark: str | None, settings: list[str]) -> int:
     """get the released files that a benchmark needs, or make a dry run's random ones; goes on where it stopped
     emigm fetch imagenet256
     emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'"""
     from emigm.tools import fetch
 
-    benchmark = compose_benchmark(options.benchmark, options.set)
-    if benchmark.random_files:  # what makes them is no part of the package
+    composed = compose_benchmark(benchmark, settings)
+    if composed.random_files:  # what makes them is no part of the package
         import_from_checkout()
-    return fetch.fetch(benchmark)
+    return fetch.fetch(composed)
 
 
 @verb("compare", *BENCHMARK, arg("--allow-missing", action="store_true", help="cells that have not run do not count"))
-def compare(options: argparse.Namespace) -> int:
+def compare(benchmark: str | None, settings: list[str], allow_missing: bool) -> int:
     """hold a benchmark's results against those the paper reports
     emigm compare imagenet256 --allow-missing"""
     from emigm.tools import compare
 
-    return compare.compare(compose_benchmark(options.benchmark, options.set), options.allow_missing)
+    return compare.compare(compose_benchmark(benchmark, settings), allow_missing)
 
 
 @verb(
@@ -241,7 +245,7 @@ def compare(options: argparse.Namespace) -> int:
     arg("--log", type=Path, metavar="FILE", help="append the verdict in one line of JSON, with the machine"),
     arg("--note", metavar="TEXT", help="what that line has to say beside (with --log)"),
 )
-def verify(options: argparse.Namespace) -> int:
+def verify(benchmark: list[str], against: str | None, deep: bool, seed: int | None, **files: Any) -> int:
     """check the integrity of results, and whether they reproduce the tracked ones
     emigm verify
     emigm verify mnist --against HEAD~1
@@ -249,19 +253,18 @@ def verify(options: argparse.Namespace) -> int:
     from emigm.io import write_json
     from emigm.verify import verdict, verify
 
-    for name, needs in (("seed", "deep"), ("note", "log")):
-        has_effect = getattr(options, name) is None or getattr(options, needs)
-        check(has_effect, f"--{name} has no effect without --{needs}")
-    findings = verify.verify(options.benchmark, options.against, deep=options.deep)
-    if options.deep:
+    check(seed is None or deep, "--seed has no effect without --deep")
+    check(files["note"] is None or files["log"], "--note has no effect without --log")
+    findings = verify.verify(benchmark, against, deep=deep)
+    if deep:
         from emigm.verify.deep import generate_again
 
-        generate_again(findings, options.seed)
-    if options.json:
-        write_json(options.json, verdict.as_json(findings, options.against))
-    print(verdict.report(findings, options.against))
-    if options.log:
-        verdict.log(options.log, findings, options.against, options.note)
+        generate_again(findings, seed)
+    if files["json"]:
+        write_json(files["json"], verdict.as_json(findings, against))
+    print(verdict.report(findings, against))
+    if files["log"]:
+        verdict.log(files["log"], findings, against, files["note"])
     return 0 if verdict.holds(findings) else 1
 
 
@@ -274,24 +277,24 @@ def verify(options: argparse.Namespace) -> int:
     arg("--train-seed", type=int, help="default: the first"),
     arg("--seed", type=int, help="sampling seed (default: the first)"),
 )
-def export_samples(options: argparse.Namespace) -> None:
+def export_samples(benchmark: str, size: str, budget: str, out: Path, train_seed: int | None, seed: int | None) -> None:
     """write generated images as an .npz for ADM's evaluator
     emigm npz imagenet256 xs 16 samples.npz"""
     from emigm.metrics.adm import export_npz
     from emigm.records.record import read_record
 
-    benchmark = compose_benchmark(options.benchmark)
-    known(f"size of {options.benchmark}", options.size, benchmark.ladder)
-    known(f"budget of {options.benchmark}", options.budget, benchmark.sampling)
-    record = results_folder(options.benchmark) / "records" / f"sample-{options.size}-{options.budget}.json"
+    composed = compose_benchmark(benchmark)
+    known(f"size of {benchmark}", size, composed.ladder)
+    known(f"budget of {benchmark}", budget, composed.sampling)
+    record = results_folder(benchmark) / "records" / f"sample-{size}-{budget}.json"
     settings, seeds = read_record(record)["settings"], []
-    for sampled, asked in ((settings["train_seeds"], options.train_seed), (settings["seeds"], options.seed)):
+    for sampled, asked in ((settings["train_seeds"], train_seed), (settings["seeds"], seed)):
         seeds.append(sampled[0] if asked is None else asked)
-        sampled_with = f"sampled with seeds {', '.join(map(str, sampled))}, not {asked}"
-        check(seeds[-1] in sampled, f"{record}: {sampled_with}")
-    folder = samples_folder(benchmark, options.size, options.budget) / samples_name(*seeds)
-    export_npz(folder, options.out, settings["images"])
-    print(f"{options.out}: {settings['images']:,} images of {folder}")
+        with_seeds = f"sampled with seeds {', '.join(map(str, sampled))}"
+        check(seeds[-1] in sampled, f"{record}: {with_seeds}, not {asked}")
+    folder = samples_folder(composed, size, budget) / samples_name(*seeds)
+    export_npz(folder, out, settings["images"])
+    print(f"{out}: {settings['images']:,} images of {folder}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -330,7 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         enter_checkout(options)
-        return options.run(options) or 0
+        run, given = options.run, {name: value for name, value in vars(options).items() if name != "run"}
+        return run(**given) or 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
