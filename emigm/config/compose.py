@@ -20,8 +20,7 @@ from emigm.io import write_atomically
 
 FOLDER = Path("benchmarks")
 SOURCE = "benchmark.yaml"
-DEFAULT = "mnist"
-"""The benchmark that plain `dvc repro` runs, composed into params.yaml at the root."""
+DEFAULT = "mnist"  # what plain `dvc repro` runs, composed into params.yaml at the root
 
 
 def sources(root: Path = Path()) -> list[str]:
@@ -43,15 +42,15 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         ConfigError: no such benchmark, its sources extend each other in a circle, or it names no notebooks.
     """
     known("benchmark", name, sources(root))
-    tree, file = _source(name, root), params_file(name)
+    tree = _source(name, root)
     images_of = tree.setdefault("images_of", name)
     along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
     notebooks, sizes = tree.pop("notebooks", None), tree.get("sizes", [])
     lacks = "notebooks names none; its page shows at least one, such as [scores]"
     check(isinstance(notebooks, list) and notebooks, f"{FOLDER / name / SOURCE}: {lacks}")
     return {
-        "root": "/".join([".."] * (len(file.parts) - 1)) or ".",
-        "params": file.as_posix(),
+        "root": "." if name == DEFAULT else "../..",
+        "params": params_file(name).as_posix(),
         "makes": [name] if images_of == name else [],
         "snapshots": sizes if along_training else [],
         "reveal": sizes[-1:] if "reveal" in notebooks else [],

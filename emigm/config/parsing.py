@@ -76,7 +76,7 @@ def rule(holds: Callable[[Any], Any], text: str) -> AfterValidator:
 
 def matching(pattern: str, text: str) -> AfterValidator:
     """Rule of a text: the whole of it matches the regular expression."""
-    return rule(partial(re.compile(pattern, re.ASCII).fullmatch), text)
+    return rule(re.compile(pattern, re.ASCII).fullmatch, text)
 
 
 _adapter = cache(TypeAdapter)
