@@ -77,7 +77,7 @@ class Benchmark:
             check(own == codebook, agree)
         for budget, cfg in self.sampling.items():
             _check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
-            for size in dict.fromkeys([*cfg.overrides, *self.ladder]):
+            for size in {**cfg.overrides, **self.ladder}:
                 self.sample_config(size, budget)
         for size in self.sizes:
             self._check_size(size)
