@@ -1,8 +1,8 @@
 """The site of the results: `python docs/build.py` (`make site`) => site/index.html, which needs no server.
 
-Nothing is written here that another place says: README.md, the protocol, the pages of `emigm.report.pages`, the
-executed notebooks, the records, the ledger and the docstrings become pages of Sphinx in the repository's own layout, so
-that their links lead to one another. A link to a file that is no page leads to a copy of it.
+README.md, the protocol, the pages of `emigm.report.pages`, the executed notebooks, the records, the ledger and the
+docstrings become pages of Sphinx in the repository's own layout, so that their links lead to one another. A link to a
+file that is no page leads to a copy of it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ import pandas as pd
 from emigm.config.errors import UserError
 from emigm.paper.claims import Cells, Claims, load_claims
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
-from emigm.report import conclusions, pages
+from emigm.report import pages
 from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, body, load, model_name, write_text
 from emigm.verify.verdict import STATUSES
 
 HERE = Path(__file__).resolve().parent
-GUIDES = {
-    "Using it": "commands",
-    "Your own data": "own-data",
-    "Many machines": "many-machines",
-    "Verify": "verification",
-}
+GUIDES = {"Using it": "commands", "Your own data": "own-data", "Many machines": "many-machines"}
+GUIDES["Verify"] = "verification"
 """Pages of docs/ in the menu, those that are there."""
 DOCUMENTED = ("api.py", "sample.py", "train.py", "config/schema.py", "model/*.py", "paper/settings.py")
 """Modules of the Python API."""
@@ -44,19 +40,15 @@ COLUMNS = ("Identical", "Within tolerance", "Beyond it, by itself", "Different")
 """Columns of the cells that were made again, in the order of `STATUSES`."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 """A link of a page that was written by hand."""
-COLOURS = {
-    **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
-    **dict.fromkeys(("does not hold", "differs", "not whole"), "bad"),
-    "holds at some N only": "mixed",
-}
+COLOURS = dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good") | {"holds at some N only": "mixed"}
+COLOURS |= dict.fromkeys(("does not hold", "differs", "not whole"), "bad")
 """Verdict -> its colour; every other one is grey."""
 
 
 def build(root: Path, out: Path, verified: Path | None = None) -> int:
     """Write the site of the checkout `root` to the folder `out`, by way of build/site; returns Sphinx's exit status.
 
-    Args:
-        verified: what `emigm verify --json` wrote; None or not there: that nothing was verified is said.
+    `verified`: what `emigm verify --json` wrote; None or not there: the site says that nothing was verified.
     """
     from sphinx.cmd.build import main as sphinx  # not among what the pages need
 
@@ -77,9 +69,7 @@ class Site:
         self.pages: dict[Path, Callable[[], str]] = {
             Path("index.md"): partial(self.front, verified),
             Path("README.md"): lambda: "# " + self.by_hand("README.md").partition("\n## ")[2],
-            Path("benchmarks/README.md"): lambda: (
-                self.by_hand("benchmarks/README.md") + menu(["ImageNet and CIFAR-10 <imagenet>"])
-            ),
+            Path("benchmarks/README.md"): self.protocol,
             Path("results/README.md"): self.results,
             **{Path("results", name, "README.md"): partial(self.benchmark, name) for name in self.benchmarks},
             Path("ledger.md"): self.ledger,
@@ -90,11 +80,11 @@ class Site:
         """Write all pages and notebooks below `source`, and copy what they link to."""
         for path in self.executed:
             self.notebook(path)
-        done = 0
-        while done < len(self.pages):  # a link adds a page
-            path = list(self.pages)[done]
-            write_text(self.source / path, unbroken(self.pages[path]().replace(pages.GENERATED, "").lstrip()))
-            done += 1
+        written: set[Path] = set()
+        while unwritten := [path for path in self.pages if path not in written]:  # a link adds a page
+            for path in unwritten:
+                write_text(self.source / path, unbroken(self.pages[path]().replace(pages.GENERATED, "").lstrip()))
+            written.update(unwritten)
 
     def by_hand(self, path: Path | str) -> str:
         """A page that was written by hand, its blocks filled and its links as they hold anywhere on the site."""
@@ -138,16 +128,9 @@ class Site:
     def front(self, verified: Path | None) -> str:
         """The first screen of README.md with the verdict after its first paragraph."""
         heading, first, *others = self.by_hand("README.md").partition("\n## ")[0].split("\n\n")
-        told, rows = "", pages.verdicts(self.root)
-        if rows is not None:
-            listed = [
-                f"{data}: " + " ".join(f"{badge(verdict)} {n}" for verdict, n in counts.items())
-                for data, counts in conclusions.tally(rows).items()
-            ]
-            told = f"**[The ledger](ledger.md) of the paper's claims**. {'. '.join(listed)}"
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "With a GPU <README>"]
         start += [f"{name} <docs/{page}>" for name, page in GUIDES.items() if self.copied(Path("docs", f"{page}.md"))]
-        said = filter(None, [self.verified(verified), self.reproductions(), told])
+        said = filter(None, [self.verified(verified), self.reproductions(), pages.tally(self.root, self.link)])
         return "\n\n".join([heading, first, *said, *others, menu([*start, "Python API <api>"])])
 
     def reproductions(self) -> str:
@@ -175,6 +158,9 @@ class Site:
         verdict, _, detail = tree["verdict"].partition(":")
         return f":::{{container}} verified\n{badge(verdict)} {detail.strip()}\n:::\n\n{grid(rows) if rows else ''}"
 
+    def protocol(self) -> str:
+        return self.by_hand("benchmarks/README.md") + menu(["ImageNet and CIFAR-10 <imagenet>"])
+
     def results(self) -> str:
         across = [entry(path) for path in self.executed if path.parts[1] not in self.benchmarks]
         own = menu([f"{name} <{name}/README>" for name in self.benchmarks], "Benchmarks")
@@ -188,8 +174,8 @@ class Site:
             path = Path("results", record.get("benchmark", name), "records", f"{stage}.json")
             row = {"Record": self.link(stage, path), "Made": (of.get("date") or NONE)[:10]}
             rows.append(row | {"Device": of.get("device") or NONE, "Commit": f"`{(of.get('commit') or NONE)[:12]}`"})
-        moving, parts = gallery(self.pictures(folder / "grids/reveal"), "drawn"), []
-        parts += [f"## How images come about\n\n{moving}"] if moving else []
+        moving = gallery(self.pictures(folder / "grids/reveal"), "drawn")
+        parts = [f"## How images come about\n\n{moving}"] if moving else []
         parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{grid(rows)}"]
         notebooks = menu(entry(path) for path in self.executed if path.is_relative_to(folder))
         return "\n\n".join([pages.benchmark_page(self.root, name, self.link), *parts]) + notebooks
@@ -321,10 +307,8 @@ def entry(notebook: Path) -> str:
 
 def gallery(pictures: Iterable[tuple[Path, str]], look: str = "pixels") -> str:
     """Pictures with captions side by side."""
-    figures = [
-        f":::{{figure}} /{path.as_posix()}\n:alt: {caption}\n:class: {look}\n\n{caption}\n:::"
-        for path, caption in pictures
-    ]
+    figure = ":::{{figure}} /{}\n:alt: {}\n:class: {}\n\n{}\n:::"
+    figures = [figure.format(path.as_posix(), caption, look, caption) for path, caption in pictures]
     return "\n".join([f"::::{{container}} gallery {look}", *figures, "::::"]) if figures else ""
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.parsing import parse
 from emigm.config.paths import expand
 from emigm.config.schema import AutoencoderConfig, SampleConfig
@@ -62,16 +62,11 @@ class Generator:
         Args:
             classes: class numbers; the position in the list is the image's index.
             seed: sampling seed; an image is a function of (weights, seed, index, class).
-            sampling: settings; None: the model's own.
+            sampling: settings; None: the model's own; ConfigError where it has none.
             batch: images made at once; changes speed and memory only.
-
-        Raises:
-            ConfigError: no settings given for a model that has none of its own.
-            ValueError: no class, or one that does not exist.
         """
         sampling = sampling or self.sampling
-        if sampling is None:
-            raise ConfigError("sampling: this model names no settings of its own, so give a SampleConfig")
+        check(sampling is not None, "sampling: this model names no settings of its own, so give a SampleConfig")
         labels = torch.tensor(list(classes), dtype=torch.int64)
         return (p.latents for p in generate(self.model, labels, sampling, seed=seed, chunk=256, batch=batch))
 
@@ -109,11 +104,9 @@ def load_generator(
 
     Args:
         name: a folder with `model.safetensors` and `config.json`; an official checkpoint; the name of one of the
-            paper's nine, such as "256-l"; or a repository on the Hub that `emigm.tools.hub.push_to_hub` wrote, as
-            "owner/name". What lies on the Hub is downloaded once, into the Hub's own cache.
+            paper's nine, such as "256-l"; or a repository that `emigm.tools.hub.push_to_hub` wrote, as "owner/name".
         autoencoder: its configuration, or, for the paper's models, the path of its weights (`kl16.ckpt`, the
-            DC-AE file or folder); None: what the folder's `config.json` names, or, where that is not there and for
-            the paper's models, the released KL-16 or DC-AE from the Hub.
+            DC-AE file or folder); None: what the folder's `config.json` names, or else the released one from the Hub.
         device: where to load both.
         revision: of a model on the Hub: branch, tag or commit.
 
@@ -121,15 +114,14 @@ def load_generator(
         ConfigError: something is missing, damaged or of another kind.
     """
     path, key = Path(name), paper_key(str(name))
-    if not path.exists():
-        if key is not None:
-            file = released_file(*key)
-            path = cached(file._replace(revision=revision or file.revision))
-        elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-            path = cached_folder(str(name), revision)
-        else:
-            models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
-            raise ConfigError(f"{name}: no such folder or file, and none of the released models ({models})")
+    if not path.exists() and key is not None:
+        file = released_file(*key)
+        path = cached(file._replace(revision=revision or file.revision))
+    elif not path.exists():
+        models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
+        on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
+        check(on_hub, f"{name}: no such folder or file, and none of the released models ({models})")
+        path = cached_folder(str(name), revision)
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             import_official(path, folder, PAPER_MODELS[key] if key else None)
@@ -158,10 +150,8 @@ def _autoencoder(
         if weights is None and (cfg.kind not in MIRRORS or expand(cfg.weights).exists()):
             return cfg
         kind, scale = cfg.kind, cfg.scale
-    elif paper is not None:
-        kind, scale = PAPER_AUTOENCODERS[paper[0]]
     else:
-        raise ConfigError(f"{folder}: its config.json names no autoencoder; give an AutoencoderConfig")
-    if kind not in MIRRORS:
-        raise ConfigError(f"{folder}: its autoencoder, of kind: {kind}, takes no weights of others")
+        check(paper is not None, f"{folder}: its config.json names no autoencoder; give an AutoencoderConfig")
+        kind, scale = PAPER_AUTOENCODERS[paper[0]]
+    check(kind in MIRRORS, f"{folder}: its autoencoder, of kind: {kind}, takes no weights of others")
     return AutoencoderConfig(kind, scale, str(weights or cached(MIRRORS[kind][-1])))

@@ -7,9 +7,9 @@ and MASTER_PORT. A process that fails must end the others: torchrun sees to it; 
 from __future__ import annotations
 
 import atexit
-import datetime
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.schema import RunConfig
 from emigm.launching import place
 
-TIMEOUT = datetime.timedelta(hours=1)
-"""Longest wait of one process for another: main may be writing a large file, or the machines may differ."""
-MEETING = datetime.timedelta(minutes=5)
-"""Longest wait for the processes to meet at the start; nodes that read Python from a shared disk differ by minutes."""
+TIMEOUT = timedelta(hours=1)  # for another process: main may be writing a large file, or the machines may differ
+MEETING = timedelta(minutes=5)  # to meet at the start: nodes that read Python from a shared disk differ by minutes
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the stage."""
+    """This process among those of the stage; `device` is where it computes: "cpu", "cuda:0", ..."""
 
     rank: int
     size: int
     device: str
-    """Where it computes: "cpu", "cuda:0", ..."""
 
     @property
     def is_main(self) -> bool:
@@ -57,10 +54,9 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in order of rank, in every process; small plain values only."""
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size
-        dist.all_gather_object(values, value)
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
         return values
 
     def mean(self, value: Tensor) -> Tensor:
@@ -72,18 +68,15 @@ class World:
         return value
 
     def check_shared(self, folder: Path) -> None:
-        """Make the folder; raise ConfigError unless every process sees the same one."""
-        if self.size == 1:
-            return
-        if self.is_main:
+        """Make the folder where there are several processes; raise ConfigError unless all see the same one."""
+        if self.size > 1 and self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
         self.barrier()
-        seen = self.gather(folder.is_dir())
-        if not all(seen):
-            raise ConfigError(
-                f"{folder.absolute()}: process {seen.index(False)} does not see this folder of the main process; put "
-                "the repository on a file system that all nodes share"
-            )
+        seen = self.gather(self.size == 1 or folder.is_dir())
+        blind = seen.index(False) if False in seen else None
+        unseen = f"process {blind} does not see this folder of the main process"
+        remedy = "put the repository on a file system that all nodes share"
+        check(blind is None, f"{folder.absolute()}: {unseen}; {remedy}")
 
     def start_memory(self) -> None:
         """Start measuring `peak_memory`."""
@@ -92,9 +85,7 @@ class World:
 
     def peak_memory(self) -> int | None:
         """Largest GPU memory (bytes) that tensors of one process took since `start_memory`; None on the CPU."""
-        if self.device == "cpu":
-            return None
-        return max(self.gather(torch.cuda.max_memory_allocated(self.device)))
+        return None if self.device == "cpu" else max(self.gather(torch.cuda.max_memory_allocated(self.device)))
 
 
 ALONE = World(0, 1, "cpu")
@@ -111,12 +102,9 @@ def join(run: RunConfig) -> World:
     rank, size, local = place()
     device = _device(run.device, local)
     if size > 1 and not dist.is_initialized():
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
-            raise ConfigError(
-                f"run.launcher started {size} processes, which need {' and '.join(missing)} to meet; export "
-                'MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
-            )
+        missing = " and ".join(name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
+        remedy = 'export MASTER_ADDR="$(scontrol show hostnames | head -n 1)" MASTER_PORT=29500 first'
+        check(not missing, f"run.launcher started {size} processes, which need {missing} to meet; {remedy}")
         backend, gpu = ("gloo", None) if device == "cpu" else ("nccl", torch.device(device))
         store, *_ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
         store.set(f"met{rank}", "")  # a process whose launcher was killed never comes, and `TIMEOUT` is not for it
@@ -128,16 +116,14 @@ def join(run: RunConfig) -> World:
 
 def _device(wanted: str, local: int) -> str:
     """Device of the `local`-th process of this machine."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cpu" or (wanted == "auto" and not has_gpu):
         return "cpu"
-    if not torch.cuda.is_available():
-        raise ConfigError("run.device: cuda, but PyTorch sees no GPU; set run.device: cpu or mend the driver")
+    check(has_gpu, "run.device: cuda, but PyTorch sees no GPU; set run.device: cpu or mend the driver")
     gpus = torch.cuda.device_count()
     if gpus == 1 and "LOCAL_RANK" not in os.environ:
         local = 0  # srun can show each process its own GPU alone
-    if local >= gpus:
-        raise ConfigError(
-            f"run.launcher started process {local + 1} on a machine with {gpus} GPUs; start one process for each"
-        )
+    started = f"run.launcher started process {local + 1} on a machine with {gpus} GPUs"
+    check(local < gpus, f"{started}; start one process for each")
     torch.cuda.set_device(local)
     return f"cuda:{local}"

@@ -13,19 +13,18 @@ import os
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emigm.config.errors import ConfigError, RunError, UserError
+from emigm.config.errors import ConfigError, RunError, UserError, check
 
 TEMPORARY = ".tmp"
 """Suffix of files under way, which no reader's pattern matches: a killed writer leaves one."""
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "-"
-"""This machine, in the names of temporary files: locks of another machine may not be seen here."""
+"""This machine, in the names of temporary files: processes of another machine are not seen here."""
 CHECKSUM = "sha256"
 """Key of a JSON file's, and name of an `.npz`'s, checksum of all else in it."""
 
@@ -39,60 +38,40 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         RunError: the disk is full or does not let itself be written; `path` is as it was.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        handle, temporary = _locked_temporary(path)
+        _remove_leftovers(path.parent)
         try:
             write(temporary)
-            temporary.chmod(0o644)
             with temporary.open("rb") as f:  # on the disk before its name is: a power cut leaves no empty file
                 os.fsync(f.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-            os.close(handle)
     except UserError:
         raise
     except Exception as e:  # every library has its own error for a full disk
-        if (reason := _system_error(e)) is None:
+        error: BaseException | None = e
+        while error is not None and not isinstance(error, OSError):
+            error = error.__context__
+        if error is None:
             raise
         raise RunError(
-            f"{path}: cannot be written ({reason}); make room or give write access, then type the same command again: "
-            "what is finished is kept"
+            f"{path}: cannot be written ({error.strerror or error}); make room or give write access, then type the "
+            "same command again: what is finished is kept"
         ) from e
 
 
-def _system_error(error: BaseException | None) -> str | None:
-    """What the operating system said, if an error or one behind it is the system's."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)  # numpy's for a full disk has no number
-        error = error.__context__
-    return None
-
-
-def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """An open, locked, empty file beside `path`, and its path."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{HOST}.", suffix=TEMPORARY, dir=path.parent)
-        if lock(handle) is not False and os.path.exists(name):  # else `remove_leftovers` came between
-            return handle, Path(name)
-        os.close(handle)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of this machine's writers that are no more: nobody holds their locks."""
-    for file in folder.glob(f".*.{HOST}.*{TEMPORARY}"):
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of this machine's processes that are no more."""
+    for file in folder.glob(f".*.{HOST}.*{TEMPORARY}") if sys.platform != "win32" else ():
         try:
-            handle = os.open(file, os.O_RDWR)
-        except OSError:  # its writer has just moved it, or it is another user's
+            os.kill(int(file.name.split(".")[-2]), 0)  # sends nothing
+        except (ProcessLookupError, ValueError):  # ended; or no process's
+            file.unlink(missing_ok=True)
+        except PermissionError:  # another user's, at work
             continue
-        try:
-            if lock(handle):
-                file.unlink(missing_ok=True)
-        finally:
-            os.close(handle)
 
 
 def lock(handle: int) -> bool | None:
@@ -107,10 +86,8 @@ def lock(handle: int) -> bool | None:
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
+    except OSError as e:
+        return False if isinstance(e, BlockingIOError) else None
     return True
 
 
@@ -122,15 +99,13 @@ def write_json(path: str | Path, tree: Any) -> None:
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
     """A JSON file that holds an object; raises ConfigError, with the remedy, for a missing or damaged one."""
-    path = Path(path)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; {remedy}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(f"{path}: not valid JSON ({e}); {remedy}") from e
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}, expected an object; {remedy}")
+    check(isinstance(tree, dict), f"{path}: holds a {type(tree).__name__}, expected an object; {remedy}")
     return tree
 
 
@@ -143,8 +118,7 @@ def write_index(path: str | Path, tree: dict[str, Any]) -> None:
 def read_index(path: str | Path, remedy: str) -> dict[str, Any]:
     """What `write_index` wrote; raises ConfigError when missing, damaged or changed since."""
     tree = read_json(path, remedy)
-    if tree.pop(CHECKSUM, None) != _digest(tree):
-        raise ConfigError(f"{path}: checksum differs; {remedy}")
+    check(tree.pop(CHECKSUM, None) == _digest(tree), f"{path}: checksum differs; {remedy}")
     return tree
 
 
@@ -167,19 +141,16 @@ def _save(path: Path, save: Callable[..., None], *args: np.ndarray, **arrays: np
 def read_arrays(path: str | Path, names: Iterable[str], remedy: str) -> dict[str, np.ndarray]:
     """What `write_arrays` wrote; raises ConfigError, with the remedy, when it is missing, damaged or changed, or lacks
     one of the `names`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; {remedy}")
+    check(Path(path).is_file(), f"{path}: no such file; {remedy}")
     try:
         with np.load(path) as f:
             arrays = dict(f)
     except Exception as e:  # numpy and zipfile raise many types for a damaged file
-        raise ConfigError(f"{path}: truncated or damaged ({_line(e)}); {remedy}") from e
-    stored = arrays.pop(CHECKSUM, None)
-    if stored is None or str(stored) != _digest_arrays(arrays):
-        raise ConfigError(f"{path}: checksum differs; {remedy}")
-    if missing := [name for name in names if name not in arrays]:
-        raise ConfigError(f"{path}: has no array {missing[0]!r}; {remedy}")
+        said = (str(e).splitlines() or [type(e).__name__])[0][:150]
+        raise ConfigError(f"{path}: truncated or damaged ({said}); {remedy}") from e
+    check(str(arrays.pop(CHECKSUM, None)) == _digest_arrays(arrays), f"{path}: checksum differs; {remedy}")
+    for name in names:
+        check(name in arrays, f"{path}: has no array {name!r}; {remedy}")
     return arrays
 
 
@@ -217,7 +188,3 @@ def _digest_arrays(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:150]

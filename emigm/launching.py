@@ -16,30 +16,23 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import ConfigError, RunError, UserError
+from emigm.config.errors import RunError, UserError, check
 from emigm.config.paths import STATE
 from emigm.io import lock
 from emigm.pools import die_with_parent
 
-LOCK_TRIES = 30
-"""Tenths of a second to wait for a lock: workers of a killed run hold it until the system has ended them too."""
-ERROR_DELAY = 3.0
-"""Seconds by which an error of another process than the main one is held back while they have not met."""
-LAUNCHED = "EMIGM_LAUNCHED"
-"""Set in the environment of processes that `launch` started."""
+LOCK_TRIES = 30  # tenths of a second: workers of a killed run hold a lock until the system has ended them too
+ERROR_DELAY = 3.0  # seconds by which an error of another process than the main one is held back until they have met
+LAUNCHED = "EMIGM_LAUNCHED"  # set in the environment of processes that `launch` started
 AGAIN = "type the same command again, and it goes on where it stopped"
 
 
 def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = False) -> None:
-    """Parse the command line (`--params` and one option for each of `arguments`) and run the stage.
+    """Parse the command line (`--params` and one option for each of `arguments`) and run stage(benchmark, **options).
 
-    Args:
-        stage: called with the benchmark and the options.
-        arguments: names of the options.
-        one_process: the stage has no use for several, and `run.launcher` is not for it.
+    `one_process`: the stage has no use for several, and `run.launcher` is not for it.
     """
     module = sys.modules[stage.__module__]  # whose own name is "__main__"
-    name = (module.__spec__.name if module.__spec__ else module.__name__).rsplit(".", 1)[-1]
     parser = argparse.ArgumentParser(description=(module.__doc__ or "").strip().split("\n")[0])
     parser.add_argument("--params", default="params.yaml", help="composed configuration (default: %(default)s)")
     for argument in arguments:
@@ -49,7 +42,7 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
         benchmark = load_benchmark(options.pop("params"))
         if not one_process:
             launch(benchmark.run.launcher)
-        with only_one(benchmark.name, "-".join([name, *options.values()])):
+        with only_one(benchmark.name, "-".join([module.__spec__.name.rpartition(".")[2], *options.values()])):
             stage(benchmark, **options)
 
 
@@ -60,8 +53,8 @@ def in_one_line() -> Iterator[None]:
     if {"DVC_STAGE", "LOCAL_RANK"} & os.environ.keys():
         stages = sys.modules.get("emigm.stages")  # has noted who it was before seconds of imports
         die_with_parent(stages.STARTED_BY if stages else os.getppid())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     except UserError as e:
@@ -78,50 +71,38 @@ def in_one_line() -> Iterator[None]:
         _end(1, f"error: another process of this stage has ended; {AGAIN}")
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _end(status: int, message: str) -> NoReturn:
     """Exit with the message, unless another process has said what ends them all."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C does not wait for anything
         signal.signal(number, signal.SIG_DFL)
-    rank, dist, spoken = place()[0], sys.modules.get("torch.distributed"), None
+    rank, dist, messages = place()[0], sys.modules.get("torch.distributed"), None
     if dist and dist.is_initialized():
         with contextlib.suppress(RuntimeError):  # the process that counts can have ended
-            spoken = dist.distributed_c10d._get_default_store().add("messages", 1) > 1
-    if spoken is None and rank:  # the end of the main process, which says the same, ends this one meanwhile
+            messages = dist.distributed_c10d._get_default_store().add("messages", 1)
+    if messages is None and rank:  # the end of the main process, which says the same, ends this one meanwhile
         time.sleep(ERROR_DELAY)
-    if spoken:
-        sys.exit(status)
-    print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
+    if messages in (None, 1):
+        print(message + (f" (process {rank})" if rank else ""), file=sys.stderr)
     sys.exit(status)
 
 
 @contextlib.contextmanager
 def only_one(benchmark: str, stage: str) -> Iterator[None]:
-    """Hold the lock on a stage of a benchmark in this workspace; of several processes, the main one does.
-
-    The system gives it back when the process ends, killed or not: what a killed run leaves blocks nothing.
-
-    Raises:
-        RunError: the same stage runs already.
-    """
+    """Hold the lock on a stage of a benchmark in this workspace (of several processes, the main one does) until the
+    process ends, killed or not; raises RunError where the same stage runs already."""
     if place()[0]:
         yield
         return
     path = STATE / benchmark / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stage)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        for _ in range(LOCK_TRIES):
-            if lock(file.fileno()) is not False:
-                break
+        tries = LOCK_TRIES
+        while lock(file.fileno()) is False:
             time.sleep(0.1)
-        else:
-            raise RunError(
-                f"{path}: stage {stage} of benchmark {benchmark} is running already in this folder; wait until it has "
-                "ended, or end it"
-            )
+            tries -= 1
+            if not tries:
+                running = f"stage {stage} of benchmark {benchmark} is running already in this folder"
+                raise RunError(f"{path}: {running}; wait until it has ended, or end it")
         yield
 
 
@@ -136,13 +117,12 @@ def place() -> tuple[int, int, int]:
 def launch(launcher: str | None) -> None:
     """Start this command again under `launcher`, in place of this process, unless that has happened already.
 
-    The launcher is no part of a stage's command, so that DVC does not take another number of processes for another
-    result.
+    In a stage's command DVC would take another number of processes for another result.
     """
-    if launcher is None or LAUNCHED in os.environ or "LOCAL_RANK" in os.environ:
+    if launcher is None or {LAUNCHED, "LOCAL_RANK"} & os.environ.keys():
         return
     command = [*shlex.split(os.path.expandvars(launcher)), "-m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]]
-    if shutil.which(command[0]) is None:
-        raise ConfigError(f"run.launcher: no command {command[0]!r}; install it or set another launcher")
+    exists = shutil.which(command[0]) is not None
+    check(exists, f"run.launcher: no command {command[0]!r}; install it or set another launcher")
     os.environ[LAUNCHED] = "1"
     os.execvp(command[0], command)

@@ -12,20 +12,13 @@ from PIL import Image, PngImagePlugin
 
 from emigm.io import write_atomically
 
-GREY = 96
+GREY, WHITE, MASKED = 96, 255, 160  # between images, between enlarged ones, and of a token not revealed yet
 GRID_COLUMNS = 12
-SHOWN = 120
-"""Images that a grid is chosen from, at most."""
-SIDE = 1300
-"""Pixels of a grid's sides, at most: grids are tracked by git."""
-WHITE, MASKED = 255, 160
-"""Grey levels of what sets enlarged images apart, and of a token that is not revealed yet."""
-TILE, GAP = 84, 4
-"""Least side that a small image is enlarged to, and what lies between two, in pixels."""
-MOST = 1_000_000
-"""Bytes of an animation, at most."""
-LAST_MS = 2500
-"""How long an animation rests on the finished images, in milliseconds."""
+SHOWN = 120  # images that a grid is chosen from, at most
+SIDE = 1300  # pixels of a grid's sides, at most: grids are tracked by git
+TILE, GAP = 84, 4  # pixels: least side that a small image is enlarged to, and what lies between two
+MOST = 1_000_000  # bytes of an animation, at most
+LAST_MS = 2500  # how long an animation rests on the finished images
 
 
 def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
@@ -66,8 +59,7 @@ def save_png(path: Path, image: np.ndarray) -> None:
 
 
 def to_look_at(pixels: np.ndarray) -> np.ndarray:
-    """Images (..., c, h, w) of a size at which a person likes to see several: small ones enlarged by an integer, each
-    pixel a square; large ones reduced by an integer, to the mean over squares."""
+    """Images (..., c, h, w), small ones enlarged, and large ones reduced to means over squares, by an integer."""
     *front, h, w = pixels.shape
     if (times := math.ceil(TILE / h)) > 1:
         return pixels.repeat(times, axis=-2).repeat(times, axis=-1)
@@ -104,10 +96,8 @@ def save_animation(path: Path, pixels: np.ndarray, steps: np.ndarray, last: int,
 
     Args:
         path: of the file.
-        pixels: finished images, uint8 (n, c, h, w), shown in rows; of too many for `MOST` bytes the first rows.
-        steps: as `after_step` takes them.
-        last: N, the number of steps.
-        columns: images in a row.
+        pixels: finished images, uint8 (n, c, h, w), in rows of so many `columns`; of too many the first rows are shown.
+        steps: as `after_step` takes them, of `last` in all.
 
     Returns:
         How many images are shown; ValueError where one row alone is too large.

@@ -5,6 +5,7 @@ Shape letters: B images, L tokens, n tokens revealed in a step, C token channels
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,7 +31,7 @@ from emigm.model.model import EMIGM, REMEDY, cast_linear, compile_networks, load
 from emigm.model.precision import autocast, overflow
 from emigm.model.schedules import guidance_scale, guided_steps, step_counts
 from emigm.model.transfer import upload
-from emigm.pools import Progress, Stopwatch, ahead
+from emigm.pools import Progress, ahead
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]
@@ -386,9 +387,9 @@ class Sampler:
         made, written = self.chunks(index, [chunks.ranges[i] for i in missing]), None
         with ThreadPoolExecutor(1) as thread:  # writes a chunk while the next one is made
             for n, i in enumerate(missing, 1):
-                watch = Stopwatch()
+                start = time.perf_counter()
                 pixels, labels, passes = next(made)
-                seconds = watch.seconds()
+                seconds = time.perf_counter() - start
                 if written is not None:
                     written.result()
                 written = thread.submit(chunks.write, i, pixels, labels, seconds=seconds, passes=passes)

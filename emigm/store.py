@@ -37,23 +37,14 @@ class Parts:
         note = {"key": self.key, "checksum": sha256(path), "bytes": path.stat().st_size, "facts": facts}
         write_index(self._note_file(name), note)
 
-    def note(self, name: str) -> dict[str, Any] | None:
-        """checksum, bytes and facts of a file that is there, noted and made from the same; its content is not read."""
+    def whole(self, name: str) -> dict[str, Any] | None:
+        """checksum, bytes and facts of a file that is as it was written, and made from the same."""
         try:
             note = read_index(self._note_file(name), "")
         except ConfigError:  # missing, or the machine went down before it was on the disk
             return None
-        return note if note["key"] == self.key and (self.files / name).is_file() else None
-
-    def whole(self, name: str) -> dict[str, Any] | None:
-        """The note of a file that is as it was written."""
-        note = self.note(name)
-        return note if note is not None and sha256(self.files / name) == note["checksum"] else None
-
-    def remove(self, name: str) -> None:
-        """Remove a file and its note."""
-        for path in (self._note_file(name), self.files / name):
-            path.unlink(missing_ok=True)
+        path = self.files / name
+        return note if note["key"] == self.key and path.is_file() and sha256(path) == note["checksum"] else None
 
     def missing(self, among: Iterable[int] | None = None) -> list[int]:
         """Numbers of the files, of all or of those `among`, that are still to be written or are not whole."""
@@ -61,12 +52,11 @@ class Parts:
 
     def notes(self) -> list[dict[str, Any]]:
         """Notes of all files; raises RunError where one is not whole."""
-        notes = []
-        for name in self.names:
-            if (note := self.whole(name)) is None:
+        notes = {name: self.whole(name) for name in self.names}
+        for name, note in notes.items():
+            if note is None:
                 raise RunError(f"{self.files / name}: is missing or damaged; type the same command again")
-            notes.append(note)
-        return notes
+        return list(notes.values())
 
     def seal(self, index: dict[str, Any]) -> None:
         """Write the index of `files`, and remove from there what is none of this job's."""

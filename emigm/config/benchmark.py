@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import field
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import StrictBool
 
 from emigm.config import schema
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.parsing import config, known, parse, part_of, read_yaml, show, suggest
 from emigm.config.schema import ModelConfig, Name, RunConfig, SampleConfig, Text, TrainConfig, distinct
 
@@ -74,63 +75,50 @@ class Benchmark:
         for size in self.ladder:  # a bad value anywhere fails before any stage has run
             self.train_config(size)
             own, codebook = self.model_config(size).codebook, self.autoencoder.codebook
-            if own != codebook:
-                raise ConfigError(f"ladder.{size}: model.codebook = {own}, but autoencoder.codebook = {codebook}")
+            agree = f"ladder.{size}: model.codebook = {own}, but autoencoder.codebook = {codebook}"
+            check(own == codebook, agree)
         for budget, cfg in self.sampling.items():
             _check_names(f"sampling.{budget}.overrides", cfg.overrides, "ladder", self.ladder)
-            for size in [*cfg.overrides, *(s for s in self.ladder if s not in cfg.overrides)][: len(cfg.overrides) + 1]:
+            for size in {**cfg.overrides, **self.ladder}:
                 self.sample_config(size, budget)
         for size in self.sizes:
             self._check_size(size)
         for key, path in self.random_files.items():
-            if not self.dry_run:
-                raise ConfigError(f"{key} = {path}: only a dry run takes random files; name the real one")
+            check(self.dry_run, f"{key} = {path}: only a dry run takes random files; name the real one")
 
     def _check_size(self, size: str) -> None:
         """Gate, samplers and released files must suit the model."""
         model, train, visible = self.model_config(size), self.train_config(size), self.gate.visible
-        if model.mae and train.mask_times == "image":
-            needs = "model.mae: true needs equally many masked tokens in a group; set train.mask_times: auto"
-            raise ConfigError(f"train.mask_times = image of size {size}, but {needs}")
+        needs = "model.mae: true needs equally many masked tokens in a group; set train.mask_times: auto"
+        shares = not model.mae or train.mask_times != "image"
+        check(shares, f"train.mask_times = image of size {size}, but {needs}")
         limit = f"there are {model.tokens} (by model.grid and model.patch)"
-        if len(visible) < 2 or max(visible) >= model.tokens:
-            wanted = f"two numbers of visible tokens at least, from 0 to {model.tokens - 1}"
-            raise ConfigError(f"gate.visible = {show(list(visible))}: give {wanted}; {limit} of size {size}")
+        wanted = f"give two numbers of visible tokens at least, from 0 to {model.tokens - 1}; {limit} of size {size}"
+        check(len(visible) >= 2 and max(visible) < model.tokens, f"gate.visible = {show(list(visible))}: {wanted}")
         for budget in self.budgets:
             cfg, where = self.sample_config(size, budget), f"sampling.{budget} of size {size}"
-            if (cfg.solver == "categorical") != (model.conditional == "categorical"):
-                raise ConfigError(
-                    f"{where}: solver: {cfg.solver} cannot draw tokens of conditional: {model.conditional}"
-                )
-            if cfg.steps > model.tokens:
-                raise ConfigError(
-                    f"{where}: steps = {cfg.steps}, but every step reveals a token, and {limit}; lower it"
-                )
-            if cfg.cfg_scale != 1 and self.weights == "trained" and train.label_dropout == 0:
-                lacks = "with train.label_dropout = 0 the model learns no null class"
-                raise ConfigError(f"{where}: cfg_scale = {cfg.cfg_scale}, but {lacks}; set cfg_scale: 1")
+            draws = (cfg.solver == "categorical") == (model.conditional == "categorical")
+            check(draws, f"{where}: solver: {cfg.solver} cannot draw tokens of conditional: {model.conditional}")
+            too_many = f"{where}: steps = {cfg.steps}, but every step reveals a token, and {limit}; lower it"
+            check(cfg.steps <= model.tokens, too_many)
+            has_null = cfg.cfg_scale == 1 or self.weights == "released" or train.label_dropout > 0
+            lacks = "with train.label_dropout = 0 the model learns no null class; set cfg_scale: 1"
+            check(has_null, f"{where}: cfg_scale = {cfg.cfg_scale}, but {lacks}")
         if self.weights == "released":
-            if self.released is None:
-                raise ConfigError("released is missing; weights: released needs to know where they are")
+            check(self.released is not None, "released is missing; weights: released needs to know where they are")
             _check_names("sizes", [size], "released.files", self.released.files)
-            if len(train.seeds) > 1:
-                seeds = show(list(train.seeds))
-                raise ConfigError(f"train.seeds = {seeds}, but weights: released are one model; give one seed")
+            one = f"train.seeds = {show(list(train.seeds))}, but weights: released are one model; give one seed"
+            check(len(train.seeds) == 1, one)
 
     @property
     def random_files(self) -> dict[str, Path]:
         """The random files, and folders of random photos, that are named here: key -> path."""
-        named = {
-            "data.root": self.data.root,
-            "data.holdout_root": self.data.holdout_root,
-            "evaluation.reference": self.evaluation.reference,
-            "autoencoder.weights": self.autoencoder.weights,
-            "extractor.weights": self.extractor.weights,
-        }
+        keys = ("data.root", "data.holdout_root", "evaluation.reference", "autoencoder.weights", "extractor.weights")
+        named = {key: attrgetter(key)(self) for key in keys}
         return {key: Path(path) for key, path in named.items() if is_random(path)}
 
     def model_config(self, size: str) -> ModelConfig:
-        """Architecture of `size`; raises ConfigError for an unknown size."""
+        """Architecture of the model `size`; raises ConfigError for an unknown one, as the next two do."""
         known("size", size, self.ladder)
         return parse(ModelConfig, {**self.model, **self.ladder[size].model}, f"ladder.{size}.model")
 
@@ -140,7 +128,7 @@ class Benchmark:
         return parse(TrainConfig, {**self.train, **self.ladder[size].train}, f"ladder.{size}.train")
 
     def sample_config(self, size: str, budget: str) -> SampleConfig:
-        """Sampling settings of `size` at `budget`."""
+        """The sampling configuration `budget` of `size`."""
         known("size", size, self.ladder)
         known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
@@ -150,16 +138,13 @@ class Benchmark:
 
 def _check_names(where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
     for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{where}: {name} is not in {section}{suggest(name, allowed)}")
+        check(name in allowed, f"{where}: {name} is not in {section}{suggest(name, allowed)}")
 
 
 def is_random(path: str | Path | None) -> bool:
     """Whether this is the path of a random file, however it is written, and whether links lead there."""
-    if path is None:
-        return False
-    written = Path(os.path.abspath(RANDOM)) in Path(os.path.abspath(path)).parents
-    return written or RANDOM.resolve() in Path(path).resolve().parents
+    ways = (os.path.abspath, os.path.realpath)
+    return path is not None and any(Path(way(path)).is_relative_to(way(RANDOM)) for way in ways)
 
 
 def parse_benchmark(tree: Any) -> Benchmark:
@@ -171,36 +156,30 @@ def parse_benchmark(tree: Any) -> Benchmark:
     benchmark = parse(Benchmark, tree, "benchmark")
     data, evaluation, compare = benchmark.data, benchmark.evaluation, benchmark.compare
     images, source = data.images, f"data.dataset: {data.dataset}"
-    takes = "inception" if data.dataset == "imagenet" else "cnn" if images.channels == 1 else None  # None: both
-    if takes not in (None, benchmark.extractor.kind):
-        why = "grey images" if takes == "cnn" else "photos that are not held in memory (set dataset: folder)"
-        raise ConfigError(
-            f"benchmark.extractor.kind: {benchmark.extractor.kind} does not take the {why} of {source}; set "
-            f"extractor.kind: {takes}"
-        )
-    generated = f"benchmark.evaluation.images = {evaluation.images}"
-    if evaluation.images < evaluation.kid_subset:
-        raise ConfigError(
-            f"{generated} is less than kid_subset = {evaluation.kid_subset}; generate more, or lower that"
-        )
-    if evaluation.images < images.classes and not benchmark.dry_run:
-        least = f"one of each of the {images.classes} classes (data.classes)"
-        raise ConfigError(f"{generated} is less than {least}; generate more, or set dry_run: true")
-    if benchmark.weights == "released" and evaluation.reference is None:
-        raise ConfigError("benchmark.evaluation.reference is missing, and weights: released come without real images")
-    if compare is not None and compare.resolution != images.side:
-        sides = f"the images (data.dataset, data.resolution) have sides of {images.side}"
-        raise ConfigError(f"benchmark.compare.resolution = {compare.resolution}, but {sides}; set both alike")
-    latents = benchmark.autoencoder.latents(images)
+    kind = benchmark.extractor.kind
+    takes = "inception" if data.dataset == "imagenet" else "cnn" if images.channels == 1 else kind
+    why = "grey images" if takes == "cnn" else "photos that are not held in memory (set dataset: folder)"
+    remedy = f"set extractor.kind: {takes}"
+    check(takes == kind, f"benchmark.extractor.kind: {kind} does not take the {why} of {source}; {remedy}")
+    generated, subset = f"benchmark.evaluation.images = {evaluation.images}", evaluation.kid_subset
+    enough = evaluation.images >= subset
+    check(enough, f"{generated} is less than kid_subset = {subset}; generate more, or lower that")
+    least = f"one of each of the {images.classes} classes (data.classes); generate more, or set dry_run: true"
+    check(benchmark.dry_run or evaluation.images >= images.classes, f"{generated} is less than {least}")
+    has_real = benchmark.weights == "trained" or evaluation.reference is not None
+    check(has_real, "benchmark.evaluation.reference is missing, and weights: released come without real images")
+    if compare is not None:
+        sides = f"the images (data.dataset, data.resolution) have sides of {images.side}; set both alike"
+        fits = compare.resolution == images.side
+        check(fits, f"benchmark.compare.resolution = {compare.resolution}, but {sides}")
+    channels, side = benchmark.autoencoder.latents(images)
     for size in benchmark.ladder:
         model, where = benchmark.model_config(size), f"benchmark.ladder.{size}: model"
-        if model.classes != images.classes:
-            there = f"there are {images.classes} ({source}, data.classes)"
-            raise ConfigError(f"{where}.classes = {model.classes}, but {there}; set both alike")
-        if latents != (model.channels, model.grid):
-            ours = f"{where}.channels = {model.channels}, grid = {model.grid}"
-            theirs = f"the latents ({source}, data.resolution, autoencoder.kind) have {latents[0]} channels"
-            raise ConfigError(f"{ours}, but {theirs} and sides of {latents[1]}; set both alike")
+        ours = f"{where}.classes = {model.classes}, but there are {images.classes} ({source}, data.classes)"
+        check(model.classes == images.classes, f"{ours}; set both alike")
+        ours = f"{where}.channels = {model.channels}, grid = {model.grid}, but the latents ({source}, data.resolution,"
+        theirs = f"autoencoder.kind) have {channels} channels and sides of {side}"
+        check((channels, side) == (model.channels, model.grid), f"{ours} {theirs}; set both alike")
     return benchmark
 
 
@@ -211,16 +190,12 @@ is pictured; the notebooks that it runs; the benchmark itself. All but the last 
 
 
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:
-    """Read a composed configuration (`emigm compose`).
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or a key in it is unknown, missing or of a wrong type.
-    """
+    """Read a composed configuration (`emigm compose`); raises ConfigError as `parse_benchmark`, or for no YAML."""
     return parse_params(read_yaml(Path(path)), str(path))
 
 
 def parse_params(tree: dict[str, Any], where: str) -> Benchmark:
     """The benchmark in the tree of a composed file that is called `where` in messages."""
-    if set(tree) != set(KEYS):
-        raise ConfigError(f"{where}: expected the top-level keys {', '.join(KEYS)}, found {show(list(tree))}")
+    expected = f"expected the top-level keys {', '.join(KEYS)}, found {show(list(tree))}"
+    check(set(tree) == set(KEYS), f"{where}: {expected}")
     return parse_benchmark(tree["benchmark"])

@@ -15,14 +15,13 @@ from typing import Any
 import yaml
 
 from emigm.config.benchmark import Benchmark, parse_params
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.parsing import known, parse_yaml, read_yaml
 from emigm.io import write_atomically
 
 FOLDER = Path("benchmarks")
 SOURCE = "benchmark.yaml"
-DEFAULT = "mnist"
-"""The benchmark that plain `dvc repro` runs, composed into params.yaml at the root."""
+DEFAULT = "mnist"  # what plain `dvc repro` runs, composed into params.yaml at the root
 
 
 def sources(root: Path = Path()) -> list[str]:
@@ -44,16 +43,15 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         ConfigError: no such benchmark, its sources extend each other in a circle, or it names no notebooks.
     """
     known("benchmark", name, sources(root))
-    tree, file = _source(name, root), params_file(name)
+    tree = _source(name, root)
     images_of = tree.setdefault("images_of", name)
     along_training = (tree.get("evaluation") or {}).get("snapshots") is not None
     notebooks, sizes, models_of = tree.pop("notebooks", None), tree.get("sizes", []), tree.get("models_of") or name
-    if not (isinstance(notebooks, list) and notebooks):
-        source = FOLDER / name / SOURCE
-        raise ConfigError(f"{source}: notebooks names none; its page shows at least one, such as [scores]")
+    lacks = "notebooks names none; its page shows at least one, such as [scores]"
+    check(isinstance(notebooks, list) and notebooks, f"{FOLDER / name / SOURCE}: {lacks}")
     return {
-        "root": "/".join([".."] * (len(file.parts) - 1)) or ".",
-        "params": file.as_posix(),
+        "root": "." if name == DEFAULT else "../..",
+        "params": params_file(name).as_posix(),
         "makes": [name] if images_of == name else [],
         "models_of": models_of,
         "trains": sizes if models_of == name else [],
@@ -106,8 +104,8 @@ def _source(name: str, root: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any
     if parent is None:
         return tree
     known(f"{path}: extends", parent, sources(root))
-    if parent in (name, *heirs):
-        raise ConfigError(f"{path}: extends: {parent} extends it in turn; remove one of them")
+    circle = parent in (name, *heirs)
+    check(not circle, f"{path}: extends: {parent} extends it in turn; remove one of them")
     return _merge(_source(parent, root, (name, *heirs)), tree)
 
 
@@ -126,31 +124,29 @@ def composed_text(name: str, root: Path = Path()) -> str:
 
 
 def write_composed(root: Path = Path()) -> list[Path]:
-    """Write every benchmark's composed file and its copy of the root's dvc.yaml; returns the files that changed.
-
-    Raises:
-        ConfigError: there are no benchmarks here, or one of them is not valid.
-    """
-    pipeline, changed = (_checkout(root) / "dvc.yaml").read_bytes(), []
-    for name in sources(root):
+    """Write every benchmark's composed file and its copy of the root's dvc.yaml; returns the files that changed."""
+    names, changed = _benchmarks(root), []
+    pipeline = (root / "dvc.yaml").read_bytes()
+    for name in names:
         params = root / params_file(name)
-        for path, content in ((params, composed_text(name, root).encode()), (params.with_name("dvc.yaml"), pipeline)):
+        contents = {params: composed_text(name, root).encode(), params.with_name("dvc.yaml"): pipeline}
+        for path, content in contents.items():
             if not path.is_file() or path.read_bytes() != content:
                 write_atomically(path, lambda p, content=content: p.write_bytes(content))
                 changed.append(path)
     return changed
 
 
+def _benchmarks(root: Path) -> list[str]:
+    names = sources(root)
+    check(bool(names), f"{root / FOLDER}: no benchmarks; run from the repository's root or below")
+    return names
+
+
 def find_root(start: Path) -> Path | None:
     """The checkout of a folder: the nearest at or above it with dvc.yaml and benchmarks/; None: there is none."""
     folders = (start, *start.parents)
     return next((f for f in folders if (f / "dvc.yaml").is_file() and (f / FOLDER).is_dir()), None)
-
-
-def _checkout(root: Path) -> Path:
-    if not sources(root):
-        raise ConfigError(f"{root / FOLDER}: no benchmarks; run from the repository's root or below")
-    return root
 
 
 def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Path = Path()) -> Benchmark:
@@ -166,17 +162,16 @@ def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Pat
         ConfigError: the benchmark is unknown, or an override or a value in it is wrong.
     """
     name = name or DEFAULT
-    known("benchmark", name, sources(_checkout(root)))
+    known("benchmark", name, _benchmarks(root))
     tree = read_yaml(root / params_file(name))
     for override in overrides:
         key, separator, value = override.partition("=")
         *path, last = key.removeprefix("+").split(".")
-        if not separator or not last or path[:1] != ["benchmark"]:
-            raise ConfigError(f"-S {override}: write -S benchmark.<key>=<value>")
+        is_setting = separator and last and path[:1] == ["benchmark"]
+        check(is_setting, f"-S {override}: write -S benchmark.<key>=<value>")
         node = tree
         for step in path:
             node = node.setdefault(step, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"-S {override}: {step} is no mapping, so nothing lies below it")
+            check(isinstance(node, dict), f"-S {override}: {step} is no mapping, so nothing lies below it")
         node[last] = parse_yaml(value, f"-S {override}")
     return parse_params(tree, str(params_file(name)))

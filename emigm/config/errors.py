@@ -11,3 +11,9 @@ class ConfigError(UserError, ValueError):
 
 class RunError(UserError, RuntimeError):
     """A run that went wrong; the message says why."""
+
+
+def check(holds: object, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not holds:
+        raise ConfigError(message)

@@ -21,7 +21,7 @@ from pydantic_core import ArgsKwargs, PydanticCustomError
 from ruamel.yaml import YAML
 from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 
 
 @dataclass_transform(frozen_default=True)
@@ -57,27 +57,29 @@ def part_of(cls: type) -> Any:
 
 def _refuse_unknown_keys(cls: type, values: Any) -> Any:
     allowed = [f.name for f in dataclasses.fields(cls)]
-    keys = values.kwargs or {} if isinstance(values, ArgsKwargs) else values
+    keys = values.kwargs if isinstance(values, ArgsKwargs) else values
     for key in keys if isinstance(keys, dict) else ():
         if key not in allowed:
             raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "allowed": allowed})
     return values
 
 
-def rule(holds: Callable[[Any], bool], text: str) -> AfterValidator:
+def rule(holds: Callable[[Any], Any], text: str) -> AfterValidator:
     """What a value must fulfil beside its type, and in words after "must": "be one line of text"."""
 
-    def check(value: Any) -> Any:
-        if not holds(value):
-            raise ValueError(f"must {text}")
+    def validate(value: Any) -> Any:
+        check(holds(value), f"must {text}")
         return value
 
-    return AfterValidator(check)
+    return AfterValidator(validate)
 
 
 def matching(pattern: str, text: str) -> AfterValidator:
     """Rule of a text: the whole of it matches the regular expression."""
-    return rule(lambda value: re.fullmatch(pattern, value, re.ASCII) is not None, text)
+    return rule(re.compile(pattern, re.ASCII).fullmatch, text)
+
+
+_adapter = cache(TypeAdapter)
 
 
 def parse(cls: type, tree: Any, where: str) -> Any:
@@ -88,15 +90,9 @@ def parse(cls: type, tree: Any, where: str) -> Any:
         raise ConfigError(explain(e, where)) from None
 
 
-@cache
-def _adapter(cls: type) -> TypeAdapter:
-    return TypeAdapter(cls)
-
-
 def as_dict(cfg: Any) -> dict[str, Any]:
     """The dataclass as plain JSON types (tuples become lists)."""
-    plain = dataclasses.asdict(cfg)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(cfg).items()}
 
 
 EXPECTED = {"int_type": "int", "float_type": "float", "string_type": "str", "bool_type": "bool", "tuple_type": "a list"}
@@ -116,16 +112,16 @@ def explain(error: ValidationError, where: str = "") -> str:
         return f"unknown key {_below(key, facts['key'])}{suggest(facts['key'], facts['allowed'])}"
     if kind == "missing":
         return f"{key} is missing"
-    if kind == "value_error" and isinstance(facts["error"], ConfigError):  # of fields that do not go together
-        message = str(facts["error"])
-        return message if not key or message.startswith(f"{where}:") else f"{key}.{message}"
     if kind == "literal_error":
         return f"{key} = {show(value)}{suggest(value, re.findall(r'[^ ,]+', facts['expected'].replace(' or ', ' ')))}"
     if kind in EXPECTED:
         return f"{key}: expected {EXPECTED[kind]}, found {show(value)}{_remedy(kind, value)}"
     if kind in MUST_BE:
         return f"{key} = {show(value)}: must be {MUST_BE[kind].format(**facts)}"
-    return f"{key} = {show(value)}: {facts.get('error', first['msg'])}"
+    message = str(facts.get("error", first["msg"]))
+    if isinstance(value, (dict, ArgsKwargs)):  # of fields that do not go together
+        return message if not key or message.startswith(f"{where}:") else f"{key}.{message}"
+    return f"{key} = {show(value)}: {message}"
 
 
 def _remedy(kind: str, value: Any) -> str:
@@ -139,16 +135,10 @@ def _remedy(kind: str, value: Any) -> str:
     return ""
 
 
-def show(value: Any) -> str:
-    """The value on one line that is never long, whatever it is."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python refuses to write out integers of more than 4,300 digits
-        return "an integer of thousands of digits"
-
-
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxtuple, _SHORT.maxlist = 2, 80, 80, 12, 12
+show = _SHORT.repr
+"""The value on one line that is never long, whatever it is."""
 
 
 def _below(where: str, key: Any) -> str:
@@ -173,15 +163,14 @@ def known(what: str, name: str, allowed: Iterable[str]) -> None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises ConfigError when the file is missing, damaged or holds something else."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; run from the repository's root, or name another with --params")
     try:
-        text = path.read_text(encoding="utf-8")
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        where = "run from the repository's root, or name another with --params"
+        raise ConfigError(f"{path}: no such file; {where}") from None
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({e}); restore it") from e
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping, found {show(tree)}")
+    check(isinstance(tree, dict), f"{path}: expected a mapping, found {show(tree)}")
     return tree
 
 

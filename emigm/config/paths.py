@@ -10,10 +10,8 @@ if TYPE_CHECKING:  # the configuration's own modules expand paths too
     from emigm.config.benchmark import Benchmark
 
 Part = Literal["train", "holdout"]
-PARTS: tuple[Part, ...] = ("train", "holdout")
-"""Of a data set."""
-STATE = Path(".state")
-"""Resume points of interrupted stages; a stage removes its own when all it makes is written."""
+PARTS: tuple[Part, ...] = ("train", "holdout")  # of a data set
+STATE = Path(".state")  # resume points of interrupted stages; a stage removes its own when all it makes is written
 
 
 def expand(path: str | Path) -> Path:
@@ -23,22 +21,22 @@ def expand(path: str | Path) -> Path:
 
 def data_folder(benchmark: Benchmark) -> Path:
     """Latents and reference statistics."""
-    return Path("data") / benchmark.name
+    return Path("data", benchmark.name)
 
 
 def images_folder(benchmark: Benchmark) -> Path:
     """Images of both parts, or the lists of their photos; shared by all benchmarks of one data set."""
-    return Path("data") / benchmark.images_of / "images"
+    return Path("data", benchmark.images_of, "images")
 
 
 def extractor_folder(benchmark: Benchmark) -> Path:
     """The feature extractor, shared as the images are."""
-    return Path("data") / benchmark.images_of / "extractor"
+    return Path("data", benchmark.images_of, "extractor")
 
 
 def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
     """One trained model."""
-    return Path("models") / (benchmark.models_of or benchmark.name) / size / f"seed{seed}"
+    return Path("models", benchmark.models_of or benchmark.name, size, f"seed{seed}")
 
 
 def snapshot_folder(benchmark: Benchmark, size: str, seed: int, step: int) -> Path:
@@ -47,8 +45,8 @@ def snapshot_folder(benchmark: Benchmark, size: str, seed: int, step: int) -> Pa
 
 
 def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:
-    """Generated images of one size and budget."""
-    return Path("samples") / benchmark.name / size / budget
+    """Generated images of one model and sampling configuration."""
+    return Path("samples", benchmark.name, size, budget)
 
 
 def samples_name(train_seed: int, sample_seed: int) -> str:
@@ -58,4 +56,4 @@ def samples_name(train_seed: int, sample_seed: int) -> str:
 
 def results_folder(benchmark: str) -> Path:
     """Where a benchmark's tracked results lie."""
-    return Path("results") / benchmark
+    return Path("results", benchmark)

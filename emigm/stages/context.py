@@ -14,19 +14,14 @@ from emigm.records.record import cpu_seconds, write_record
 
 
 class StageRun:
-    """One run of a stage by this process.
-
-    Args:
-        benchmark: the settings.
-        name: of the stage and its record, such as "sample-xs-16".
-    """
+    """One run of a stage, whose name is that of its record ("sample-xs-16"), by this process."""
 
     def __init__(self, benchmark: Benchmark, name: str):
         self.benchmark, self.name = benchmark, name
         self.world = join(benchmark.run)
         self.state = STATE / benchmark.name / name
         self.world.check_shared(self.state)
-        self.others_cpu_seconds: float | None = None
+        self.others_cpu_seconds = 0.0
 
     def map(self, job: Callable[[Any, Progress], Any], items: Sequence[Any], total: int, unit: str) -> list[Any]:
         """[job(item, progress) for item in items], `total` units each: at once on the cores where the stage is one
@@ -42,22 +37,15 @@ class StageRun:
 
     def goes_on(self) -> bool:
         """Every process calls this when its share of the work is done: waits for the others, and is true in the main
-        process alone, which makes of it what the stage makes as a whole and calls `finish`."""
+        process alone, which makes of it what the stage makes as a whole."""
         self.others_cpu_seconds = sum(self.world.gather(cpu_seconds())[1:])
         return self.world.is_main
 
     def finish(self, results: dict[str, Any], **record: Any) -> None:
-        """Write the record (`write_record`'s arguments); the main process calls `clean` when all outputs lie in place.
-
-        Every process calls this, or has called `goes_on`."""
-        if self.others_cpu_seconds is None:
-            self.goes_on()
-        if self.world.is_main:
-            where = {"device": self.world.device, "processes": self.world.size}
-            where["others_cpu_seconds"] = self.others_cpu_seconds
-            write_record(self.benchmark, self.name, results, **where, **record)
+        """Write the record (`write_record`'s arguments); called by the main process alone, as `clean` is."""
+        where = {"device": self.world.device, "processes": self.world.size}
+        write_record(self.benchmark, self.name, results, **where, others_cpu_seconds=self.others_cpu_seconds, **record)
 
     def clean(self) -> None:
-        """Remove the folder of unfinished work."""
-        if self.world.is_main:
-            shutil.rmtree(self.state, ignore_errors=True)
+        """Remove the folder of unfinished work, when all outputs lie in place."""
+        shutil.rmtree(self.state, ignore_errors=True)

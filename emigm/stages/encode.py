@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from emigm.autoencoders.base import Autoencoder
 from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.autoencoders.encoding import describe, encode_images
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.parsing import as_dict
 from emigm.config.paths import PARTS, data_folder, images_folder
 from emigm.config.schema import AutoencoderConfig
@@ -23,7 +24,6 @@ from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
 from emigm.io import checksums, fingerprint, sha256, write_atomically, write_json
 from emigm.launching import run_stage
-from emigm.pools import Stopwatch
 from emigm.stages.context import StageRun
 from emigm.store import INDEX
 
@@ -37,7 +37,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
             files = {"inputs": checksums(images_folder(benchmark)), "outputs": checksums(folder / NONE)}
             run.finish({"none": reason}, **files, autoencoder=benchmark.autoencoder)
         return
-    watch, cfg = Stopwatch(), benchmark.autoencoder
+    start, cfg = time.perf_counter(), benchmark.autoencoder
     sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
     fitted = weight_files(cfg.weights) if cfg.kind == "kmeans" else []
     if fitted:
@@ -65,21 +65,17 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
         write_atomically(fitted[0], lambda p: shutil.copyfile(cfg.weights, p))
     for part in PARTS:  # at the very end: DVC removes what is there before it starts the stage again
         shards[part].move(folder / part)
-    run.finish(
-        results | {"seconds": watch.seconds()},
-        inputs=checksums(*(source.path for source in sources.values())) | ({} if fitted else weights),
-        outputs=checksums(*(folder / part / INDEX for part in PARTS), *fitted),
-        autoencoder=benchmark.autoencoder,
-    )
+    results["seconds"] = time.perf_counter() - start
+    inputs = checksums(*(source.path for source in sources.values())) | ({} if fitted else weights)
+    outputs = checksums(*(folder / part / INDEX for part in PARTS), *fitted)
+    run.finish(results, inputs=inputs, outputs=outputs, autoencoder=benchmark.autoencoder)
     run.clean()
 
 
 def fit(run: StageRun, cfg: AutoencoderConfig, folder: Path, train: ImageSource) -> AutoencoderConfig:
     """The configuration with a codebook, fitted to the training images, among unfinished work; one there is kept."""
-    if Path(cfg.weights).parent != folder:
-        raise ConfigError(
-            f"autoencoder.weights = {cfg.weights}: kind: kmeans is written by this stage; name {folder}/..."
-        )
+    own = Path(cfg.weights).parent == folder
+    check(own, f"autoencoder.weights = {cfg.weights}: kind: kmeans is written by this stage; name {folder}/...")
     path = run.state / f"codebook-{fingerprint(as_dict(cfg), sha256(train.path))}.npz"
     if run.world.is_main and not path.is_file():
         save_codebook(path, fit_codebook(train.pixels(range(len(train))), cfg.codebook, cfg.patch))
@@ -87,28 +83,23 @@ def fit(run: StageRun, cfg: AutoencoderConfig, folder: Path, train: ImageSource)
     return dataclasses.replace(cfg, weights=str(path))
 
 
-def write_missing(
-    run: StageRun, shards: Shards, autoencoder: Autoencoder, source: ImageSource, views: int
-) -> list[str]:
-    """Write this process's share of the shards that are missing; returns the images that do not decode.
-
-    A shard with such an image is not written, but its other images are tried, so that all are named at once.
-    """
-    world, batch = run.world, run.benchmark.run.encode_batch
+def write_missing(run: StageRun, shards: Shards, encoder: Autoencoder, source: ImageSource, views: int) -> list[str]:
+    """Write this process's share of the shards that are missing, but none with an image that does not decode; returns
+    all such images."""
+    world, batch, failures = run.world, run.benchmark.run.encode_batch, []
     missing = world.gather(shards.missing() if world.is_main else None)[0]  # one list, though others write already
     mine = [missing[i] for i in world.share(len(missing))]
     label = f"encode {shards.folder.name}, {len(missing)} of {len(shards.ranges)} shards"
-    failures: list[str] = []
     total = sum(len(shards.ranges[i]) for i in mine)
     with tqdm(total=total, desc=label, unit="image", mininterval=1.0, disable=not world.is_main) as bar:
         for i in mine:
-            watch = Stopwatch()
+            start = time.perf_counter()
             try:
-                latents = encode_images(autoencoder, source, shards.ranges[i], views, batch, bar.update)
+                latents = encode_images(encoder, source, shards.ranges[i], views, batch, bar.update)
             except DecodingError as e:
                 failures += e.failures
             else:
-                shards.write(i, latents, watch.seconds())
+                shards.write(i, latents, time.perf_counter() - start)
     return failures
 
 

@@ -17,13 +17,9 @@ def write_page(benchmark: str) -> Path:
     return page
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--benchmark", required=True, help="whose page")
     benchmark = parser.parse_args().benchmark
     with in_one_line():
         print(f"open {write_page(benchmark)}: the tables and figures of {benchmark}")
-
-
-if __name__ == "__main__":
-    main()

@@ -15,28 +15,28 @@ from emigm.records.record import write_record
 
 
 def prepare(benchmark: Benchmark) -> None:
-    folder = images_folder(benchmark)
-    if benchmark.data.dataset != "imagenet":
+    folder, cfg = images_folder(benchmark), benchmark.data
+    if cfg.dataset != "imagenet":
         written, results = prepare_arrays(benchmark, folder)
     elif benchmark.weights == "trained":
         written, results = prepare_photos(benchmark, folder)
     else:
         reason = "released weights are not trained here, and are scored against stored statistics"
         write_json(folder / NONE, {"reason": reason})
-        written, results = [NONE], {"none": reason, "classes": benchmark.data.classes}
+        written, results = [NONE], {"none": reason, "classes": cfg.classes}
     for file in folder.iterdir():  # what another configuration left
         if file.name not in written:
             file.unlink()
-    write_record(benchmark, "prepare", results, device="cpu", outputs=checksums(folder), data=benchmark.data)
+    write_record(benchmark, "prepare", results, device="cpu", outputs=checksums(folder), data=cfg)
 
 
 def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write both parts of a small data set; returns the files' names and the record's results."""
-    split = load_split(benchmark.data, benchmark.run.workers)
+    split, results = load_split(benchmark.data, benchmark.run.workers), {}
     for part, (pixels, labels) in split.items():
         save_images(folder / f"{part}.npz", pixels, labels)
+        results[f"{part}_images"] = len(pixels)
     pixels, labels = split["train"]
-    results: dict[str, Any] = {f"{part}_images": len(split[part][0]) for part in PARTS}
     results |= {"classes": int(labels.max()) + 1, "shape": list(pixels.shape[1:])}
     if benchmark.data.dataset == "folder":
         results["class_names"] = class_names(benchmark.data.root)
@@ -45,12 +45,12 @@ def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[
 
 def prepare_photos(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Write the lists of both parts' photos; returns the files' names and the record's results."""
-    cfg = benchmark.data
+    cfg, results = benchmark.data, {}
     photos = scan_both(cfg.root, cfg.holdout_root, cfg.classes, benchmark.run.workers)
     for part, root in zip(PARTS, (cfg.root, cfg.holdout_root), strict=True):
         write_index(folder / f"{part}.json", {"root": root, "resolution": cfg.resolution, **photos[part]})
-    numbers = {f"{part}_images": len(photos[part]["files"]) for part in PARTS}
-    results = numbers | {"classes": cfg.classes, "shape": [3, cfg.resolution, cfg.resolution]}
+        results[f"{part}_images"] = len(photos[part]["files"])
+    results |= {"classes": cfg.classes, "shape": [3, cfg.resolution, cfg.resolution]}
     return [f"{part}.json" for part in PARTS], results
 
 

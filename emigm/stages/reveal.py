@@ -24,12 +24,9 @@ from emigm.pictures import after_step, columns_of, rows_of_images, save_animatio
 from emigm.sample import Sampler, balanced_labels, generate_with_steps
 from emigm.stages.context import StageRun
 
-FOLDER = Path("grids") / "reveal"
-"""Below a benchmark's results: where its tables and figures look for pictures."""
-ANIMATED, IN_A_ROW = 60, 10
-"""Images of the animation, at most; and those of a row, one of each of the first classes."""
-FOLLOWED = (2, 7)
-"""Indices of the images whose steps are shown under every schedule."""
+FOLDER = Path("grids") / "reveal"  # below a benchmark's results
+ANIMATED, IN_A_ROW = 60, 10  # images of the animation, at most; and those of a row, one of each of the first classes
+FOLLOWED = (2, 7)  # indices of the images whose steps are shown under every schedule
 NEIGHBOURS = 3
 
 Generated = Callable[[SampleConfig, int], tuple[np.ndarray, np.ndarray]]
@@ -67,19 +64,9 @@ def make_pictures(benchmark: Benchmark, size: str) -> None:
     if benchmark.data.dataset != "imagenet":  # distances of photos in pixels say nothing
         results["nearest"] = neighbours(pixels[:IN_A_ROW], parts, folder / "neighbours.png")
         inputs |= checksums(*(parts / f"{part}.npz" for part in PARTS))
-    run.finish(
-        results,
-        inputs=inputs,
-        outputs=checksums(folder),
-        size=size,
-        budget=budget,
-        sample=cfg,
-        chunk=evaluation.chunk,
-        tokens=model.tokens,
-        train_seed=train_seed,
-        sample_seed=evaluation.seeds[0],
-        followed=list(FOLLOWED),
-    )
+    settings = {"size": size, "budget": budget, "sample": cfg, "chunk": evaluation.chunk, "tokens": model.tokens}
+    settings |= {"train_seed": train_seed, "sample_seed": evaluation.seeds[0], "followed": list(FOLLOWED)}
+    run.finish(results, inputs=inputs, outputs=checksums(folder), **settings)
 
 
 def schedules(images: Generated, cfg: SampleConfig, shown: list[int], path: Path) -> dict[str, list[float]]:
@@ -97,21 +84,15 @@ def schedules(images: Generated, cfg: SampleConfig, shown: list[int], path: Path
 def guidance(images: Generated, cfg: SampleConfig, path: Path) -> dict[str, dict[str, float]]:
     """Draw the same images without guidance, guided at every step, and guided in the interval; of each its NFE, and
     how far its images are from those without (root mean square over pixels, in grey levels)."""
-    ways = {
-        "off": dataclasses.replace(cfg, cfg_scale=1.0),
-        "every step": dataclasses.replace(cfg, cfg_interval=(0.0, 1.0)),
-        "interval": cfg,
-    }
+    unguided, everywhere = dataclasses.replace(cfg, cfg_scale=1.0), dataclasses.replace(cfg, cfg_interval=(0.0, 1.0))
+    ways = {"off": unguided, "every step": everywhere, "interval": cfg}
     rows = {name: images(way, IN_A_ROW)[0] for name, way in ways.items()}
     save_png(path, rows_of_images(*rows.values()))
-    off = rows["off"].astype(np.float64)
-    return {
-        name: {
-            "nfe": nfe(cfg.steps, ways[name].cfg_scale, ways[name].cfg_interval),
-            "from_off": float(np.sqrt(((row - off) ** 2).mean((1, 2, 3))).mean()),
-        }
-        for name, row in rows.items()
-    }
+    results, off = {}, rows["off"].astype(np.float64)
+    for name, way in ways.items():
+        distance = float(np.sqrt(((rows[name] - off) ** 2).mean((1, 2, 3))).mean())
+        results[name] = {"nfe": nfe(cfg.steps, way.cfg_scale, way.cfg_interval), "from_off": distance}
+    return results
 
 
 def neighbours(pixels: np.ndarray, parts: Path, path: Path) -> dict[str, Any]:

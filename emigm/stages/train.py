@@ -27,16 +27,15 @@ from emigm.records.record import mean_and_spread
 from emigm.stages.context import StageRun
 from emigm.train import train, training_images
 
-COSTS = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss",
-         "skipped_steps", "compiled_graphs")  # fmt: skip
-"""What the record says of training, and not of released weights."""
+COSTS = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
+COSTS += ("skipped_steps", "compiled_graphs")  # what the record says of training, and not of released weights
 
 
 def train_size(benchmark: Benchmark, size: str) -> None:
     """Train all seeds, one after another with all processes, or at once on the cores of one machine; or import."""
     run, trains = StageRun(benchmark, f"train-{size}"), benchmark.weights == "trained"
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
-    parts = [part for part in PARTS if trains or (part == "holdout" and latents_folder(benchmark, part).is_dir())]
+    parts = PARTS if trains else ("holdout",) if has_holdout(benchmark) else ()
     indexes = [open_latents(benchmark, part, size).folder / INDEX for part in parts]  # before any work: one may be bad
     inputs = checksums(*indexes, *weight_files(benchmark.autoencoder.weights))
     if trains:
@@ -49,12 +48,9 @@ def train_size(benchmark: Benchmark, size: str) -> None:
         return
 
     errors = [r["errors"] for r in runs if r["errors"]]
-    results = {
-        "parameters": parameters(model_cfg),
-        "snapshots": [],
-        **(costs(model_cfg, cfg, runs) if trains else dict.fromkeys(COSTS)),
-        "context": context_summary(benchmark.gate, errors) if errors else None,
-    }
+    results = {"parameters": parameters(model_cfg), "snapshots": []}
+    results |= costs(model_cfg, cfg, runs) if trains else dict.fromkeys(COSTS)
+    results["context"] = context_summary(benchmark.gate, errors) if errors else None
     settings = {"size": size, "model": model_cfg, "gate": benchmark.gate, "weights": benchmark.weights}
     settings |= {"train": cfg} if trains else {"source": runs[0]["source"]}
     inputs |= {} if trains else checksums(runs[0]["checkpoint"])
@@ -103,20 +99,9 @@ def train_seed(run: StageRun, size: str, seed: int, progress: Progress) -> dict[
     store, autoencoder = open_latents(benchmark, "train", size), load_autoencoder(benchmark.autoencoder)
     images = training_images(store, world)
     world.start_memory()
-    result = train(
-        model_cfg,
-        cfg,
-        images,
-        autoencoder,
-        seed=seed,
-        state_folder=run.state,
-        data_id=sha256(store.folder / INDEX),
-        world=world,
-        micro_batch=benchmark.run.train_batch,
-        compiled=benchmark.run.compile,
-        on_start=progress,
-        on_step=progress,
-    )
+    machine = {"world": world, "micro_batch": benchmark.run.train_batch, "compiled": benchmark.run.compile}
+    names = {"seed": seed, "state_folder": run.state, "data_id": sha256(store.folder / INDEX)}
+    result = train(model_cfg, cfg, images, autoencoder, **names, **machine, on_start=progress, on_step=progress)
     memory = world.peak_memory()
     if world.is_main:
         facts = {"origin": "trained", "seed": seed, "autoencoder": benchmark.autoencoder.space}
@@ -146,18 +131,18 @@ def import_released(benchmark: Benchmark, size: str, device: str) -> dict[str, A
     known = {"token": released.token, "checksum": released.sha256.get(size), "autoencoder": benchmark.autoencoder.space}
     source = import_official(checkpoint, folder, model_cfg, **known)["source"]
     errors = None
-    if latents_folder(benchmark, "holdout").is_dir():
+    if has_holdout(benchmark):
         errors = errors_of(load_model(folder, expect=model_cfg, device=device), benchmark, size, device)
     return {"checkpoint": checkpoint, "source": source, "curve": [], "errors": errors}
 
 
-def latents_folder(benchmark: Benchmark, part: Part) -> Path:
-    return data_folder(benchmark) / "latents" / part
+def has_holdout(benchmark: Benchmark) -> bool:
+    return (data_folder(benchmark) / "latents" / "holdout").is_dir()
 
 
 def open_latents(benchmark: Benchmark, part: Part, size: str) -> LatentStore:
-    """Latents of a part; raises ConfigError where they are damaged, or not what the benchmark is about."""
-    store = LatentStore(latents_folder(benchmark, part))
+    """Latents of a part; raises ConfigError where they are damaged, or another benchmark's."""
+    store = LatentStore(data_folder(benchmark) / "latents" / part)
     store.check(benchmark.model_config(size).classes, part=part, autoencoder=benchmark.autoencoder.space)
     return store
 
