@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -173,7 +174,7 @@ def train(monkeypatch, tmp_path):
         monkeypatch.setattr(training, "EMIGM", lambda _: model)
         monkeypatch.setattr(training, "draw_training", lambda *_: next(draws))
         monkeypatch.setattr(training, "batch_indices", lambda *_: np.array(next(batches)))
-        images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
+        images = SimpleNamespace(labels=labels.numpy(), views=1, large=False, rows=lambda i, _: latents[i])
         options |= {"seed": 0, "state_folder": tmp_path, "data_id": "golden"}
         return training.train(CFG, cfg, images, Pixels(1.0), **options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -35,7 +35,7 @@ SORT_VALIDATION = (
 class DecodingError(ConfigError):
     """Images that do not decode: `failures` has a line for each, its name and what is wrong with it."""
 
-    def __init__(self, failures: Sequence[str], remedy: str):
+    def __init__(self, failures: Sequence[str], remedy: str = "replace them by whole copies, or remove them"):
         self.failures = list(failures)
         super().__init__(f"{len(failures)} images do not decode: {_first(failures, '; ')}; {remedy}")
 
@@ -85,8 +85,8 @@ def decode(name: str, file: Path | bytes) -> Image.Image | str:
         return f"{name} ({getattr(e, 'strerror', None) or e})"
 
 
-def crop_photos(paths: Iterable[Path], resolution: int, workers: int) -> np.ndarray:
-    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads.
+def crop_photos(paths: Sequence[Path], resolution: int, workers: int, label: str | None = None) -> np.ndarray:
+    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads, under a bar of this label.
 
     Raises:
         DecodingError: names every one of these photos that does not decode.
@@ -96,11 +96,17 @@ def crop_photos(paths: Iterable[Path], resolution: int, workers: int) -> np.ndar
         image = decode(str(path), path)
         return image if isinstance(image, str) else adm_crop(image, resolution)
 
+    pixels, failures = np.empty((len(paths), 3, resolution, resolution), dtype=np.uint8), []
     with ThreadPoolExecutor(workers) as pool:
-        crops = list(pool.map(crop, paths))
-    if failures := [c for c in crops if isinstance(c, str)]:
-        raise DecodingError(failures, "replace them by whole copies")
-    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
+        crops = tqdm(pool.map(crop, paths), total=len(paths), desc=label, unit="photo", disable=label is None)
+        for i, cropped in enumerate(crops):
+            if isinstance(cropped, str):
+                failures.append(cropped)
+            else:
+                pixels[i] = cropped.transpose(2, 0, 1)
+    if failures:
+        raise DecodingError(failures)
+    return pixels
 
 
 class Photos:
@@ -117,24 +123,19 @@ class Photos:
     def __init__(self, path: Path, workers: int):
         remedy = "run the prepare stage again (dvc repro)"
         manifest = read_index(path, remedy)
-        try:
-            self.root, self.resolution = expand(manifest["root"]), manifest["resolution"]
-            self.files, labels = manifest["files"], manifest["labels"]
-        except KeyError as e:
-            raise ConfigError(f"{path}: has no {e}; {remedy}") from e
+        self.root, self.resolution, self.files = expand(manifest["root"]), manifest["resolution"], manifest["files"]
         if not self.root.is_dir():
-            raise ConfigError(f"{self.root}: no such folder, but {path} lists its photos; run the prepare stage again")
-        self.path = path
-        self.labels = np.array(labels, dtype=np.int64)
+            raise ConfigError(f"{self.root}: no such folder, but {path} lists its photos; {remedy}")
+        self.path, self.workers = path, workers
+        self.labels = np.array(manifest["labels"], dtype=np.int64)
         self.shape = (3, self.resolution, self.resolution)
-        self.workers = workers
 
     def __len__(self) -> int:
         return len(self.files)
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
         """Crops of the given photos, uint8 (n, 3, resolution, resolution); raises DecodingError."""
-        return crop_photos((self.root / self.files[i] for i in indices), self.resolution, self.workers)
+        return crop_photos([self.root / self.files[i] for i in indices], self.resolution, self.workers)
 
 
 def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, Any]:

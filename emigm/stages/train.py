@@ -25,7 +25,7 @@ from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
 from emigm.pools import Progress
 from emigm.records.record import mean_and_spread
 from emigm.stages.context import StageRun
-from emigm.train import train, training_images
+from emigm.train import train
 
 COSTS = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss",
          "skipped_steps", "compiled_graphs")  # fmt: skip
@@ -101,12 +101,14 @@ def train_seed(run: StageRun, size: str, seed: int, progress: Progress) -> dict[
     benchmark, world = run.benchmark, run.world
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
     store, autoencoder = open_latents(benchmark, "train", size), load_autoencoder(benchmark.autoencoder)
-    images = training_images(store, world)
+    if store.large:  # a small one was verified when it was opened
+        store.verify(world.share(store.shards))
+        world.barrier()
     world.start_memory()
     result = train(
         model_cfg,
         cfg,
-        images,
+        store,
         autoencoder,
         seed=seed,
         state_folder=run.state,

@@ -370,7 +370,7 @@ def training_steps(code: SimpleNamespace) -> Iterator[Result]:
         tempfile.TemporaryDirectory() as folder,
     ):
         run = {"seed": 0, "state_folder": Path(folder), "data_id": "-"}
-        images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
+        images = SimpleNamespace(labels=labels.numpy(), views=1, large=False, rows=lambda i, _: latents[i])
         result = training.train(TINY, cfg, images, Pixels(1.0), **run)
 
     def compared(name: str, values: Tensor) -> Tensor:
