@@ -38,8 +38,6 @@ class Autoencoder(ABC):
     kind: ClassVar[str]
     latent_channels: ClassVar[int | None] = None
     """Channels of unit latents; None: as many as the images have."""
-    image_channels: int | None = 3
-    """None: any number."""
     stride: int = 1
     """Pixels of an image's side that make one latent position."""
 
@@ -55,7 +53,6 @@ class Autoencoder(ABC):
         Raises:
             RunError: they are not finite, as where the encoder overflows float16.
         """
-        self._check_pixels(pixels)
         return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1).float(), pixels, batch)
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
@@ -122,16 +119,6 @@ class Autoencoder(ABC):
             raise RunError(overflow(f"autoencoder kind: {self.kind}", self.precision, "autoencoder.precision"))
         return torch.cat(parts)
 
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.dtype != torch.uint8:
-            raise TypeError(f"expected pixels as uint8 in 0..255, got {pixels.dtype}")
-        _, channels, height, width = pixels.shape
-        if self.image_channels not in (None, channels) or height % self.stride or width % self.stride:
-            raise ConfigError(
-                f"autoencoder kind: {self.kind} takes images of {self.image_channels} channel(s) with sides that are "
-                f"multiples of {self.stride}, not {channels} x {height} x {width}; resize them or set another kind"
-            )
-
 
 def _eight_bits(images: Tensor) -> Tensor:
     return ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
@@ -141,15 +128,9 @@ class Pixels(Autoencoder):
     """No autoencoder: raw latents are the pixels, in [-1, 1]."""
 
     kind = "pixels"
-    image_channels = None
 
     def _encode(self, images: Tensor) -> Tensor:
         return images
 
     def _decode(self, latents: Tensor) -> Tensor:
         return latents
-
-
-def encode_with_flips(ae: Autoencoder, pixels: Tensor, batch: int = BATCH) -> tuple[Tensor, Tensor]:
-    """Raw latents of the images, and of the images flipped left to right."""
-    return ae.encode(pixels, batch), ae.encode(pixels.flip(3), batch)

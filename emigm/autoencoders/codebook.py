@@ -30,8 +30,7 @@ class KMeans(Autoencoder):
         device: where it works.
     """
 
-    latent_channels = 1
-    kind = "kmeans"
+    kind, latent_channels = "kmeans", 1
 
     def __init__(self, centres: Tensor, patch: int, device: str | torch.device = "cpu"):
         super().__init__(1.0, device)
@@ -73,14 +72,11 @@ def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:
         Patches in [-1, 1], float32 (V, channels x patch x patch); the same for the same images on the same machine.
 
     Raises:
-        ConfigError: the patch does not divide the images, or they have fewer different patches than codes.
+        ConfigError: the images have fewer different patches than codes.
     """
     from sklearn.cluster import KMeans as Clustering  # a second to import
     from threadpoolctl import threadpool_limits
 
-    _, _, height, width = pixels.shape
-    if height % patch or width % patch:
-        raise ConfigError(f"autoencoder.patch = {patch} does not divide images of {height} x {width} pixels")
     patches = patches_of(torch.from_numpy(pixels).float() / 127.5 - 1, patch).numpy()
     patches = patches[:: -(-len(patches) // MOST_PATCHES)]
     if (distinct := len(np.unique(patches, axis=0))) < codes:
