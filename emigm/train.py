@@ -34,7 +34,7 @@ from emigm.io import fingerprint
 from emigm.model import diffusion
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks
 from emigm.model.precision import autocast, products
-from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
+from emigm.model.schedules import draw_mask_counts, elbo_weight
 from emigm.model.transfer import upload
 from emigm.pools import ahead
 from emigm.resume import ResumePoints
@@ -388,12 +388,8 @@ def draw_training(
     needs equally many visible tokens. Without it `mask_times` decides (in the official code: each has its own with the
     ELBO's weight only).
     """
-    device, settings = generator.device, (train.schedule, train.t_min, cfg.tokens)
-    if train.shares_times(cfg):
-        t, count = draw_mask_count(*settings, rng, train.masking)
-        counts = np.full(images, count)
-    else:
-        t, counts = draw_mask_counts(*settings, images, rng, train.masking)
+    device, shared = generator.device, train.shares_times(cfg)
+    t, counts = draw_mask_counts(train.schedule, train.t_min, cfg.tokens, images, rng, train.masking, shared)
     masked = int(counts.sum())
     rank = torch.rand(images, cfg.tokens, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
     mask = rank < upload(torch.from_numpy(counts), device)[:, None]

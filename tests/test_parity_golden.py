@@ -147,7 +147,8 @@ def test_solvers_match_the_official_ones(arrays, request, case, steps, scale):
     cfg = SampleConfig(1, steps, float(scale), solver=solver, temperature=temperature)
     noise = arrays[f"solver/{solver}/{steps}/{scale if solver == 'ddpm' else 1}/noise"].to(dtype)
     z = list(arrays["solver/z"].to(dtype))[: 1 if scale == 1 else 2]
-    tokens = sampling.sample_tokens(load(arrays, dtype).head, z, noise, cfg)
+    network = load(arrays, dtype).head
+    tokens = sampling.sample_tokens(network, z, noise, cfg, sampling.embed_times(network, cfg), cfg.cfg_scale)
     assert relative(tokens, arrays[f"solver/{solver}/{steps}/{scale}/{precision}"]) < tolerance
 
 

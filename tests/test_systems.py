@@ -19,7 +19,7 @@ from emigm.flops import group_step
 from emigm.gate import context_errors
 from emigm.io import sha256
 from emigm.model.model import EMIGM
-from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
+from emigm.model.schedules import draw_mask_counts, exact_reveal_counts, gamma
 from emigm.records.record import read_record
 from emigm.sample import generate, most_confident, sample_codes
 from emigm.stages.encode import encode
@@ -54,7 +54,7 @@ def draw(cfg=CODES, train=TRAIN, seed=3):  # 4 of 16 tokens are visible
 def test_an_exact_count_is_the_ceiling_of_l_gamma(schedule):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        t, count = draw_mask_count(schedule, 0.0, 64, rng, "exact_count")
+        (t,), (count,) = draw_mask_counts(schedule, 0.0, 64, 1, rng, "exact_count", shared=True)
         assert count == math.ceil(64 * float(gamma(schedule, t))) and 1 <= count <= 64
 
 

@@ -9,6 +9,7 @@ DDPM: Ho et al. 2020, arXiv 2006.11239. Improved DDPM: Nichol & Dhariwal 2021, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -49,15 +50,9 @@ class Tables(NamedTuple):
 def respaced_times(steps: int) -> np.ndarray:
     """The `steps` times of the full process, 0 and T-1 included, as evenly spaced as integers allow (K,) (improved
     DDPM, section 4)."""
-    if not 1 <= steps <= T:
-        raise ValueError(f"solver_steps = {steps}: DDPM takes 1 to {T} steps")
     stride = (T - 1) / (steps - 1) if steps > 1 else 1
-    # Accumulated as a running sum: with products, ties of round() can fall the other way.
-    times, current = [], 0.0
-    for _ in range(steps):
-        times.append(round(current))
-        current += stride
-    return np.array(times)
+    # A running sum: with products, ties of round() can fall the other way.
+    return np.array([round(t) for t in itertools.accumulate([0.0] + [stride] * (steps - 1))])
 
 
 @lru_cache
@@ -257,8 +252,6 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
 def singlestep_orders(steps: int) -> list[int]:
     """Orders of the intervals that spend exactly `steps` evaluations: threes, then the remainder (DPM-Solver, section
     3.4)."""
-    if steps < 3:
-        raise ValueError(f"solver_steps = {steps}: the third-order DPM-Solver takes at least 3")
     threes, rest = divmod(steps, 3)
     return [3] * (threes - 1) + [2, 1] if rest == 0 else [3] * threes + [rest]
 

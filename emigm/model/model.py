@@ -167,22 +167,16 @@ def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, *
 def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Architecture and facts of a folder written by `save_model`."""
     path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
-    tree = read_index(path, REMEDY)
+    tree = read_index(path, f"a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}; {REMEDY}")
     return parse(ModelConfig, tree.pop("model", None), f"{path}: model"), tree
 
 
 def load_model(folder: str | Path, expect: ModelConfig | None = None, device: str = "cpu") -> EMIGM:
-    """Load a model for inference.
-
-    Args:
-        folder: written by `save_model`.
-        expect: the architecture the caller needs; another one in the folder is refused.
-        device: where to put it.
+    """Load for inference what `save_model` wrote.
 
     Raises:
-        ConfigError: a file is missing, damaged or changed, or holds another architecture or NaN.
+        ConfigError: a file is missing, damaged or changed, or holds NaN or another architecture than the caller needs
+            (`expect`).
     """
     cfg, facts = read_model_config(folder)
     if expect is not None and cfg != expect:
@@ -190,10 +184,8 @@ def load_model(folder: str | Path, expect: ModelConfig | None = None, device: st
         diff = ", ".join(f"{k} = {theirs[k]} (expected {mine[k]})" for k in mine if mine[k] != theirs[k])
         raise ConfigError(f"{folder}: a model of another architecture: {diff}; train this size again")
     path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; {REMEDY}")
-    if sha256(path) != facts.get("weights"):
-        raise ConfigError(f"{path}: not the weights that {CONFIG_FILE} beside them names (checksum differs); {REMEDY}")
+    if not path.is_file() or sha256(path) != facts.get("weights"):
+        raise ConfigError(f"{path}: missing, or not the weights that {CONFIG_FILE} names (checksum differs); {REMEDY}")
     state = read_tensors(path)
     with torch.device("meta"):
         model = EMIGM(cfg)

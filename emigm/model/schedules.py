@@ -75,29 +75,12 @@ def truncated_normal_ratio(u: float) -> float:
 
 
 def mask_counts(schedule: str, t, tokens: int, rng: np.random.Generator, masking: str) -> np.ndarray:
-    """Masked tokens of images at times t, int (n,) or () as t: a binomial number with probability gamma(t)
-    ("independent", MDM), or ceil(L gamma(t)) ("exact_count", MaskGIT, section 3.1)."""
+    """Masked tokens of images at times t, int (n,) as t: a binomial number with probability gamma(t) ("independent",
+    MDM), or ceil(L gamma(t)) ("exact_count", MaskGIT, section 3.1)."""
     probability = gamma(schedule, t)
     if masking == "exact_count":
         return np.ceil(tokens * probability).astype(int)
-    return np.asarray(rng.binomial(tokens, probability))
-
-
-def draw_mask_count(
-    schedule: str | None, t_min: float | None, tokens: int, rng: np.random.Generator, masking: str = "independent"
-) -> tuple[float | None, int]:
-    """Time t and number of masked tokens of a group of images that share both (Table 1).
-
-    "independent" draws both again until at least two tokens are masked, as the official code does. "truncated_normal"
-    has no time: ceil(L r) tokens are masked, r from `truncated_normal_ratio`.
-    """
-    if masking == "truncated_normal":
-        return None, math.ceil(tokens * truncated_normal_ratio(rng.random()))
-    while True:
-        t = float(train_time(rng.random(), t_min))
-        masked = int(mask_counts(schedule, t, tokens, rng, masking))
-        if masked >= 2 or masking == "exact_count":
-            return t, masked
+    return rng.binomial(tokens, probability)
 
 
 def draw_mask_counts(
@@ -107,18 +90,23 @@ def draw_mask_counts(
     images: int,
     rng: np.random.Generator,
     masking: str = "independent",
+    shared: bool = False,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Times (n,) and numbers of masked tokens (n,) of images that each have their own.
+    """Times (n,) and numbers of masked tokens (n,) of n images, each its own or one `shared` by all (Table 1).
 
-    An image may have no masked token, but not all of them. "truncated_normal" has no times.
+    Drawn again while no token is masked, or fewer than two of each image where an "independent" number is shared, as
+    the official code does. "truncated_normal" has no times: ceil(L r) tokens are masked, r from
+    `truncated_normal_ratio`.
     """
+    draws, least = (1, 2 if masking == "independent" else 1) if shared else (images, 1)
     if masking == "truncated_normal":
-        return None, np.array([math.ceil(tokens * truncated_normal_ratio(u)) for u in rng.random(images)])
+        counts = [math.ceil(tokens * truncated_normal_ratio(u)) for u in rng.random(draws)]
+        return None, np.resize(counts, images)
     while True:
-        t = train_time(rng.random(images), t_min)
-        masked = mask_counts(schedule, t, tokens, rng, masking)
-        if masked.any():
-            return t, masked
+        t = train_time(rng.random(draws), t_min)
+        counts = mask_counts(schedule, t, tokens, rng, masking)
+        if counts.max() >= least:
+            return np.resize(t, images), np.resize(counts, images)
 
 
 def sampling_times(steps: int) -> np.ndarray:
