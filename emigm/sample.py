@@ -66,20 +66,15 @@ def generate(
     ranges: Sequence[tuple[int, int]] | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Batch]:
-    """Generate images of the given classes, batch by batch in order.
+    """Generate images of the classes `labels`, int64 (n,), batch by batch in order; the model is in eval mode.
 
     On a GPU, a thread draws the random numbers of a batch while the one before is computed.
 
     Args:
-        model: in eval mode.
-        labels: class of each image by its index, int64 (n,).
-        cfg: steps, solver and guidance.
-        seed: sampling seed.
         chunk: images whose indices lie in the same multiple of `chunk` share their reveal counts (the network
             needs equal numbers of visible tokens in a batch). Part of what defines an image.
         batch: images made at once; changes speed and memory only.
         ranges: (start, stop) of the indices to make, if not all.
-        on_step: watches each batch come about.
 
     Raises:
         ValueError: no images were asked for, or a class does not exist.
@@ -113,11 +108,8 @@ def batch_ranges(start: int, stop: int, chunk: int, batch: int) -> list[range]:
 
 
 def generate_with_steps(model: EMIGM, labels: Tensor, cfg: SampleConfig, **options: Any) -> tuple[Tensor, Tensor]:
-    """The images that `generate` makes of the same arguments, and when each of their tokens appeared.
-
-    Returns:
-        Unit latents (n, channels, grid, grid), and the step that revealed each token, from 1 to N, int64 (n, L).
-    """
+    """The unit latents (n, channels, grid, grid) that `generate` makes of the same arguments, and the step from 1 to N
+    that revealed each token, int64 (n, L)."""
     masked: list[Tensor] = []
     latents, steps = [], []
     for part in generate(model, labels, cfg, on_step=lambda _, mask: masked.append(mask.clone()), **options):

@@ -76,18 +76,11 @@ def train(
     rounding, since the order in which the processes' gradients are summed is not fixed.
 
     Args:
-        model_cfg: architecture.
         cfg: recipe; its batch is that of all processes together.
-        store: raw latents and classes.
-        autoencoder: turns raw latents into unit latents.
-        seed: of the initial weights, the batches, the masks and the noise.
         state_folder: where resume points and snapshots go; the caller removes the folder when all is written.
-        data_id: identifies the training data (its checksum); a resume point of other data is not used.
-        world: the processes; each trains on its share of every batch.
+        data_id: checksum of the training data; a resume point of other data is not used.
         micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
-        compiled: compile the networks (`compile_networks`).
-        on_start: called with the number of steps that an interrupted run left finished.
-        on_step: called with the number of finished steps.
+        on_start: called with the number of steps that an interrupted run left finished, `on_step` after every step.
 
     Raises:
         ConfigError: the batch does not suit the data or the processes, the device lacks the precision, a resume point
@@ -373,7 +366,7 @@ def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> Non
 
 
 def group_generators(seed: int, step: int, group: int, device: str) -> tuple[np.random.Generator, torch.Generator]:
-    """Random numbers of one group of a step: of the mask's size, and of all that is drawn on the device."""
+    """Random numbers of one group of a step: of the masks' sizes, and of all that is drawn on the device."""
     rng = np.random.default_rng([seed, step, 1, group])
     return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
@@ -381,12 +374,10 @@ def group_generators(seed: int, step: int, group: int, device: str) -> tuple[np.
 def draw_training(
     cfg: ModelConfig, train: TrainConfig, images: int, rng: np.random.Generator, generator: torch.Generator
 ) -> TrainingDraw:
-    """Draw one step of a group of `images`: times and sizes of the masks from `rng`, the rest on the generator's
-    device.
+    """Draw one step of a group of `images`: masking times and sizes from `rng`, the rest on the generator's device.
 
-    With the MAE trick all images share one time and size, as the images of one GPU do in the official code: the encoder
-    needs equally many visible tokens. Without it `mask_times` decides (in the official code: each has its own with the
-    ELBO's weight only).
+    With the MAE trick all images share one time and size, as those of one GPU do in the official code: the encoder
+    needs equally many visible tokens. Without it `mask_times` decides (officially, each has its own under the ELBO).
     """
     device, shared = generator.device, train.shares_times(cfg)
     t, counts = draw_mask_counts(train.schedule, train.t_min, cfg.tokens, images, rng, train.masking, shared)

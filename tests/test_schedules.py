@@ -4,12 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binom, truncnorm
+from scipy.stats import truncnorm
 
 from emigm.model.schedules import (
     ALL_SCHEDULES,
     CFG_SCHEDULES,
-    binomial_probabilities,
     draw_mask_counts,
     elbo_weight,
     expected_reveal_counts,
@@ -108,12 +107,6 @@ def test_expected_reveal_counts_are_the_mean_of_the_drawn_ones(name):
 def test_exp_predicts_fewer_tokens_early_than_linear_and_cosine():
     first = {n: expected_reveal_counts(n, 16, 256)[:4].sum() for n in NAMES}
     assert first["exp"] < first["cosine"] < first["linear"]
-
-
-@pytest.mark.parametrize("p", [0.0, 1e-5, 0.3, 0.999, 1.0])
-def test_binomial_probabilities_are_scipys(p):
-    trials, successes = np.ogrid[:41, :41]
-    np.testing.assert_allclose(binomial_probabilities(40, p), binom.pmf(successes, trials, p), rtol=1e-9, atol=1e-300)
 
 
 # N, interval, guided steps as counted in the official sampler's loop.

@@ -85,12 +85,9 @@ class KL16(Network):
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent_dist.parameters  # the log-variance is not clamped yet
 
-    def noise(
-        self, shape: Sequence[int], generator: torch.Generator | None, device: str | torch.device = "cpu"
-    ) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         b, channels, height, width = shape
-        device = device if generator is None else generator.device
-        return torch.randn(b, channels // 2, height, width, generator=generator, device=device)
+        return torch.randn(b, channels // 2, height, width, generator=generator, device=generator.device)
 
     def _draw(self, raw: Tensor, noise: Tensor) -> Tensor:
         mean, logvar = raw.chunk(2, dim=1)

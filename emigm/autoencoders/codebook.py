@@ -22,12 +22,9 @@ MOST_PATCHES = 500_000
 
 
 class KMeans(Autoencoder):
-    """The nearest of learned patches of pixels at every position: a codebook without a network.
+    """The nearest of learned patches at every position: a codebook without a network.
 
-    Args:
-        centres: patches in [-1, 1], float32 (V, channels x patch x patch).
-        patch: their side in pixels.
-        device: where it works.
+    `centres` are patches of pixels in [-1, 1], float32 (V, channels x patch x patch).
     """
 
     kind, latent_channels = "kmeans", 1
@@ -61,18 +58,10 @@ def patches_of(images: Tensor, patch: int) -> Tensor:
 
 
 def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:
-    """Centres of a k-means (Lloyd's algorithm, scikit-learn's k-means++ start) of the images' patches.
+    """V = `codes` centres of a k-means (Lloyd's algorithm, k-means++ start) of the images' patches.
 
-    Args:
-        pixels: training images, uint8 (n, channels, H, W).
-        codes: V, number of centres.
-        patch: side of a patch in pixels.
-
-    Returns:
-        Patches in [-1, 1], float32 (V, channels x patch x patch); the same for the same images on the same machine.
-
-    Raises:
-        ConfigError: the images have fewer different patches than codes.
+    Pixels, uint8 (n, channels, H, W) => patches in [-1, 1], float32 (V, channels x patch x patch), which are the same
+    for the same images on the same machine. ConfigError where the images have fewer different patches than codes.
     """
     from sklearn.cluster import KMeans as Clustering  # a second to import
     from threadpoolctl import threadpool_limits

@@ -43,11 +43,8 @@ ImageSource = Arrays | Photos
 
 
 def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource:
-    """What the prepare stage left in `folder` for one part of the data set; threads decode photos.
-
-    Raises:
-        ConfigError: there is nothing, or it is damaged.
-    """
+    """What the prepare stage left in `folder` for one part of the data set; threads decode photos. ConfigError where
+    there is nothing, or it is damaged."""
     folder = Path(folder)
     if (manifest := folder / f"{part}.json").is_file():
         return Photos(manifest, workers)
@@ -68,11 +65,8 @@ def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
 
 
 def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`.
-
-    Raises:
-        ConfigError: the file is missing, damaged, changed since, or was written under another name.
-    """
+    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`; ConfigError where the file is missing, damaged,
+    changed since, or was written under another name."""
     path = Path(path)
     arrays = read_arrays(path, ("pixels", "labels", "name"), REMEDY)
     if str(arrays["name"]) != path.name:
@@ -92,13 +86,8 @@ def load_split(cfg: DataConfig, workers: int = 8) -> Split:
 
 def load_folder(cfg: DataConfig, workers: int) -> Split:
     """One's own photos, a folder for each class, cropped as ADM does; split by `holdout_mask`, or held-out photos are
-    those of `cfg.holdout_root`.
-
-    Raises:
-        ConfigError: there are none, or too many to hold in memory; a class would have none to train on or none held
-            out.
-        DecodingError: names every photo that does not decode.
-    """
+    those of `cfg.holdout_root`. ConfigError where there are none, too many to hold in memory, or a class would have
+    none to train on or none held out."""
     if cfg.holdout_root is not None:
         parts = scan_both(cfg.root, cfg.holdout_root, cfg.classes, workers)
         roots = {"train": cfg.root, "holdout": cfg.holdout_root}

@@ -54,10 +54,8 @@ class Shards(Parts):
 class LatentStore:
     """Raw latents of a data set, memory-mapped shard by shard.
 
-    Opening it checks that every shard is there and has its size, and unless it is `large` the checksums.
-
-    Raises:
-        ConfigError: the index or a shard is missing, truncated, or fails its checksum.
+    Opening it raises ConfigError where the index or a shard is missing or truncated, or, unless the store is `large`,
+    fails its checksum.
     """
 
     def __init__(self, folder: str | Path):

@@ -86,11 +86,8 @@ def decode(name: str, file: Path | bytes) -> Image.Image | str:
 
 
 def crop_photos(paths: Sequence[Path], resolution: int, workers: int, label: str | None = None) -> np.ndarray:
-    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads, under a bar of this label.
-
-    Raises:
-        DecodingError: names every one of these photos that does not decode.
-    """
+    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads, under a bar of this label;
+    DecodingError names every photo that does not decode."""
 
     def crop(path: Path) -> np.ndarray | str:
         image = decode(str(path), path)
@@ -110,14 +107,10 @@ def crop_photos(paths: Sequence[Path], resolution: int, workers: int, label: str
 
 
 class Photos:
-    """The photos that a manifest lists, decoded and cropped when they are asked for.
+    """The photos that a manifest lists, decoded by so many `workers` and cropped when they are asked for.
 
-    Args:
-        path: manifest, a JSON file with root, resolution, classes, files (relative to root) and labels.
-        workers: threads that decode.
-
-    Raises:
-        ConfigError: the manifest is damaged, or the photos are no longer there.
+    The manifest is a JSON file with root, resolution, classes, files (relative to root) and labels. ConfigError where
+    it is damaged, or the photos are no longer there.
     """
 
     def __init__(self, path: Path, workers: int):
@@ -139,16 +132,12 @@ class Photos:
 
 
 def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, Any]:
-    """Find the photos under `root`, one folder for each of so many `classes`, without opening them.
+    """classes (names), files (relative to root, in order of class and name) and labels of the photos under `root`, one
+    folder for each class, without opening them.
 
     Classes are numbered in the order of `class_names`. Hidden files, what desktops leave, and files beside the class
-    folders are ignored. `key` is the configuration key that named `root`; so many `workers` read folders at once.
-
-    Returns:
-        classes (names), files (relative to root, in order of class and name), labels.
-
-    Raises:
-        ConfigError: the folder is missing, has another layout or number of classes, or a class holds anything else.
+    folders are ignored. `key` is the configuration key that named `root`. ConfigError where the folder is missing, has
+    another layout or number of classes, or a class holds anything else.
     """
     where, root = f"{key} = {root}", expand(root)
     if not root.is_dir():

@@ -54,16 +54,8 @@ class Chunks(Parts):
 
 
 class SampleSet:
-    """The images 0 .. `images` - 1 of one training and one sampling seed; pixels are read chunk by chunk.
-
-    Args:
-        folder: where they lie.
-        images: how many there must be.
-        expected: facts of the folder's index that must be these, such as the seeds.
-
-    Raises:
-        ConfigError: the folder is missing, damaged, or does not hold these images.
-    """
+    """The images 0 .. `images` - 1 of one training and one sampling seed; pixels are read chunk by chunk. ConfigError
+    where the folder is missing or damaged, holds other images, or its index other facts than the `expected` ones."""
 
     def __init__(self, folder: str | Path, images: int, **expected: Any):
         self.folder = Path(folder)

@@ -79,9 +79,7 @@ def import_official(
         facts: more to record in the folder's `config.json`.
 
     Returns:
-        What is recorded there beside the architecture: under `source`, the file's name and checksum, the entry
-        and epoch, which of the nine architectures it is (None: another one), and the choice of the shared token
-        with the largest difference between the two values.
+        What is recorded there beside the architecture; under `source`, what the file is.
 
     Raises:
         ConfigError: the file is missing, truncated, damaged or holds code, has another checksum, or a tensor is

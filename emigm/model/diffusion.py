@@ -140,17 +140,11 @@ Denoiser = Callable[[Tensor, int], Tensor]
 def ddpm_sample(
     denoiser: Denoiser, noise: Tensor, steps: int, temperature: float = 1.0, x0_clip: float | None = None
 ) -> Tensor:
-    """Ancestral sampling with `steps` respaced steps (DDPM, algorithm 2, from the predicted x0 by equation 7).
+    """Tokens (M, C) by ancestral sampling with K = `steps` respaced steps (DDPM, algorithm 2, by equation 7).
 
-    Args:
-        denoiser: the (guided) head; its times are `respaced_times(steps)`, of which the last comes first.
-        noise: standard normal (K, M, C): the initial noise, then the noise of each step but the last.
-        steps: K.
-        temperature: factor on the noise of the steps.
-        x0_clip: bound on |x0_hat|; None (as the official code) for no clipping.
-
-    Returns:
-        Tokens (M, C).
+    The denoiser's times are `respaced_times(steps)`, of which the last comes first. `noise` (K, M, C) is the initial
+    noise, then that of each step but the last, times `temperature`; `x0_clip` bounds |x0_hat| (the official code does
+    not clip).
     """
     tab = tables(steps, noise.dtype, str(noise.device))
     x = noise[0]

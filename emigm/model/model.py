@@ -74,14 +74,9 @@ class EMIGM(nn.Module):
         return tokens.reshape(b, n, n, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, g)
 
     def forward(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> Tensor:
-        """Training loss, a scalar: the head's loss of the masked tokens at their R times, weighted by w(t)
-        (Table 1) and averaged over the tokens of the draw's group.
-
-        Args:
-            latents: unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid).
-            labels: classes, int64 (B,).
-            draw: the step's randomness.
-        """
+        """Training loss, a scalar, of unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid), and classes
+        (B,): the head's loss of the masked tokens at their R times, weighted by w(t) (Table 1) and averaged over the
+        tokens of the draw's group."""
         loss, _ = self.token_losses(latents, labels, draw)
         return (loss * draw.weight[draw.rows // self.cfg.tokens].to(loss.dtype)).sum()
 
@@ -138,10 +133,7 @@ def compile_networks(model: EMIGM) -> None:
 
 def cast_linear(model: EMIGM, precision: Precision) -> None:
     """Cast the weights of linear layers, once, to what autocast casts them to at every call: the same results, fewer
-    operations, and less memory. Nothing happens for float32 and tf32.
-
-    A model whose weights need no gradient has no use of autocast's own cache.
-    """
+    operations, and less memory. Nothing happens for float32 and tf32."""
     for module in model.modules() if precision in HALVES else ():
         if isinstance(module, nn.Linear):
             module.to(HALVES[precision])

@@ -159,29 +159,18 @@ def step_counts(order: str, schedule: str, steps: int, tokens: int, rng: np.rand
 
 def expected_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:
     """Mean of `reveal_counts` (N,), exactly, by carrying the distribution of the number still masked (Figure 6)."""
+    from scipy.stats import binom  # a second to import
+
     masked = np.zeros(tokens + 1)  # probability that so many are still masked
     masked[tokens] = 1.0
     left, drawn = np.ogrid[: tokens + 1, : tokens + 1]
     revealed = np.minimum(left, np.maximum(drawn, 1))
-    after = (left - revealed).ravel()
     means = []
     for p in reveal_probability(schedule, steps):
-        share = masked[:, None] * binomial_probabilities(tokens, p)  # probability of (left, drawn)
+        share = masked[:, None] * binom.pmf(drawn, left, p)  # probability of (left, drawn)
         means.append((share * revealed).sum())
-        masked = np.bincount(after, share.ravel(), minlength=tokens + 1)
+        masked = np.bincount((left - revealed).ravel(), share.ravel(), minlength=tokens + 1)
     return np.array(means)
-
-
-def binomial_probabilities(n: int, p: float) -> np.ndarray:
-    """Row m: probabilities of 0..n successes in m trials, for m = 0..n (n + 1, n + 1)."""
-    trials, successes = np.ogrid[: n + 1, : n + 1]
-    possible = successes <= trials
-    if p in (0, 1):
-        return (successes == trials * p).astype(float)
-    log_factorial = np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))
-    failures = np.where(possible, trials - successes, 0)
-    log_choose = log_factorial[trials] - log_factorial[successes] - log_factorial[failures]
-    return np.where(possible, np.exp(log_choose + successes * math.log(p) + failures * math.log1p(-p)), 0.0)
 
 
 def guided_steps(steps: int, cfg_scale: float, interval: tuple[float, float]) -> np.ndarray:
