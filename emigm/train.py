@@ -122,11 +122,11 @@ def train(
             state.recent = []
         state.seconds = time.perf_counter() - begun
         if done in snapshots and world.is_main:  # before the resume point, which implies the snapshots before it
-            snapshots[done].save(done, {name: tensor.cpu() for name, tensor in state.named_ema().items()})
+            snapshots[done].save(done, {name: tensor.cpu() for name, tensor in state.ema.items()})
         if resumable and world.is_main:
             points.save(done, state.entries())
         on_step(done)
-    return TrainResult(state.named_ema(), state.curve, state.seconds, state.skipped, snapshots)
+    return TrainResult(state.ema, state.curve, state.seconds, state.skipped, snapshots)
 
 
 def train_step(
@@ -174,7 +174,7 @@ def train_step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    update_ema(state.ema, [p.detach() for p in state.parameters], ema_decay(cfg, step + 1))
+    update_ema([*state.ema.values()], [p.detach() for p in state.parameters], ema_decay(cfg, step + 1))
     return loss, norm
 
 
@@ -192,7 +192,7 @@ class TrainState:
     optimizer: torch.optim.AdamW | MuonAndAdamW
     scaler: torch.amp.GradScaler  # of the loss, under float16
     parameters: list[Tensor]
-    ema: list[Tensor]  # of the parameters, in their order
+    ema: dict[str, Tensor]  # of the parameters by name, in their order
     step: int = 0  # number of finished steps
     curve: list[tuple[int, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)  # losses since the curve's last point
@@ -213,13 +213,8 @@ class TrainState:
             devices = None if world.device == "cpu" else [torch.device(world.device)]
             network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         scaler = torch.amp.GradScaler(torch.device(world.device).type, enabled=cfg.precision == "float16")
-        parameters = list(model.parameters())
-        ema = [p.detach().clone() for p in parameters]
-        return cls(model, network, make_optimizer(model, cfg), scaler, parameters, ema)
-
-    def named_ema(self) -> dict[str, Tensor]:
-        """EMA weights by name."""
-        return dict(zip((name for name, _ in self.model.named_parameters()), self.ema, strict=True))
+        ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+        return cls(model, network, make_optimizer(model, cfg), scaler, list(model.parameters()), ema)
 
     def entries(self) -> dict[str, Any]:
         """What `load` needs."""
@@ -230,7 +225,7 @@ class TrainState:
         """Take up the state of a resume point."""
         for name in MODULES:
             getattr(self, name).load_state_dict(entries[name])
-        self.ema = [tensor.to(device) for tensor in entries["ema"]]
+        self.ema = {name: tensor.to(device) for name, tensor in entries["ema"].items()}
         for name in PROGRESS:
             setattr(self, name, entries[name])
 

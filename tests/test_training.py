@@ -245,10 +245,10 @@ def test_the_average_holds_the_initial_weights_by_the_product_of_the_decays(ema,
         update_ema(average, [torch.zeros(3, dtype=torch.float64)], ema_decay(cfg, s))
     assert average[0].tolist() == pytest.approx([share] * 3, rel=1e-12)
     state = TrainState.initial(EXACT, cfg, seed=0)
-    state.ema = [p + 1 for p in state.ema]
+    state.ema = {name: p + 1 for name, p in state.ema.items()}
     for step in range(20):
         train_step(state, cfg, Pixels(1.0), LATENTS[:8], torch.from_numpy(LABELS[:8]), step, seed=0)
-    for held, p in zip(state.ema, state.parameters, strict=True):
+    for held, p in zip(state.ema.values(), state.parameters, strict=True):
         assert torch.allclose(held - p, torch.full_like(p, float(share)), atol=1e-5)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emigm.autoencoders.base import Autoencoder
@@ -32,7 +33,6 @@ class KMeans(Autoencoder):
     def __init__(self, centres: Tensor, patch: int, device: str | torch.device = "cpu"):
         super().__init__(1.0, device)
         self.centres, self.stride = centres.to(device), patch
-        self.image_channels = centres.shape[1] // patch**2
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         return raw.long()
@@ -45,16 +45,13 @@ class KMeans(Autoencoder):
         return distances.argmin(-1).view(b, 1, height // self.stride, width // self.stride).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        b, _, h, w = latents.shape
-        patches = self.centres[latents[:, 0].long()].view(b, h, w, self.image_channels, self.stride, self.stride)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, self.image_channels, h * self.stride, w * self.stride)
+        codes = latents[:, 0].long()  # (B, h, w)
+        return F.pixel_shuffle(self.centres[codes].permute(0, 3, 1, 2).contiguous(), self.stride)
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:
     """Images (B, C, H, W) => their patches in reading order (B x H/patch x W/patch, C x patch x patch)."""
-    b, c, height, width = images.shape
-    cells = images.view(b, c, height // patch, patch, width // patch, patch)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, c * patch * patch)
+    return F.pixel_unshuffle(images, patch).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:

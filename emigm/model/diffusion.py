@@ -187,39 +187,33 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
     knots = torch.linspace(0.0, 1.0, len(log_alpha) + 1, dtype=dtype)[1:]
     t_last = 1.0 / len(log_alpha)
 
-    def log_alpha_at(t: Tensor) -> Tensor:
-        return _interpolate(t, knots, log_alpha)
+    def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """lambda, alpha and sigma."""
+        la = _interpolate(t, knots, log_alpha)
+        variance = 1 - torch.exp(2 * la)
+        return la - 0.5 * torch.log(variance), torch.exp(la), torch.sqrt(variance)
 
-    def lambda_at(t: Tensor) -> Tensor:
-        la = log_alpha_at(t)
-        return la - 0.5 * torch.log(1 - torch.exp(2 * la))
-
-    def time_at(value: Tensor) -> Tensor:
-        la = -0.5 * torch.logaddexp(torch.zeros((), dtype=dtype), -2 * value)
+    def time_at(lam: Tensor) -> Tensor:
+        la = -0.5 * torch.logaddexp(torch.zeros((), dtype=dtype), -2 * lam)
         return _interpolate(la, log_alpha.flip(0), knots.flip(0))
-
-    def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
-        la = log_alpha_at(t)
-        return torch.exp(la), torch.sqrt(1 - torch.exp(2 * la))
 
     orders = singlestep_orders(steps)
     ends = torch.tensor([1.0, t_last], dtype=dtype)
-    lam_start, lam_end = lambda_at(ends)
+    lam_start, lam_end = at(ends)[0]
     outer = time_at(torch.linspace(lam_start.item(), lam_end.item(), len(orders) + 1, dtype=dtype))
 
     plan = []
     for s, t, order in zip(outer[:-1], outer[1:], orders, strict=True):
-        lam_s, lam_t = lambda_at(s), lambda_at(t)
+        (lam_s, _, sigma_s), (lam_t, _, _) = at(s), at(t)
         h = lam_t - lam_s
         # The fractions are measured back from the interpolated inner times, as the official solver does.
-        inner = lambda_at(time_at(torch.linspace(lam_s.item(), lam_t.item(), order + 1, dtype=dtype)))
+        inner, _, _ = at(time_at(torch.linspace(lam_s.item(), lam_t.item(), order + 1, dtype=dtype)))
         fractions = [(inner[j] - inner[0]) / (inner[order] - inner[0]) for j in range(1, order)]
         points = [s, *(time_at(lam_s + r * h) for r in fractions)]
-        _, sigma_s = coefficients(s)
         for j, point in enumerate(points):
-            alpha_j, sigma_j = coefficients(point)
+            _, alpha_j, sigma_j = at(point)
             last = j == order - 1
-            alpha, sigma = coefficients(t if last else points[j + 1])
+            _, alpha, sigma = at(t if last else points[j + 1])
             step = h if last else fractions[j] * h
             phi1 = torch.expm1(-step)
             if j == 0:

@@ -63,15 +63,12 @@ class EMIGM(nn.Module):
 
     def patchify(self, latents: Tensor) -> Tensor:
         """Unit latents (B, channels, grid, grid) => tokens (B, L, C)."""
-        b, c, g, _ = latents.shape
-        p, n = self.cfg.patch, g // self.cfg.patch
-        return latents.view(b, c, n, p, n, p).permute(0, 2, 4, 1, 3, 5).reshape(b, n * n, c * p * p)
+        return F.pixel_unshuffle(latents, self.cfg.patch).flatten(2).mT.contiguous()
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Inverse of `patchify`."""
-        b, (p, c, g) = tokens.shape[0], (self.cfg.patch, self.cfg.channels, self.cfg.grid)
-        n = g // p
-        return tokens.reshape(b, n, n, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, g)
+        side = self.cfg.grid // self.cfg.patch
+        return F.pixel_shuffle(tokens.mT.unflatten(2, (side, side)), self.cfg.patch)
 
     def forward(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> Tensor:
         """Training loss, a scalar, of unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid), and classes
