@@ -39,8 +39,7 @@ from emigm.model.transfer import upload
 from emigm.pools import ahead
 from emigm.resume import ResumePoints
 
-CURVE_EVERY = 50
-"""Steps averaged into one point of the loss curve."""
+CURVE_EVERY = 50  # steps averaged into one point of the loss curve
 WITHOUT_EFFECT = ("seeds", "checkpoint_every", "snapshots")
 """Settings that change no weight of a run, so that a resume point made with others is used."""
 

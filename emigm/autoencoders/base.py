@@ -18,8 +18,7 @@ from emigm.config.schema import Precision
 from emigm.model.precision import autocast, overflow
 from emigm.model.transfer import upload
 
-BATCH = 16
-"""Images encoded or decoded at once; bounds the memory."""
+BATCH = 16  # images encoded or decoded at once; bounds the memory
 
 
 class Autoencoder(ABC):

@@ -18,8 +18,7 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig
 from emigm.io import read_arrays, write_arrays
 
-MOST_PATCHES = 500_000
-"""Patches a codebook is fitted on, at most; evenly spaced ones of more."""
+MOST_PATCHES = 500_000  # patches a codebook is fitted on, at most; evenly spaced ones of more
 
 
 class KMeans(Autoencoder):

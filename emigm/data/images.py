@@ -38,8 +38,7 @@ class Arrays:
         return self._pixels[np.asarray(indices)]
 
 
-ImageSource = Arrays | Photos
-"""Images of one part of a data set."""
+ImageSource = Arrays | Photos  # images of one part of a data set
 
 
 def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource:

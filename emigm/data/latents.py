@@ -36,7 +36,7 @@ class Shards(Parts):
         super().__init__(folder, names, f"{key}-{rows}-{shard_rows}")
 
     def write(self, i: int, latents: np.ndarray, seconds: float = 0.0) -> None:
-        """Write shard i: raw latents (rows, views, ...) of the images `ranges[i]`; `seconds`: what making it took."""
+        """Write shard i: raw latents (rows, views, ...) of the images `ranges[i]`, which took so many seconds."""
         self.add(self.names[i], partial(write_array, array=latents), seconds=seconds)
 
     def finish(self, labels: np.ndarray, facts: dict[str, Any]) -> float:

@@ -18,12 +18,9 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import expand
 from emigm.io import read_index
 
-SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-"""Of photos, in small letters."""
-IGNORED = {"thumbs.db", "desktop.ini"}
-"""What desktops leave everywhere, in small letters; hidden files and folders are ignored as well."""
-NAMED = 10
-"""Files that an error message names; the others are counted."""
+SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}  # of photos, in small letters
+IGNORED = {"thumbs.db", "desktop.ini"}  # what desktops leave; hidden files and folders are ignored as well
+NAMED = 10  # files that an error message names; the others are counted
 SORT_VALIDATION = (
     "sort them: from the archives ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in a folder DIR, "
     "`python -c \"from torchvision.datasets import ImageNet; ImageNet('DIR', 'val')\"` makes DIR/val; with Kaggle's "

@@ -71,7 +71,6 @@ def import_official(
 
     Args:
         path: the `.pth` file: a dict with an entry `model_ema`. It is never unpickled without restriction.
-        folder: where the model goes.
         cfg: its architecture; None: find out which of the paper's nine it is.
         token: the value of a shared fake and mask token: "official" for the raw weights the official evaluation
             computes with, "ema" for the average. They differ unless the file was written another way.

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 T = 1000
-LAMBDA_MIN = -5.1
-"""DPM-Solver's clip: knots of the noise schedule with log(alpha/sigma) below this are dropped."""
+LAMBDA_MIN = -5.1  # DPM-Solver's clip: knots of the noise schedule with log(alpha/sigma) below this are dropped
 
 
 @lru_cache
@@ -166,10 +165,10 @@ class SolverStep(NamedTuple):
     time: float  # the time the network is told, in steps of the full process
     sigma: float
     alpha: float
-    first: bool  # the evaluation opens an interval: its point becomes the base, its prediction D0
     base: float  # next point = base * x_base + d0 * D0 + difference * (D - D0)
     d0: float
     difference: float
+    first: bool  # the evaluation opens an interval: its point becomes the base, its prediction D0
 
 
 @lru_cache
@@ -223,17 +222,8 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
             else:
                 ratio = 1 / fractions[1] if last else fractions[1] / fractions[0]
                 factor = ratio * alpha * (phi1 / step + 1)
-            plan.append(
-                SolverStep(
-                    time=((point - t_last) * T).item(),
-                    sigma=sigma_j.item(),
-                    alpha=alpha_j.item(),
-                    first=j == 0,
-                    base=(sigma / sigma_s).item(),
-                    d0=(-alpha * phi1).item(),
-                    difference=factor.item(),
-                )
-            )
+            numbers = ((point - t_last) * T, sigma_j, alpha_j, sigma / sigma_s, -alpha * phi1, factor)
+            plan.append(SolverStep(*(number.item() for number in numbers), first=j == 0))
     return tuple(plan)
 
 

@@ -14,10 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-TIME_EPS = 1e-5
-"""Last time of sampling: the times of a run are N + 1 points from 1 to this."""
-TRAIN_EPS = 1e-3
-"""Training times are squeezed into [TRAIN_EPS, 1]."""
+TIME_EPS = 1e-5  # last time of sampling: the times of a run are N + 1 points from 1 to this
+TRAIN_EPS = 1e-3  # training times are squeezed into [TRAIN_EPS, 1]
 
 
 def linear(t):
@@ -45,8 +43,7 @@ def log_exp(t):
 
 SCHEDULES: dict[str, Callable] = {"linear": linear, "cosine": cosine, "exp": exp}
 """Table 4: name -> t -> (gamma(t), gamma'(t)); gamma(t) is the probability that a token is masked at t."""
-ALL_SCHEDULES = {**SCHEDULES, "log-exp": log_exp}
-"""Those of Table 9 as well."""
+ALL_SCHEDULES = {**SCHEDULES, "log-exp": log_exp}  # those of Table 9 as well
 
 
 def gamma(schedule: str, t):
