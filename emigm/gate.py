@@ -41,11 +41,11 @@ def context_errors(
         for v in totals:  # each count once, however often it is asked for
             mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device).scatter_(1, order[:, :v], False)
             z = model.condition(tokens, mask, labels, length - v, query=target)[:, 0]
-            if model.cfg.codebook is not None:
+            if model.cfg.codebook is None:
+                eps, _ = model.head(x_t, time, z).chunk(2, dim=-1)
+                totals[v] += (eps - noise).square().mean().item()
+            else:
                 totals[v] += F.cross_entropy(model.head(z), x0[:, 0]).item()
-                continue
-            eps, _ = model.head(x_t, time, z).chunk(2, dim=-1)
-            totals[v] += (eps - noise).square().mean().item()
     return {v: total / repeats for v, total in totals.items()}
 
 

@@ -2,8 +2,8 @@
 
 A batch is split into groups of images that share a masking time; the loss is the mean of the groups' means, as the
 official code averages the gradients of its GPUs. All randomness of a step is a function of (seed, step, group), so that
-several processes, each with its rows of one global batch, train as one does. Dropout's masks alone depend on how a
-batch is split; they are a function of (seed, step, process).
+several processes, each with its rows of one global batch, train as one does within rounding. Dropout's masks alone
+depend on how a batch is split; they are a function of (seed, step, process).
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource
 def why_none(folder: str | Path) -> str | None:
     """Why the benchmark needs nothing in this folder of images or latents; None where it does."""
     path = Path(folder) / NONE
-    return str(read_json(path, REMEDY).get("reason")) if path.is_file() else None
+    return read_json(path, REMEDY)["reason"] if path.is_file() else None
 
 
 def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
