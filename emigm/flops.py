@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
-from emigm.model.schedules import draw_mask_count, draw_mask_counts, guided_steps, step_counts
+from emigm.model.schedules import draw_mask_counts, guided_steps, step_counts
 
 FREQUENCIES = 256
 DIFFUSION_STEPS = 1000
@@ -16,54 +16,62 @@ AUTOENCODERS = {"kl16": (137.9e9, 250.1e9, 256), "dcae": (2085e9, 2770e9, 512)}
 """FLOPs of encoding and of decoding one image, as counted by torch, and at which resolution."""
 
 
-def linear(rows: int, inputs: int, outputs: int, input_grad: bool = True) -> int:
-    """Forward and backward of a linear layer: the product, the gradient of its weights and of its input."""
-    return 2 * rows * inputs * outputs * (3 if input_grad else 2)
+def linear(rows: int, inputs: int, outputs: int) -> int:
+    """A linear layer, forward; the gradients of its weights and of its input take as much each."""
+    return 2 * rows * inputs * outputs
 
 
 def block(images: int, positions: int, cfg: ModelConfig, queries: int | None = None) -> int:
-    """Forward and backward of one transformer block; `queries`: positions whose output is wanted (None: all)."""
+    """One transformer block, forward; `queries`: positions whose output is wanted (None: all)."""
     d, hidden = cfg.width, int(cfg.width * cfg.mlp_ratio)
     queries = positions if queries is None else queries
     rows = images * queries
-    attention = 3 * 2 * (2 * images * queries * positions * d)  # scores and weighted sum; twice that backward
-    layers = linear(rows, d, d) + linear(images * positions, d, 2 * d)  # queries, keys and values
-    layers += linear(rows, d, d) + linear(rows, d, hidden) + linear(rows, hidden, d)
-    return layers + attention
+    attention = 2 * (2 * images * queries * positions * d)  # scores and weighted sum
+    projections = 2 * linear(rows, d, d) + linear(images * positions, d, 2 * d)  # queries and output, keys and values
+    return attention + projections + linear(rows, d, hidden) + linear(rows, hidden, d)
+
+
+def backbone(cfg: ModelConfig, images: int, seen: int, queries: int | None) -> int:
+    """The transformer, forward, on `seen` tokens of each image, for z of `queries` tokens of each (None: all)."""
+    positions = cfg.buffer + cfg.tokens
+    encoder = cfg.encoder_blocks * block(images, cfg.buffer + seen, cfg)
+    encoder += linear(images * (cfg.buffer + seen), cfg.width, cfg.width)
+    return encoder + (cfg.decoder_blocks - 1) * block(images, positions, cfg) + block(images, positions, cfg, queries)
+
+
+def head(cfg: ModelConfig, tokens: int, evaluations: int) -> int:
+    """The head, forward, for the z of so many tokens and, of a diffusion head, so many evaluations at a time."""
+    d, w, c, rows = cfg.width, cfg.head_width, cfg.token_channels, evaluations
+    if cfg.codebook is not None:
+        return linear(tokens, d, w) + 2 * cfg.head_blocks * linear(tokens, w, w) + linear(tokens, w, cfg.codebook)
+    blocks = cfg.head_blocks * (2 * linear(rows, w, w) + linear(rows, w, 3 * w))
+    return linear(tokens, d, w) + linear(rows, c, w) + blocks + linear(rows, w, 2 * w) + linear(rows, w, 2 * c)
+
+
+def embedding(cfg: ModelConfig, tokens: int) -> int:
+    """Of tokens, forward; codes are looked up."""
+    return linear(tokens, cfg.token_channels, cfg.width) if cfg.codebook is None else 0
 
 
 def group_step(cfg: ModelConfig, train: TrainConfig, images: int, masked: int) -> int:
     """Forward and backward of a group of `images` with `masked` masked tokens in all."""
-    b, d, w, c = images, cfg.width, cfg.head_width, cfg.token_channels
-    positions = cfg.buffer + cfg.tokens
-    seen = b * cfg.tokens - masked if cfg.mae else b * cfg.tokens  # tokens
-    encoder = cfg.encoder_blocks * block(b, cfg.buffer + seen // b, cfg) + linear(b * cfg.buffer + seen, d, d)
-    if cfg.codebook is None:  # codes are looked up
-        encoder += linear(seen, c, d, input_grad=False)
-    decoder = (cfg.decoder_blocks - 1) * block(b, positions, cfg)
-    decoder += block(b, positions, cfg, masked // b if cfg.mae else None)
-
+    w, rows = cfg.head_width, train.diffusion_batch_mul * masked
+    seen, queries = (cfg.tokens - masked // images, masked // images) if cfg.mae else (cfg.tokens, None)
+    embedded = embedding(cfg, images * seen)
+    forward = embedded + backbone(cfg, images, seen, queries) + head(cfg, masked, rows)
     if cfg.codebook is not None:
-        head = linear(masked, d, w) + cfg.head_blocks * 2 * linear(masked, w, w) + linear(masked, w, cfg.codebook)
-        return encoder + decoder + head
-
-    rows = train.diffusion_batch_mul * masked
+        return 3 * forward
     times = min(rows, DIFFUSION_STEPS)  # whole steps are embedded at most once
-    head = linear(times, FREQUENCIES, w, input_grad=False) + linear(times, w, w)
-    head += linear(masked, d, w) + linear(rows, c, w, input_grad=False)
-    head += cfg.head_blocks * (2 * linear(rows, w, w) + linear(rows, w, 3 * w))
-    head += linear(rows, w, 2 * w) + linear(rows, w, 2 * c)
-    return encoder + decoder + head
+    features = linear(times, FREQUENCIES, w)
+    without_input_gradient = embedded + features + linear(rows, cfg.token_channels, w)
+    return 3 * (forward + features + linear(times, w, w)) - without_input_gradient
 
 
 def mean_training_step(cfg: ModelConfig, train: TrainConfig, draws: int = 2000) -> int:
     """One step over the global batch: the mean over the distribution of the masks' sizes, from `draws` draws."""
     rng, images = np.random.default_rng(0), min(train.mask_group, train.batch)
-    settings = (train.schedule, train.t_min, cfg.tokens)
-    if train.shares_times(cfg):
-        masked = [images * draw_mask_count(*settings, rng, train.masking)[1] for _ in range(draws)]
-    else:
-        masked = [int(draw_mask_counts(*settings, images, rng, train.masking)[1].sum()) for _ in range(draws)]
+    settings = (train.schedule, train.t_min, cfg.tokens, images, rng, train.masking, train.shares_times(cfg))
+    masked = [int(draw_mask_counts(*settings)[1].sum()) for _ in range(draws)]
     values, numbers = np.unique(masked, return_counts=True)
     total = sum(group_step(cfg, train, images, int(m)) * int(n) for m, n in zip(values, numbers, strict=True))
     return round(total * (train.batch // images) / draws)
@@ -87,20 +95,11 @@ def sampling(cfg: ModelConfig, sample: SampleConfig, draws: int = 8) -> float:
     return total / draws
 
 
-def prediction_step(cfg: ModelConfig, visible: int, predicted: int, solver_steps: int | None) -> float:
-    """One pass of the network for one image with `visible` tokens, and the head on the `predicted` ones: a third of
-    what forward and backward take together."""
-    d, w, c = cfg.width, cfg.head_width, cfg.token_channels
-    seen, positions = visible if cfg.mae else cfg.tokens, cfg.buffer + cfg.tokens
-    network = cfg.encoder_blocks * block(1, cfg.buffer + seen, cfg) + linear(cfg.buffer + seen, d, d)
-    network += (cfg.decoder_blocks - 1) * block(1, positions, cfg)
-    network += block(1, positions, cfg, predicted if visible else None)  # at first, all positions of each class
-    if cfg.codebook is not None:
-        head = linear(1, d, w) + 2 * cfg.head_blocks * linear(1, w, w) + linear(1, w, cfg.codebook)
-        return (network + predicted * head) / 3
-    network += linear(seen, c, d)
-    row = cfg.head_blocks * (2 * linear(1, w, w) + linear(1, w, 3 * w)) + linear(1, w, 2 * w) + linear(1, w, 3 * c)
-    return (network + predicted * (linear(1, d, w) + solver_steps * row)) / 3
+def prediction_step(cfg: ModelConfig, visible: int, predicted: int, solver_steps: int | None) -> int:
+    """One pass of the network for one image with `visible` tokens, and the head on the `predicted` ones."""
+    seen = visible if cfg.mae else cfg.tokens
+    network = embedding(cfg, seen) + backbone(cfg, 1, seen, predicted if visible else None)  # at first, all of a class
+    return network + head(cfg, predicted, predicted * (solver_steps or 1))
 
 
 def parameters(cfg: ModelConfig) -> int:

@@ -20,19 +20,11 @@ from emigm.model.model import EMIGM
 def context_errors(
     model: EMIGM, latents: Tensor, labels: Tensor, visible: tuple[int, ...], *, seed: int, repeats: int = 8
 ) -> dict[int, float]:
-    """Mean squared error of the head's noise prediction against the number of visible tokens; of the categorical
-    head, its cross-entropy in nats.
+    """Mean squared error of the head's noise prediction (of the categorical head, cross-entropy in nats) by the number
+    of `visible` tokens, for unit latents (B, channels, grid, grid) and classes (B,) that the model was not trained on.
 
-    The same tokens are predicted, from the same noise, at every count: each image's random order ends in
-    its target token, and its first v tokens are shown.
-
-    Args:
-        model: in eval mode.
-        latents: unit latents the model was not trained on (B, channels, grid, grid).
-        labels: their classes (B,).
-        visible: counts v, each below L.
-        seed: of the orders and the noise.
-        repeats: orders drawn for each image.
+    The same tokens are predicted, from the same noise, at every count v: each image's random order, of which there are
+    `repeats`, ends in its target token, and its first v tokens are shown.
     """
     tokens = model.patchify(latents)
     b, length, channels = tokens.shape
@@ -49,11 +41,11 @@ def context_errors(
         for v in totals:  # each count once, however often it is asked for
             mask = torch.ones(b, length, dtype=torch.bool, device=tokens.device).scatter_(1, order[:, :v], False)
             z = model.condition(tokens, mask, labels, length - v, query=target)[:, 0]
-            if model.cfg.codebook is not None:
+            if model.cfg.codebook is None:
+                eps, _ = model.head(x_t, time, z).chunk(2, dim=-1)
+                totals[v] += (eps - noise).square().mean().item()
+            else:
                 totals[v] += F.cross_entropy(model.head(z), x0[:, 0]).item()
-                continue
-            eps, _ = model.head(x_t, time, z).chunk(2, dim=-1)
-            totals[v] += (eps - noise).square().mean().item()
     return {v: total / repeats for v, total in totals.items()}
 
 

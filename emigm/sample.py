@@ -62,53 +62,39 @@ def generate(
     cfg: SampleConfig,
     *,
     seed: int,
-    first: int = 0,
     chunk: int = 250,
     batch: int = 250,
     ranges: Sequence[tuple[int, int]] | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Batch]:
-    """Generate the images with indices first, first + 1, ... and the given classes.
+    """Generate images of the classes `labels`, int64 (n,), batch by batch in order; the model is in eval mode.
 
     On a GPU, a thread draws the random numbers of a batch while the one before is computed.
 
     Args:
-        model: in eval mode.
-        labels: classes, int64 (n,).
-        cfg: steps, solver and guidance.
-        seed: sampling seed.
-        first: index of the first image.
         chunk: images whose indices lie in the same multiple of `chunk` share their reveal counts (the network
             needs equal numbers of visible tokens in a batch). Part of what defines an image.
         batch: images made at once; changes speed and memory only.
         ranges: (start, stop) of the indices to make, if not all.
-        on_step: watches each batch come about.
-
-    Yields:
-        Batches in order.
 
     Raises:
         ValueError: no images were asked for, or a class does not exist.
         RunError: tokens are not finite, as where the network overflows float16.
     """
-    n = len(labels)
-    if n < 1:
+    if len(labels) < 1:
         raise ValueError("zero images asked for; ask for at least one")
     if int(labels.min()) < 0 or int(labels.max()) >= model.cfg.classes:
         raise ValueError(f"classes must lie in 0..{model.cfg.classes - 1}, got {labels.unique().tolist()}")
-    parts = [part for r in ranges or [(first, first + n)] for part in batch_ranges(*r, chunk, batch)]
+    parts = [part for r in ranges or [(0, len(labels))] for part in batch_ranges(*r, chunk, batch)]
     labels, times = labels.cpu(), embed_times(model.head, cfg)
     draws = ahead(partial(draw_images, model, cfg, seed), parts, threaded=model.backbone.fake_latent.is_cuda)
     for part, draw in zip(parts, draws, strict=True):
-        counts = step_counts(
-            cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, random_stream(seed, COUNTS, part.start // chunk)
-        )
-        classes = labels[part.start - first : part.stop - first]
-        tokens, passes = reveal(model, classes, cfg, counts, draw, times, on_step)
+        rng = random_stream(seed, COUNTS, part.start // chunk)
+        counts = step_counts(cfg.order, cfg.schedule, cfg.steps, model.cfg.tokens, rng)
+        tokens, passes = reveal(model, labels[part.start : part.stop], cfg, counts, draw, times, on_step)
         if not tokens.isfinite().all():
-            raise RunError(
-                overflow(f"images {part.start} to {part.stop - 1}", cfg.precision, "precision of the sampling settings")
-            )
+            made = f"images {part.start} to {part.stop - 1}"
+            raise RunError(overflow(made, cfg.precision, "precision of the sampling settings"))
         yield Batch(part.start, model.unpatchify(tokens), passes)
 
 
@@ -123,11 +109,8 @@ def batch_ranges(start: int, stop: int, chunk: int, batch: int) -> list[range]:
 
 
 def generate_with_steps(model: EMIGM, labels: Tensor, cfg: SampleConfig, **options: Any) -> tuple[Tensor, Tensor]:
-    """The images that `generate` makes of the same arguments, and when each of their tokens appeared.
-
-    Returns:
-        Unit latents (n, channels, grid, grid), and the step that revealed each token, from 1 to N, int64 (n, L).
-    """
+    """The unit latents (n, channels, grid, grid) that `generate` makes of the same arguments, and the step from 1 to N
+    that revealed each token, int64 (n, L)."""
     masked: list[Tensor] = []
     latents, steps = [], []
     for part in generate(model, labels, cfg, on_step=lambda _, mask: masked.append(mask.clone()), **options):
@@ -144,16 +127,13 @@ def random_stream(seed: int, purpose: int, index: int) -> np.random.Generator:
 
 def draw_images(model: EMIGM, cfg: SampleConfig, seed: int, indices: range) -> ImageDraw:
     """The random numbers of the images `indices`, each from its own stream."""
-    length, channels = model.cfg.tokens, model.cfg.token_channels
-    draws = {"ddpm": cfg.solver_steps, "dpm-solver": 1, "categorical": 1}[cfg.solver]
-    if cfg.order == "confidence":
-        draws = 2 * cfg.steps
+    draws = cfg.solver_steps if cfg.solver == "ddpm" else 2 * cfg.steps if cfg.order == "confidence" else 1
     orders, noises = [], []
     for index in indices:
         rng = random_stream(seed, IMAGE, index)
-        orders.append(rng.permutation(length))
+        orders.append(rng.permutation(model.cfg.tokens))
         draw = rng.random if cfg.solver == "categorical" else rng.standard_normal
-        noises.append(draw((draws, length, channels), dtype=np.float32))
+        noises.append(draw((draws, model.cfg.tokens, model.cfg.token_channels), dtype=np.float32))
     like = model.backbone.fake_latent
     noise = torch.from_numpy(np.stack(noises, axis=1)).to(like.dtype)
     return ImageDraw(upload(torch.from_numpy(np.stack(orders)), like.device), upload(noise, like.device))
@@ -185,9 +165,10 @@ def reveal(
         if n == 0:  # the "at least one" rule used up the tokens early
             break
         by_confidence = cfg.order == "confidence"
-        # A stable sort puts the masked positions first.
-        query = (~mask).to(torch.uint8).argsort(dim=1, stable=True) if by_confidence else draw.order[:, done:]
-        query = query[:, : length - done if by_confidence else n]  # (B, n), or all masked (B, L - done)
+        if by_confidence:  # all masked positions, (B, L - done): a stable sort puts them first
+            query = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : length - done]
+        else:
+            query = draw.order[:, done : done + n]  # (B, n)
         with autocast(cfg.precision, tokens.device.type):
             if done:
                 condition = partial(model.condition, tokens, mask, labels, length - done, query=query)
@@ -235,28 +216,22 @@ def embed_times(head: DiffusionHead | CategoricalHead, cfg: SampleConfig) -> Ten
     which has no solver."""
     if isinstance(head, CategoricalHead):
         return None
-    weight = head.input_proj.weight
-    dtype, device = torch.promote_types(weight.dtype, torch.float32), weight.device  # no time fits into half precision
     if cfg.solver == "ddpm":
         times = respaced_times(cfg.solver_steps).tolist()
     else:
         times = [step.time for step in dpm_solver_plan(cfg.solver_steps)]
-    with torch.no_grad(), autocast(cfg.precision, device.type):
-        return head.time_embed(upload(torch.tensor(times, dtype=dtype), device))
+    weight = head.input_proj.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)  # no time fits into half precision
+    with torch.no_grad(), autocast(cfg.precision, weight.device.type):
+        return head.time_embed(upload(torch.tensor(times, dtype=dtype), weight.device))
 
 
 def sample_tokens(
-    head: DiffusionHead,
-    z: list[Tensor],
-    noise: Tensor,
-    cfg: SampleConfig,
-    times: Tensor | None = None,
-    scale: float | None = None,
+    head: DiffusionHead, z: list[Tensor], noise: Tensor, cfg: SampleConfig, times: Tensor, scale: float
 ) -> Tensor:
     """Tokens (M, C) from their conditions: z = [conditional] or [conditional, unconditional], each (M, D); `times` as
-    `embed_times` gives them, None to have them embedded; `scale` of guidance, None for cfg.cfg_scale."""
-    times = embed_times(head, cfg) if times is None else times
-    denoiser = guided_denoiser(head, z, times, cfg.cfg_scale if scale is None else scale, cfg.precision)
+    `embed_times` gives them (K, W), `scale` of guidance."""
+    denoiser = guided_denoiser(head, z, times, scale, cfg.precision)
     if cfg.solver == "ddpm":
         temperature = 1.0 if cfg.temperature is None else cfg.temperature
         return ddpm_sample(denoiser, noise, cfg.solver_steps, temperature, cfg.x0_clip)
@@ -317,26 +292,17 @@ def most_confident(log_p: Tensor, uniform: Tensor, temperature: float, n: int) -
 
 
 class Sampler:
-    """Makes the images of one training seed's weights, chunk by chunk.
-
-    Args:
-        benchmark: the settings.
-        size: of the model.
-        weights: model folder.
-        cfg: steps, solver and guidance.
-        train_seed: of the weights.
-        device: where to compute.
+    """Makes the images of one training seed's weights (a model folder), chunk by chunk; `size` is that of the model.
 
     Raises:
         ConfigError: the model is missing, damaged, or another than the benchmark says.
     """
 
     def __init__(self, benchmark: Benchmark, size: str, weights: Path, cfg: SampleConfig, train_seed: int, device: str):
-        _, facts = read_model_config(weights)
+        _, self.facts = read_model_config(weights)
         for name, value in {"seed": train_seed, "autoencoder": benchmark.autoencoder.space}.items():
-            if facts.get(name, value) != value:
-                raise ConfigError(f"{weights}: a model of {name} {facts[name]}, expected {value}; {REMEDY}")
-        self.facts = facts
+            if self.facts.get(name, value) != value:
+                raise ConfigError(f"{weights}: a model of {name} {self.facts[name]}, expected {value}; {REMEDY}")
         self.model = load_model(weights, expect=benchmark.model_config(size), device=device)
         cast_linear(self.model, cfg.precision)
         if benchmark.run.compile:
@@ -344,14 +310,13 @@ class Sampler:
         self.autoencoder = load_autoencoder(benchmark.autoencoder, device)
         self.cfg, self.train_seed, self.run = cfg, train_seed, benchmark.run
         self.chunk = benchmark.evaluation.chunk
-        self.key = fingerprint(facts["weights"], str(cfg), str(benchmark.autoencoder), self.chunk, train_seed)
+        self.key = fingerprint(self.facts["weights"], str(cfg), str(benchmark.autoencoder), self.chunk, train_seed)
 
     def options(self, index: int) -> dict[str, int]:
         """Arguments of `generate` for the images of the `index` of evaluation.seeds.
 
-        Every condition that shares a training seed shares the seed of sampling too, so that comparisons are paired,
-        while models of different training seeds have noise of their own: their spread is then that of independent
-        repetitions.
+        Conditions that share a training seed share the seed of sampling too, so that comparisons are paired. Models of
+        different training seeds have noise of their own: their spread is that of independent repetitions.
         """
         return {"seed": 1000 * self.train_seed + index, "chunk": self.chunk, "batch": self.run.sample_batch}
 
@@ -360,11 +325,8 @@ class Sampler:
         return self.autoencoder.decode(latents, self.run.encode_batch).cpu().numpy()
 
     def chunks(self, index: int, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-        """The chunks (start, stop) of the images of the `index` of evaluation.seeds, one after another.
-
-        Yields:
-            Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image.
-        """
+        """Pixels uint8 (n, c, h, w), labels int64 (n,), and forward passes an image, of each of the chunks
+        (start, stop) of the images of the `index` of evaluation.seeds."""
         labels = balanced_labels(max(stop for _, stop in ranges), self.model.cfg.classes)
         batches = generate(self.model, labels, self.cfg, ranges=ranges, **self.options(index))
         for start, stop in ranges:
@@ -373,12 +335,8 @@ class Sampler:
             yield pixels, labels[start:stop].numpy(), parts[0].passes
 
     def write(self, index: int, images: int, folder: Path, world: World, progress: Progress) -> Chunks:
-        """Write this process's chunks of the images 0 .. `images` - 1 of the `index` of evaluation.seeds; those that
-        an earlier run finished are not made again.
-
-        Returns:
-            All processes' chunks, in the working folder.
-        """
+        """Write this process's chunks of the images 0 .. `images` - 1 of the `index` of evaluation.seeds, without those
+        that an earlier run finished; returns all processes' chunks, in the working `folder`."""
         chunks = Chunks(folder, images, self.chunk, f"{self.key}-{index}")
         mine = world.share(len(chunks.ranges))
         missing = chunks.missing(mine)

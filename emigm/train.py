@@ -1,9 +1,9 @@
-"""Training: what a step draws, its loss, optimizer and EMA; snapshots and exact resume.
+"""Training: the loop, one optimizer step, the random draws, the optimizer and the EMA.
 
-The batch is split into groups of images that share a masking time; the loss is the mean of the groups' means, as the
-official code averages the gradients of its GPUs. Every step's randomness is a function of (seed, step, group), so a
-resumed run is the uninterrupted one, and several processes, each with its rows of one global batch, are one process.
-Only dropout's masks depend on how a batch is split; they are a function of (seed, step, process).
+A batch is split into groups of images that share a masking time; the loss is the mean of the groups' means, as the
+official code averages the gradients of its GPUs. All randomness of a step is a function of (seed, step, group), so that
+several processes, each with its rows of one global batch, train as one does within rounding. Dropout's masks alone
+depend on how a batch is split; they are a function of (seed, step, process).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,39 +34,14 @@ from emigm.io import fingerprint
 from emigm.model import diffusion
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks
 from emigm.model.precision import autocast, products
-from emigm.model.schedules import draw_mask_count, draw_mask_counts, elbo_weight
+from emigm.model.schedules import draw_mask_counts, elbo_weight
 from emigm.model.transfer import upload
 from emigm.pools import ahead
 from emigm.resume import ResumePoints
 
-CURVE_EVERY = 50
-"""Steps averaged into one point of the loss curve."""
-IN_MEMORY = 2**30
-"""Bytes up to which all latents are read at once; larger ones are read batch by batch."""
+CURVE_EVERY = 50  # steps averaged into one point of the loss curve
 WITHOUT_EFFECT = ("seeds", "checkpoint_every", "snapshots")
 """Settings that change no weight of a run, so that a resume point made with others is used."""
-PROGRESS = ("step", "curve", "recent", "skipped", "seconds")
-"""Entries of a resume point beside those of the training state."""
-
-
-class TrainingImages(NamedTuple):
-    """Raw latents to train on; what is read of an image depends on nothing but its index."""
-
-    labels: np.ndarray  # class of every image, int64 (n,)
-    views: int  # versions of every image: itself, or itself and its flip
-    rows: Callable[[np.ndarray, np.ndarray], Tensor]  # (indices (b,), view of each (b,)) -> raw latents (b, ...)
-    read_ahead: bool  # whether `rows` reads a disk, so that a thread does it during the step before
-
-
-def training_images(store: LatentStore, world: World) -> TrainingImages:
-    """The store's images: in memory when they fit, else from its shards, whose checksums the processes verify."""
-    if len(store) * store.rows(np.zeros(1, dtype=np.int64)).nbytes > IN_MEMORY:
-        store.verify(world.share(store.shards))
-        world.barrier()
-        return TrainingImages(store.labels, store.views, lambda i, view: torch.from_numpy(store.rows(i, view)), True)
-    raw = torch.from_numpy(store.rows(np.arange(len(store))))
-    rows = lambda i, view: raw[torch.from_numpy(i), torch.from_numpy(view)]  # noqa: E731
-    return TrainingImages(store.labels, store.views, rows, False)
 
 
 class TrainResult(NamedTuple):
@@ -82,7 +57,7 @@ class TrainResult(NamedTuple):
 def train(
     model_cfg: ModelConfig,
     cfg: TrainConfig,
-    images: TrainingImages,
+    store: LatentStore,
     autoencoder: Autoencoder,
     *,
     seed: int,
@@ -96,19 +71,15 @@ def train(
 ) -> TrainResult:
     """Train one model, or finish an interrupted run; every process of `world` calls this and gets the same.
 
+    With one process or two, a resumed run has the weights of an uninterrupted one bit for bit; with more, within
+    rounding, since the order in which the processes' gradients are summed is not fixed.
+
     Args:
-        model_cfg: architecture.
         cfg: recipe; its batch is that of all processes together.
-        images: what to train on.
-        autoencoder: turns raw latents into unit latents.
-        seed: of the initial weights, the batches, the masks and the noise.
         state_folder: where resume points and snapshots go; the caller removes the folder when all is written.
-        data_id: identifies the training data (its checksum); a resume point of other data is not used.
-        world: the processes; each trains on its share of every batch.
+        data_id: checksum of the training data; a resume point of other data is not used.
         micro_batch: images of one forward pass, at most; gradients of a larger share are accumulated. None: a group.
-        compiled: compile the networks (`compile_networks`).
-        on_start: called with the number of steps that an interrupted run left finished.
-        on_step: called with the number of finished steps.
+        on_start: called with the number of steps that an interrupted run left finished, `on_step` after every step.
 
     Raises:
         ConfigError: the batch does not suit the data or the processes, the device lacks the precision, a resume point
@@ -121,44 +92,40 @@ def train(
     key = fingerprint(as_dict(model_cfg), recipe, seed, data_id)
     points = ResumePoints(state_folder, f"train-{key}")
     snapshots = {n: ResumePoints(state_folder, f"train-{key}-snapshot{n}") for n in cfg.snapshot_steps}
-
-    done, curve, recent, skipped, seconds = 0, [], [], 0, 0.0  # recent: losses since the curve's last point
-    saved = points.load((*STATE, *PROGRESS))
+    saved = points.load((*MODULES, "ema", *PROGRESS))
     if saved and all(point.exists() for n, point in snapshots.items() if n <= saved["step"]):
         state.load(saved, world.device)
-        done, curve, recent, skipped, seconds = (saved[name] for name in PROGRESS)
-    if len(set(world.gather(done))) > 1:
+    if len(set(world.gather(state.step))) > 1:
         raise ConfigError(f"{state_folder}: not seen by every process; put it on a file system that all nodes share")
-    on_start(done)
+    on_start(state.step)
 
     def read(step: int) -> tuple[Tensor, Tensor]:
-        index = batch_indices(step, len(images.labels), cfg.batch, seed)[share]
-        raw = images.rows(index, batch_views(step, images.views, cfg.batch, seed)[share])
-        return upload(raw, world.device), upload(torch.from_numpy(images.labels[index]), world.device)
+        index = batch_indices(step, len(store.labels), cfg.batch, seed)[share]
+        raw = torch.as_tensor(store.rows(index, batch_views(step, store.views, cfg.batch, seed)[share]))
+        return upload(raw, world.device), upload(torch.from_numpy(store.labels[index]), world.device)
 
-    begun = time.perf_counter() - seconds
-    steps, unread = range(done, cfg.steps), []  # unread: losses and gradient norms that are still on the device
-    for step, (raw, labels) in zip(steps, ahead(read, steps, threaded=images.read_ahead), strict=True):
+    begun = time.perf_counter() - state.seconds
+    steps, unread = range(state.step, cfg.steps), []  # unread: losses and gradient norms that are still on the device
+    for step, (raw, labels) in zip(steps, ahead(read, steps, threaded=store.large), strict=True):
         unread.append(train_step(state, cfg, autoencoder, raw, labels, step, seed, world, micro_batch))
-        done = step + 1
+        done = state.step = step + 1
         ends_point = done % CURVE_EVERY == 0 or done == cfg.steps
         resumable = done % cfg.checkpoint_every == 0 or done == cfg.steps
         if ends_point or resumable or done in snapshots:
             losses, norms = zip(*unread, strict=True)
-            recent += _finite(world.mean(torch.stack(losses)).tolist(), done, seed, cfg)
-            skipped += int((~torch.stack(norms).isfinite()).sum()) if state.scaler.is_enabled() else 0
+            state.recent += _finite(world.mean(torch.stack(losses)).tolist(), done, seed, cfg)
+            state.skipped += int((~torch.stack(norms).isfinite()).sum()) if state.scaler.is_enabled() else 0
             unread = []
         if ends_point:
-            curve.append((done, math.fsum(recent) / len(recent)))
-            recent = []
-        seconds = time.perf_counter() - begun
+            state.curve.append((done, math.fsum(state.recent) / len(state.recent)))
+            state.recent = []
+        state.seconds = time.perf_counter() - begun
         if done in snapshots and world.is_main:  # before the resume point, which implies the snapshots before it
-            snapshots[done].save(done, {name: tensor.cpu() for name, tensor in state.named_ema().items()})
+            snapshots[done].save(done, {name: tensor.cpu() for name, tensor in state.ema.items()})
         if resumable and world.is_main:
-            progress = {"step": done, "curve": curve, "recent": recent, "skipped": skipped, "seconds": seconds}
-            points.save(done, state.entries() | progress)
+            points.save(done, state.entries())
         on_step(done)
-    return TrainResult(state.named_ema(), curve, seconds, skipped, snapshots)
+    return TrainResult(state.ema, state.curve, state.seconds, state.skipped, snapshots)
 
 
 def train_step(
@@ -206,24 +173,30 @@ def train_step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    update_ema(state.ema, [p.detach() for p in state.parameters], ema_decay(cfg, step + 1))
+    update_ema([*state.ema.values()], [p.detach() for p in state.parameters], ema_decay(cfg, step + 1))
     return loss, norm
 
 
-STATE = ("model", "optimizer", "scaler", "ema")
-"""Entries of a resume point that hold the training state."""
+MODULES = ("model", "optimizer", "scaler")
+PROGRESS = ("step", "curve", "recent", "skipped", "seconds")
+"""Fields of the training state, and with "ema" the entries of a resume point."""
 
 
 @dataclass
 class TrainState:
-    """What an optimizer step changes."""
+    """What training changes."""
 
     model: EMIGM
     network: nn.Module  # the model, its gradients averaged over the processes where there are several
     optimizer: torch.optim.AdamW | MuonAndAdamW
     scaler: torch.amp.GradScaler  # of the loss, under float16
     parameters: list[Tensor]
-    ema: list[Tensor]  # of the parameters, in their order
+    ema: dict[str, Tensor]  # of the parameters by name, in their order
+    step: int = 0  # number of finished steps
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # losses since the curve's last point
+    skipped: int = 0
+    seconds: float = 0.0
 
     @classmethod
     def initial(
@@ -239,34 +212,29 @@ class TrainState:
             devices = None if world.device == "cpu" else [torch.device(world.device)]
             network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         scaler = torch.amp.GradScaler(torch.device(world.device).type, enabled=cfg.precision == "float16")
-        parameters = list(model.parameters())
-        ema = [p.detach().clone() for p in parameters]
-        return cls(model, network, make_optimizer(model, cfg), scaler, parameters, ema)
-
-    def named_ema(self) -> dict[str, Tensor]:
-        """EMA weights by name."""
-        return dict(zip((name for name, _ in self.model.named_parameters()), self.ema, strict=True))
+        ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+        return cls(model, network, make_optimizer(model, cfg), scaler, list(model.parameters()), ema)
 
     def entries(self) -> dict[str, Any]:
         """What `load` needs."""
-        parts = (self.model, self.optimizer, self.scaler)
-        return dict(zip(STATE, (*(part.state_dict() for part in parts), self.ema), strict=True))
+        modules = {name: getattr(self, name).state_dict() for name in MODULES}
+        return modules | {name: getattr(self, name) for name in ("ema", *PROGRESS)}
 
     def load(self, entries: dict[str, Any], device: str) -> None:
         """Take up the state of a resume point."""
-        self.model.load_state_dict(entries["model"])
-        self.optimizer.load_state_dict(entries["optimizer"])
-        self.scaler.load_state_dict(entries["scaler"])
-        self.ema = [tensor.to(device) for tensor in entries["ema"]]
+        for name in MODULES:
+            getattr(self, name).load_state_dict(entries[name])
+        self.ema = {name: tensor.to(device) for name, tensor in entries["ema"].items()}
+        for name in PROGRESS:
+            setattr(self, name, entries[name])
 
 
 def _finite(losses: list[float], done: int, seed: int, cfg: TrainConfig) -> list[float]:
     """The losses of the last of `done` steps; raises RunError unless all are finite."""
     for step, loss in enumerate(losses, done - len(losses)):
         if not math.isfinite(loss):
-            half = cfg.precision == "float16"
-            hint = ", or set train.precision: bf16, since float16 ends at 65504" if half else ""
             rates = "train.lr" if cfg.muon_lr is None else "train.lr and train.muon_lr"
+            hint = ", or set train.precision: bf16, since float16 ends at 65504" if cfg.precision == "float16" else ""
             raise RunError(f"the loss is {loss} at step {step} of seed {seed}; lower {rates}{hint}")
     return losses
 
@@ -392,7 +360,7 @@ def update_ema(ema: list[Tensor], parameters: list[Tensor], decay: float) -> Non
 
 
 def group_generators(seed: int, step: int, group: int, device: str) -> tuple[np.random.Generator, torch.Generator]:
-    """Random numbers of one group of a step: of the mask's size, and of all that is drawn on the device."""
+    """Random numbers of one group of a step: of the masks' sizes, and of all that is drawn on the device."""
     rng = np.random.default_rng([seed, step, 1, group])
     return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
@@ -400,19 +368,13 @@ def group_generators(seed: int, step: int, group: int, device: str) -> tuple[np.
 def draw_training(
     cfg: ModelConfig, train: TrainConfig, images: int, rng: np.random.Generator, generator: torch.Generator
 ) -> TrainingDraw:
-    """Draw one step of a group of `images`: times and sizes of the masks from `rng`, the rest on the generator's
-    device.
+    """Draw one step of a group of `images`: masking times and sizes from `rng`, the rest on the generator's device.
 
-    With the MAE trick all images share one time and size, as the images of one GPU do in the official code: the encoder
-    needs equally many visible tokens. Without it `mask_times` decides (in the official code: each has its own with the
-    ELBO's weight only).
+    With the MAE trick all images share one time and size, as those of one GPU do in the official code: the encoder
+    needs equally many visible tokens. Without it `mask_times` decides (officially, each has its own under the ELBO).
     """
-    device, settings = generator.device, (train.schedule, train.t_min, cfg.tokens)
-    if train.shares_times(cfg):
-        t, count = draw_mask_count(*settings, rng, train.masking)
-        counts = np.full(images, count)
-    else:
-        t, counts = draw_mask_counts(*settings, images, rng, train.masking)
+    device, shared = generator.device, train.shares_times(cfg)
+    t, counts = draw_mask_counts(train.schedule, train.t_min, cfg.tokens, images, rng, train.masking, shared)
     masked = int(counts.sum())
     rank = torch.rand(images, cfg.tokens, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
     mask = rank < upload(torch.from_numpy(counts), device)[:, None]

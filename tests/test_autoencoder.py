@@ -17,7 +17,6 @@ from torch import nn
 
 from emigm.autoencoders import autoencoder
 from emigm.autoencoders.autoencoder import KL16, Pixels, kl16_official_name, load_autoencoder
-from emigm.autoencoders.base import encode_with_flips
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import AutoencoderConfig
 
@@ -168,7 +167,7 @@ def test_every_pixel_value_survives_the_round_trip_of_kind_pixels(channels, scal
     unit = ae.sample(raw)
     torch.testing.assert_close(unit, raw * scale)
     assert torch.equal(ae.decode(unit), pixels)
-    assert torch.equal(ae.decode(ae.sample(encode_with_flips(ae, pixels)[1])), pixels.flip(3))
+    assert torch.equal(ae.decode(ae.sample(ae.encode(pixels.flip(3)))), pixels.flip(3))
 
 
 def test_decoded_pixels_are_clipped_and_rounded_as_numpy_does():
@@ -271,7 +270,7 @@ def test_a_kl16_checkpoint_computes_what_its_tensors_say(narrow_kl16, tmp_path):
     ae = load_autoencoder(save_kl16(tmp_path / "kl16.ckpt", ldm.tensors | loss))
     pixels = random_pixels(2, 3, 64, 48)
     moments = ldm.moments(pixels.float() / 127.5 - 1)
-    raw, flipped = encode_with_flips(ae, pixels)
+    raw, flipped = ae.encode(pixels), ae.encode(pixels.flip(3))
     assert raw.shape == (2, 32, 4, 3) and moments.std() > 0.1
     torch.testing.assert_close(raw, moments, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(flipped, ldm.moments(pixels.flip(3).float() / 127.5 - 1), rtol=1e-4, atol=1e-5)
@@ -380,15 +379,10 @@ def test_a_kl16_file_is_no_dcae(narrow_kl16, tmp_path):
         load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(path)))
 
 
-@pytest.mark.parametrize("kind, channels, side", [("kl16", 3, 40), ("kl16", 1, 32), ("dcae", 3, 48)])
-def test_what_an_autoencoder_cannot_take_is_refused(kind, channels, side):
-    ae = {"kl16": KL16, "dcae": autoencoder.DCAE}[kind](nn.Identity(), 1.0)
-    with pytest.raises(ConfigError, match=f"kind: {kind} takes images of 3 .* not {channels} x {side} x {side}"):
-        ae.encode(random_pixels(1, channels, side, side))
-    with pytest.raises(ConfigError, match=rf"not of 8; set model\.channels: {ae.latent_channels}"):
-        ae.decode(torch.zeros(1, 8, 2, 2))
-    with pytest.raises(TypeError, match="uint8"):
-        ae.encode(torch.zeros(1, 3, 64, 64))
+@pytest.mark.parametrize("kind", [KL16, autoencoder.DCAE])
+def test_latents_of_another_autoencoder_are_refused(kind):
+    with pytest.raises(ConfigError, match=rf"not of 8; set model\.channels: {kind.latent_channels}"):
+        kind(nn.Identity(), 1.0).decode(torch.zeros(1, 8, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["kl16.ckpt", "old.ckpt", "kl16.safetensors"])

@@ -316,23 +316,17 @@ def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, mo
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-4)
 
 
-def test_large_latents_are_read_from_their_shards_and_verified(tmp_path, monkeypatch):
-    from emigm import train as training
-    from emigm.data.latents import LatentStore
+def test_large_latents_are_verified_before_training(tmp_path, monkeypatch):
+    from emigm.data import latents
 
     tiny = benchmark()
     encoded(tmp_path, tiny)
-    store = LatentStore(tmp_path / "data/tiny/latents/train")
-    index, view = np.array([7, 0, 30]), np.array([1, 0, 1])
-    small = training.training_images(store, ALONE)
-    monkeypatch.setattr(training, "IN_MEMORY", 0)
-    large = training.training_images(store, ALONE)
-    assert large.read_ahead and not small.read_ahead and large.views == small.views == 2
-    assert torch.equal(small.rows(index, view), large.rows(index, view))
+    monkeypatch.setattr(latents, "CHECKED_ON_OPENING", 0)
+    monkeypatch.chdir(tmp_path)
     shard = next((tmp_path / "data/tiny/latents/train").glob("*.npy"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(ConfigError, match="checksum differs"):
-        training.training_images(store, ALONE)
+        train_size(tiny, "xs")
 
 
 def test_places_are_those_of_torchrun_or_of_srun_where_the_launcher_was_used(monkeypatch):

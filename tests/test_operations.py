@@ -20,7 +20,7 @@ from emigm.model.model import EMIGM
 from emigm.model.schedules import reveal_counts
 from emigm.model.transfer import upload
 from emigm.sample import draw_images, embed_times, generate, reveal
-from emigm.train import TrainingImages, TrainState, draw_training, train_step
+from emigm.train import TrainState, draw_training, train_step
 
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
 """Operations that make the CPU wait for a GPU."""
@@ -181,7 +181,7 @@ def test_all_that_a_training_step_sends_to_a_gpu_is_pinned_and_nothing_comes_bac
     which needs a real GPU, is left out."""
     cfg, recipe = dataclasses.replace(TINY, mae=mae), TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4)
     latents, models, seen = torch.randn(8, 3, 4, 4), [], Transfers(pretended_gpu)
-    data = TrainingImages(np.arange(8) % 5, 1, lambda i, _: latents[torch.from_numpy(i)], read_ahead=False)
+    data = images(latents, np.arange(8) % 5)
 
     def backward(loss):
         for p in models[0].parameters():

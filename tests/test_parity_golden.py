@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,7 +147,8 @@ def test_solvers_match_the_official_ones(arrays, request, case, steps, scale):
     cfg = SampleConfig(1, steps, float(scale), solver=solver, temperature=temperature)
     noise = arrays[f"solver/{solver}/{steps}/{scale if solver == 'ddpm' else 1}/noise"].to(dtype)
     z = list(arrays["solver/z"].to(dtype))[: 1 if scale == 1 else 2]
-    tokens = sampling.sample_tokens(load(arrays, dtype).head, z, noise, cfg)
+    network = load(arrays, dtype).head
+    tokens = sampling.sample_tokens(network, z, noise, cfg, sampling.embed_times(network, cfg), cfg.cfg_scale)
     assert relative(tokens, arrays[f"solver/{solver}/{steps}/{scale}/{precision}"]) < tolerance
 
 
@@ -173,7 +175,7 @@ def train(monkeypatch, tmp_path):
         monkeypatch.setattr(training, "EMIGM", lambda _: model)
         monkeypatch.setattr(training, "draw_training", lambda *_: next(draws))
         monkeypatch.setattr(training, "batch_indices", lambda *_: np.array(next(batches)))
-        images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
+        images = SimpleNamespace(labels=labels.numpy(), views=1, large=False, rows=lambda i, _: latents[i])
         options |= {"seed": 0, "state_folder": tmp_path, "data_id": "golden"}
         return training.train(CFG, cfg, images, Pixels(1.0), **options)
 

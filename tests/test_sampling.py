@@ -40,7 +40,7 @@ def test_an_image_is_a_function_of_weights_seed_and_index(cfg):
     assert torch.equal(latents(model, LABELS, cfg, seed=3, batch=100), whole)
     for batch in (1, 3, 4):
         assert torch.allclose(latents(model, LABELS, cfg, seed=3, batch=batch), whole, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(latents(model, LABELS[5:9], cfg, seed=3, first=5), whole[5:9], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(latents(model, LABELS, cfg, seed=3, ranges=[(5, 9)]), whole[5:9], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -56,7 +56,7 @@ def test_seed_index_and_class_each_change_the_image():
     model = random_model()
     base = latents(model, LABELS[:1], DPM, seed=0)
     assert not torch.allclose(latents(model, LABELS[:1], DPM, seed=1), base)
-    assert not torch.allclose(latents(model, LABELS[:1], DPM, seed=0, first=1), base)
+    assert not torch.allclose(latents(model, LABELS[[0, 0]], DPM, seed=0, ranges=[(1, 2)]), base)
     assert not torch.allclose(latents(model, LABELS[1:2], DPM, seed=0), base)
 
 
@@ -175,7 +175,7 @@ def test_images_that_are_not_finite_are_named_with_the_precision(precision, mess
     with torch.no_grad():
         model.head.final_layer.linear.weight *= 1e6 if precision == "float16" else float("inf")
     with pytest.raises(RunError, match=f"images 4 to 7: .*{message}"):
-        list(generate(model, LABELS, dataclasses.replace(DPM, precision=precision), seed=0, first=4, chunk=4))
+        list(generate(model, LABELS, dataclasses.replace(DPM, precision=precision), seed=0, ranges=[(4, 8)]))
 
 
 @pytest.mark.parametrize("size", ["xs", "s", "b", "l", "h"])

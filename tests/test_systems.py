@@ -19,7 +19,7 @@ from emigm.flops import group_step
 from emigm.gate import context_errors
 from emigm.io import sha256
 from emigm.model.model import EMIGM
-from emigm.model.schedules import draw_mask_count, exact_reveal_counts, gamma
+from emigm.model.schedules import draw_mask_counts, exact_reveal_counts, gamma
 from emigm.records.record import read_record
 from emigm.sample import generate, most_confident, sample_codes
 from emigm.stages.encode import encode
@@ -54,7 +54,7 @@ def draw(cfg=CODES, train=TRAIN, seed=3):  # 4 of 16 tokens are visible
 def test_an_exact_count_is_the_ceiling_of_l_gamma(schedule):
     rng = np.random.default_rng(0)
     for _ in range(50):
-        t, count = draw_mask_count(schedule, 0.0, 64, rng, "exact_count")
+        (t,), (count,) = draw_mask_counts(schedule, 0.0, 64, 1, rng, "exact_count", shared=True)
         assert count == math.ceil(64 * float(gamma(schedule, t))) and 1 <= count <= 64
 
 
@@ -136,8 +136,6 @@ def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_pa
     cfg, path = kmeans_of(few_patches(), tmp_path), tmp_path / "codebook.npz"
     with pytest.raises(ConfigError, match=r"6 patches of 12 numbers, not 7 of 2 x 2.*dvc repro"):
         load_autoencoder(dataclasses.replace(cfg, codebook=7))
-    with pytest.raises(ConfigError, match=r"takes images of 3 channel.*multiples of 2, not 1 x 4 x 6"):
-        load_autoencoder(cfg).encode(torch.zeros(1, 1, 4, 6, dtype=torch.uint8))
     whole, arrays = path.read_bytes(), dict(np.load(path))
     np.savez(path, **arrays | {"centres": arrays["centres"] + 1})
     changed = path.read_bytes()
@@ -175,8 +173,6 @@ def test_the_record_of_codes_says_what_they_lose_and_the_reference_scores_it(tmp
 def test_a_codebook_that_cannot_be_fitted_is_refused():
     with pytest.raises(ConfigError, match=r"codebook = 7: the images have only 6 different patches"):
         fit_codebook(few_patches(), 7, 2)
-    with pytest.raises(ConfigError, match=r"patch = 4 does not divide images of 4 x 6"):
-        fit_codebook(few_patches(), 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from emigm.pools import ahead
 from emigm.sample import generate
 from emigm.train import (
     MuonAndAdamW,
-    TrainingImages,
     TrainState,
     batch_indices,
     batch_share,
@@ -45,10 +45,10 @@ LATENTS = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = np.arange(32) % 2
 
 
-def images(latents=LATENTS, labels=LABELS, views=1, read_ahead=False):
-    """Training images that lie in memory as (n, views, ...), or (n, ...) for one view."""
+def images(latents=LATENTS, labels=LABELS, views=1, large=False):
+    """A store of latents that lie in memory as (n, views, ...), or (n, ...) for one view."""
     stored = latents if views > 1 else latents[:, None]
-    return TrainingImages(labels, views, lambda i, v: stored[torch.from_numpy(i), torch.from_numpy(v)], read_ahead)
+    return SimpleNamespace(labels=labels, views=views, large=large, rows=lambda i, v: stored[i, v])
 
 
 CATEGORICAL = dataclasses.replace(MODEL, conditional="categorical", codebook=5)
@@ -190,7 +190,7 @@ def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp
         return good.rows(index, view) * (float("nan") if len(steps) == 7 else 1)
 
     with pytest.raises(RunError, match="loss is nan at step 6 of seed 0"):
-        run(tmp_path, SNAPSHOTS, data=good._replace(rows=rows))
+        run(tmp_path, SNAPSHOTS, data=SimpleNamespace(**{**vars(good), "rows": rows}))
     kept = [re.search(r"snapshot\d|$", str(p.relative_to(tmp_path)))[0] for p in tmp_path.rglob("*.pt")]
     assert sorted(kept) == ["", "snapshot3", "snapshot6"]  # at the one after 8 steps it was seen
     assert steps_done(tmp_path, SNAPSHOTS) == 5
@@ -245,10 +245,10 @@ def test_the_average_holds_the_initial_weights_by_the_product_of_the_decays(ema,
         update_ema(average, [torch.zeros(3, dtype=torch.float64)], ema_decay(cfg, s))
     assert average[0].tolist() == pytest.approx([share] * 3, rel=1e-12)
     state = TrainState.initial(EXACT, cfg, seed=0)
-    state.ema = [p + 1 for p in state.ema]
+    state.ema = {name: p + 1 for name, p in state.ema.items()}
     for step in range(20):
         train_step(state, cfg, Pixels(1.0), LATENTS[:8], torch.from_numpy(LABELS[:8]), step, seed=0)
-    for held, p in zip(state.ema, state.parameters, strict=True):
+    for held, p in zip(state.ema.values(), state.parameters, strict=True):
         assert torch.allclose(held - p, torch.full_like(p, float(share)), atol=1e-5)
 
 
@@ -340,7 +340,8 @@ def test_views_are_chosen_with_equal_chance_and_alike_in_every_process():
 
 def test_a_flip_is_trained_on_where_there_is_one(tmp_path):
     seen = []
-    data = TrainingImages(LABELS, 2, lambda i, v: seen.append(v) or LATENTS[i], False)
+    data = images(LATENTS[:, None].expand(-1, 2, -1, -1, -1), views=2)
+    rows, data.rows = data.rows, lambda i, v: seen.append(v) or rows(i, v)
     run(tmp_path, data=data)
     assert set(np.concatenate(seen)) == {0, 1}
 
@@ -460,7 +461,7 @@ def test_accumulation_trains_as_no_accumulation_does(tmp_path):
 
 
 def test_reading_ahead_changes_nothing(tmp_path):
-    assert run(tmp_path / "a").curve == run(tmp_path / "b", data=images(read_ahead=True)).curve
+    assert run(tmp_path / "a").curve == run(tmp_path / "b", data=images(large=True)).curve
 
 
 def test_batches_are_read_in_a_thread_one_step_ahead_and_a_failed_read_ends_the_run():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,21 @@ DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 class Network(Autoencoder):
     """An autoencoder of diffusers: `module` maps images in [-1, 1] to raw latents and back."""
 
+    files: ClassVar[tuple[str, ...]]
+    """Usual names of its weights."""
+    published: ClassVar[str]
+    """What `autoencoder.weights` has to name."""
+
     def __init__(
         self, module: nn.Module, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"
     ):
         super().__init__(scale, device, precision)
         # The layout in which GPUs, and CPUs, convolve fastest; what convolutions take and give follows.
         self.module = module.to(memory_format=torch.channels_last)
+        for part in module.modules():
+            # DC-AE's sums over all positions, which autocast would do in float16; the official one is float32.
+            if hasattr(part, "apply_linear_attention"):
+                part.apply_linear_attention = _in_float32(part.apply_linear_attention, self.device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.module.decode(latents).sample
@@ -70,19 +79,15 @@ class Network(Autoencoder):
 class KL16(Network):
     """MAR's variational autoencoder: raw latents are its posterior, mean and log-variance (B, 32, H/16, W/16)."""
 
-    kind = "kl16"
-    latent_channels = 16
-    stride = 16
+    kind, latent_channels, stride = "kl16", 16, 16
+    files, published = ("kl16.ckpt", DIFFUSERS_FILE), "kl16.ckpt as MAR released it"
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent_dist.parameters  # the log-variance is not clamped yet
 
-    def noise(
-        self, shape: Sequence[int], generator: torch.Generator | None, device: str | torch.device = "cpu"
-    ) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         b, channels, height, width = shape
-        device = device if generator is None else generator.device
-        return torch.randn(b, channels // 2, height, width, generator=generator, device=device)
+        return torch.randn(b, channels // 2, height, width, generator=generator, device=generator.device)
 
     def _draw(self, raw: Tensor, noise: Tensor) -> Tensor:
         mean, logvar = raw.chunk(2, dim=1)
@@ -92,21 +97,21 @@ class KL16(Network):
 class DCAE(Network):
     """Deep compression autoencoder f32c32: raw latents (B, 32, H/32, W/32) are exact."""
 
-    kind = "dcae"
-    latent_channels = 32
-    stride = 32
-
-    def __init__(
-        self, module: nn.Module, scale: float, device: str | torch.device = "cpu", precision: Precision = "float32"
-    ):
-        super().__init__(module, scale, device, precision)
-        for part in module.modules():
-            # Linear attention sums over all positions, which autocast would do in float16; the official one is float32.
-            if hasattr(part, "apply_linear_attention"):
-                part.apply_linear_attention = _in_float32(part.apply_linear_attention, self.device)
+    kind, latent_channels, stride = "dcae", 32, 32
+    files, published = ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.module.encode(images).latent
+
+
+def _in_float32(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """The function of tensors outside autocast."""
+
+    @torch.autocast(device.type, enabled=False)
+    def call(*tensors: Tensor) -> Tensor:
+        return function(*(t.float() for t in tensors))
+
+    return call
 
 
 def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> Autoencoder:
@@ -119,24 +124,20 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
         return Pixels(cfg.scale, device)
     if cfg.kind == "kmeans":
         return load_kmeans(cfg, device)
-    load, names, remedy = {
-        "kl16": (_load_kl16, ("kl16.ckpt", DIFFUSERS_FILE), "kl16.ckpt as MAR released it"),
-        "dcae": (_load_dcae, ("model.safetensors", DIFFUSERS_FILE), "the folder of dc-ae-f32c32-in-1.0"),
-    }[cfg.kind]
+    kind, read = {"kl16": (KL16, _read_kl16), "dcae": (DCAE, _read_dcae)}[cfg.kind]
     try:
-        return load(_find(expand(cfg.weights), names), cfg, device)
+        path = expand(cfg.weights)
+        if path.is_dir():
+            path = next((path / name for name in kind.files if (path / name).is_file()), None)
+        if path is None:
+            raise ConfigError(f"{expand(cfg.weights)}: no {' or '.join(kind.files)} in this folder")
+        module, state = read(path)
+        check_state(state, module, path)
     except ConfigError as e:
-        raise ConfigError(f"{e} (autoencoder.weights of kind: {cfg.kind} must name {remedy})") from e
-
-
-def _in_float32(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The function of tensors outside autocast."""
-
-    @torch.autocast(device.type, enabled=False)
-    def call(*tensors: Tensor) -> Tensor:
-        return function(*(t.float() for t in tensors))
-
-    return call
+        raise ConfigError(f"{e} (autoencoder.weights of kind: {cfg.kind} must name {kind.published})") from e
+    # Tensors are converted, not the module: diffusers warns of every conversion of a whole module.
+    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in state.items()}, assign=True)
+    return kind(module.to(device).eval().requires_grad_(False), cfg.scale, device, cfg.precision)
 
 
 def weight_files(weights: str | None) -> list[Path]:
@@ -170,7 +171,8 @@ def kl16_official_name(name: str) -> str:
     return name
 
 
-def _load_kl16(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -> KL16:
+def _read_kl16(path: Path) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network without memory, and its tensors under diffusers' names, from the layout of either."""
     from diffusers import AutoencoderKL  # importing diffusers takes seconds
 
     with torch.device("meta"):
@@ -184,34 +186,16 @@ def _load_kl16(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         check_tensors(state, {kl16_official_name(n): (*s, 1, 1) if len(s) == 2 else s for n, s in shapes.items()}, path)
         state = {name: state[kl16_official_name(name)].reshape(shape) for name, shape in shapes.items()}
-    return KL16(_fill(module, state, path, device), cfg.scale, device, cfg.precision)
+    return module, state
 
 
-def _load_dcae(path: Path, cfg: AutoencoderConfig, device: str | torch.device) -> DCAE:
+def _read_dcae(path: Path) -> tuple[nn.Module, dict[str, Tensor]]:
+    """As `_read_kl16`."""
     from diffusers import AutoencoderDC
+    from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers as convert
 
     with torch.device("meta"):
         module = AutoencoderDC(**DCAE_CONFIG)
     state = read_tensors(path)
-    if any(name.startswith("encoder.stages.") for name in state):  # as published, not diffusers' layout
-        from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers as convert
-
-        state = convert(state)
-    return DCAE(_fill(module, state, path, device), cfg.scale, device, cfg.precision)
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], path: Path, device: str | torch.device) -> nn.Module:
-    """Give the `module`, built without memory, its tensors, strictly; in float32 and for inference only."""
-    check_state(state, module, path)
-    # Tensors are converted, not the module: diffusers warns of every conversion of a whole module.
-    module.load_state_dict({n: t.float() if t.is_floating_point() else t for n, t in state.items()}, assign=True)
-    return module.to(device).eval().requires_grad_(False)
-
-
-def _find(path: Path, names: tuple[str, ...]) -> Path:
-    """The weights file: `path` itself, or the first of `names` in that folder."""
-    if not path.is_dir():
-        return path
-    if files := [path / name for name in names if (path / name).is_file()]:
-        return files[0]
-    raise ConfigError(f"{path}: no {' or '.join(names)} in this folder")
+    published = any(name.startswith("encoder.stages.") for name in state)  # else diffusers' layout
+    return module, convert(state) if published else state

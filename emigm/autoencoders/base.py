@@ -1,10 +1,7 @@
-"""What all autoencoders share: pixels <-> raw latents <-> unit latents.
+"""What all autoencoders share: three spaces of data, all NCHW.
 
-Three spaces of data, all NCHW:
-pixels, uint8;
-raw latents, float32, what `encode` gives and the disk holds (for KL-16 a distribution: its mean and
-log-variance side by side);
-unit latents, float32, a sample of the raw ones times the configured scale: what the network sees.
+Pixels, uint8; raw latents, float32, what `encode` gives and the disk holds (for KL-16 a distribution: its mean and
+log-variance side by side); unit latents, a sample of the raw ones times the configured scale: what the network sees.
 """
 
 from __future__ import annotations
@@ -21,25 +18,19 @@ from emigm.config.schema import Precision
 from emigm.model.precision import autocast, overflow
 from emigm.model.transfer import upload
 
-BATCH = 16
-"""Images encoded or decoded at once; bounds the memory."""
+BATCH = 16  # images encoded or decoded at once; bounds the memory
 
 
 class Autoencoder(ABC):
-    """Maps between the three spaces. Works in evaluation mode, without gradients.
+    """Maps between the three spaces, in evaluation mode, without gradients.
 
-    Args:
-        scale: unit latents are raw ones times this.
-        device: where images and latents are worked on, a batch at a time; results go back to where the
-            arguments lie.
-        precision: of convolutions and matrix products. Latents, and what is rounded to 8 bits, are float32.
+    Batches are worked on on `device`; results go back to where the arguments lie. `precision` is that of convolutions
+    and matrix products: latents, and what is rounded to 8 bits, are float32.
     """
 
     kind: ClassVar[str]
     latent_channels: ClassVar[int | None] = None
     """Channels of unit latents; None: as many as the images have."""
-    image_channels: int | None = 3
-    """None: any number."""
     stride: int = 1
     """Pixels of an image's side that make one latent position."""
 
@@ -50,32 +41,21 @@ class Autoencoder(ABC):
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, batch: int = BATCH) -> Tensor:
-        """Pixels, uint8 (B, 3 or 1, H, W) => raw latents, float32 (B, ...).
-
-        Raises:
-            RunError: they are not finite, as where the encoder overflows float16.
-        """
-        self._check_pixels(pixels)
+        """Pixels, uint8 (B, 3 or 1, H, W) => raw latents, float32 (B, ...); RunError unless they are finite (the
+        encoder can overflow float16)."""
         return self._in_batches(lambda x: self._encode(x.float() / 127.5 - 1).float(), pixels, batch)
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         """Raw latents => unit latents (B, latent_channels, H / stride, W / stride).
 
-        Args:
-            raw: as `encode` gave them.
-            generator: draws the noise (on its own device) where raw latents are a distribution.
-            noise: that noise, where it is drawn already, as by `noise`.
+        Where raw latents are a distribution, `generator` draws the noise, unless `noise` has been drawn.
         """
-        if noise is None:
-            noise = self.noise(raw.shape, generator, raw.device)
         # Not under inference_mode: training differentiates through operations on this result.
-        return self._draw(raw, noise) * self.scale
+        return self._draw(raw, self.noise(raw.shape, generator) if noise is None else noise) * self.scale
 
-    def noise(
-        self, shape: Sequence[int], generator: torch.Generator | None, device: str | torch.device = "cpu"
-    ) -> Tensor | None:
-        """Standard normal noise for `sample` of raw latents of this shape, on the generator's device, or on `device`
-        without one; None where raw latents are exact."""
+    def noise(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor | None:
+        """Standard normal noise for `sample` of raw latents of this shape, on the generator's device; None where raw
+        latents are exact."""
         return None
 
     @torch.inference_mode()
@@ -84,10 +64,7 @@ class Autoencoder(ABC):
 
         They are rounded from float32, whatever the decoder's precision. The official evaluation scales the decoder's
         float16 output by 255 in float16, in steps of 1/8 grey level, which moves one pixel in 25 by a level
-        (`emigm bench` measures it).
-
-        Raises:
-            RunError: images are not finite, as where the decoder overflows float16.
+        (`emigm bench` measures it). RunError unless images are finite.
         """
         if self.latent_channels not in (None, unit.shape[1]):
             raise ConfigError(
@@ -122,16 +99,6 @@ class Autoencoder(ABC):
             raise RunError(overflow(f"autoencoder kind: {self.kind}", self.precision, "autoencoder.precision"))
         return torch.cat(parts)
 
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.dtype != torch.uint8:
-            raise TypeError(f"expected pixels as uint8 in 0..255, got {pixels.dtype}")
-        _, channels, height, width = pixels.shape
-        if self.image_channels not in (None, channels) or height % self.stride or width % self.stride:
-            raise ConfigError(
-                f"autoencoder kind: {self.kind} takes images of {self.image_channels} channel(s) with sides that are "
-                f"multiples of {self.stride}, not {channels} x {height} x {width}; resize them or set another kind"
-            )
-
 
 def _eight_bits(images: Tensor) -> Tensor:
     return ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
@@ -141,15 +108,9 @@ class Pixels(Autoencoder):
     """No autoencoder: raw latents are the pixels, in [-1, 1]."""
 
     kind = "pixels"
-    image_channels = None
 
     def _encode(self, images: Tensor) -> Tensor:
         return images
 
     def _decode(self, latents: Tensor) -> Tensor:
         return latents
-
-
-def encode_with_flips(ae: Autoencoder, pixels: Tensor, batch: int = BATCH) -> tuple[Tensor, Tensor]:
-    """Raw latents of the images, and of the images flipped left to right."""
-    return ae.encode(pixels, batch), ae.encode(pixels.flip(3), batch)

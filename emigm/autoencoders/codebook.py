@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emigm.autoencoders.base import Autoencoder
@@ -17,26 +18,20 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig
 from emigm.io import read_arrays, write_arrays
 
-MOST_PATCHES = 500_000
-"""Patches a codebook is fitted on, at most; evenly spaced ones of more."""
+MOST_PATCHES = 500_000  # patches a codebook is fitted on, at most; evenly spaced ones of more
 
 
 class KMeans(Autoencoder):
-    """The nearest of learned patches of pixels at every position: a codebook without a network.
+    """The nearest of learned patches at every position: a codebook without a network.
 
-    Args:
-        centres: patches in [-1, 1], float32 (V, channels x patch x patch).
-        patch: their side in pixels.
-        device: where it works.
+    `centres` are patches of pixels in [-1, 1], float32 (V, channels x patch x patch).
     """
 
-    latent_channels = 1
-    kind = "kmeans"
+    kind, latent_channels = "kmeans", 1
 
     def __init__(self, centres: Tensor, patch: int, device: str | torch.device = "cpu"):
         super().__init__(1.0, device)
         self.centres, self.stride = centres.to(device), patch
-        self.image_channels = centres.shape[1] // patch**2
 
     def sample(self, raw: Tensor, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         return raw.long()
@@ -49,38 +44,24 @@ class KMeans(Autoencoder):
         return distances.argmin(-1).view(b, 1, height // self.stride, width // self.stride).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        b, _, h, w = latents.shape
-        patches = self.centres[latents[:, 0].long()].view(b, h, w, self.image_channels, self.stride, self.stride)
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, self.image_channels, h * self.stride, w * self.stride)
+        codes = latents[:, 0].long()  # (B, h, w)
+        return F.pixel_shuffle(self.centres[codes].permute(0, 3, 1, 2).contiguous(), self.stride)
 
 
 def patches_of(images: Tensor, patch: int) -> Tensor:
     """Images (B, C, H, W) => their patches in reading order (B x H/patch x W/patch, C x patch x patch)."""
-    b, c, height, width = images.shape
-    cells = images.view(b, c, height // patch, patch, width // patch, patch)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, c * patch * patch)
+    return F.pixel_unshuffle(images, patch).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:
-    """Centres of a k-means (Lloyd's algorithm, scikit-learn's k-means++ start) of the images' patches.
+    """V = `codes` centres of a k-means (Lloyd's algorithm, k-means++ start) of the images' patches.
 
-    Args:
-        pixels: training images, uint8 (n, channels, H, W).
-        codes: V, number of centres.
-        patch: side of a patch in pixels.
-
-    Returns:
-        Patches in [-1, 1], float32 (V, channels x patch x patch); the same for the same images on the same machine.
-
-    Raises:
-        ConfigError: the patch does not divide the images, or they have fewer different patches than codes.
+    Pixels, uint8 (n, channels, H, W) => patches in [-1, 1], float32 (V, channels x patch x patch), which are the same
+    for the same images on the same machine. ConfigError where the images have fewer different patches than codes.
     """
     from sklearn.cluster import KMeans as Clustering  # a second to import
     from threadpoolctl import threadpool_limits
 
-    _, _, height, width = pixels.shape
-    if height % patch or width % patch:
-        raise ConfigError(f"autoencoder.patch = {patch} does not divide images of {height} x {width} pixels")
     patches = patches_of(torch.from_numpy(pixels).float() / 127.5 - 1, patch).numpy()
     patches = patches[:: -(-len(patches) // MOST_PATCHES)]
     if (distinct := len(np.unique(patches, axis=0))) < codes:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from emigm.autoencoders.base import Autoencoder, encode_with_flips
+from emigm.autoencoders.base import Autoencoder
 from emigm.data.images import ImageSource
 from emigm.data.latents import LatentStore
 from emigm.data.photos import DecodingError
@@ -26,18 +26,9 @@ def encode_images(
     batch: int,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> np.ndarray:
-    """Raw latents of consecutive images, each batch of which is read while the one before is encoded.
+    """Raw latents of the images `rows`, and of their horizontal flips where `views` is 2, float32 (n, views, ...).
 
-    Args:
-        autoencoder: what encodes them.
-        source: the images.
-        rows: numbers of the images.
-        views: 2 to encode the horizontal flips as well.
-        batch: images encoded at once.
-        progress: called with the number of images that were done since the last call.
-
-    Returns:
-        float32 (n, views, ...).
+    Each `batch` is read while the one before is encoded; `progress` is called with the number of images in it.
 
     Raises:
         DecodingError: names all of these images that do not decode.
@@ -56,11 +47,10 @@ def encode_images(
             failures += pixels.failures
         elif not failures:
             x = torch.from_numpy(pixels)
-            encoded = (autoencoder.encode(x, batch),) if views == 1 else encode_with_flips(autoencoder, x, batch)
-            raw.append(torch.stack(encoded, dim=1).numpy())
+            raw.append(torch.stack([autoencoder.encode(v, batch) for v in (x, x.flip(3))[:views]], dim=1).numpy())
             progress(len(x))
     if failures:
-        raise DecodingError(failures, "replace them")
+        raise DecodingError(failures)
     return np.concatenate(raw)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,18 @@ from emigm.io import read_arrays, read_json, write_arrays
 
 NONE = "none.json"
 """In place of a folder's data where a benchmark needs none: {"reason": ...}."""
-REMEDY = "delete it and run dvc repro"
+REMEDY = "make it again (dvc repro)"
 MOST_BYTES = 2 * 2**30
 """Pixels of `dataset: folder` in memory, at most: 170,000 photos of 64 x 64."""
 
 
 class Arrays:
-    """Images of one part that fit in memory, from a file of `save_images`: `path`, `shape` (C, H, W) of each, `labels`
-    int64 (n,)."""
+    """Images of one part that fit in memory, from a file of `save_images`."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._pixels, self.labels = load_images(path)
-        self.shape = self._pixels.shape[1:]
+        self._pixels, self.labels = load_images(path)  # labels int64 (n,)
+        self.shape = self._pixels.shape[1:]  # (C, H, W)
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -40,16 +38,12 @@ class Arrays:
         return self._pixels[np.asarray(indices)]
 
 
-ImageSource = Arrays | Photos
-"""Images of one part of a data set."""
+ImageSource = Arrays | Photos  # images of one part of a data set
 
 
 def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource:
-    """What the prepare stage left in `folder` for one part of the data set; threads decode photos.
-
-    Raises:
-        ConfigError: there is nothing, or it is damaged.
-    """
+    """What the prepare stage left in `folder` for one part of the data set; threads decode photos. ConfigError where
+    there is nothing, or it is damaged."""
     folder = Path(folder)
     if (manifest := folder / f"{part}.json").is_file():
         return Photos(manifest, workers)
@@ -61,7 +55,7 @@ def open_images(folder: str | Path, part: Part, workers: int = 8) -> ImageSource
 def why_none(folder: str | Path) -> str | None:
     """Why the benchmark needs nothing in this folder of images or latents; None where it does."""
     path = Path(folder) / NONE
-    return str(read_json(path, REMEDY).get("reason")) if path.is_file() else None
+    return read_json(path, REMEDY)["reason"] if path.is_file() else None
 
 
 def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
@@ -70,24 +64,13 @@ def save_images(path: Path, pixels: np.ndarray, labels: np.ndarray) -> None:
 
 
 def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`.
-
-    Raises:
-        ConfigError: the file is missing, damaged, changed since, or was written under another name.
-    """
+    """Pixels (uint8 NCHW) and labels (int64) written by `save_images`; ConfigError where the file is missing, damaged,
+    changed since, or was written under another name."""
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; the stage that makes it has not run (dvc repro)")
     arrays = read_arrays(path, ("pixels", "labels", "name"), REMEDY)
-    pixels, labels = arrays["pixels"], arrays["labels"]
     if str(arrays["name"]) != path.name:
         raise ConfigError(f"{path}: was written as {arrays['name']}; {REMEDY}")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.dtype != np.int64 or labels.shape != pixels.shape[:1]:
-        raise ConfigError(
-            f"{path}: holds {pixels.dtype} pixels of shape {pixels.shape} and {labels.dtype} labels of shape "
-            f"{labels.shape}, expected uint8 NCHW and an int64 for each image; {REMEDY}"
-        )
-    return pixels, labels
+    return arrays["pixels"], arrays["labels"]
 
 
 Split = dict[Part, tuple[np.ndarray, np.ndarray]]
@@ -102,13 +85,8 @@ def load_split(cfg: DataConfig, workers: int = 8) -> Split:
 
 def load_folder(cfg: DataConfig, workers: int) -> Split:
     """One's own photos, a folder for each class, cropped as ADM does; split by `holdout_mask`, or held-out photos are
-    those of `cfg.holdout_root`.
-
-    Raises:
-        ConfigError: there are none, or too many to hold in memory; a class would have none to train on or none held
-            out.
-        DecodingError: names every photo that does not decode.
-    """
+    those of `cfg.holdout_root`. ConfigError where there are none, too many to hold in memory, or a class would have
+    none to train on or none held out."""
     if cfg.holdout_root is not None:
         parts = scan_both(cfg.root, cfg.holdout_root, cfg.classes, workers)
         roots = {"train": cfg.root, "holdout": cfg.holdout_root}
@@ -127,22 +105,14 @@ def load_folder(cfg: DataConfig, workers: int) -> Split:
 
 def _decoded(root: str, photos: dict[str, Any], resolution: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 3, resolution, resolution) and labels (n,) of what `scan_photos` found."""
-    files, shape = photos["files"], (len(photos["files"]), 3, resolution, resolution)
-    if math.prod(shape) > MOST_BYTES:
+    paths = [expand(root) / file for file in photos["files"]]
+    if len(paths) * 3 * resolution**2 > MOST_BYTES:
         raise ConfigError(
-            f"benchmark.data.root = {root}: {len(files):,} photos of {resolution} x {resolution} pixels are more than "
+            f"benchmark.data.root = {root}: {len(paths):,} photos of {resolution} x {resolution} pixels are more than "
             f"{MOST_BYTES / 2**30:g} GiB; lower data.resolution, or set dataset: imagenet (and extractor.kind: "
             "inception), which reads photos when they are asked for"
         )
-    pixels, failures = np.empty(shape, dtype=np.uint8), []
-    for i in tqdm(range(0, len(files), 500), desc=f"decode {root}", unit="500 photos"):
-        try:
-            pixels[i : i + 500] = crop_photos((expand(root) / f for f in files[i : i + 500]), resolution, workers)
-        except DecodingError as e:
-            failures += e.failures
-    if failures:
-        raise DecodingError(failures, "replace them by whole copies, or remove them")
-    return pixels, np.array(photos["labels"], dtype=np.int64)
+    return crop_photos(paths, resolution, workers, f"decode {root}"), np.array(photos["labels"], dtype=np.int64)
 
 
 def load_digits(cfg: DataConfig) -> Split:
@@ -175,8 +145,6 @@ def _split(pixels: np.ndarray, labels: np.ndarray, cfg: DataConfig) -> Split:
 
 def holdout_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Bool (n,): the held-out images, the same fraction of every class (rounded), drawn with `seed`."""
-    if not 0 < fraction < 1:
-        raise ConfigError(f"benchmark.data.holdout = {fraction} is outside (0, 1)")
     rng = np.random.default_rng(seed)
     mask = np.zeros(len(labels), dtype=bool)
     for c in np.unique(labels):

@@ -21,16 +21,13 @@ SHARD_ROWS = 4096
 """Images of a shard. A store keeps one file open for each: ImageNet's 313 stay below the usual limit of 1024."""
 CHECKED_ON_OPENING = 2**30
 """Bytes up to which a store's checksums are verified whenever it is opened: about a second."""
+REMEDY = "delete the folder and run the encode stage again (dvc repro)"
 
 
 class Shards(Parts):
-    """Shards under way; `files` becomes a LatentStore.
+    """Latents of so many images (`rows`) under way in a working folder; `files` becomes a LatentStore.
 
-    Args:
-        folder: working folder.
-        rows: images in all.
-        key: what the latents are made from.
-        shard_rows: images of one shard; the last may have fewer.
+    `key` says what they are made from.
     """
 
     def __init__(self, folder: Path, rows: int, key: str, shard_rows: int = SHARD_ROWS):
@@ -39,18 +36,12 @@ class Shards(Parts):
         super().__init__(folder, names, f"{key}-{rows}-{shard_rows}")
 
     def write(self, i: int, latents: np.ndarray, seconds: float = 0.0) -> None:
-        """Write shard i: raw latents (rows, views, ...) of the images `ranges[i]`; `seconds`: what making it took."""
+        """Write shard i: raw latents (rows, views, ...) of the images `ranges[i]`, which took so many seconds."""
         self.add(self.names[i], partial(write_array, array=latents), seconds=seconds)
 
     def finish(self, labels: np.ndarray, facts: dict[str, Any]) -> float:
-        """Write the index, with labels int64 (n,) and facts on what the latents are.
-
-        Returns:
-            Seconds that making all shards took, summed over processes and interrupted runs.
-
-        Raises:
-            RunError: a shard is missing.
-        """
+        """Write the index, with labels int64 (n,) and facts on what the latents are; returns the seconds that making
+        all shards took, over processes and interrupted runs. Raises RunError where one is missing."""
         notes = self.notes()
         shards = [
             {"file": name, "rows": len(rows), "bytes": note["bytes"], "sha256": note["checksum"]}
@@ -63,41 +54,37 @@ class Shards(Parts):
 class LatentStore:
     """Raw latents of a data set, memory-mapped shard by shard.
 
-    Opening it checks that every shard is there and has its size, and in a small store the checksums (`verify` does in a
-    large one).
-
-    Raises:
-        ConfigError: the index or a shard is missing, truncated, or fails its checksum.
+    Opening it raises ConfigError where the index or a shard is missing or truncated, or, unless the store is `large`,
+    fails its checksum.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        path = self.folder / INDEX
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; run the encode stage (dvc repro)")
-        index = read_index(path, self._remedy)
-        try:
-            self.facts, labels, self._shards = index["facts"], index["labels"], index["shards"]
-        except KeyError as e:
-            raise ConfigError(f"{path}: has no {e}; {self._remedy}") from e
-        self.labels = np.array(labels, dtype=np.int64)
-        self._maps = [self._map(shard) for shard in self._shards]
-        if sum(shard["bytes"] for shard in self._shards) <= CHECKED_ON_OPENING:
+        index = read_index(self.folder / INDEX, REMEDY)
+        self.facts, self._shards = index["facts"], index["shards"]
+        self.labels = np.array(index["labels"], dtype=np.int64)
+        files = [self.folder / shard["file"] for shard in self._shards]
+        for file, shard in zip(files, self._shards, strict=True):
+            if not file.is_file() or file.stat().st_size != shard["bytes"]:
+                raise ConfigError(f"{file}: shard is missing or truncated; {REMEDY}")
+        self.large = sum(shard["bytes"] for shard in self._shards) > CHECKED_ON_OPENING
+        if not self.large:
             self.verify()
+        self._maps = [np.load(file, mmap_mode="r") for file in files]
         self._starts = np.cumsum([0] + [len(m) for m in self._maps])
-        if len(self) != len(self.labels) or not self._maps:
-            raise ConfigError(f"{path}: {len(self.labels)} labels of {len(self)} latents; {self._remedy}")
+        if len(self) != len(self.labels):
+            raise ConfigError(f"{self.folder / INDEX}: {len(self.labels)} labels of {len(self)} latents; {REMEDY}")
 
     def check(self, classes: int, **expected: Any) -> None:
         """Raise ConfigError unless all labels are below `classes` and the index's facts are the expected ones."""
         path = self.folder / INDEX
         for name, value in expected.items():
             if self.facts.get(name, value) != value:
-                raise ConfigError(f"{path}: latents of {name} {self.facts[name]}, expected {value}; {self._remedy}")
+                raise ConfigError(f"{path}: latents of {name} {self.facts[name]}, expected {value}; {REMEDY}")
         if not 0 <= self.labels.min() <= self.labels.max() < classes:
             raise ConfigError(
                 f"{path}: labels {self.labels.min()} to {self.labels.max()}, expected 0 to {classes - 1}; set "
-                f"benchmark.model.classes to the data set's number, or {self._remedy}"
+                f"benchmark.model.classes to the data set's number, or {REMEDY}"
             )
 
     def __len__(self) -> int:
@@ -124,7 +111,7 @@ class LatentStore:
         for shard in self._shards if shards is None else [self._shards[i] for i in shards]:
             file = self.folder / shard["file"]
             if sha256(file) != shard["sha256"]:
-                raise ConfigError(f"{file}: checksum differs; {self._remedy}")
+                raise ConfigError(f"{file}: checksum differs; {REMEDY}")
 
     def rows(self, indices: np.ndarray, view: int | np.ndarray | None = None) -> np.ndarray:
         """Raw latents of the images `indices` (n,), in that order: (n, views, ...), or (n, ...) of one `view` of each,
@@ -139,18 +126,3 @@ class LatentStore:
             local = indices[here] - self._starts[s]
             out[here] = self._maps[s][local] if views is None else self._maps[s][local, views[here]]
         return out
-
-    @property
-    def _remedy(self) -> str:
-        return f"delete {self.folder} and run the encode stage again"
-
-    def _map(self, shard: dict[str, Any]) -> np.ndarray:
-        file = self.folder / shard["file"]
-        if not file.is_file():
-            raise ConfigError(f"{file}: shard is missing; {self._remedy}")
-        if (size := file.stat().st_size) != shard["bytes"]:
-            raise ConfigError(f"{file}: shard is truncated ({size} bytes, expected {shard['bytes']}); {self._remedy}")
-        try:
-            return np.load(file, mmap_mode="r")
-        except Exception as e:  # numpy raises many types for a damaged file
-            raise ConfigError(f"{file}: not a shard ({e}); {self._remedy}") from e

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -18,12 +18,9 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import expand
 from emigm.io import read_index
 
-SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-"""Of photos, in small letters."""
-IGNORED = {"thumbs.db", "desktop.ini"}
-"""What desktops leave everywhere, in small letters; hidden files and folders are ignored as well."""
-NAMED = 10
-"""Files that an error message names; the others are counted."""
+SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}  # of photos, in small letters
+IGNORED = {"thumbs.db", "desktop.ini"}  # what desktops leave; hidden files and folders are ignored as well
+NAMED = 10  # files that an error message names; the others are counted
 SORT_VALIDATION = (
     "sort them: from the archives ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz in a folder DIR, "
     "`python -c \"from torchvision.datasets import ImageNet; ImageNet('DIR', 'val')\"` makes DIR/val; with Kaggle's "
@@ -35,7 +32,7 @@ SORT_VALIDATION = (
 class DecodingError(ConfigError):
     """Images that do not decode: `failures` has a line for each, its name and what is wrong with it."""
 
-    def __init__(self, failures: Sequence[str], remedy: str):
+    def __init__(self, failures: Sequence[str], remedy: str = "replace them by whole copies, or remove them"):
         self.failures = list(failures)
         super().__init__(f"{len(failures)} images do not decode: {_first(failures, '; ')}; {remedy}")
 
@@ -85,69 +82,59 @@ def decode(name: str, file: Path | bytes) -> Image.Image | str:
         return f"{name} ({getattr(e, 'strerror', None) or e})"
 
 
-def crop_photos(paths: Iterable[Path], resolution: int, workers: int) -> np.ndarray:
-    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads.
-
-    Raises:
-        DecodingError: names every one of these photos that does not decode.
-    """
+def crop_photos(paths: Sequence[Path], resolution: int, workers: int, label: str | None = None) -> np.ndarray:
+    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads, under a bar of this label;
+    DecodingError names every photo that does not decode."""
 
     def crop(path: Path) -> np.ndarray | str:
         image = decode(str(path), path)
         return image if isinstance(image, str) else adm_crop(image, resolution)
 
+    pixels, failures = np.empty((len(paths), 3, resolution, resolution), dtype=np.uint8), []
     with ThreadPoolExecutor(workers) as pool:
-        crops = list(pool.map(crop, paths))
-    if failures := [c for c in crops if isinstance(c, str)]:
-        raise DecodingError(failures, "replace them by whole copies")
-    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
+        crops = tqdm(pool.map(crop, paths), total=len(paths), desc=label, unit="photo", disable=label is None)
+        for i, cropped in enumerate(crops):
+            if isinstance(cropped, str):
+                failures.append(cropped)
+            else:
+                pixels[i] = cropped.transpose(2, 0, 1)
+    if failures:
+        raise DecodingError(failures)
+    return pixels
 
 
 class Photos:
-    """The photos that a manifest lists, decoded and cropped when they are asked for.
+    """The photos that a manifest lists, decoded by so many `workers` and cropped when they are asked for.
 
-    Args:
-        path: manifest, a JSON file with root, resolution, classes, files (relative to root) and labels.
-        workers: threads that decode.
-
-    Raises:
-        ConfigError: the manifest is damaged, or the photos are no longer there.
+    The manifest is a JSON file with root, resolution, classes, files (relative to root) and labels. ConfigError where
+    it is damaged, or the photos are no longer there.
     """
 
     def __init__(self, path: Path, workers: int):
         remedy = "run the prepare stage again (dvc repro)"
         manifest = read_index(path, remedy)
-        try:
-            self.root, self.resolution = expand(manifest["root"]), manifest["resolution"]
-            self.files, labels = manifest["files"], manifest["labels"]
-        except KeyError as e:
-            raise ConfigError(f"{path}: has no {e}; {remedy}") from e
+        self.root, self.resolution, self.files = expand(manifest["root"]), manifest["resolution"], manifest["files"]
         if not self.root.is_dir():
-            raise ConfigError(f"{self.root}: no such folder, but {path} lists its photos; run the prepare stage again")
-        self.path = path
-        self.labels = np.array(labels, dtype=np.int64)
+            raise ConfigError(f"{self.root}: no such folder, but {path} lists its photos; {remedy}")
+        self.path, self.workers = path, workers
+        self.labels = np.array(manifest["labels"], dtype=np.int64)
         self.shape = (3, self.resolution, self.resolution)
-        self.workers = workers
 
     def __len__(self) -> int:
         return len(self.files)
 
     def pixels(self, indices: Sequence[int]) -> np.ndarray:
         """Crops of the given photos, uint8 (n, 3, resolution, resolution); raises DecodingError."""
-        return crop_photos((self.root / self.files[i] for i in indices), self.resolution, self.workers)
+        return crop_photos([self.root / self.files[i] for i in indices], self.resolution, self.workers)
 
 
 def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, Any]:
-    """Find the photos under `root`, one folder for each of so many `classes`, without opening them.
+    """classes (names), files (relative to root, in order of class and name) and labels of the photos under `root`, one
+    folder for each class, without opening them.
 
     Classes are numbered in the order of `class_names`. Hidden files, what desktops leave, and files beside the class
-    folders are ignored. `key` is the configuration key that named `root`; so many `workers` read folders at once.
-
-    Returns:
-        classes (names), files (relative to root, in order of class and name), labels.
-
-    Raises:
-        ConfigError: the folder is missing, has another layout or number of classes, or a class holds anything else.
+    folders are ignored. `key` is the configuration key that named `root`. ConfigError where the folder is missing, has
+    another layout or number of classes, or a class holds anything else.
     """
     where, root = f"{key} = {root}", expand(root)
     if not root.is_dir():

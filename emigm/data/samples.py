@@ -30,13 +30,9 @@ def chunk_ranges(images: int, chunk: int) -> list[tuple[int, int]]:
 
 
 class Chunks(Parts):
-    """Chunks under way; `files` becomes a SampleSet.
+    """So many `images` under way in a working folder, in files of `chunk` each; `files` becomes a SampleSet.
 
-    Args:
-        folder: working folder.
-        images: images in all.
-        chunk: images of one chunk.
-        key: what the images are made by.
+    `key` says what they are made by.
     """
 
     def __init__(self, folder: Path, images: int, chunk: int, key: str = ""):
@@ -48,14 +44,8 @@ class Chunks(Parts):
         self.add(self.names[i], partial(save_images, pixels=pixels, labels=labels), **cost)
 
     def finish(self, **facts: Any) -> list[dict[str, Any]]:
-        """Write the index, with facts on what the images are.
-
-        Returns:
-            For every chunk its number of images and its cost.
-
-        Raises:
-            RunError: a chunk is missing or damaged.
-        """
+        """Write the index, with facts on what the images are; returns the number of images and the cost of every chunk.
+        Raises RunError where one is missing or damaged."""
         notes = self.notes()
         files = {name: note["checksum"] for name, note in zip(self.names, notes, strict=True)}
         self.seal({"facts": facts, "files": files})
@@ -64,30 +54,22 @@ class Chunks(Parts):
 
 
 class SampleSet:
-    """The images of one folder, in order of their indices; pixels are read chunk by chunk.
-
-    Args:
-        folder: of one training and one sampling seed.
-        images: how many there must be.
-        expected: facts of the folder's index that must be these, such as the seeds.
-
-    Raises:
-        ConfigError: the folder is missing, damaged, or does not hold images 0 .. `images` - 1 of that kind.
-    """
+    """The images 0 .. `images` - 1 of one training and one sampling seed; pixels are read chunk by chunk. ConfigError
+    where the folder is missing or damaged, holds other images, or its index other facts than the `expected` ones."""
 
     def __init__(self, folder: str | Path, images: int, **expected: Any):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: no such folder; the sample stage has not run (dvc repro)")
         index = read_index(self.folder / INDEX, REMEDY)
-        self.facts, self.checksums = index.get("facts", {}), index.get("files", {})
+        self.facts, self.checksums = index["facts"], index["files"]
         for name, value in expected.items():
             if self.facts.get(name) != value:
                 raise ConfigError(
                     f"{self.folder}: its images are of {name} {self.facts.get(name)}, expected {value}; {REMEDY}"
                 )
         self.ranges = sorted(tuple(map(int, name.removesuffix(".npz").split("-"))) for name in self.checksums)
-        whole = 0
+        whole = 0  # images without a gap
         for start, stop in self.ranges:
             if start != whole or not (self.folder / chunk_name(start, stop)).is_file():
                 break
@@ -103,19 +85,13 @@ class SampleSet:
         return self.checksums[chunk_name(*self.ranges[i])]
 
     def chunk(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels uint8 (n, c, h, w) and labels int64 (n,) of the i-th chunk.
-
-        Raises:
-            ConfigError: the chunk is missing, damaged, another one, or holds another number of images.
-        """
-        start, stop = self.ranges[i]
-        file = self.folder / chunk_name(start, stop)
-        pixels, labels = load_images(file)
-        if len(pixels) != stop - start:
-            raise ConfigError(f"{file}: holds {len(pixels)} images, expected {stop - start}; {REMEDY}")
+        """Pixels uint8 (n, c, h, w) and labels int64 (n,) of the i-th chunk; raises ConfigError unless it is as it was
+        written."""
+        file = self.folder / chunk_name(*self.ranges[i])
+        images = load_images(file)
         if sha256(file) != self.checksum(i):
             raise ConfigError(f"{file}: checksum differs; {REMEDY}")
-        return pixels, labels
+        return images
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self.chunk(i) for i in range(len(self.ranges)))

@@ -84,18 +84,11 @@ class Block(nn.Module):
 
 
 def sine_positions(side: int, width: int, std: float) -> Tensor:
-    """Sines and cosines of both coordinates of a square of tokens, as in MAE (He et al. 2021, arXiv 2111.06377).
+    """Sines and cosines of both coordinates of a square of tokens (side^2, D), as in MAE (He et al. 2021, arXiv
+    2111.06377); `std` is their root mean square, and a remainder of D = `width` by 4 is left 0.
 
     The frequencies rise geometrically from half a period over the square to three eighths of a period between
     neighbours.
-
-    Args:
-        side: tokens along one side.
-        width: D; a remainder of D by 4 is left 0.
-        std: root mean square of the values.
-
-    Returns:
-        (side^2, D)
     """
     frequencies = torch.logspace(math.log10(math.pi / side), math.log10(0.75 * math.pi), width // 4)
     row, column = (c.reshape(-1, 1) * frequencies for c in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
@@ -161,27 +154,18 @@ class Backbone(nn.Module):
     def forward(
         self, tokens: Tensor, mask: Tensor, condition: Tensor, n_visible: int | None, query: Tensor | None = None
     ) -> Tensor:
-        """Condition vectors of all tokens, or of some.
+        """Condition vectors z (B, L, D), or (B, n, D) of the positions `query`, int64 (B, n), alone.
 
         Args:
-            tokens: unit latents as tokens (B, L, C), int64 codes where there is a codebook; values at masked
-                positions are never read.
+            tokens: (B, L, C), int64 codes where there is a codebook; values at masked positions are never read.
             mask: True where masked, bool (B, L).
             condition: class embeddings (B, D).
-            n_visible: unmasked tokens of every image, the same number (the MAE trick needs it; None is
-                allowed without the trick, and numbers may then differ).
-            query: positions whose condition is wanted, int64 (B, n); the last decoder block works on them alone.
-                None: all.
-
-        Returns:
-            z (B, L, D), or (B, n, D).
+            n_visible: unmasked tokens of every image, V, which the MAE trick needs; None: numbers may differ.
         """
         cfg = self.cfg
         buffer = condition[:, None].expand(-1, cfg.buffer, -1)  # (B, P, D)
         buffer_position, position = self.encoder_pos_embed_learned[0].split([cfg.buffer, cfg.tokens])
         if cfg.mae:
-            if n_visible is None:
-                raise ValueError("with the MAE trick every image needs the same number of visible tokens")
             # A stable sort puts the visible positions first, in order, without a host sync.
             visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]  # (B, V)
             seen = self.embed_tokens(select_rows(tokens, visible)) + position[visible]

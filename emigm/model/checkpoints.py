@@ -37,11 +37,6 @@ def official_name(name: str) -> str:
     return OFFICIAL_HEAD + name.removeprefix(HEAD) if name.startswith(HEAD) else name.removeprefix(BACKBONE)
 
 
-def our_name(name: str) -> str:
-    """Name in our state dict of the official tensor `name`."""
-    return HEAD + name.removeprefix(OFFICIAL_HEAD) if name.startswith(OFFICIAL_HEAD) else BACKBONE + name
-
-
 def to_official(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tensor]:
     """Our state dict under the official names; a shared fake and mask token appears under both of its names."""
     official = {official_name(name): tensor for name, tensor in state.items()}
@@ -53,11 +48,14 @@ def to_official(state: Mapping[str, Tensor], cfg: ModelConfig) -> dict[str, Tens
 def from_official(official: Mapping[str, Tensor], cfg: ModelConfig, shared: Tensor | None = None) -> dict[str, Tensor]:
     """The official state dict under our names; `shared` (1, D) is the shared fake and mask token where there is
     one, by default the value that wins when the official classes load `official`."""
-    state = {our_name(name): tensor for name, tensor in official.items()}
+    state = dict(official)
     if cfg.cfg_with_mask:
-        last = state.pop(our_name(MASK))
-        state[our_name(FAKE)] = last if shared is None else shared
-    return state
+        last = state.pop(MASK)
+        state[FAKE] = last if shared is None else shared
+    return {
+        HEAD + name.removeprefix(OFFICIAL_HEAD) if name.startswith(OFFICIAL_HEAD) else BACKBONE + name: tensor
+        for name, tensor in state.items()
+    }
 
 
 def import_official(
@@ -73,7 +71,6 @@ def import_official(
 
     Args:
         path: the `.pth` file: a dict with an entry `model_ema`. It is never unpickled without restriction.
-        folder: where the model goes.
         cfg: its architecture; None: find out which of the paper's nine it is.
         token: the value of a shared fake and mask token: "official" for the raw weights the official evaluation
             computes with, "ema" for the average. They differ unless the file was written another way.
@@ -81,50 +78,41 @@ def import_official(
         facts: more to record in the folder's `config.json`.
 
     Returns:
-        What is recorded there beside the architecture: under `source`, the file's name and checksum, the entry
-        and epoch, which of the nine architectures it is (None: another one), and the choice of the shared token
-        with the largest difference between the two values.
+        What is recorded there beside the architecture; under `source`, what the file is.
 
     Raises:
         ConfigError: the file is missing, truncated, damaged or holds code, has another checksum, or a tensor is
             missing, unknown or of another shape; names the file and the tensor.
     """
     path = Path(path)
-    if token not in ("official", "ema"):
-        raise ConfigError(f"token = {token!r} (allowed: official, ema)")
-    if path.suffix == ".safetensors":
-        raise ConfigError(f"{path}: official checkpoints are .pth files; a .safetensors file is not one")
-    rest = read_checkpoint(path)
+    entries = read_checkpoint(path)
     digest = sha256(path)
     if checksum not in (None, digest):
         raise ConfigError(
             f"{path}: has SHA-256 {digest}, expected {checksum}; move it away and download it again, or correct the "
             "expected value"
         )
-    averaged = _plain_names(tensors_of(rest, path, WEIGHTS_ENTRY))
+    averaged = _plain_names(tensors_of(entries, path, WEIGHTS_ENTRY))
     if cfg is None:
         cfg = identify(averaged, path)
     else:
         _check(averaged, cfg, path, "the given architecture")
-    trained_with = getattr(rest.get("args"), "use_mae", cfg.mae)  # of all the tensors none tells
+    trained_with = getattr(entries.get("args"), "use_mae", cfg.mae)  # of all the tensors none tells
     if trained_with != cfg.mae:
         raise ConfigError(f"{path}: was trained with use_mae = {trained_with}, the architecture has mae = {cfg.mae}")
     source = {
         "file": path.name,
         "sha256": digest,
         "entry": WEIGHTS_ENTRY,
-        "epoch": epoch if isinstance(epoch := rest.get("epoch"), int) else None,
+        "epoch": epoch if isinstance(epoch := entries.get("epoch"), int) else None,
         "architecture": next((f"{r}-{size}" for (r, size), paper in PAPER_MODELS.items() if paper == cfg), None),
     }
     shared = None
     if cfg.cfg_with_mask:
-        choices = {"official": _evaluated_token(averaged, rest, path), "ema": averaged[FAKE]}
-        shared = choices[token]
-        source["shared_token"] = {
-            "used": token,
-            "max_difference": (choices["official"].float() - choices["ema"].float()).abs().max().item(),
-        }
-    state = {n: tensor.detach().float() for n, tensor in from_official(averaged, cfg, shared).items()}
+        choices = {"official": _evaluated_token(averaged, entries, path), "ema": averaged[FAKE]}
+        difference = (choices["official"].float() - choices["ema"].float()).abs().max().item()
+        shared, source["shared_token"] = choices[token], {"used": token, "max_difference": difference}
+    state = {name: tensor.detach().float() for name, tensor in from_official(averaged, cfg, shared).items()}
     facts = {"origin": "released", "source": source, **facts}
     save_model(folder, state, cfg, **facts)
     return facts
@@ -140,7 +128,7 @@ def export_official(folder: str | Path, path: str | Path) -> None:
     write_atomically(path, lambda p: torch.save({WEIGHTS_ENTRY: state}, p))
 
 
-def identify(official: Mapping[str, Tensor], source: str | Path) -> ModelConfig:
+def identify(official: dict[str, Tensor], source: str | Path) -> ModelConfig:
     """The paper's architecture whose names and shapes `official` has.
 
     Raises:
@@ -153,10 +141,10 @@ def identify(official: Mapping[str, Tensor], source: str | Path) -> ModelConfig:
     return PAPER_MODELS[closest]
 
 
-def _check(official: Mapping[str, Tensor], cfg: ModelConfig, source: str | Path, compared: str) -> None:
+def _check(official: dict[str, Tensor], cfg: ModelConfig, source: str | Path, compared: str) -> None:
     """Raise ConfigError, naming the official tensor and a remedy, unless every tensor is the architecture's."""
     try:
-        check_tensors(dict(official), _official_shapes(cfg), source)
+        check_tensors(official, _official_shapes(cfg), source)
     except ConfigError as e:
         raise ConfigError(
             f"{e} (compared with {compared}); if it is another architecture, give it (`emigm import --model FILE`: "
@@ -176,17 +164,16 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in state.items()}
 
 
-def _evaluated_token(averaged: Mapping[str, Tensor], rest: Mapping[str, Any], path: Path) -> Tensor:
+def _evaluated_token(averaged: Mapping[str, Tensor], entries: Mapping[str, Any], path: Path) -> Tensor:
     """The shared token (1, D) that the official evaluation ends up with.
 
     It loads `model`, if the file has it, and replaces averaged parameters by their first name; `mask_token` is a
     second name, so the value in `model` stays. From a file with `model_ema` only, it loads that.
     """
-    raw = rest.get(RAW_ENTRY)
-    if raw is None:
+    if RAW_ENTRY not in entries:
         return averaged[MASK]
-    token = _plain_names(raw).get(MASK) if isinstance(raw, Mapping) else None
-    if not isinstance(token, Tensor) or token.shape != averaged[MASK].shape:
+    token = _plain_names(tensors_of(entries, path, RAW_ENTRY)).get(MASK)
+    if token is None or token.shape != averaged[MASK].shape:
         raise ConfigError(
             f"{path}: entry {RAW_ENTRY!r} lacks the tensor {MASK} of shape {tuple(averaged[MASK].shape)}, which the "
             "official evaluation computes with; download the file again"

@@ -9,6 +9,7 @@ DDPM: Ho et al. 2020, arXiv 2006.11239. Improved DDPM: Nichol & Dhariwal 2021, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,8 +20,7 @@ import torch
 from torch import Tensor
 
 T = 1000
-LAMBDA_MIN = -5.1
-"""DPM-Solver's clip: knots of the noise schedule with log(alpha/sigma) below this are dropped."""
+LAMBDA_MIN = -5.1  # DPM-Solver's clip: knots of the noise schedule with log(alpha/sigma) below this are dropped
 
 
 @lru_cache
@@ -49,15 +49,9 @@ class Tables(NamedTuple):
 def respaced_times(steps: int) -> np.ndarray:
     """The `steps` times of the full process, 0 and T-1 included, as evenly spaced as integers allow (K,) (improved
     DDPM, section 4)."""
-    if not 1 <= steps <= T:
-        raise ValueError(f"solver_steps = {steps}: DDPM takes 1 to {T} steps")
     stride = (T - 1) / (steps - 1) if steps > 1 else 1
-    # Accumulated as a running sum: with products, ties of round() can fall the other way.
-    times, current = [], 0.0
-    for _ in range(steps):
-        times.append(round(current))
-        current += stride
-    return np.array(times)
+    # A running sum: with products, ties of round() can fall the other way.
+    return np.array([round(t) for t in itertools.accumulate([0.0] + [stride] * (steps - 1))])
 
 
 @lru_cache
@@ -145,17 +139,11 @@ Denoiser = Callable[[Tensor, int], Tensor]
 def ddpm_sample(
     denoiser: Denoiser, noise: Tensor, steps: int, temperature: float = 1.0, x0_clip: float | None = None
 ) -> Tensor:
-    """Ancestral sampling with `steps` respaced steps (DDPM, algorithm 2, from the predicted x0 by equation 7).
+    """Tokens (M, C) by ancestral sampling with K = `steps` respaced steps (DDPM, algorithm 2, by equation 7).
 
-    Args:
-        denoiser: the (guided) head; its times are `respaced_times(steps)`, of which the last comes first.
-        noise: standard normal (K, M, C): the initial noise, then the noise of each step but the last.
-        steps: K.
-        temperature: factor on the noise of the steps.
-        x0_clip: bound on |x0_hat|; None (as the official code) for no clipping.
-
-    Returns:
-        Tokens (M, C).
+    The denoiser's times are `respaced_times(steps)`, of which the last comes first. `noise` (K, M, C) is the initial
+    noise, then that of each step but the last, times `temperature`; `x0_clip` bounds |x0_hat| (the official code does
+    not clip).
     """
     tab = tables(steps, noise.dtype, str(noise.device))
     x = noise[0]
@@ -177,10 +165,10 @@ class SolverStep(NamedTuple):
     time: float  # the time the network is told, in steps of the full process
     sigma: float
     alpha: float
-    first: bool  # the evaluation opens an interval: its point becomes the base, its prediction D0
     base: float  # next point = base * x_base + d0 * D0 + difference * (D - D0)
     d0: float
     difference: float
+    first: bool  # the evaluation opens an interval: its point becomes the base, its prediction D0
 
 
 @lru_cache
@@ -198,39 +186,33 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
     knots = torch.linspace(0.0, 1.0, len(log_alpha) + 1, dtype=dtype)[1:]
     t_last = 1.0 / len(log_alpha)
 
-    def log_alpha_at(t: Tensor) -> Tensor:
-        return _interpolate(t, knots, log_alpha)
+    def at(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """lambda, alpha and sigma."""
+        la = _interpolate(t, knots, log_alpha)
+        variance = 1 - torch.exp(2 * la)
+        return la - 0.5 * torch.log(variance), torch.exp(la), torch.sqrt(variance)
 
-    def lambda_at(t: Tensor) -> Tensor:
-        la = log_alpha_at(t)
-        return la - 0.5 * torch.log(1 - torch.exp(2 * la))
-
-    def time_at(value: Tensor) -> Tensor:
-        la = -0.5 * torch.logaddexp(torch.zeros((), dtype=dtype), -2 * value)
+    def time_at(lam: Tensor) -> Tensor:
+        la = -0.5 * torch.logaddexp(torch.zeros((), dtype=dtype), -2 * lam)
         return _interpolate(la, log_alpha.flip(0), knots.flip(0))
-
-    def coefficients(t: Tensor) -> tuple[Tensor, Tensor]:
-        la = log_alpha_at(t)
-        return torch.exp(la), torch.sqrt(1 - torch.exp(2 * la))
 
     orders = singlestep_orders(steps)
     ends = torch.tensor([1.0, t_last], dtype=dtype)
-    lam_start, lam_end = lambda_at(ends)
+    lam_start, lam_end = at(ends)[0]
     outer = time_at(torch.linspace(lam_start.item(), lam_end.item(), len(orders) + 1, dtype=dtype))
 
     plan = []
     for s, t, order in zip(outer[:-1], outer[1:], orders, strict=True):
-        lam_s, lam_t = lambda_at(s), lambda_at(t)
+        (lam_s, _, sigma_s), (lam_t, _, _) = at(s), at(t)
         h = lam_t - lam_s
         # The fractions are measured back from the interpolated inner times, as the official solver does.
-        inner = lambda_at(time_at(torch.linspace(lam_s.item(), lam_t.item(), order + 1, dtype=dtype)))
+        inner, _, _ = at(time_at(torch.linspace(lam_s.item(), lam_t.item(), order + 1, dtype=dtype)))
         fractions = [(inner[j] - inner[0]) / (inner[order] - inner[0]) for j in range(1, order)]
         points = [s, *(time_at(lam_s + r * h) for r in fractions)]
-        _, sigma_s = coefficients(s)
         for j, point in enumerate(points):
-            alpha_j, sigma_j = coefficients(point)
+            _, alpha_j, sigma_j = at(point)
             last = j == order - 1
-            alpha, sigma = coefficients(t if last else points[j + 1])
+            _, alpha, sigma = at(t if last else points[j + 1])
             step = h if last else fractions[j] * h
             phi1 = torch.expm1(-step)
             if j == 0:
@@ -240,25 +222,14 @@ def dpm_solver_plan(steps: int, dtype: torch.dtype = torch.float32) -> tuple[Sol
             else:
                 ratio = 1 / fractions[1] if last else fractions[1] / fractions[0]
                 factor = ratio * alpha * (phi1 / step + 1)
-            plan.append(
-                SolverStep(
-                    time=((point - t_last) * T).item(),
-                    sigma=sigma_j.item(),
-                    alpha=alpha_j.item(),
-                    first=j == 0,
-                    base=(sigma / sigma_s).item(),
-                    d0=(-alpha * phi1).item(),
-                    difference=factor.item(),
-                )
-            )
+            numbers = ((point - t_last) * T, sigma_j, alpha_j, sigma / sigma_s, -alpha * phi1, factor)
+            plan.append(SolverStep(*(number.item() for number in numbers), first=j == 0))
     return tuple(plan)
 
 
 def singlestep_orders(steps: int) -> list[int]:
     """Orders of the intervals that spend exactly `steps` evaluations: threes, then the remainder (DPM-Solver, section
     3.4)."""
-    if steps < 3:
-        raise ValueError(f"solver_steps = {steps}: the third-order DPM-Solver takes at least 3")
     threes, rest = divmod(steps, 3)
     return [3] * (threes - 1) + [2, 1] if rest == 0 else [3] * threes + [rest]
 

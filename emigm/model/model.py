@@ -63,25 +63,17 @@ class EMIGM(nn.Module):
 
     def patchify(self, latents: Tensor) -> Tensor:
         """Unit latents (B, channels, grid, grid) => tokens (B, L, C)."""
-        b, c, g, _ = latents.shape
-        p, n = self.cfg.patch, g // self.cfg.patch
-        return latents.view(b, c, n, p, n, p).permute(0, 2, 4, 1, 3, 5).reshape(b, n * n, c * p * p)
+        return F.pixel_unshuffle(latents, self.cfg.patch).flatten(2).mT.contiguous()
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
         """Inverse of `patchify`."""
-        b, (p, c, g) = tokens.shape[0], (self.cfg.patch, self.cfg.channels, self.cfg.grid)
-        n = g // p
-        return tokens.reshape(b, n, n, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, g, g)
+        side = self.cfg.grid // self.cfg.patch
+        return F.pixel_shuffle(tokens.mT.unflatten(2, (side, side)), self.cfg.patch)
 
     def forward(self, latents: Tensor, labels: Tensor, draw: TrainingDraw) -> Tensor:
-        """Training loss, a scalar: the head's loss of the masked tokens at their R times, weighted by w(t)
-        (Table 1) and averaged over the tokens of the draw's group.
-
-        Args:
-            latents: unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid).
-            labels: classes, int64 (B,).
-            draw: the step's randomness.
-        """
+        """Training loss, a scalar, of unit latents (B, channels, grid, grid), or codes (B, 1, grid, grid), and classes
+        (B,): the head's loss of the masked tokens at their R times, weighted by w(t) (Table 1) and averaged over the
+        tokens of the draw's group."""
         loss, _ = self.token_losses(latents, labels, draw)
         return (loss * draw.weight[draw.rows // self.cfg.tokens].to(loss.dtype)).sum()
 
@@ -138,10 +130,7 @@ def compile_networks(model: EMIGM) -> None:
 
 def cast_linear(model: EMIGM, precision: Precision) -> None:
     """Cast the weights of linear layers, once, to what autocast casts them to at every call: the same results, fewer
-    operations, and less memory. Nothing happens for float32 and tf32.
-
-    A model whose weights need no gradient has no use of autocast's own cache.
-    """
+    operations, and less memory. Nothing happens for float32 and tf32."""
     for module in model.modules() if precision in HALVES else ():
         if isinstance(module, nn.Linear):
             module.to(HALVES[precision])
@@ -167,22 +156,16 @@ def save_model(folder: str | Path, state: dict[str, Tensor], cfg: ModelConfig, *
 def read_model_config(folder: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Architecture and facts of a folder written by `save_model`."""
     path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
-    tree = read_index(path, REMEDY)
+    tree = read_index(path, f"a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}; {REMEDY}")
     return parse(ModelConfig, tree.pop("model", None), f"{path}: model"), tree
 
 
 def load_model(folder: str | Path, expect: ModelConfig | None = None, device: str = "cpu") -> EMIGM:
-    """Load a model for inference.
-
-    Args:
-        folder: written by `save_model`.
-        expect: the architecture the caller needs; another one in the folder is refused.
-        device: where to put it.
+    """Load for inference what `save_model` wrote.
 
     Raises:
-        ConfigError: a file is missing, damaged or changed, or holds another architecture or NaN.
+        ConfigError: a file is missing, damaged or changed, or holds NaN or another architecture than the caller needs
+            (`expect`).
     """
     cfg, facts = read_model_config(folder)
     if expect is not None and cfg != expect:
@@ -190,10 +173,8 @@ def load_model(folder: str | Path, expect: ModelConfig | None = None, device: st
         diff = ", ".join(f"{k} = {theirs[k]} (expected {mine[k]})" for k in mine if mine[k] != theirs[k])
         raise ConfigError(f"{folder}: a model of another architecture: {diff}; train this size again")
     path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; {REMEDY}")
-    if sha256(path) != facts.get("weights"):
-        raise ConfigError(f"{path}: not the weights that {CONFIG_FILE} beside them names (checksum differs); {REMEDY}")
+    if not path.is_file() or sha256(path) != facts.get("weights"):
+        raise ConfigError(f"{path}: missing, or not the weights that {CONFIG_FILE} names (checksum differs); {REMEDY}")
     state = read_tensors(path)
     with torch.device("meta"):
         model = EMIGM(cfg)

@@ -14,10 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-TIME_EPS = 1e-5
-"""Last time of sampling: the times of a run are N + 1 points from 1 to this."""
-TRAIN_EPS = 1e-3
-"""Training times are squeezed into [TRAIN_EPS, 1]."""
+TIME_EPS = 1e-5  # last time of sampling: the times of a run are N + 1 points from 1 to this
+TRAIN_EPS = 1e-3  # training times are squeezed into [TRAIN_EPS, 1]
 
 
 def linear(t):
@@ -45,8 +43,7 @@ def log_exp(t):
 
 SCHEDULES: dict[str, Callable] = {"linear": linear, "cosine": cosine, "exp": exp}
 """Table 4: name -> t -> (gamma(t), gamma'(t)); gamma(t) is the probability that a token is masked at t."""
-ALL_SCHEDULES = {**SCHEDULES, "log-exp": log_exp}
-"""Those of Table 9 as well."""
+ALL_SCHEDULES = {**SCHEDULES, "log-exp": log_exp}  # those of Table 9 as well
 
 
 def gamma(schedule: str, t):
@@ -75,29 +72,12 @@ def truncated_normal_ratio(u: float) -> float:
 
 
 def mask_counts(schedule: str, t, tokens: int, rng: np.random.Generator, masking: str) -> np.ndarray:
-    """Masked tokens of images at times t, int (n,) or () as t: a binomial number with probability gamma(t)
-    ("independent", MDM), or ceil(L gamma(t)) ("exact_count", MaskGIT, section 3.1)."""
+    """Masked tokens of images at times t, int (n,) as t: a binomial number with probability gamma(t) ("independent",
+    MDM), or ceil(L gamma(t)) ("exact_count", MaskGIT, section 3.1)."""
     probability = gamma(schedule, t)
     if masking == "exact_count":
         return np.ceil(tokens * probability).astype(int)
-    return np.asarray(rng.binomial(tokens, probability))
-
-
-def draw_mask_count(
-    schedule: str | None, t_min: float | None, tokens: int, rng: np.random.Generator, masking: str = "independent"
-) -> tuple[float | None, int]:
-    """Time t and number of masked tokens of a group of images that share both (Table 1).
-
-    "independent" draws both again until at least two tokens are masked, as the official code does. "truncated_normal"
-    has no time: ceil(L r) tokens are masked, r from `truncated_normal_ratio`.
-    """
-    if masking == "truncated_normal":
-        return None, math.ceil(tokens * truncated_normal_ratio(rng.random()))
-    while True:
-        t = float(train_time(rng.random(), t_min))
-        masked = int(mask_counts(schedule, t, tokens, rng, masking))
-        if masked >= 2 or masking == "exact_count":
-            return t, masked
+    return rng.binomial(tokens, probability)
 
 
 def draw_mask_counts(
@@ -107,18 +87,23 @@ def draw_mask_counts(
     images: int,
     rng: np.random.Generator,
     masking: str = "independent",
+    shared: bool = False,
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Times (n,) and numbers of masked tokens (n,) of images that each have their own.
+    """Times (n,) and numbers of masked tokens (n,) of n images, each its own or one `shared` by all (Table 1).
 
-    An image may have no masked token, but not all of them. "truncated_normal" has no times.
+    Drawn again while no token is masked, or fewer than two of each image where an "independent" number is shared, as
+    the official code does. "truncated_normal" has no times: ceil(L r) tokens are masked, r from
+    `truncated_normal_ratio`.
     """
+    draws, least = (1, 2 if masking == "independent" else 1) if shared else (images, 1)
     if masking == "truncated_normal":
-        return None, np.array([math.ceil(tokens * truncated_normal_ratio(u)) for u in rng.random(images)])
+        counts = [math.ceil(tokens * truncated_normal_ratio(u)) for u in rng.random(draws)]
+        return None, np.resize(counts, images)
     while True:
-        t = train_time(rng.random(images), t_min)
-        masked = mask_counts(schedule, t, tokens, rng, masking)
-        if masked.any():
-            return t, masked
+        t = train_time(rng.random(draws), t_min)
+        counts = mask_counts(schedule, t, tokens, rng, masking)
+        if counts.max() >= least:
+            return np.resize(t, images), np.resize(counts, images)
 
 
 def sampling_times(steps: int) -> np.ndarray:
@@ -171,29 +156,18 @@ def step_counts(order: str, schedule: str, steps: int, tokens: int, rng: np.rand
 
 def expected_reveal_counts(schedule: str, steps: int, tokens: int) -> np.ndarray:
     """Mean of `reveal_counts` (N,), exactly, by carrying the distribution of the number still masked (Figure 6)."""
+    from scipy.stats import binom  # a second to import
+
     masked = np.zeros(tokens + 1)  # probability that so many are still masked
     masked[tokens] = 1.0
     left, drawn = np.ogrid[: tokens + 1, : tokens + 1]
     revealed = np.minimum(left, np.maximum(drawn, 1))
-    after = (left - revealed).ravel()
     means = []
     for p in reveal_probability(schedule, steps):
-        share = masked[:, None] * binomial_probabilities(tokens, p)  # probability of (left, drawn)
+        share = masked[:, None] * binom.pmf(drawn, left, p)  # probability of (left, drawn)
         means.append((share * revealed).sum())
-        masked = np.bincount(after, share.ravel(), minlength=tokens + 1)
+        masked = np.bincount((left - revealed).ravel(), share.ravel(), minlength=tokens + 1)
     return np.array(means)
-
-
-def binomial_probabilities(n: int, p: float) -> np.ndarray:
-    """Row m: probabilities of 0..n successes in m trials, for m = 0..n (n + 1, n + 1)."""
-    trials, successes = np.ogrid[: n + 1, : n + 1]
-    possible = successes <= trials
-    if p in (0, 1):
-        return (successes == trials * p).astype(float)
-    log_factorial = np.cumsum(np.log(np.maximum(np.arange(n + 1), 1)))
-    failures = np.where(possible, trials - successes, 0)
-    log_choose = log_factorial[trials] - log_factorial[successes] - log_factorial[failures]
-    return np.where(possible, np.exp(log_choose + successes * math.log(p) + failures * math.log1p(-p)), 0.0)
 
 
 def guided_steps(steps: int, cfg_scale: float, interval: tuple[float, float]) -> np.ndarray:

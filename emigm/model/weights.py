@@ -38,9 +38,7 @@ IMPOSTORS = {
 def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]:
     """Named tensors of a `.safetensors` file or of a PyTorch checkpoint (`.ckpt`, `.pth`, ...), on the CPU.
 
-    Args:
-        path: the file. A checkpoint is unpickled with tensors and plain values allowed, nothing else.
-        part: the entry of a checkpoint that holds the tensors (`.safetensors` has no entries); None: all of it.
+    `part` is the entry of a checkpoint that holds the tensors; None: all of it.
 
     Raises:
         ConfigError: the file is missing, truncated or damaged, holds code, or has no such part.
@@ -49,17 +47,17 @@ def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """All that a file of tensors holds; see `read_tensors`."""
+    """All that a file of tensors holds; see `read_tensors`. Tensors and plain values are unpickled, nothing else."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     with path.open("rb") as f:
         beginning = f.read(64).lstrip().lower()
-    if not beginning:
-        raise ConfigError(f"{path}: truncated, damaged or of another format (it is empty); download it again")
     if problem := next((text for sign, text in IMPOSTORS.items() if beginning.startswith(sign)), None):
         raise ConfigError(f"{path}: {problem}")
     try:
+        if not beginning:
+            raise EOFError("it is empty")
         if path.suffix == ".safetensors":
             return load_file(path)
         # Mapping the file leaves optimizer states and other parts on the disk; the old format, no zip, cannot do that.
@@ -91,8 +89,7 @@ def tensors_of(tree: Any, path: str | Path, part: str | None) -> dict[str, Tenso
 def write_tensors(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write named tensors, from wherever they lie, as a `.safetensors` file, atomically.
 
-    The bytes are those of `safetensors.torch.save_file`, which writes by way of a file of its own beside `path`: a kill
-    would leave that one, under a name that no later writer knows. The file is held in memory before it is written.
+    With the bytes of `safetensors.torch.save_file`, whose own temporary file a kill would leave for ever.
     """
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     write_atomically(path, lambda temporary: temporary.write_bytes(data))

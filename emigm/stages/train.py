@@ -25,7 +25,7 @@ from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
 from emigm.pools import Progress
 from emigm.records.record import mean_and_spread
 from emigm.stages.context import StageRun
-from emigm.train import train, training_images
+from emigm.train import train
 
 COSTS = ("seconds", "images_per_second", "peak_memory", "flops_per_step", "flops", "images", "final_loss")
 COSTS += ("skipped_steps", "compiled_graphs")  # what the record says of training, and not of released weights
@@ -97,11 +97,13 @@ def train_seed(run: StageRun, size: str, seed: int, progress: Progress) -> dict[
     benchmark, world = run.benchmark, run.world
     cfg, model_cfg = benchmark.train_config(size), benchmark.model_config(size)
     store, autoencoder = open_latents(benchmark, "train", size), load_autoencoder(benchmark.autoencoder)
-    images = training_images(store, world)
+    if store.large:  # a small one was verified when it was opened
+        store.verify(world.share(store.shards))
+        world.barrier()
     world.start_memory()
     machine = {"world": world, "micro_batch": benchmark.run.train_batch, "compiled": benchmark.run.compile}
     names = {"seed": seed, "state_folder": run.state, "data_id": sha256(store.folder / INDEX)}
-    result = train(model_cfg, cfg, images, autoencoder, **names, **machine, on_start=progress, on_step=progress)
+    result = train(model_cfg, cfg, store, autoencoder, **names, **machine, on_start=progress, on_step=progress)
     memory = world.peak_memory()
     if world.is_main:
         facts = {"origin": "trained", "seed": seed, "autoencoder": benchmark.autoencoder.space}

@@ -266,7 +266,8 @@ def tokens_of(code: SimpleNamespace, head: DiffusionHead, z: Tensor, cfg: Sample
     """Tokens (M, C) from the same noise; z: conditional and unconditional (2, M, D)."""
     both = list(z)[: 1 if cfg.cfg_scale == 1 else 2]
     wanted, noise = oracle.solve(code, head, both, cfg)
-    return [sampling.sample_tokens(head, both, noise, cfg)], [wanted]
+    tokens = sampling.sample_tokens(head, both, noise, cfg, sampling.embed_times(head, cfg), cfg.cfg_scale)
+    return [tokens], [wanted]
 
 
 def solver(code: SimpleNamespace, name: str, steps: int, scale: float) -> Iterator[Result]:
@@ -297,7 +298,10 @@ def mask_counts(code: SimpleNamespace, schedule: str, t_min: float) -> Iterator[
     torch.manual_seed(5)
     model, rng = oracle.build(code, SQUARE, mask_strategy=schedule, clamp_t_min=t_min), np.random.default_rng(5)
     masks = (model.random_masking(torch.zeros(1, SQUARE.tokens, 1))[0] for _ in range(10 * RUNS))
-    ours = [schedules.draw_mask_count(schedule, t_min, SQUARE.tokens, rng)[1] for _ in range(30 * RUNS)]
+    ours = [
+        schedules.draw_mask_counts(schedule, t_min, SQUARE.tokens, 1, rng, shared=True)[1].item()
+        for _ in range(30 * RUNS)
+    ]
     yield ks_distance(np.array(ours), np.array([int(mask.sum()) for mask in masks]))
 
 
@@ -370,7 +374,7 @@ def training_steps(code: SimpleNamespace) -> Iterator[Result]:
         tempfile.TemporaryDirectory() as folder,
     ):
         run = {"seed": 0, "state_folder": Path(folder), "data_id": "-"}
-        images = training.TrainingImages(labels.numpy(), 1, lambda index, _: latents[index], read_ahead=False)
+        images = SimpleNamespace(labels=labels.numpy(), views=1, large=False, rows=lambda i, _: latents[i])
         result = training.train(TINY, cfg, images, Pixels(1.0), **run)
 
     def compared(name: str, values: Tensor) -> Tensor:
