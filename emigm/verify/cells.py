@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emigm.records.record import Record, differing
 from emigm.records.summary import KEYS
 
 COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds", "compiled_graphs")
@@ -18,9 +20,6 @@ ROUNDED = ("codes_used",)
 Unit = tuple[Any, Any]
 """What pairs the runs of two sides: training seed and sampling seed; position, or sampling seed of released weights,
 and 0."""
-Record = Mapping[str, Any]
-Path = tuple[str, ...]
-"""Keys that lead to a value of a record's results."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class Cell:
 
     name: str
     """Such as "evaluate-xs 4 fid"; first the stage."""
-    metric: str
+    metric: str = ""
     """Last part of the name: what says which differences matter."""
-    group: str
-    """Its metric over all sizes and sampling configurations: cells that are decided together."""
+    group: str = ""
+    """Its metric over all models and sampling configurations: cells that are decided together."""
     size: str = ""
     """Whose trainings it is of."""
     values: Mapping[Unit, float] | None = None
@@ -43,25 +42,32 @@ class Cell:
     def mean(self) -> float:
         return math.fsum(self.values.values()) / len(self.values)
 
+    def differences(self, other: Cell) -> Iterator[tuple[str, Any, Any]]:
+        """(key, this, other's) of what differs in two facts, or in values of different seeds."""
+        if self.values is None and other.values is None:
+            return differing(self.fact, other.fact)
+        sides = [str(c.fact if c.values is None else dict(c.values)) for c in (self, other)]
+        return iter([("", *sides)])
+
 
 def cells_of(records: Mapping[str, Record]) -> dict[str, Cell]:
     """All cells of a benchmark's records, by name."""
-    cells = {}
+    cells = []
     for stage, record in records.items():
         kind, size, *_ = (*stage.split("-"), "")
-        cells[f"{stage} settings"] = Cell(f"{stage} settings", "settings", "", fact=_settings(record))
+        cells.append(Cell(f"{stage} settings", fact=_settings(record)))
         fitted = record["settings"].get("autoencoder", {}).get("kind") == "kmeans"  # a codebook of this machine's own
         results = {k: v for k, v in record["results"].items() if not (fitted and k == "weights_sha256")}
         for path, value in _leaves(results):
             name = " ".join((stage, *path))
             group = " ".join((kind, *(p for p in path[1:] or path if not p.isdigit())))
             if not isinstance(value, dict):
-                cells[name] = Cell(name, path[-1], group, fact=value)
+                cells.append(Cell(name, fact=value))
             elif kind != "snapshots":  # scores before the end of training scatter too much
                 if kind == "evaluate" and record.get("weights") == "released":  # what is repeated is sampling
                     value = {(sample, 0): v for (_, sample), v in value.items()}
-                cells[name] = Cell(name, path[-1].split(" of ")[0], group, size, value)
-    return cells
+                cells.append(Cell(name, path[-1].split(" of ")[0], group, size, value))
+    return {cell.name: cell for cell in cells}
 
 
 def _settings(record: Record) -> dict[str, Any]:
@@ -73,8 +79,8 @@ def _settings(record: Record) -> dict[str, Any]:
     return {**{k: record.get(k) for k in ("benchmark", "dry_run", "weights", "reference", "scale")}, **settings}
 
 
-def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """(path, values by seeds or a fact) of everything in a record's results that a repetition must show again."""
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, values by seeds or a fact) of everything in a record's results that a repetition must show again."""
     if isinstance(tree, Mapping):
         if "runs" in tree:
             yield from _runs(tree, path)
@@ -94,15 +100,16 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, tree
 
 
-def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
-    tables = [(run, {k: v for k, v in run.items() if k not in KEYS}) for run in scored["runs"]]
+def _runs(scored: Record, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Of every metric of a list of runs its values by seeds, and its FIDs of fewer images."""
+    metrics: dict[str, dict[Unit, Any]] = defaultdict(dict)
+    for run in scored["runs"]:
+        for metric, value in run.items():
+            if metric not in KEYS:
+                metrics[metric][run["train_seed"], run["sample_seed"]] = value
     for curve in scored.get("fid_by_images", ()):
-        fewer = sorted(curve["fid"], key=int)[:-1]  # that of all images is the run's
-        tables.append((curve, {f"fid of {n} images": curve["fid"][n] for n in fewer}))
-    metrics: dict[str, dict[Unit, Any]] = {}
-    for run, values in tables:
-        for metric, value in values.items():
-            metrics.setdefault(metric, {})[run["train_seed"], run["sample_seed"]] = value
+        for n in sorted(curve["fid"], key=int)[:-1]:  # that of all images is the run's
+            metrics[f"fid of {n} images"][curve["train_seed"], curve["sample_seed"]] = curve["fid"][n]
     for name, values in metrics.items():
         if all(v is None for v in values.values()):
             yield (*path, name), "not measured"
