@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,15 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
     frame["seconds_per_image"] = frame["seconds_per_image"].where(frame["snapshot"].isna())
     for key in ("gate_ratio", "gate_passed"):
         frame[key] = frame[key].where(share == 1)
-    order = [
-        _order(list(of), *row) for row in frame[["benchmark", "size", "snapshot", "budget"]].itertuples(index=False)
-    ]
-    return frame.iloc[sorted(range(len(frame)), key=order.__getitem__)].reset_index(drop=True)
+    ranks = {
+        "benchmark": frame["benchmark"].map(list(of).index),
+        "ladder": frame["size"].map({size: i for i, size in enumerate(SIZES)}),
+        "size": frame["size"],
+        "snapshot": frame["snapshot"].notna(),
+        "steps": pd.to_numeric(frame["budget"], errors="coerce"),
+        "budget": frame["budget"],
+    }
+    return frame.loc[pd.DataFrame(ranks).sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
 
 
 def _joined(left: pd.DataFrame, right: pd.DataFrame, keys: list[str], whole: list[str]) -> pd.DataFrame:
@@ -110,13 +114,6 @@ def _joined(left: pd.DataFrame, right: pd.DataFrame, keys: list[str], whole: lis
     rest = right.merge(left[whole].drop_duplicates(), "left", indicator="of")
     rest, both = rest[rest.pop("of") == "left_only"], left.merge(right, "left", keys)
     return both if rest.empty else pd.concat([both, rest], ignore_index=True)
-
-
-def _order(names: list[str], name: str, size: str, snapshot: float, budget: Any) -> tuple[Any, ...]:
-    """Benchmarks as asked for, sizes of the ladder first, final weights before snapshots, few steps before many."""
-    budget = budget if isinstance(budget, str) else ""
-    place = SIZES.index(size) if size in SIZES else len(SIZES)
-    return names.index(name), place, size, snapshot >= 0, float(budget) if budget.isdigit() else math.inf, budget
 
 
 def _about(records: Records) -> Record:
