@@ -33,8 +33,7 @@ The others are undecided. `python tests/test_equivalence.py` prints these number
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +41,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emigm.records.record import Record
-from emigm.verify.cells import Cell, cells_of
+from emigm.records.record import Record, differing
+from emigm.verify.cells import cells_of
 
 LEVEL = 0.05
 """Of each of the two one-sided tests."""
 LOOSE, FAR, SPREADS = 1.5, 6, 4
+SIDES = ("_ours", "_theirs")
 IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS = "identical", "reproduced", "undecided", "differs"
 STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
 OF_DISTANCE = 0.1
@@ -134,57 +134,59 @@ class Comparison:
 
 def compare(ours: Mapping[str, Record], theirs: Mapping[str, Record]) -> Comparison:
     """Verdicts on all cells of two sets of records of one benchmark, by stage; see the rule above."""
-    mine, reference = cells_of(ours), cells_of(theirs)
-    missing, extra = ([n for n in x if n not in y] for x, y in ((reference, mine), (mine, reference)))
-    comparison = Comparison(missing=missing, extra=extra)
-    measured: dict[str, list[tuple[Cell, Cell]]] = defaultdict(list)
-    for a, b in ((mine[name], reference[name]) for name in reference if name in mine):
-        if a.values is not None and b.values is not None and a.values.keys() == b.values.keys():
-            measured[a.group].append((a, b))
-        elif (first := next(a.differences(b), None)) is None:
-            comparison.verdicts.append(Verdict(a.name, IDENTICAL, a.fact, b.fact))
-        else:
-            comparison.verdicts.append(Verdict(f"{a.name} {first[0]}".strip(), DIFFERS, *first[1:]))
+    (facts, mine), (before, reference) = cells_of(ours), cells_of(theirs)
+    comparison = Comparison(missing=[n for n in before if n not in facts], extra=[n for n in facts if n not in before])
+    measured, differ = set(mine["cell"]) & set(reference["cell"]), set()
+    for name in [name for name in before if name in facts]:
+        if first := next(differing(facts[name], before[name]), None):
+            differ.add(name)
+            comparison.verdicts.append(Verdict(f"{name} {first[0]}".strip(), DIFFERS, *first[1:]))
+        elif name not in measured:
+            comparison.verdicts.append(Verdict(name, IDENTICAL, facts[name], before[name]))
     distances = {m: min(_distance(mine, base), _distance(reference, base)) for m, base in BY_DISTANCE.items()}
-    for group, pairs in measured.items():
-        changed, deviation = [], _deviation(pairs)
-        for a, b in pairs:
-            value = float(np.mean(np.abs([*a.values.values(), *b.values.values()])))
-            most = matters(a.metric, value, distances.get(a.metric, math.inf))
-            margin = min(most, max(SPREADS * deviation, min(most / 4, OF_VALUE * value)))
-            status = REPRODUCED if abs(a.mean - b.mean) < margin else UNDECIDED
-            if a.values == b.values:
-                status = IDENTICAL
-            else:
-                changed.append((a, b, margin))
-            comparison.verdicts.append(Verdict(a.name, status, a.mean, b.mean, margin))
-        if changed:
-            comparison.metrics.append(equivalence(group, changed))
+    values = mine.merge(reference[["cell", "seed", "sample", "value"]], on=["cell", "seed", "sample"], suffixes=SIDES)
+    values = values[~values["cell"].isin(differ)]
+    for group, of_group in values.groupby("group", sort=False):
+        cells = _cells(of_group, distances)
+        comparison.verdicts += [Verdict(**c) for c in cells.rename_axis("cell").reset_index().to_dict("records")]
+        changed = of_group[of_group["cell"].map(cells["status"]) != IDENTICAL]
+        if not changed.empty:
+            differences = (changed["value_ours"] - changed["value_theirs"]) / changed["cell"].map(cells["margin"])
+            comparison.metrics.append(equivalence(group, changed.assign(difference=differences)))
     return comparison
 
 
-def equivalence(group: str, changed: Sequence[tuple[Cell, Cell, float]]) -> Metric:
-    """The test of one metric over cells (ours, theirs, margin) that are not identical."""
-    rows = [
-        (a.size, a.name.partition(" ")[2], seed, (value - b.values[seed, sample]) / margin)
-        for a, b, margin in changed
-        for (seed, sample), value in a.values.items()
-    ]
-    frame = pd.DataFrame(rows, columns=["size", "configuration", "seed", "difference"])
-    values = frame.groupby(["size", "seed"])["difference"].mean()
+def _cells(values: pd.DataFrame, distances: Mapping[str, float]) -> pd.DataFrame:
+    """Status, means and margin of the cells of one group, from their paired values."""
+    by_cell, sides = values.groupby("cell", sort=False), ["value_ours", "value_theirs"]
+    variances = by_cell[sides].var().mean()  # of cells of one run there is none
+    deviation = math.sqrt(variances.min()) if variances.notna().all() else math.inf
+    cells = by_cell[sides].mean().set_axis(["ours", "theirs"], axis=1)
+    sizes, metric = (
+        values[sides].abs().mean(axis=1).groupby(values["cell"], sort=False).mean(),
+        values["metric"].iloc[0],
+    )
+    most = sizes.map(lambda value: matters(metric, value, distances.get(metric, math.inf)))
+    least = np.minimum(most / 4, OF_VALUE * sizes)
+    cells["margin"] = np.minimum(most, np.maximum(SPREADS * deviation, least))
+    near = (cells["ours"] - cells["theirs"]).abs() < cells["margin"]
+    same = (values["value_ours"] == values["value_theirs"]).groupby(values["cell"], sort=False).all()
+    cells["status"] = np.select([same, near], [IDENTICAL, REPRODUCED], UNDECIDED)
+    return cells
+
+
+def equivalence(group: str, changed: pd.DataFrame) -> Metric:
+    """The test of one metric over its cells that are not identical, from their paired values with the `difference` of
+    each in margins."""
+    values = changed.groupby(["size", "seed"])["difference"].mean()
     mean, n = float(values.mean()), len(values)
     half = float(stats.t.ppf(1 - LEVEL, n - 1) * stats.sem(values)) if n > 1 else 0.0
     low, high = (mean - half, mean + half) if n > 1 else sorted((mean / FAR, 2 * mean))
-    means = pd.concat([frame.groupby(part)["difference"].mean() for part in ("size", "configuration")])
+    configuration = changed["cell"].str.partition(" ")[2]
+    means = pd.concat([changed.groupby(part)["difference"].mean() for part in ("size", configuration)])
     parts = ", ".join(f"{part} alone {m:+.2f}" for part, m in means.items() if abs(m) >= LOOSE and n > 1)
     status = DIFFERS if low >= 1 or high <= -1 else REPRODUCED if max(-low, high) < 1 and not parts else UNDECIDED
-    return Metric(group, status, len(changed), n, mean, low, high, parts)
-
-
-def _deviation(pairs: Sequence[tuple[Cell, Cell]]) -> float:
-    """Standard deviation of a single run, pooled over cells, of the side where it is smaller; infinite of one run."""
-    variances = [[np.var(list(c.values.values()), ddof=1) for c in pair] for pair in pairs if len(pair[0].values) > 1]
-    return math.sqrt(min(np.mean(variances, axis=0))) if variances else math.inf
+    return Metric(group, status, changed["cell"].nunique(), n, mean, low, high, parts)
 
 
 def matters(metric: str, value: float, distance: float) -> float:
@@ -195,6 +197,8 @@ def matters(metric: str, value: float, distance: float) -> float:
     return OF_DISTANCE * distance if 0 < distance < math.inf else OF_VALUE * value
 
 
-def _distance(cells: Mapping[str, Cell], metric: str) -> float:
-    ends = [cells.get(f"reference baselines {name} {metric}") for name in ("holdout", "class_shuffle")]
-    return abs(ends[0].mean - ends[1].mean) if all(c is not None and c.values for c in ends) else math.inf
+def _distance(measured: pd.DataFrame, metric: str) -> float:
+    """From held-out images to class shuffle; infinite where one was not measured."""
+    means = measured.groupby("cell")["value"].mean()
+    ends = [means.get(f"reference baselines {name} {metric}", math.inf) for name in ("holdout", "class_shuffle")]
+    return abs(ends[0] - ends[1]) if max(ends) < math.inf else math.inf
