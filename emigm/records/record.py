@@ -281,8 +281,6 @@ def _device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"CPU: {line.split(':', 1)[1].strip()}"
-    return f"CPU: {platform.processor() or platform.machine()}"
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU: {next(named, platform.processor() or platform.machine())}"

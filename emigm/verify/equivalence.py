@@ -90,19 +90,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Metric:
-    """What the test of a metric, over its cells that are not identical, gave; differences in margins."""
+    """What the test of a metric, over its cells that are not identical, gave: mean difference in margins of so many
+    values (pairs of model and training seed), its 90 % interval, and the models and sampling configurations whose own
+    means are too large, with these."""
 
     name: str
     status: str
     cells: int
     values: int
-    """Pairs of model and training seed."""
     mean: float
     low: float
     high: float
-    """The 90 % interval of the mean."""
     parts: str = ""
-    """Models and sampling configurations whose own means are too large, with these."""
 
     @property
     def share(self) -> float:

@@ -35,29 +35,27 @@ CONTRARY = {"holds", "does not hold"}
 
 @dataclass
 class Verification:
-    """What was found for one benchmark."""
+    """What was found for one benchmark.
+
+    `comparison` is None where nothing was compared; `hindrance` says why, such as git's reason (empty: the other side
+    has no results of it). `again`: stages that ran again, whose record is not, byte for byte, that of the other side.
+    `devices` that ours and theirs were made on; `commits` whose code made ours. `same_claims` counts the claims whose
+    verdict is the same, `claims` names those whose verdict is another, `contrary` those of them where it is the
+    contrary. `deep`: what was generated and scored again, with the same outcome.
+    """
 
     name: str
     findings: Findings
     comparison: Comparison | None = None
-    """None: nothing was compared."""
     hindrance: str = ""
-    """Why nothing could be compared, such as git's reason; empty: the other side has no results of it."""
     again: frozenset[str] = frozenset()
-    """Stages that ran again: those whose record is not, byte for byte, that of the other side."""
     records: int = 0
     devices: tuple[str, str] = ("", "")
-    """On which ours and theirs were made."""
     commits: tuple[str, ...] = ()
-    """Whose code made ours."""
     same_claims: int = 0
-    """Claims whose verdict is the same."""
     claims: list[str] = field(default_factory=list)
-    """Claims whose verdict is another."""
     contrary: list[str] = field(default_factory=list)
-    """Those of them whose verdict is the contrary."""
     deep: list[str] = field(default_factory=list)
-    """What was generated and scored again, with the same outcome."""
 
     @property
     def whole(self) -> bool:
