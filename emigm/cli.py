@@ -265,7 +265,7 @@ VERBS = {
         arg("--gpus", type=int, metavar="N", help="how N GPUs share each batch, and the time they take, instead"),
     ), ("emigm doctor imagenet256", "emigm doctor imagenet256 --gpus 32")),
     "fetch": Verb(fetch,
-        "get the released files that a benchmark needs, or make a dry run's random ones; what is there already is checked",
+        "get the released files that a benchmark needs, or make a dry run's random ones; what is there is checked",
         BENCHMARK, ("emigm fetch imagenet256", "emigm fetch imagenet256-dry",
             "emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'")),
     "compare": Verb(compare, "hold a benchmark's results against those the paper reports", (

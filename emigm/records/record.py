@@ -10,8 +10,6 @@ import math
 import os
 import platform
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -44,10 +42,8 @@ def write_record(
     others_cpu_seconds: float = 0.0,
     **settings: Any,
 ) -> Path:
-    """Write the record of one stage run.
-
-    Beside what is passed it holds what no number may be read without: whether it is a dry run's, whose weights,
-    against which real images (None where the stage has nothing to do with them), at which scale.
+    """Write the record of one stage run, with what no number may be read without: whether it is a dry run's, whose
+    weights, against which real images (None where the stage has nothing to do with them), at which scale.
 
     Args:
         benchmark: what was run.
@@ -55,9 +51,8 @@ def write_record(
         results: the measured numbers.
         device: where it was measured ("cpu", "cuda:0").
         processes: how many shared the work.
-        inputs: file => checksum of what the stage read (`emigm.io.checksums`). What one stage's record has as an
-            output, and another's as an input, chains them.
-        outputs: file => checksum of what it wrote.
+        inputs, outputs: file => checksum of what the stage read and wrote (`emigm.io.checksums`): what one stage's
+            record has as an output, and another's as an input, chains them.
         others_cpu_seconds: processor time of the other processes (`cpu_seconds`).
         settings: what applied beside the settings of the benchmark (`stage_settings`), such as whose extractor it was;
             a value given here stands for that of the benchmark.
@@ -167,13 +162,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 def cpu_seconds() -> float:
     """Processor time (user and system) of this process and of its children that have ended, since it started."""
-    total = time.process_time()
-    if sys.platform != "win32":
-        import resource  # absent there
-
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        total += children.ru_utime + children.ru_stime
-    return total
+    return sum(os.times()[:4])
 
 
 def read_record(path: str | Path) -> dict[str, Any]:

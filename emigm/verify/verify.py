@@ -25,7 +25,7 @@ from emigm.config.parsing import known
 from emigm.records.record import GitError, Record, git
 from emigm.verify.equivalence import REPRODUCED, Comparison, compare
 from emigm.verify.pipeline import RESULTS, Findings, Pipelines, opened, pipelines
-from emigm.verify.whole import check_records, read_all
+from emigm.verify.whole import check_records, readable_records
 
 READ = (f"{RESULTS}/*/records/*.json", f"{RESULTS}/*claims.csv")
 """Files of a revision that results here are compared with."""
@@ -106,14 +106,14 @@ def _verify(
     root, one, other = chain.root, Verification(name, Findings(), hindrance=hindrance), f"{against or 'HEAD'}: "
     if (root / FOLDER / name / SOURCE).is_file():
         benchmark, folder = load_benchmark(root / params_file(name)), f"{RESULTS}/{name}/records"
-        records, shared = read_all(root, folder, one.findings), {}
+        records, shared = readable_records(root, folder, one.findings), {}
         if benchmark.images_of != name:
-            images = read_all(root, f"{RESULTS}/{benchmark.images_of}/records", Findings())
+            images = readable_records(root, f"{RESULTS}/{benchmark.images_of}/records", Findings())
             shared = {stage: images[stage] for stage in ("prepare", "extractor") if stage in images}
         check_records(benchmark, records, shared, folder, one.findings)
         one.records, one.commits = len(records), _provenance(records, "commit")
         if theirs is not None and (theirs / name / "records").is_dir():
-            reference = read_all(theirs, f"{name}/records", one.findings, f"{other}{RESULTS}/")
+            reference = readable_records(theirs, f"{name}/records", one.findings, f"{other}{RESULTS}/")
             one.comparison = compare(records, reference)
             one.devices = ", ".join(_provenance(records, "device")), ", ".join(_provenance(reference, "device"))
             paths = [(root / folder / f"{s}.json", theirs / name / "records" / f"{s}.json") for s in records]

@@ -17,7 +17,7 @@ from emigm.verify.cells import cells_of
 from emigm.verify.pipeline import REMEDY, Findings, made
 
 
-def read_all(root: Path, folder: str, findings: Findings, label: str = "") -> dict[str, Record]:
+def readable_records(root: Path, folder: str, findings: Findings, label: str = "") -> dict[str, Record]:
     """Records of a `records` folder under `root` by stage; damaged ones are refused by name, after `label`."""
     records = {}
     for path in sorted((root / folder).glob("[!.]*.json")):
