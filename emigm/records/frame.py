@@ -60,7 +60,7 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
         N (mask-prediction steps), nfe (paper's definition), passes (measured forward passes an image),
         seconds_per_image, images_per_second.
         model.*, train.*, gate.*, sample.*: every setting of the records (lists as tuples; sample.steps is N).
-        train_device, sample_device, evaluate_device.
+        train_device, sample_device, evaluate_device; device: of the last stage that has run.
 
     A size that was only trained has one row a training seed; one only sampled has rows without metrics.
 
@@ -87,10 +87,12 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
     if not frame.empty:
         about = pd.DataFrame([{"benchmark": name} | _about(records) for name, records in of.items()])
         frame = frame.merge(about, "left", "benchmark")
-    frame = frame.reindex(columns=list(dict.fromkeys([*COLUMNS, *frame.columns]))).astype({"snapshot": float})
+    devices = [f"{kind}_device" for kind in ("evaluate", "sample", "train")]
+    frame = frame.reindex(columns=list(dict.fromkeys([*COLUMNS, *devices, *frame.columns]))).astype({"snapshot": float})
+    frame["device"] = frame[devices].bfill(axis=1)["evaluate_device"]
 
     share = frame["snapshot"].fillna(1)
-    for key in ("flops", "train_images"):
+    for key in ("flops", "train_images") if (share < 1).any() else ():
         frame[key] = frame[key].astype(float) * share
     frame["seconds_per_image"] = frame["seconds_per_image"].where(frame["snapshot"].isna())
     for key in ("gate_ratio", "gate_passed"):
