@@ -161,13 +161,9 @@ def _cells(values: pd.DataFrame, distances: Mapping[str, float]) -> pd.DataFrame
     variances = by_cell[sides].var().mean()  # of cells of one run there is none
     deviation = math.sqrt(variances.min()) if variances.notna().all() else math.inf
     cells = by_cell[sides].mean().set_axis(["ours", "theirs"], axis=1)
-    sizes, metric = (
-        values[sides].abs().mean(axis=1).groupby(values["cell"], sort=False).mean(),
-        values["metric"].iloc[0],
-    )
-    most = sizes.map(lambda value: matters(metric, value, distances.get(metric, math.inf)))
-    least = np.minimum(most / 4, OF_VALUE * sizes)
-    cells["margin"] = np.minimum(most, np.maximum(SPREADS * deviation, least))
+    size, metric = by_cell[sides].agg(lambda v: v.abs().mean()).mean(axis=1), values["metric"].iloc[0]
+    most = size.map(lambda value: matters(metric, value, distances.get(metric, math.inf)))
+    cells["margin"] = np.minimum(most, np.maximum(SPREADS * deviation, np.minimum(most / 4, OF_VALUE * size)))
     near = (cells["ours"] - cells["theirs"]).abs() < cells["margin"]
     same = (values["value_ours"] == values["value_theirs"]).groupby(values["cell"], sort=False).all()
     cells["status"] = np.select([same, near], [IDENTICAL, REPRODUCED], UNDECIDED)
