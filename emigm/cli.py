@@ -215,7 +215,7 @@ def doctor(benchmark: str | None, settings: list[str], gpus: int | None) -> int:
 
 @verb("fetch", *BENCHMARK)
 def fetch(benchmark: str | None, settings: list[str]) -> int:
-    """get the released files that a benchmark needs, or make a dry run's random ones; goes on where it stopped
+    """get the released files that a benchmark needs, or make a dry run's random ones; what is there is checked
     emigm fetch imagenet256
     emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'"""
     from emigm.tools import fetch

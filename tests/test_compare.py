@@ -178,6 +178,7 @@ def test_a_file_that_fetch_recorded_is_known_by_its_checksum_and_not_by_its_name
     [
         ([], ()),
         (["benchmark.train.steps=100000"], ("train.images = 204800000, the paper's: 1024000000",)),
+        (["benchmark.train.mask_times=group"], ()),  # what auto comes to
         (["benchmark.train.schedule=linear"], ("train.schedule = linear, the paper's: exp",)),
     ],
 )

@@ -142,7 +142,7 @@ def test_gpus_share_every_batch_and_divide_the_time(checkout, one_a100, capsys, 
     row = next(line.split() for line in out.splitlines() if line.startswith("h "))
     assert row[1:4] == ["2048", str(share), str(passes)] and "Not divided" in out
     benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    alone = {c.stage: c.seconds for c in costs(benchmark, A100, dict.fromkeys(benchmark.sizes, 0))}
+    alone = {c.stage: c.seconds for c in costs(benchmark, A100)}
     times = (alone["train h"], alone["sample h N=16"] + alone["sample h N=128"])
     assert " ".join(row[4:]) == " ".join(doctor.duration(seconds / gpus) for seconds in times)
 
@@ -155,7 +155,7 @@ def test_gpus_that_cannot_share_the_batch_of_every_size_are_refused(checkout, ca
 
 
 def test_a_full_disk_is_told(checkout, monkeypatch):
-    estimated = list(costs(compose_benchmark("cifar10"), A100, dict.fromkeys(("xs", "s", "b"), 10**7)))
+    estimated = list(costs(compose_benchmark("cifar10"), A100))
     needed = sum(c.disk for c in estimated)
     for free, linked, state in ((1.9, False, "MISSING"), (2.1, False, "ok"), (1.1, True, "ok"), (0.9, True, "MISSING")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("", (), {"free": free * needed})())
@@ -164,10 +164,9 @@ def test_a_full_disk_is_told(checkout, monkeypatch):
 
 
 def test_costs_grow_with_images_and_fall_with_devices(checkout):
-    parameters = dict.fromkeys(("xs", "s", "b", "l", "h"), 10**8)
 
     def total(device, *overrides):
-        return sum(c.seconds for c in costs(compose_benchmark("imagenet256", overrides), device, parameters))
+        return sum(c.seconds for c in costs(compose_benchmark("imagenet256", overrides), device))
 
     one = total(A100)
     assert total(A100._replace(count=8)) == pytest.approx(one / 8)
@@ -182,10 +181,10 @@ def test_costs_grow_with_images_and_fall_with_devices(checkout):
 
 def test_latents_and_samples_take_the_space_they_hold(checkout):
     benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    disk = {c.stage: c.disk for c in costs(benchmark, A100, dict.fromkeys(benchmark.sizes, 10**8))}
+    disk = {c.stage: c.disk for c in costs(benchmark, A100)}
     assert disk["encode"] == (2 * 1_281_167 + 50_000) * 16 * 16 * 32 * 4  # means and log-variances, float32
     assert disk["sample xs N=16"] == 50_000 * 256 * 256 * 3
-    assert disk["train h"] == 4e8
+    assert disk["train h"] == 4 * 942_401_824
 
 
 def test_rates_are_assumed_and_an_unknown_gpu_is_taken_for_an_a100():

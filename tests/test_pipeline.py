@@ -12,8 +12,7 @@ import yaml
 
 from emigm.config.compose import compose, composed_text, params_file, sources
 from emigm.config.errors import ConfigError
-from emigm.verify.findings import Findings
-from emigm.verify.pipeline import opened, within
+from emigm.verify.pipeline import Findings, opened, within
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "dvc.yaml"

@@ -27,7 +27,7 @@ from emigm.report.ledger import FAILS, HOLDS, NOT_RUN
 from emigm.report.tables import Table
 from emigm.stages.notebooks import execute
 from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
-from emigm.verify.findings import Findings
+from emigm.verify.pipeline import Findings
 from emigm.verify.verdict import as_json
 from emigm.verify.verify import Verification
 

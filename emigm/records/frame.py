@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ import pandas as pd
 from emigm.config.compose import DEFAULT
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
-from emigm.records.record import read_record
+from emigm.records.record import Record, read_record
 
 SIZES = ("xs", "s", "b", "l", "h")
 VARIANTS = {"equal": "equal FLOPs"}
 """How a size of the ladder was trained otherwise (`xs_equal`): for as many FLOPs as the largest."""
-KEYS = ("train_seed", "sample_seed", "snapshot")
-"""What tells the runs of one size and budget apart."""
 BASELINES = {
     "holdout": "Held-out real images",
     "train_subset": "Training subset",
@@ -31,7 +28,11 @@ BASELINES = {
     "class_shuffle": "Class shuffle",
 }
 """Key in the reference record -> label of what is scored without any model, nearest to the data first."""
-Record = dict[str, Any]
+RUN, TRAINING = ["benchmark", "size", "budget", "train_seed", "sample_seed"], ["benchmark", "size", "train_seed"]
+COLUMNS = ["benchmark", "title", "dataset", "dry_run", "size", "budget", "snapshot", "train_seed", "sample_seed"]
+COLUMNS += ["weights", "resolution", "N", "fid", "nfe", "passes", "flops", "parameters", "train_images", "gate_ratio"]
+COLUMNS += ["gate_passed", "seconds_per_image", "scored_images", "fid_by_images"]
+"""The first columns, which are there without any results too."""
 
 
 class Records(dict[str, Record]):
@@ -59,7 +60,7 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
         N (mask-prediction steps), nfe (paper's definition), passes (measured forward passes an image),
         seconds_per_image, images_per_second.
         model.*, train.*, gate.*, sample.*: every setting of the records (lists as tuples; sample.steps is N).
-        device, commit: of the last stage that has run; train_device, sample_device.
+        train_device, sample_device, evaluate_device; device: of the last stage that has run.
 
     A size that was only trained has one row a training seed; one only sampled has rows without metrics.
 
@@ -71,16 +72,124 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
         ConfigError: an unknown benchmark, or a damaged record, by name.
     """
     root = find_root() if root is None else Path(root)
-    there = benchmarks_with_results(root)
+    present = benchmarks_with_results(root)
     for name in benchmarks or ():
-        known(f"benchmark (results/*/records under {root})", name, there)
-    rows = [row for name in (there if benchmarks is None else benchmarks) for row in _benchmark_rows(root, name)]
-    first = ["benchmark", "title", "dataset", "dry_run", "size", "budget", "snapshot", "train_seed", "sample_seed"]
-    frame = pd.DataFrame(rows)
-    needed = [*first, "weights", "resolution", "N", "fid", "nfe", "passes", "flops", "parameters", "train_images"]
-    needed += ["gate_ratio", "gate_passed", "seconds_per_image", "scored_images", "fid_by_images"]
-    frame = frame.reindex(columns=list(dict.fromkeys([*needed, *frame.columns])))
-    return frame.astype({"snapshot": float})
+        known(f"benchmark (results/*/records under {root})", name, present)
+    of = {name: read_all(root, name) for name in (present if benchmarks is None else benchmarks)}
+    rows: dict[str, list[Record]] = {kind: [] for kind in ROWS}
+    for name, records in of.items():
+        for stage, record in records.items():
+            if (kind := stage.split("-")[0]) in ROWS:
+                facts = {"benchmark": name, "size": record["settings"]["size"]}
+                rows[kind] += [facts | row for row in ROWS[kind](record)]
+    scored, sampled = pd.DataFrame(rows["evaluate"] + rows["snapshots"]), pd.DataFrame(rows["sample"])
+    frame = _joined(_joined(scored, sampled, RUN, RUN[:3]), pd.DataFrame(rows["train"]), TRAINING, TRAINING[:2])
+    if not frame.empty:
+        about = pd.DataFrame([{"benchmark": name} | _about(name, records) for name, records in of.items()])
+        frame = frame.merge(about, "left", "benchmark")
+    devices = [f"{kind}_device" for kind in ("evaluate", "sample", "train")]
+    frame = frame.reindex(columns=list(dict.fromkeys([*COLUMNS, *devices, *frame.columns]))).astype({"snapshot": float})
+    frame["device"] = frame[devices].bfill(axis=1)["evaluate_device"]
+
+    share = frame["snapshot"].fillna(1)
+    for key in ("flops", "train_images") if (share < 1).any() else ():
+        frame[key] = frame[key].astype(float) * share
+    frame["seconds_per_image"] = frame["seconds_per_image"].where(frame["snapshot"].isna())
+    for key in ("gate_ratio", "gate_passed"):
+        frame[key] = frame[key].where(share == 1)
+    ranks = {
+        "benchmark": frame["benchmark"].map(list(of).index),
+        "ladder": frame["size"].map({size: i for i, size in enumerate(SIZES)}),
+        "size": frame["size"],
+        "snapshot": frame["snapshot"].notna(),
+        "steps": pd.to_numeric(frame["budget"], errors="coerce"),
+        "budget": frame["budget"],
+    }
+    return frame.loc[pd.DataFrame(ranks).sort_values(list(ranks), kind="stable").index].reset_index(drop=True)
+
+
+def _joined(left: pd.DataFrame, right: pd.DataFrame, keys: list[str], whole: list[str]) -> pd.DataFrame:
+    """Runs of a later stage (`left`) with the columns of the one before, and that one's rows of which the later has
+    none by the keys `whole`."""
+    if left.empty or right.empty:
+        return right if left.empty else left
+    rest = right.merge(left[whole].drop_duplicates(), "left", indicator="of")
+    rest, both = rest[rest.pop("of") == "left_only"], left.merge(right, "left", keys)
+    return both if rest.empty else pd.concat([both, rest], ignore_index=True)
+
+
+def _about(name: str, records: Records) -> Record:
+    """What the records say of the whole benchmark."""
+    data, shape = records.at("prepare", "settings", "data") or {}, records.at("prepare", "results", "shape")
+    own = next(r for r in records.values() if r["benchmark"] == name)
+    return {
+        "title": own["title"],
+        "weights": own.get("weights"),
+        "dataset": data.get("dataset"),
+        "resolution": data.get("resolution") or (shape[-1] if shape else None),
+        "dry_run": any(r["dry_run"] for r in records.values()),
+        "features": records.at("extractor", "results", "features"),
+    }
+
+
+def _facts(record: Record, kind: str, *parts: str) -> Record:
+    """The device and the settings of a record as columns."""
+    facts = {f"{kind}_device": record["provenance"]["device"]}
+    for part in parts:
+        settings = record["settings"].get(part) or {}
+        facts |= {f"{part}.{k}": tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return facts
+
+
+def _scored(record: Record) -> Iterator[Record]:
+    """Rows of an evaluation, or of the snapshots of a training, the last of them the final weights (snapshot 1)."""
+    settings, results = record["settings"], record["results"]
+    identity = settings.get("extractor_identity")
+    facts = _facts(record, "evaluate") | {"scored_images": settings["images"], "reference": record.get("reference")}
+    facts["extractor"] = settings.get("extractor", {}).get("kind")
+    facts["extractor_identity"] = json.dumps(identity, sort_keys=True)
+    facts["extractor_published"] = (identity or {}).get("published")
+    sets = [({"budget": budget}, scored) for budget, scored in results.items() if "runs" in scored]
+    for point in results.get("points", ()):
+        of = {"budget": settings["budget"], "snapshot": point["step"] / settings["train"]["steps"]}
+        sets.append((of, point))
+    for of, scored in sets:
+        curves = {(c["train_seed"], c["sample_seed"]): c["fid"] for c in scored.get("fid_by_images", ())}
+        for run in scored["runs"]:
+            curve = curves.get((run["train_seed"], run["sample_seed"]))
+            yield facts | of | run | {"fid_by_images": curve and {int(n): fid for n, fid in curve.items()}}
+
+
+def _sampled(record: Record) -> Iterator[Record]:
+    """Rows of a sample stage; seconds are the mean of all runs where the record does not list them by run."""
+    settings, results = record["settings"], record["results"]
+    facts = _facts(record, "sample", "sample") | {"budget": settings["budget"]}
+    facts |= {k: results.get(k) for k in ("nfe", "passes", "images_per_second")} | {"N": facts.pop("sample.steps")}
+    pairs = list(itertools.product(settings["train_seeds"], settings["seeds"]))
+    seconds = results.get("seconds_per_image", {})
+    values = seconds.get("values", ())
+    for i, pair in enumerate(pairs):
+        of = dict(zip(("train_seed", "sample_seed"), pair, strict=True))
+        yield facts | of | {"seconds_per_image": values[i] if len(values) == len(pairs) else seconds.get("mean")}
+
+
+def _trained(record: Record) -> Iterator[Record]:
+    """Rows of a train stage, one a training seed; released weights are one model."""
+    settings, results = record["settings"], record["results"]
+    facts = _facts(record, "train", "model", "train", "gate")
+    facts |= {"parameters": results["parameters"], "flops": results["flops"], "train_images": results["images"]}
+    seconds = (results.get("seconds") or {}).get("values")
+    ratios = (results.get("context") or {}).get("ratio", {})
+    for i, seed in enumerate(facts.get("train.seeds") or record["scale"]["train_seeds"]):
+        row = facts | {"train_seed": seed} | ({"train_seconds": seconds[i]} if seconds else {})
+        if ratios:
+            row["gate_ratio"] = ratios.get("values", [ratios["mean"]])[i]
+            row["gate_passed"] = row["gate_ratio"] <= settings["gate"]["max_ratio"]
+        yield row
+
+
+ROWS = {"evaluate": _scored, "snapshots": _scored, "sample": _sampled, "train": _trained}
+"""Kind of stage -> what gives the rows of its record."""
 
 
 def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
@@ -135,117 +244,3 @@ def read_all(root: Path, benchmark: str) -> Records:
 
 def _read_folder(folder: Path) -> dict[str, Record]:
     return {record["stage"]: record for record in map(read_record, sorted(folder.glob("*.json")))}
-
-
-def _benchmark_rows(root: Path, name: str) -> list[dict[str, Any]]:
-    records = read_all(root, name)
-    of: dict[str, list[Record]] = {"train": [], "sample": [], "evaluate": []}
-    for stage, record in records.items():
-        of.get(stage.split("-")[0], []).append(record)
-    sizes = {r["settings"]["size"] for kind in of.values() for r in kind}
-    common = {
-        "benchmark": name,
-        "title": next((r["title"] for r in records.values() if r["benchmark"] == name), name),
-        "dataset": records.at("prepare", "settings", "data", "dataset"),
-        "resolution": records.at("prepare", "settings", "data", "resolution")
-        or (records.at("prepare", "results", "shape") or [None])[-1],
-        "dry_run": any(r["dry_run"] for r in records.values()),
-        "features": records.at("extractor", "results", "features"),
-    }
-    rows = []
-    for size in sorted(sizes, key=lambda s: (SIZES.index(s) if s in SIZES else len(SIZES), s)):
-        train, evaluate = records.get(f"train-{size}"), records.get(f"evaluate-{size}")
-        samples = {r["settings"]["budget"]: r for r in of["sample"] if r["settings"]["size"] == size}
-        scored = [b for b, found in evaluate["results"].items() if "runs" in found] if evaluate else []
-        budgets = {*samples, *scored} or {None}
-        for budget in sorted(budgets, key=lambda b: (float(b) if (b or "").isdigit() else math.inf, b or "")):
-            for run in _runs_of(train, samples.get(budget), evaluate, budget):
-                rows.append(common | {"size": size, "budget": budget} | run)
-        if along := records.get(f"snapshots-{size}"):
-            budget, scored = along["settings"]["budget"], _as_evaluation(along)
-            for run in _runs_of(train, samples.get(budget), scored, budget):
-                rows.append(common | {"size": size, "budget": budget} | run)
-    return rows
-
-
-def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | None, budget: str | None) -> list[Record]:
-    """The runs of one size at one budget, each with all that its three records say of it."""
-    measured = (evaluate or {}).get("results", {}).get(budget, {"runs": []})
-    shared: Record = {}
-    for record in filter(None, (train, sample, evaluate)):
-        provenance, settings = record["provenance"], record["settings"]
-        shared |= {"device": provenance["device"], "commit": provenance["commit"]}
-        shared |= {f"{record['stage'].split('-')[0]}_device": provenance["device"]}
-        shared |= {"weights": record.get("weights") or settings.get("weights") or shared.get("weights")}
-        for part in ("model", "train", "gate", "sample"):
-            shared |= {f"{part}.{k}": tuple(v) if isinstance(v, list) else v
-                       for k, v in (settings.get(part) or {}).items()}  # fmt: skip
-    if evaluate:
-        shared |= {"scored_images": evaluate["settings"]["images"], "reference": evaluate.get("reference")}
-        shared["extractor"] = evaluate["settings"].get("extractor", {}).get("kind")
-        identity = evaluate["settings"].get("extractor_identity")
-        shared["extractor_identity"] = json.dumps(identity, sort_keys=True)
-        shared["extractor_published"] = (identity or {}).get("published")
-    if "sample.steps" in shared:
-        shared["N"] = shared.pop("sample.steps")
-    if sample:
-        shared |= {k: sample["results"].get(k) for k in ("nfe", "passes", "images_per_second")}
-    curves = {tuple(map(r.get, KEYS)): {int(n): f for n, f in r["fid"].items()}
-              for r in measured.get("fid_by_images", ())}  # fmt: skip
-    found = []
-    for run in measured["runs"] or _unscored(train, sample):
-        key = tuple(map(run.get, KEYS))
-        row = shared | _training(train, run["train_seed"], run.get("snapshot")) | run
-        row |= {"fid_by_images": curves.get(key), "snapshot": key[2]}
-        row["seconds_per_image"] = _seconds(sample, run) if key[2] is None else None
-        found.append(row)
-    return found
-
-
-def _as_evaluation(along: Record) -> Record:
-    """The record of an evaluation whose runs are the snapshots of one, the last of them the final weights (share 1)."""
-    steps, points = along["settings"]["train"]["steps"], along["results"]["points"]
-    runs = [run | {"snapshot": point["step"] / steps} for point in points for run in point["runs"]]
-    return along | {"stage": "evaluate-along", "results": {along["settings"]["budget"]: {"runs": runs}}}
-
-
-def _unscored(train: Record | None, sample: Record | None) -> list[Record]:
-    """Runs that have no scores yet."""
-    if sample:
-        pairs = itertools.product(sample["settings"]["train_seeds"], sample["settings"]["seeds"])
-        return [{"train_seed": t, "sample_seed": s} for t, s in pairs]
-    seeds = (train["settings"].get("train") or {}).get("seeds", [None]) if train else [None]
-    return [{"train_seed": seed, "sample_seed": None} for seed in seeds]
-
-
-def _training(train: Record | None, seed: int | None, snapshot: float | None) -> Record:
-    """What a training record says of one seed's weights, or of those at a snapshot (a share of the training)."""
-    if train is None:
-        return {}
-    results, share = train["results"], 1 if snapshot is None else snapshot
-    seeds = (train["settings"].get("train") or {}).get("seeds") or []
-    at = seeds.index(seed) if seed in seeds else None
-    if at is None and len(seeds) < 2:  # released weights are one model
-        at = 0
-    row = {"parameters": results["parameters"]}
-    row |= {name: results[key] * share if results.get(key) else None
-            for name, key in (("flops", "flops"), ("train_images", "images"))}  # fmt: skip
-    if at is None:  # trained again since with other seeds
-        return row
-    if values := (results.get("seconds") or {}).get("values"):
-        row["train_seconds"] = values[at]
-    if snapshot in (None, 1) and (context := results.get("context")):
-        ratios, limit = context["ratio"], train["settings"].get("gate", {}).get("max_ratio")
-        ratio = ratios["values"][at] if "values" in ratios else ratios["mean"]
-        row |= {"gate_ratio": ratio, "gate_passed": context["passed"] if limit is None else ratio <= limit}
-    return row
-
-
-def _seconds(sample: Record | None, run: Record) -> float | None:
-    """Seconds for one image of a run; the mean of all where the record does not list them by run."""
-    if sample is None or "seconds_per_image" not in sample["results"]:
-        return None
-    seconds, settings = sample["results"]["seconds_per_image"], sample["settings"]
-    pairs = list(itertools.product(settings["train_seeds"], settings["seeds"]))
-    values, pair = seconds.get("values", []), (run["train_seed"], run["sample_seed"])
-    return values[pairs.index(pair)] if len(values) == len(pairs) and pair in pairs else seconds["mean"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import math
 import os
 import platform
 import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +22,7 @@ from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.io import read_json, write_json
 from emigm.records.summary import summaries
 
+Record = dict[str, Any]
 SCHEMA = 2
 TRAINING_IMAGES = "training images"
 SCORED = ("reference", "sample", "evaluate", "snapshots")
@@ -42,10 +42,8 @@ def write_record(
     others_cpu_seconds: float = 0.0,
     **settings: Any,
 ) -> Path:
-    """Write the record of one stage run.
-
-    Beside what is passed it holds what no number may be read without: whether it is a dry run's, whose weights,
-    against which real images (None where the stage has nothing to do with them), at which scale.
+    """Write the record of one stage run, with what no number may be read without: whether it is a dry run's, whose
+    weights, against which real images (None where the stage has nothing to do with them), at which scale.
 
     Args:
         benchmark: what was run.
@@ -53,26 +51,21 @@ def write_record(
         results: the measured numbers.
         device: where it was measured ("cpu", "cuda:0").
         processes: how many shared the work.
-        inputs: file => checksum of what the stage read (`emigm.io.checksums`). What one stage's record has as an
-            output, and another's as an input, chains them.
-        outputs: file => checksum of what it wrote.
+        inputs, outputs: file => checksum of what the stage read and wrote (`emigm.io.checksums`): what one stage's
+            record has as an output, and another's as an input, chains them.
         others_cpu_seconds: processor time of the other processes (`cpu_seconds`).
-        settings: the configuration that applied (dataclasses are expanded), seeds and sample counts.
+        settings: what applied beside the settings of the benchmark (`stage_settings`), such as whose extractor it was;
+            a value given here stands for that of the benchmark.
     """
     path = results_folder(benchmark.name) / "records" / f"{stage}.json"
     tree = {
         "schema": SCHEMA,
-        "benchmark": benchmark.name,
         "images_of": benchmark.images_of,
         "models_of": benchmark.models_of or benchmark.name,
         "title": benchmark.title,
         "stage": stage,
-        "dry_run": benchmark.dry_run,
-        "weights": benchmark.weights,
-        "reference": reference_name(benchmark) if stage.split("-")[0] in SCORED else None,
-        "scale": scale(benchmark, settings),
+        **_follows(benchmark, stage, stage_settings(benchmark).get(stage, {}) | settings),
         "processes": processes,
-        "settings": {k: _plain(v) for k, v in settings.items()},
         "results": results,
         "inputs": dict(sorted(inputs.items())),
         "outputs": dict(sorted(outputs.items())),
@@ -82,29 +75,78 @@ def write_record(
     return path
 
 
-def reference_name(benchmark: Benchmark) -> str:
-    """The real images that scores are computed against: a file of stored statistics by name, or the training images."""
+def stage_settings(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """Stage -> settings of its record that the benchmark gives, for every stage with a record."""
+    evaluation, extractor = benchmark.evaluation, {"extractor": benchmark.extractor}
+    stages: dict[str, dict[str, Any]] = {"encode": {"autoencoder": benchmark.autoencoder}}
+    if benchmark.images_of == benchmark.name:
+        stages |= {"prepare": {"data": benchmark.data}, "extractor": extractor}
+    stages["reference"] = {"evaluation": evaluation, **extractor}
+    for size in benchmark.sizes:
+        model, train, snapshots = benchmark.model_config(size), benchmark.train_config(size), evaluation.snapshots
+        seeds = {"train_seeds": train.seeds, "seeds": evaluation.seeds}
+        recipe = {"train": train} if benchmark.weights == "trained" else {}
+        gate = {"gate": benchmark.gate, "weights": benchmark.weights}
+        if benchmark.models_of in (None, benchmark.name):
+            stages[f"train-{size}"] = {"size": size, "model": model, **gate, **recipe}
+        for budget in benchmark.budgets:
+            sample = {"budget": budget, "sample": benchmark.sample_config(size, budget)}
+            more = {"autoencoder": benchmark.autoencoder, "images": evaluation.images, "chunk": evaluation.chunk}
+            stages[f"sample-{size}-{budget}"] = {"size": size, **sample, **more, **seeds}
+        stages[f"evaluate-{size}"] = {"size": size, "images": evaluation.images, **extractor, **seeds}
+        if snapshots is not None and train.snapshots:
+            budget, few = snapshots.budget, {"images": snapshots.images}
+            sample = {"budget": budget, "sample": benchmark.sample_config(size, budget)}
+            stages[f"snapshots-{size}"] = {"size": size, **sample, **few, **recipe, **extractor, **seeds}
+    return stages
+
+
+def expected_records(benchmark: Benchmark) -> dict[str, Record]:
+    """Stage -> what its record must hold, as JSON gives it back."""
+    return {
+        stage: json.loads(json.dumps(_follows(benchmark, stage, settings)))
+        for stage, settings in stage_settings(benchmark).items()
+    }
+
+
+def _follows(benchmark: Benchmark, stage: str, settings: Mapping[str, Any]) -> Record:
+    """What a record holds that follows from the benchmark and the settings of the stage."""
     stored = benchmark.evaluation.reference
-    return TRAINING_IMAGES if stored is None else Path(stored).name
+    reference = TRAINING_IMAGES if stored is None else Path(stored).name
+    return {
+        "benchmark": benchmark.name,
+        "dry_run": benchmark.dry_run,
+        "weights": benchmark.weights,
+        "reference": reference if stage.split("-")[0] in SCORED else None,
+        "scale": _scale(benchmark, settings),
+        "settings": {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()},
+    }
 
 
-def scale(benchmark: Benchmark, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """How large a run was, as far as its stage knows: training of one size, and its samples. None: neither.
+def _scale(benchmark: Benchmark, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How large a run was, as far as its stage knows: training of one model, and its samples. None: neither.
 
     `images_trained_on` and `train_steps` are None for released weights: their authors know.
     """
     if "size" not in settings:
         return None
-    train = benchmark.train_config(settings["size"])
-    ours = benchmark.weights == "trained"
-    found: dict[str, Any] = {
+    train, ours = benchmark.train_config(settings["size"]), benchmark.weights == "trained"
+    scale: dict[str, Any] = {
         "images_trained_on": train.steps * train.batch if ours else None,
         "train_steps": train.steps if ours else None,
-        "train_seeds": list(train.seeds),
+        "train_seeds": train.seeds,
     }
-    if "seeds" in settings:
-        found |= {"images": settings["images"], "seeds": settings["seeds"]}
-    return found
+    return scale | ({"images": settings["images"], "seeds": settings["seeds"]} if "seeds" in settings else {})
+
+
+def differing(ours: Any, theirs: Any, name: str = "", listed: int = 0) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, ours, theirs) of every leaf in which two trees differ; what is absent is None. In the first
+    `listed` levels only what ours has is compared."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key in ours if listed > 0 else dict.fromkeys((*ours, *theirs)):
+            yield from differing(ours.get(key), theirs.get(key), f"{name}.{key}".lstrip("."), listed - 1)
+    elif ours != theirs:
+        yield name, ours, theirs
 
 
 def provenance(device: str) -> dict[str, Any]:
@@ -122,13 +164,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 def cpu_seconds() -> float:
     """Processor time (user and system) of this process and of its children that have ended, since it started."""
-    total = time.process_time()
-    if sys.platform != "win32":
-        import resource  # absent there
-
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        total += children.ru_utime + children.ru_stime
-    return total
+    return sum(os.times()[:4])
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -188,10 +224,6 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
     return {"values": list(values)}
 
 
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-
-
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
@@ -240,8 +272,6 @@ def _device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return f"CPU: {line.split(':', 1)[1].strip()}"
-    return f"CPU: {platform.processor() or platform.machine()}"
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"CPU: {next(named, platform.processor() or platform.machine())}"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import expand
-from emigm.config.schema import AutoencoderConfig, ReleasedConfig
+from emigm.config.schema import ReleasedConfig
 from emigm.io import read_json
 from emigm.paper.settings import INCEPTION_SHA256
 
@@ -29,7 +29,6 @@ class HubFile(NamedTuple):
         return f"https://huggingface.co/{self.repository}"
 
 
-EMIGM_REPOSITORY = "GSAI-ML/eMIGM"
 _LONG = {"xs": "xsmall", "s": "small", "b": "base", "l": "large", "h": "huge"}
 PUBLISHED = {"inception": INCEPTION_SHA256}
 """SHA-256 by kind."""
@@ -73,7 +72,10 @@ def released_files(benchmark: Benchmark) -> Iterator[ReleasedFile]:
     """The files of others that a benchmark names, a dry run's random ones included."""
     autoencoder, extractor, reference = benchmark.autoencoder, benchmark.extractor, benchmark.evaluation.reference
     if autoencoder.weights is not None and autoencoder.kind != "kmeans":  # the encode stage makes that
-        yield ReleasedFile("autoencoder", _weights_file(autoencoder), MIRRORS.get(autoencoder.kind, ()))
+        mirrors, path = MIRRORS.get(autoencoder.kind, ()), expand(autoencoder.weights)
+        if mirrors and path.suffix not in (suffixes := (".ckpt", ".pth", ".safetensors")):  # a folder
+            path = next((p for s in suffixes for p in path.glob(f"*{s}")), path / mirrors[-1].name)
+        yield ReleasedFile("autoencoder", path, mirrors)
     if extractor.weights is not None:
         yield ReleasedFile("Inception", expand(extractor.weights), MIRRORS["inception"], PUBLISHED["inception"])
     if reference is not None:
@@ -91,18 +93,9 @@ def checkpoint(released: ReleasedConfig, size: str) -> ReleasedFile:
     return ReleasedFile(f"checkpoint {size}", expand(released.folder) / name, (source,), released.sha256.get(size))
 
 
-def _weights_file(autoencoder: AutoencoderConfig) -> Path:
-    """Where the weights are or go: of a folder, any weights in it, else those of the mirror."""
-    path, mirrors = expand(autoencoder.weights), MIRRORS.get(autoencoder.kind)
-    if mirrors is None or path.suffix in (".ckpt", ".pth", ".safetensors"):
-        return path
-    present = [file for suffix in ("ckpt", "pth", "safetensors") for file in path.glob(f"*.{suffix}")]
-    return present[0] if present else path / mirrors[-1].name
-
-
 def released_file(resolution: int, size: str) -> HubFile:
     """The authors' checkpoint of one of the paper's nine models."""
-    return HubFile(EMIGM_REPOSITORY, f"{resolution}_model/eMIGM_{_LONG[size]}_{resolution}_checkpoint.pth")
+    return HubFile("GSAI-ML/eMIGM", f"{resolution}_model/eMIGM_{_LONG[size]}_{resolution}_checkpoint.pth")
 
 
 def fetched() -> dict[str, dict[str, Any]]:

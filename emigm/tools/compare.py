@@ -112,8 +112,10 @@ def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
 def differences(results: Records, resolution: int, size: str, budget: str) -> tuple[list[str], list[str]]:
     """What of a measured cell is not as in the paper: what makes it incomparable, and what only has to be noted."""
     stages = (f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}")
-    reasons, notes = [f"no record {stage}" for stage in stages if stage not in results], []
-    for key, ours, paper in settings(results, resolution, size, budget) if not reasons else ():
+    if missing := [f"no record {stage}" for stage in stages if stage not in results]:
+        return missing, []
+    reasons, notes = [], []
+    for key, (ours, paper) in settings(results, resolution, size, int(budget), *stages).items():
         if ours == paper or (key == "train.images" and abs((ours or 0) / paper - 1) <= 0.01):
             continue  # another batch leaves out another part of an epoch
         noted = key.endswith(".precision") and ours in PRECISIONS
@@ -122,59 +124,57 @@ def differences(results: Records, resolution: int, size: str, budget: str) -> tu
     return reasons, notes
 
 
-def settings(results: Records, resolution: int, size: str, budget: str) -> list[tuple[str, Any, Any]]:
-    """(key, ours, the paper's) of all that a cell's number rests on."""
-    at, train, sample, evaluate = results.at, f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}"
-    weights, whose = at(train, "weights"), {str(at(stage, "weights")) for stage in (train, sample, evaluate)}
-    recipe = {k: v for k, v in as_dict(PAPER_TRAIN).items() if k not in OWN_TRAINING}
-    sampling = as_dict(paper_sampling(resolution, size, int(budget))) | {"precision": PRECISIONS[0]}
+def settings(
+    results: Records, resolution: int, size: str, budget: int, train: str, sample: str, evaluate: str
+) -> dict[str, tuple[Any, Any]]:
+    """Key -> (ours, the paper's) of all that a cell's number rests on; the last three name its records."""
+    at, name, weights = results.at, REFERENCES[resolution], results.at(train, "weights")
+    sampling = as_dict(paper_sampling(resolution, size, budget)) | {"precision": PRECISIONS[0]}
+    recipe = {k: v for k, v in as_dict(PAPER_TRAIN).items() if k not in OWN_TRAINING} if weights == "trained" else {}
     parts = [("model", train, as_dict(PAPER_MODELS[resolution, size])), ("sample", sample, sampling)]
-    parts += [("train", train, recipe)] if weights == "trained" else []
-    rows = [
-        (f"{part}.{key}", at(stage, "settings", part, key), value)
+    parts.append(("train", train, recipe))
+    pairs = {
+        f"{part}.{key}": (at(stage, "settings", part, key), value)
         for part, stage, paper in parts
         for key, value in paper.items()
-    ]
+    }
     if weights == "trained":
-        rows.append(("train.images", at(train, "scale", "images_trained_on"), PAPER_TRAINING_IMAGES))
+        if at(train, "settings", "model", "mae") and pairs["train.mask_times"][0] == "group":
+            del pairs["train.mask_times"]  # the paper's auto comes to the same
+        pairs["train.images"] = at(train, "scale", "images_trained_on"), PAPER_TRAINING_IMAGES
     else:
-        rows.append(("released.token", at(train, "settings", "source", "shared_token", "used"), "official"))
-    name = REFERENCES[resolution]
-    known = recorded(name)
+        pairs["released.token"] = at(train, "settings", "source", "shared_token", "used"), "official"
+    whose, known = {str(at(stage, "weights")) for stage in (train, sample, evaluate)}, recorded(name)
     reference = at(evaluate, "settings", "reference_source", "sha256") if known else at(evaluate, "reference")
-    return [
-        *rows,
-        ("weights", " and ".join(sorted(whose)), weights or "released or trained"),
-        ("autoencoder.precision", at(sample, "settings", "autoencoder", "precision"), PRECISIONS[0]),
-        ("extractor.kind", at(evaluate, "settings", "extractor", "kind"), "inception"),
-        ("extractor.sha256", at(evaluate, "settings", "extractor_identity", "sha256"), INCEPTION_SHA256),
-        ("reference", reference, known or name),
-        ("evaluation.images", at(evaluate, "scale", "images"), PAPER_IMAGES),
-        ("dry_run", any(at(stage, "dry_run") for stage in (train, sample, evaluate)), False),
-    ]
+    return pairs | {
+        "weights": (" and ".join(sorted(whose)), weights or "released or trained"),
+        "autoencoder.precision": (at(sample, "settings", "autoencoder", "precision"), PRECISIONS[0]),
+        "extractor.kind": (at(evaluate, "settings", "extractor", "kind"), "inception"),
+        "extractor.sha256": (at(evaluate, "settings", "extractor_identity", "sha256"), INCEPTION_SHA256),
+        "reference": (reference, known or name),
+        "evaluation.images": (at(evaluate, "scale", "images"), PAPER_IMAGES),
+        "dry_run": (any(at(stage, "dry_run") for stage in (train, sample, evaluate)), False),
+    }
 
 
 def table(name: str, results: Records, cells: list[Cell], cfg: CompareConfig) -> str:
     """The comparison as text, with the reasons below."""
-    rows = [
-        {
+    at, rows = results.at, []
+    for c in cells:
+        sample, train = f"sample-{c.size}-{c.budget}", f"train-{c.size}"
+        rows.append({
             "model": c.reported["method"],
             "NFE (paper)": c.reported["nfe"].replace("x", "×"),
-            "NFE": nfe_text(
-                results.at(f"sample-{c.size}-{c.budget}", "settings", "sample", "steps"),
-                results.at(f"sample-{c.size}-{c.budget}", "results", "passes"),
-            ),
+            "NFE": nfe_text(at(sample, "settings", "sample", "steps"), at(sample, "results", "passes")),
             "params (paper)": c.reported["params"],
-            "params": count(results.at(f"train-{c.size}", "results", "parameters")),
-            "weights": results.at(f"train-{c.size}", "weights") or NOT_RUN,
+            "params": count(at(train, "results", "parameters")),
+            "weights": at(train, "weights") or NOT_RUN,
             "FID (paper)": c.reported["fid"],
             "FID": NOT_RUN if c.fid is None else f"{c.fid:.2f}",
             "difference": NONE if c.difference is None else f"{100 * c.difference:+.1f}%",
             "tolerance": f"±{100 * c.tolerance:g}%",
             "verdict": c.verdict,
-        }
-        for c in cells
-    ]
+        })  # fmt: skip
     notes = [
         f"Tolerance, of the reported FID: {100 * cfg.fid_tolerance_released:g}% for released weights "
         f"(benchmark.compare.fid_tolerance_released), {100 * cfg.fid_tolerance:g}% for trained ones (fid_tolerance)."

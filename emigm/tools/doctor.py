@@ -16,7 +16,6 @@ from emigm.config.compose import DEFAULT
 from emigm.config.errors import ConfigError
 from emigm.config.paths import expand
 from emigm.data.photos import class_names
-from emigm.flops import parameters as count_parameters
 from emigm.io import sha256
 from emigm.pools import cores
 from emigm.tools import estimates
@@ -28,14 +27,12 @@ A_WEEK = 7 * 24 * 3600
 
 
 class Check(NamedTuple):
-    """One thing that a benchmark needs."""
+    """One thing that a benchmark needs: whether it is right, what is here, and how it is mended."""
 
     what: str
     right: bool
     status: str
-    """What is here."""
     remedy: str = ""
-    """Where it belongs and how to get it."""
     otherwise: str = MISSING
     """The state where it is not right; FETCH: a stage gets it from the network."""
 
@@ -50,18 +47,18 @@ def doctor(benchmark: Benchmark, gpus: int | None = None) -> int:
         print(shares(benchmark, gpus))
         return 0
     device = find_device(benchmark)
-    parameters = {size: count_parameters(benchmark.model_config(size)) for size in benchmark.sizes}
-    costs = list(estimates.costs(benchmark, device, parameters))
+    costs = list(estimates.costs(benchmark, device))
     checks = [
         *check_data(benchmark),
         *check_files(benchmark),
-        *check_machine(benchmark, device, estimates.total(costs).seconds),
+        *check_launcher(benchmark),
+        check_device(benchmark, device, estimates.total(costs).seconds),
         check_disk(costs),
     ]
     wrong = [c for c in checks if not c.right]
     print(f"{benchmark.name}: {benchmark.title}, weights: {benchmark.weights}\n")
     print(tabulate([(c.what, c.state, c.status) for c in checks], ("needed", "state", "found"), "simple"))
-    print(f"\n{cost_table(benchmark, device, costs, parameters)}\n")
+    print(f"\n{cost_table(benchmark, device, costs)}\n")
     for c in wrong:
         print(f"{c.state}: {c.what}: {c.remedy}.")
     missing, then = sum(c.state == MISSING for c in wrong), how_to_run(benchmark.name)
@@ -76,22 +73,20 @@ def how_to_run(name: str) -> str:
     return "dvc repro" if name == DEFAULT else f"dvc repro benchmarks/{name}/dvc.yaml"
 
 
-def check_data(benchmark: Benchmark) -> Iterator[Check]:
+def check_data(benchmark: Benchmark) -> list[Check]:
     """The images."""
     data = benchmark.data
     if data.dataset in estimates.EMBEDDED:
-        yield Check("images", True, f"{estimates.EMBEDDED[data.dataset][0]} brings them")
-    elif data.dataset == "cifar10":
+        return [Check("images", True, f"{estimates.EMBEDDED[data.dataset][0]} brings them")]
+    if data.dataset == "cifar10":
         root = expand(data.root)
         here = any(root.glob("*.parquet")) or (root / "cifar-10-batches-py").is_dir()
         remedy = f"the prepare stage downloads CIFAR-10 into {data.root} (170 MB), or put its parquet files there"
-        yield Check("images", here, data.root if here else f"nothing in {data.root}", remedy, FETCH)
-    elif benchmark.weights == "released":
-        yield Check("photos", True, "none needed with released weights")
-    else:
-        yield check_photos(benchmark, "training photos", "data.root", data.root)
-        if data.holdout_root is not None:
-            yield check_photos(benchmark, "held-out photos", "data.holdout_root", data.holdout_root)
+        return [Check("images", here, data.root if here else f"nothing in {data.root}", remedy, FETCH)]
+    if benchmark.weights == "released":
+        return [Check("photos", True, "none needed with released weights")]
+    folders = {"root": ("training photos", data.root), "holdout_root": ("held-out photos", data.holdout_root)}
+    return [check_photos(benchmark, what, key, root) for key, (what, root) in folders.items() if root is not None]
 
 
 def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
@@ -101,7 +96,7 @@ def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     remedy = f"put {photos}, one folder for each of {classes} classes, into {root}"
     if is_random(root):
         remedy = f"`emigm fetch {benchmark.name}` makes random ones once {root} is away"
-    remedy += f", or name others with -S benchmark.{key}=<folder>"
+    remedy += f", or name others with -S benchmark.data.{key}=<folder>"
     if not expand(root).is_dir():
         return Check(what, False, f"no folder {root}", remedy)
     number = len(class_names(root))
@@ -109,9 +104,9 @@ def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     return Check(what, number == classes, status, remedy)
 
 
-def check_files(benchmark: Benchmark) -> Iterator[Check]:
+def check_files(benchmark: Benchmark) -> list[Check]:
     """Files of others: autoencoder, feature extractor, reference statistics, released checkpoints."""
-    return (check_file(benchmark.name, file) for file in released_files(benchmark))
+    return [check_file(benchmark.name, file) for file in released_files(benchmark)]
 
 
 def check_file(name: str, file: ReleasedFile) -> Check:
@@ -140,22 +135,24 @@ def find_device(benchmark: Benchmark) -> Device:
     return estimates.gpu(facts.name, number, facts.total_memory)
 
 
-def check_machine(benchmark: Benchmark, device: Device, seconds: float) -> Iterator[Check]:
-    """Processors and the launcher. A CPU is enough where it takes days at most."""
-    run = benchmark.run
-    if run.launcher is not None:
-        command = shlex.split(run.launcher)[0]
+def check_launcher(benchmark: Benchmark) -> Iterator[Check]:
+    """The command that starts a stage's processes, where there is one."""
+    if (launcher := benchmark.run.launcher) is not None:
+        command = shlex.split(launcher)[0]
         here = shutil.which(command) is not None
         remedy = f"install {command}, or set run.launcher to another command, or to null for one process"
-        yield Check("launcher", here, run.launcher if here else f"no {command}", remedy)
+        yield Check("launcher", here, launcher if here else f"no {command}", remedy)
+
+
+def check_device(benchmark: Benchmark, device: Device, seconds: float) -> Check:
+    """A GPU; a CPU is enough where it takes days at most."""
     if device.memory is not None:
-        yield Check("GPU", True, f"{device.count} x {device.name}, {gigabytes(device.memory)} each")
-    elif run.device == "cuda":
-        yield Check("GPU", False, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
-    else:
-        enough = seconds <= A_WEEK
-        remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
-        yield Check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
+        return Check("GPU", True, f"{device.count} x {device.name}, {gigabytes(device.memory)} each")
+    if benchmark.run.device == "cuda":
+        return Check("GPU", False, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
+    enough = seconds <= A_WEEK
+    remedy = f"the CPU would take {duration(seconds)}; run this on a machine with a GPU, or fewer benchmark.sizes"
+    return Check("GPU", enough, f"none{' needed' if enough else ''}; {device.name}", remedy)
 
 
 def check_disk(costs: list[Cost]) -> Check:
@@ -169,12 +166,12 @@ def check_disk(costs: list[Cost]) -> Check:
     return Check("disk", needed < free, text, remedy + "(dvc config cache.type hardlink)")
 
 
-def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost], parameters: dict[str, int]) -> str:
+def cost_table(benchmark: Benchmark, device: Device, costs: list[Cost]) -> str:
     """Time and disk of every stage on this machine, and on a reference GPU where a CPU would take hours."""
     columns = {f"{device.count} x {device.name}" if device.memory else device.name: (device, costs)}
     if device.memory is None and estimates.total(costs).seconds > 3600:
         reference = estimates.gpu(estimates.REFERENCE_GPU, 1, None)
-        columns[f"1 x {reference.name}"] = reference, list(estimates.costs(benchmark, reference, parameters))
+        columns[f"1 x {reference.name}"] = reference, list(estimates.costs(benchmark, reference))
     rows = [
         (row[0].stage, *(duration(cost.seconds) for cost in row), gigabytes(row[0].disk))
         for row in zip(*([*column, estimates.total(column)] for _, column in columns.values()), strict=True)
@@ -197,17 +194,15 @@ def shares(benchmark: Benchmark, gpus: int) -> str:
     from emigm.train import micro_batches  # torch takes seconds
 
     train = {size: benchmark.train_config(size) for size in benchmark.sizes}
-    common = math.gcd(*(cfg.batch for cfg in train.values()))
-    if gpus < 1 or common % gpus:
-        able = [n for n in range(1, common + 1) if common % n == 0]
+    batches = sorted({cfg.batch for cfg in train.values()})
+    if gpus < 1 or math.gcd(*batches) % gpus:
+        able = [n for n in range(1, batches[0] + 1) if math.gcd(*batches) % n == 0]
         near = [*[n for n in able if n < gpus][-1:], *[n for n in able if n > gpus][:1]]
-        batches = ", ".join(str(batch) for batch in sorted({cfg.batch for cfg in train.values()}))
-        raise ConfigError(
-            f"--gpus {gpus}: no equal shares of train.batch = {batches}; take {' or '.join(map(str, near))}"
-        )
+        text = f"--gpus {gpus}: no equal shares of train.batch = {', '.join(map(str, batches))}"
+        raise ConfigError(f"{text}; take {' or '.join(map(str, near))}")
     device = find_device(benchmark)
     device = (device if device.memory else estimates.gpu(estimates.REFERENCE_GPU, 1, None))._replace(count=gpus)
-    seconds = {c.stage: c.seconds for c in estimates.costs(benchmark, device, dict.fromkeys(train, 0))}
+    seconds = {c.stage: c.seconds for c in estimates.costs(benchmark, device)}
     rows = []
     for size, cfg in train.items():
         share = cfg.batch // gpus

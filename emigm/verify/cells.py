@@ -1,12 +1,17 @@
-"""Every number of a benchmark's records as a cell that a repetition must show again. No torch."""
+"""Every number of a benchmark's records as a cell that a repetition must show again: a fact, or measured. No torch.
+
+A cell's name is such as "evaluate-xs 4 fid": the stage, then keys of its results.
+"""
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
+from emigm.records.record import Record
 from emigm.records.summary import KEYS
 
 COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds", "compiled_graphs")
@@ -15,53 +20,42 @@ EXACT = ("nfe", "passes", "flops", "flops_per_step")
 """Floating-point numbers that are counts."""
 ROUNDED = ("codes_used",)
 """Counts that depend on rounding."""
-Unit = tuple[Any, Any]
-"""What pairs the runs of two sides: training seed and sampling seed; position, or sampling seed of released weights,
-and 0."""
-Record = Mapping[str, Any]
+COLUMNS = ("cell", "metric", "group", "size", "seed", "sample", "value")
 Path = tuple[str, ...]
 """Keys that lead to a value of a record's results."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One number, or one fact, of a benchmark's records."""
-
-    name: str
-    """Such as "evaluate-xs 4 fid"; first the stage."""
-    metric: str
-    """Last part of the name: what says which differences matter."""
-    group: str
-    """Its metric over all sizes and sampling configurations: cells that are decided together."""
-    size: str = ""
-    """Whose trainings it is of."""
-    values: Mapping[Unit, float] | None = None
-    """Measured values by seeds; None: a fact."""
-    fact: Any = None
-
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.values.values()) / len(self.values)
+class Measured(dict[tuple[Any, Any], float]):
+    """Values by what pairs them with those of another side: training seed and sampling seed; position, or sampling seed
+    of released weights, and 0."""
 
 
-def cells_of(records: Mapping[str, Record]) -> dict[str, Cell]:
-    """All cells of a benchmark's records, by name."""
-    cells = {}
+def cells_of(records: Mapping[str, Record]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """All cells of a benchmark's records.
+
+    Returns:
+        facts: by name; of a measured cell what its values belong to.
+        measured: a row a value. `metric` says which differences matter; cells of one `group` (a metric over all models
+            and sampling configurations) are decided together; `size`: whose trainings it is of; `seed` and `sample`: as
+            of `Measured`.
+    """
+    facts, rows = {}, []
     for stage, record in records.items():
         kind, size, *_ = (*stage.split("-"), "")
-        cells[f"{stage} settings"] = Cell(f"{stage} settings", "settings", "", fact=_settings(record))
+        facts[f"{stage} settings"] = _settings(record)
         fitted = record["settings"].get("autoencoder", {}).get("kind") == "kmeans"  # a codebook of this machine's own
         results = {k: v for k, v in record["results"].items() if not (fitted and k == "weights_sha256")}
         for path, value in _leaves(results):
             name = " ".join((stage, *path))
-            group = " ".join((kind, *(p for p in path[1:] or path if not p.isdigit())))
-            if not isinstance(value, dict):
-                cells[name] = Cell(name, path[-1], group, fact=value)
+            if not isinstance(value, Measured):
+                facts[name] = value
             elif kind != "snapshots":  # scores before the end of training scatter too much
-                if kind == "evaluate" and record.get("weights") == "released":  # what is repeated is sampling
-                    value = {(sample, 0): v for (_, sample), v in value.items()}
-                cells[name] = Cell(name, path[-1].split(" of ")[0], group, size, value)
-    return cells
+                group = " ".join((kind, *(p for p in path[1:] or path if not p.isdigit())))
+                facts[name] = f"measured with seeds {', '.join(map(str, sorted(value)))}"
+                released = kind == "evaluate" and record.get("weights") == "released"  # what is repeated is sampling
+                of = (name, path[-1].split(" of ")[0], group, size)
+                rows += [(*of, *((s, 0) if released else (t, s)), float(v)) for (t, s), v in value.items()]
+    return facts, pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _settings(record: Record) -> dict[str, Any]:
@@ -74,12 +68,12 @@ def _settings(record: Record) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """(path, values by seeds or a fact) of everything in a record's results that a repetition must show again."""
+    """(keys, values by seeds or a fact) of everything in a record's results that a repetition must show again."""
     if isinstance(tree, Mapping):
         if "runs" in tree:
             yield from _runs(tree, path)
         elif "mean" in tree:
-            yield path, {(i, 0): float(v) for i, v in enumerate(tree.get("values", [tree["mean"]]))}
+            yield path, Measured({(i, 0): v for i, v in enumerate(tree.get("values", [tree["mean"]]))})
         else:
             own_bytes = not tree.get("published", "holdout_accuracy" not in tree)  # of a file that each machine makes
             for key, value in tree.items():
@@ -89,20 +83,21 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         for item in tree:
             yield from _leaves({k: v for k, v in item.items() if k != "step"}, (*path, f"step {item['step']}"))
     elif path[-1] in ROUNDED or (isinstance(tree, float) and path[-1] not in EXACT):
-        yield path, {(0, 0): float(tree)}
+        yield path, Measured({(0, 0): tree})
     else:
         yield path, tree
 
 
 def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
-    tables = [(run, {k: v for k, v in run.items() if k not in KEYS}) for run in scored["runs"]]
+    """Of every metric of a list of runs its values by seeds, and its FIDs of fewer images."""
+    metrics: dict[str, Measured] = defaultdict(Measured)
+    for run in scored["runs"]:
+        for metric, value in run.items():
+            if metric not in KEYS:
+                metrics[metric][run["train_seed"], run["sample_seed"]] = value
     for curve in scored.get("fid_by_images", ()):
-        fewer = sorted(curve["fid"], key=int)[:-1]  # that of all images is the run's
-        tables.append((curve, {f"fid of {n} images": curve["fid"][n] for n in fewer}))
-    metrics: dict[str, dict[Unit, Any]] = {}
-    for run, values in tables:
-        for metric, value in values.items():
-            metrics.setdefault(metric, {})[run["train_seed"], run["sample_seed"]] = value
+        for n in sorted(curve["fid"], key=int)[:-1]:  # that of all images is the run's
+            metrics[f"fid of {n} images"][curve["train_seed"], curve["sample_seed"]] = curve["fid"][n]
     for name, values in metrics.items():
         if all(v is None for v in values.values()):
             yield (*path, name), "not measured"

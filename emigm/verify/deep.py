@@ -19,7 +19,7 @@ import numpy as np
 
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.compose import params_file, sources
-from emigm.config.errors import UserError
+from emigm.config.errors import RunError, UserError
 from emigm.config.paths import model_folder, results_folder
 from emigm.data.samples import open_samples
 from emigm.distributed import join
@@ -56,46 +56,42 @@ def generate_again(verifications: Sequence[Verification], seed: int | None = Non
 
 
 def again(benchmark: Benchmark, seed: int, device: str, size: str, progress: Progress) -> tuple[str, str]:
-    """(what holds, what does not) of one random chunk of a size; one of them is empty."""
+    """(what holds, what does not) of one random chunk of a model; one of them is empty."""
     draw = random.Random(f"{seed} {benchmark.name} {size}")
     budget, evaluation = draw.choice(benchmark.budgets), benchmark.evaluation
-    train_seed, sample_seed = draw.choice(benchmark.train_config(size).seeds), draw.choice(evaluation.seeds)
-    where = f"{benchmark.name} {size}, N = {budget}, training seed {train_seed}, sampling seed {sample_seed}"
+    key = draw.choice(benchmark.train_config(size).seeds), draw.choice(evaluation.seeds)
+    where = f"{benchmark.name} {size}, N = {budget}, training seed {key[0]}, sampling seed {key[1]}"
     try:
-        samples = open_samples(benchmark, size, budget, train_seed, sample_seed)
+        samples = open_samples(benchmark, size, budget, *key)
         i = draw.randrange(len(samples.ranges))
         start, stop = samples.ranges[i]
         where += f", images {start} to {stop - 1}"
         stored, stored_labels = samples.chunk(i)
-        weights, cfg = model_folder(benchmark, size, train_seed), benchmark.sample_config(size, budget)
-        sampler = Sampler(benchmark, size, weights, cfg, train_seed, device)
-        pixels, labels, _ = next(sampler.chunks(sample_seed, [(start, stop)]))
+        weights, cfg = model_folder(benchmark, size, key[0]), benchmark.sample_config(size, budget)
+        sampler = Sampler(benchmark, size, weights, cfg, key[0], device)
+        pixels, labels, _ = next(sampler.chunks(key[1], [(start, stop)]))
         if not np.array_equal(labels, stored_labels):
-            return "", f"{where}: stored under other classes than those it is generated for"
+            raise RunError("stored under other classes than those it is generated for")
         records = results_folder(benchmark.name) / "records"
         sampled = read_record(records / f"sample-{size}-{budget}.json")
         evaluated = read_record(records / f"evaluate-{size}.json")
         same = same_machine(sampled, device)
         if problem := differing_pixels(pixels, stored, same):
-            return "", f"{where}: {problem}"
+            raise RunError(problem)
         chunks = ((pixels, labels) if j == i else samples.chunk(j) for j in range(len(samples.ranges)))
         scored = score_again(Scorer(benchmark, device), chunks)
-        key = (train_seed, sample_seed)
         recorded = next(r for r in evaluated["results"][budget]["runs"] if (r["train_seed"], r["sample_seed"]) == key)
         tolerance = SUMMATION if same and same_machine(evaluated, device) else ROUNDING
         for metric, value in scored.items():
             before = recorded.get(metric)
-            if value != before and (None in (value, before) or not _close(value, before, tolerance)):
-                return "", f"{where}: {metric} is {value} when scored again, but the record has {before}"
+            near = None not in (value, before) and math.isclose(value, before, rel_tol=tolerance, abs_tol=tolerance)
+            if value != before and not near:
+                raise RunError(f"{metric} is {value} when scored again, but the record has {before}")
     except UserError as e:
         return "", f"{where}: {e}"
     progress(1)
     exact = "same bytes" if np.array_equal(pixels, stored) else "same images within rounding (another machine)"
     return f"{where}: {exact}, FID {scored['fid']:.5g} again", ""
-
-
-def _close(a: float, b: float, tolerance: float) -> bool:
-    return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def differing_pixels(pixels: np.ndarray, stored: np.ndarray, same: bool) -> str:

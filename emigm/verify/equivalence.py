@@ -4,9 +4,9 @@
 
 **Metrics** are decided by one test of equivalence each (two one-sided t tests at 5 %; Schuirmann, 1987), over the cells
 that are not identical. Both sides have the same seeds, so differences are paired by them: what the seeds decide alike
-cancels. A value is the mean difference, in margins, of one (size, training seed), over its sampling seeds and sampling
+cancels. A value is the mean difference, in margins, of one (model, training seed), over its sampling seeds and sampling
 configurations; of released weights a sampling seed stands for the training seed. The 90 % interval of the values' mean
-decides: *reproduced* where it lies within one margin, and no size's and no sampling configuration's mean reaches
+decides: *reproduced* where it lies within one margin, and no model's and no sampling configuration's mean reaches
 `LOOSE` margins, so that opposite changes do not cancel; *differs* where it lies wholly outside; else *undecided*. Of
 one value nothing is known of the error: its interval reaches from a `FAR`-th of the difference to twice the difference.
 
@@ -33,7 +33,7 @@ The others are undecided. `python tests/test_equivalence.py` prints these number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from emigm.verify.cells import Cell, Record, cells_of
+from emigm.records.record import Record, differing
+from emigm.verify.cells import cells_of
 
 LEVEL = 0.05
 """Of each of the two one-sided tests."""
-LOOSE, FAR = 1.5, 6
+LOOSE, FAR, SPREADS = 1.5, 6, 4
+SIDES = ("_ours", "_theirs")
 IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS = "identical", "reproduced", "undecided", "differs"
+STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
 OF_DISTANCE = 0.1
 """Smallest difference that matters, as a share of the distance from held-out images to class shuffle."""
 OF_VALUE = 0.05
@@ -60,19 +63,17 @@ ABSOLUTE = {
 and a model that ignores its context), and of latents of unit deviation."""
 BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "kid": "kid"}
 """Metric -> the one whose distance between the baselines it is held against."""
-SPREADS = 4
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison of a cell gave."""
+    """What the comparison of a cell gave; `margin` is None of a fact."""
 
     cell: str
     status: str
     ours: Any
     theirs: Any
     margin: float | None = None
-    """None: a fact."""
 
     @property
     def share(self) -> float:
@@ -89,19 +90,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Metric:
-    """What the test of a metric, over its cells that are not identical, gave; differences in margins."""
+    """What the test of a metric, over its cells that are not identical, gave: mean difference in margins of so many
+    values (pairs of model and training seed), its 90 % interval, and the models and sampling configurations whose own
+    means are too large, with these."""
 
     name: str
     status: str
     cells: int
     values: int
-    """Pairs of size and training seed."""
     mean: float
     low: float
     high: float
-    """The 90 % interval of the mean."""
     parts: str = ""
-    """Sizes and sampling configurations whose own means are too large, with these."""
 
     @property
     def share(self) -> float:
@@ -115,13 +115,12 @@ class Metric:
 
 @dataclass
 class Comparison:
-    """All verdicts of one benchmark, and the cells that only one side has."""
+    """All verdicts of one benchmark, the metrics of which a cell is not identical, and the cells that only one side
+    has: those of the reference that have not run here (`missing`), and ours (`extra`)."""
 
     verdicts: list[Verdict] = field(default_factory=list)
     metrics: list[Metric] = field(default_factory=list)
-    """Those of which a cell is not identical."""
     missing: list[str] = field(default_factory=list)
-    """Cells of the reference that have not run here."""
     extra: list[str] = field(default_factory=list)
 
     @property
@@ -134,93 +133,67 @@ class Comparison:
 
 def compare(ours: Mapping[str, Record], theirs: Mapping[str, Record]) -> Comparison:
     """Verdicts on all cells of two sets of records of one benchmark, by stage; see the rule above."""
-    mine, reference = cells_of(ours), cells_of(theirs)
-    missing, extra = ([n for n in x if n not in y] for x, y in ((reference, mine), (mine, reference)))
-    found = Comparison(missing=missing, extra=extra)
-    measured: dict[str, list[tuple[Cell, Cell]]] = {}
-    for a, b in ((mine[name], reference[name]) for name in reference if name in mine):
-        if a.values is None or b.values is None or a.values.keys() != b.values.keys():
-            found.verdicts.append(_fact(a, b))
-        else:
-            measured.setdefault(a.group, []).append((a, b))
+    (facts, mine), (before, reference) = cells_of(ours), cells_of(theirs)
+    comparison = Comparison(missing=[n for n in before if n not in facts], extra=[n for n in facts if n not in before])
+    measured, differ = set(mine["cell"]) & set(reference["cell"]), set()
+    for name in [name for name in before if name in facts]:
+        if first := next(differing(facts[name], before[name]), None):
+            differ.add(name)
+            comparison.verdicts.append(Verdict(f"{name} {first[0]}".strip(), DIFFERS, *first[1:]))
+        elif name not in measured:
+            comparison.verdicts.append(Verdict(name, IDENTICAL, facts[name], before[name]))
     distances = {m: min(_distance(mine, base), _distance(reference, base)) for m, base in BY_DISTANCE.items()}
-    for group, pairs in measured.items():
-        run, changed = _deviation(pairs), []
-        for a, b in pairs:
-            limit = margin(a, b, run, distances.get(a.metric, math.inf))
-            status = REPRODUCED if abs(a.mean - b.mean) < limit else UNDECIDED
-            if a.values == b.values:
-                status = IDENTICAL
-            else:
-                changed.append((a, b, limit))
-            found.verdicts.append(Verdict(a.name, status, a.mean, b.mean, limit))
-        if changed:
-            found.metrics.append(equivalence(group, changed))
-    return found
+    values = mine.merge(reference[["cell", "seed", "sample", "value"]], on=["cell", "seed", "sample"], suffixes=SIDES)
+    values = values[~values["cell"].isin(differ)]
+    for group, of_group in values.groupby("group", sort=False):
+        cells = _cells(of_group, distances)
+        comparison.verdicts += [Verdict(**c) for c in cells.rename_axis("cell").reset_index().to_dict("records")]
+        changed = of_group[of_group["cell"].map(cells["status"]) != IDENTICAL]
+        if not changed.empty:
+            differences = (changed["value_ours"] - changed["value_theirs"]) / changed["cell"].map(cells["margin"])
+            comparison.metrics.append(equivalence(group, changed.assign(difference=differences)))
+    return comparison
 
 
-def equivalence(group: str, changed: Sequence[tuple[Cell, Cell, float]]) -> Metric:
-    """The test of one metric over cells (ours, theirs, margin) that are not identical."""
-    rows = [
-        (a.size, a.name.partition(" ")[2], seed, (value - b.values[seed, sample]) / limit)
-        for a, b, limit in changed
-        for (seed, sample), value in a.values.items()
-    ]
-    frame = pd.DataFrame(rows, columns=["size", "configuration", "seed", "difference"])
-    values = frame.groupby(["size", "seed"])["difference"].mean()
+def _cells(values: pd.DataFrame, distances: Mapping[str, float]) -> pd.DataFrame:
+    """Status, means and margin of the cells of one group, from their paired values."""
+    by_cell, sides = values.groupby("cell", sort=False), ["value_ours", "value_theirs"]
+    variances = by_cell[sides].var().mean()  # of cells of one run there is none
+    deviation = math.sqrt(variances.min()) if variances.notna().all() else math.inf
+    cells = by_cell[sides].mean().set_axis(["ours", "theirs"], axis=1)
+    size, metric = by_cell[sides].agg(lambda v: v.abs().mean()).mean(axis=1), values["metric"].iloc[0]
+    most = size.map(lambda value: matters(metric, value, distances.get(metric, math.inf)))
+    cells["margin"] = np.minimum(most, np.maximum(SPREADS * deviation, np.minimum(most / 4, OF_VALUE * size)))
+    near = (cells["ours"] - cells["theirs"]).abs() < cells["margin"]
+    same = (values["value_ours"] == values["value_theirs"]).groupby(values["cell"], sort=False).all()
+    cells["status"] = np.select([same, near], [IDENTICAL, REPRODUCED], UNDECIDED)
+    return cells
+
+
+def equivalence(group: str, changed: pd.DataFrame) -> Metric:
+    """The test of one metric over its cells that are not identical, from their paired values with the `difference` of
+    each in margins."""
+    values = changed.groupby(["size", "seed"])["difference"].mean()
     mean, n = float(values.mean()), len(values)
     half = float(stats.t.ppf(1 - LEVEL, n - 1) * stats.sem(values)) if n > 1 else 0.0
     low, high = (mean - half, mean + half) if n > 1 else sorted((mean / FAR, 2 * mean))
-    means = pd.concat([frame.groupby(part)["difference"].mean() for part in ("size", "configuration")])
+    configuration = changed["cell"].str.partition(" ")[2]
+    means = pd.concat([changed.groupby(part)["difference"].mean() for part in ("size", configuration)])
     parts = ", ".join(f"{part} alone {m:+.2f}" for part, m in means.items() if abs(m) >= LOOSE and n > 1)
     status = DIFFERS if low >= 1 or high <= -1 else REPRODUCED if max(-low, high) < 1 and not parts else UNDECIDED
-    return Metric(group, status, len(changed), n, mean, low, high, parts)
-
-
-def _fact(a: Cell, b: Cell) -> Verdict:
-    """Of two facts, or of values of different seeds; a setting that is absent is one that is None."""
-    ours, theirs = (_flat(c.fact) if c.values is None else dict(c.values) for c in (a, b))
-    differing = [k for k in (*theirs, *ours) if ours.get(k) != theirs.get(k)]
-    if not differing:
-        return Verdict(a.name, IDENTICAL, a.fact, b.fact)
-    if a.values is None and b.values is None:
-        return Verdict(f"{a.name} {differing[0]}".strip(), DIFFERS, ours.get(differing[0]), theirs.get(differing[0]))
-    return Verdict(a.name, DIFFERS, str(ours), str(theirs))
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {name: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{name}.{key}".lstrip(".")).items()}
-
-
-def _deviation(pairs: Iterable[tuple[Cell, Cell]]) -> float:
-    """Standard deviation of a single run, pooled over cells, of the side where it is smaller; infinite of one run."""
-    several = [pair for pair in pairs if len(pair[0].values) > 1]
-    sides = zip(*several, strict=True)
-    pooled = [float(np.mean([np.var(list(c.values.values()), ddof=1) for c in side])) for side in sides]
-    return math.sqrt(min(pooled, default=math.inf))
-
-
-def margin(a: Cell, b: Cell, run: float, distance: float) -> float:
-    """Of two cells; `run` is the standard deviation of a single run."""
-    value = float(np.mean(np.abs([*a.values.values(), *b.values.values()])))
-    most = matters(a.metric, value, distance)
-    return min(most, max(SPREADS * run, min(most / 4, OF_VALUE * value)))
+    return Metric(group, status, changed["cell"].nunique(), n, mean, low, high, parts)
 
 
 def matters(metric: str, value: float, distance: float) -> float:
-    """Smallest difference of a metric, such as "fid", that matters.
-
-    Args:
-        value: its size.
-        distance: from held-out images to class shuffle; infinite: not measured.
-    """
+    """Smallest difference of a metric, such as "fid", that matters, at its `value`; `distance` is that from held-out
+    images to class shuffle, infinite where it was not measured."""
     if metric in ABSOLUTE:
         return ABSOLUTE[metric]
     return OF_DISTANCE * distance if 0 < distance < math.inf else OF_VALUE * value
 
 
-def _distance(cells: Mapping[str, Cell], metric: str) -> float:
-    ends = [cells.get(f"reference baselines {name} {metric}") for name in ("holdout", "class_shuffle")]
-    return abs(ends[0].mean - ends[1].mean) if all(c is not None and c.values for c in ends) else math.inf
+def _distance(measured: pd.DataFrame, metric: str) -> float:
+    """From held-out images to class shuffle; infinite where one was not measured."""
+    means = measured.groupby("cell")["value"].mean()
+    ends = [means.get(f"reference baselines {name} {metric}", math.inf) for name in ("holdout", "class_shuffle")]
+    return abs(ends[0] - ends[1]) if max(ends) < math.inf else math.inf

@@ -7,28 +7,47 @@ every byte. It needs no git for this.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emigm.config.compose import DEFAULT, FOLDER, sources
 from emigm.config.errors import ConfigError
-from emigm.verify.findings import REMEDY, RESULTS, Findings
 
 if TYPE_CHECKING:
     from dvc.output import Output
     from dvc.repo import Repo
-    from dvc.stage import PipelineStage
 
+RESULTS = "results"
+REMEDY = "run dvc repro"
 MADE = ("data", "models", "samples")
 """Folders that stages fill and git does not track."""
-MEASURED = f"{RESULTS}/speed/measured"
-"""Records of `emigm bench`, which a stage reads and none makes: times are nothing to reproduce."""
-FRONT = f"{RESULTS}/README.md"
-"""The page of all results, which `make readme` writes."""
+NO_STAGE = (f"{RESULTS}/speed/measured", f"{RESULTS}/README.md")
+"""Records of `emigm bench`, since times are nothing to reproduce, and the page of all results, which `make readme`
+writes: what no stage makes."""
 LARGEST = 2**30
 """Bytes above which a file or folder outside results/ is not read, unless asked for."""
+
+
+@dataclass
+class Findings:
+    """What is wrong, each by name, what could not be looked at, and the number of files and folders whose bytes were
+    compared."""
+
+    problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    files: int = 0
+
+    def refuse(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def skip(self, path: str) -> None:
+        if path not in self.unchecked:
+            self.unchecked.append(path)
 
 
 def pipelines(root: Path) -> list[str]:
@@ -37,15 +56,10 @@ def pipelines(root: Path) -> list[str]:
 
 
 class Pipelines:
-    """All pipelines of a checkout.
-
-    Raises:
-        ConfigError: a dvc.yaml or dvc.lock is damaged.
-    """
+    """All pipelines of a checkout; raises ConfigError where a dvc.yaml or dvc.lock is damaged."""
 
     def __init__(self, root: Path, repo: Repo):
-        self.root, self.repo = root, repo
-        self.stages: dict[str, Sequence[PipelineStage]] = {}
+        self.root, self.repo, self.stages = root, repo, {}
         for name in pipelines(root):
             file = (root if name == DEFAULT else root / FOLDER / name) / "dvc.yaml"
             with one_line(f"{file.relative_to(root)} or the dvc.lock beside it"):
@@ -57,78 +71,71 @@ class Pipelines:
         return Path(item.fs_path).relative_to(self.root).as_posix()
 
     def check(self, name: str, findings: Findings, everything: bool = False) -> None:
-        """Compare every file that a stage made or read with dvc.lock.
+        """Compare every file that a pipeline's stages made or read with dvc.lock; what is wrong goes to `findings`.
+        `everything`: files and folders larger than `LARGEST` outside results/ are read as well."""
+        wrong, stale = set(), defaultdict(list)  # stale: (path of a dependency, what is wrong with it) -> stages
 
-        Args:
-            name: of the pipeline.
-            findings: what is found goes there.
-            everything: read files and folders larger than `LARGEST` outside results/ as well.
-        """
-        wrong: set[str] = set()
-        stale: dict[str, dict[str, list[str]]] = {}  # what is wrong with a dependency -> its path -> stages
+        def refuse(problem: str) -> None:
+            findings.refuse(f"{problem}; {REMEDY}")
+
         for stage in self.stages[name]:
             lock = Path(stage.path).with_suffix(".lock").relative_to(self.root)
             if not any(out.hash_info for out in stage.outs):
-                findings.refuse(f"{lock}: has no stage {stage.name}: it has not run; {REMEDY}")
+                refuse(f"{lock}: has no stage {stage.name}: it has not run")
                 continue
             if stage.changed_stage():
-                findings.refuse(f"{lock}: stage {stage.name} ran another command than dvc.yaml gives it; {REMEDY}")
-            for path, state in self._states(stage.outs, findings, everything):
+                refuse(f"{lock}: stage {stage.name} ran another command than dvc.yaml gives it")
+            for out in stage.outs:
+                path, state = self.path(out), self._state(out, findings, everything)
                 if state == "new":
-                    findings.refuse(f"{lock}: stage {stage.name} lists no {path}; {REMEDY}")
+                    refuse(f"{lock}: stage {stage.name} lists no {path}")
                 elif state == "modified":
                     wrong.add(path)
-                    findings.refuse(f"{path}: is not what stage {stage.name} wrote, which {lock} lists; {REMEDY}")
-                elif state == "deleted" and path.split("/")[0] not in MADE:
-                    findings.refuse(f"{path}: missing; stage {stage.name} writes it; {REMEDY}")
-            for path, state in self._states(stage.deps, findings, everything):
-                read = next(d.hash_info for d in stage.deps if self.path(d) == path)
+                    refuse(f"{path}: is not what stage {stage.name} wrote, which {lock} lists")
+                elif state == "deleted" and not made(path):
+                    refuse(f"{path}: missing; stage {stage.name} writes it")
+            for dep in stage.deps:
+                path, state = self.path(dep), self._state(dep, findings, everything)
                 maker, out = self.makers.get(path, (None, None))
-                if path.split("/")[0] in MADE and maker is not None and maker.path != stage.path and state != "new":
-                    # Another benchmark's data, made again here, as on another processor: what was tracked is not here.
-                    findings.unchecked += [] if path in findings.unchecked else [path]
+                if state and state != "new" and made(path) and maker is not None and maker.path != stage.path:
+                    findings.skip(path)  # another benchmark's, made again here: what was tracked is not here
                 elif isinstance(state, dict):
-                    findings.refuse(f"{lock}: stage {stage.name} ran with another {', '.join(state)}; {REMEDY}")
+                    refuse(f"{lock}: stage {stage.name} ran with another {', '.join(state)}")
                 elif state == "new":
-                    stale.setdefault("is a dependency without which", {}).setdefault(path, []).append(stage.name)
-                elif state == "deleted" and maker is not None and out.hash_info != read:
-                    ran = f"stage {stage.name} read another {path} than stage {maker.name} made"
-                    findings.refuse(f"{lock}: {ran}; {REMEDY}")
-                elif state == "modified" or (state == "deleted" and maker is None and path.split("/")[0] not in MADE):
-                    stale.setdefault("has changed since", {}).setdefault(path, []).append(stage.name)
-        for text, paths in stale.items():
-            for path, names in paths.items():
-                if not any(within(w, path) or within(path, w) for w in wrong):
-                    more = ", ..." if len(names) > 3 else ""
-                    ran = names[0] if len(names) == 1 else f"{len(names)} stages ({', '.join(names[:3])}{more})"
-                    findings.refuse(f"{path}: {text} {ran} ran; {REMEDY}")
+                    stale[path, "is a dependency without which"].append(stage.name)
+                elif state == "deleted" and maker is not None and out.hash_info != dep.hash_info:
+                    refuse(f"{lock}: stage {stage.name} read another {path} than stage {maker.name} made")
+                elif state == "modified" or (state == "deleted" and maker is None and not made(path)):
+                    stale[path, "has changed since"].append(stage.name)
+        for (path, text), names in stale.items():
+            if not any(within(w, path) or within(path, w) for w in wrong):
+                more = ", ..." if len(names) > 3 else ""
+                ran = names[0] if len(names) == 1 else f"{len(names)} stages ({', '.join(names[:3])}{more})"
+                refuse(f"{path}: {text} {ran} ran")
 
-    def _states(
-        self, items: Iterable[Output], findings: Findings, everything: bool
-    ) -> Iterator[tuple[str, str | dict]]:
-        """(path, "new", "modified" or "deleted") of what is not as dvc.lock lists it; of parameters {key: so}."""
-        for item in items:
-            path = self.path(item)
-            untracked = path.split("/")[0] in MADE
-            if not item.hash_info:
-                yield path, "new"
-            elif untracked and not item.exists:
-                findings.unchecked += [] if path in findings.unchecked else [path]
-                yield path, "deleted"
-            elif path.split("/")[0] != RESULTS and (item.meta.size or 0) > LARGEST and not everything:
-                findings.unchecked.append(f"{path} (large: with --deep)")
-            else:
-                findings.files += 1
-                with one_line(path):
-                    yield from ((path, state) for state in item.workspace_status().values())
+    def _state(self, item: Output, findings: Findings, everything: bool) -> str | dict[str, str] | None:
+        """How an output or a dependency is not as dvc.lock lists it: "new" (it does not), "modified" or "deleted"; of
+        parameters {key: how}. None: it is, or is not looked at."""
+        path = self.path(item)
+        if not item.hash_info:
+            return "new"
+        if made(path) and not item.exists:
+            findings.skip(path)
+            return "deleted"
+        if not within(path, RESULTS) and (item.meta.size or 0) > LARGEST and not everything:
+            findings.skip(f"{path} (large: with --deep)")
+            return None
+        findings.files += 1
+        with one_line(path):
+            return next(iter(item.workspace_status().values()), None)
 
     def strays(self, folder: str, findings: Findings) -> None:
         """Name the files of a folder in results/ that no stage makes; what DVC ignores is none."""
-        outs = [*self.makers, MEASURED, FRONT]
         top = self.root / folder
         for file in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
             path = file.relative_to(self.root).as_posix()
-            if not any(within(path, out) for out in outs) and not self.repo.dvcignore.is_ignored_file(str(file)):
+            known = any(within(path, out) for out in (*self.makers, *NO_STAGE))
+            if not known and not self.repo.dvcignore.is_ignored_file(str(file)):
                 findings.refuse(f"{path}: no stage makes it")
 
 
@@ -152,6 +159,11 @@ def one_line(file: str) -> Iterator[None]:
         yield
     except (DvcException, AttributeError, KeyError, TypeError) as e:
         raise ConfigError(f"{file}: damaged, or not readable by DVC ({str(e).splitlines()[0]})") from e
+
+
+def made(path: str) -> bool:
+    """Whether stages fill the folder of it, which git does not track."""
+    return path.split("/")[0] in MADE
 
 
 def within(path: str, folder: str) -> bool:

@@ -12,20 +12,19 @@ from typing import Any
 
 from emigm.config.errors import ConfigError
 from emigm.io import write_atomically
-from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, UNDECIDED, Comparison, Verdict
-from emigm.verify.findings import count
+from emigm.verify.equivalence import DIFFERS, IDENTICAL, STATUSES, UNDECIDED, Comparison, Verdict
 from emigm.verify.verify import Verification, commit
 
-STATUSES = (IDENTICAL, REPRODUCED, UNDECIDED, DIFFERS)
 SAID = ("identical", "within their margin", "beyond it", "different")
-"""Statuses of cells, in words."""
+"""`STATUSES` of cells, in words."""
 SHOWN = 5
 """Cells of a kind that are printed."""
 
 
-def report(found: Sequence[Verification], against: str | None = None) -> str:
+def report(verified: Sequence[Verification], against: str | None = None) -> str:
     """What a person reads; the last line is the verdict in one sentence."""
-    return "\n".join([*(line for one in found for line in _lines(one, against or "HEAD")), verdict(found, against)])
+    lines = [line for one in verified for line in _lines(one, against or "HEAD")]
+    return "\n".join([*lines, verdict(verified, against)])
 
 
 def _lines(one: Verification, other: str) -> Iterator[str]:
@@ -52,14 +51,13 @@ def _lines(one: Verification, other: str) -> Iterator[str]:
 
 def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator[str]:
     yield f"  against {other}: {_counts([one])}"
-    if len(one.again) < one.records:
-        unchanged = one.records - len(one.again)
+    if unchanged := one.records - len(one.again):
         yield f"  {unchanged} of {one.records} records are those of {other}: their stages have not run again"
     ours, theirs = one.devices
     if one.again:
         yield f"  made on {ours}" + ("" if ours == theirs else f"; those of {other} on {theirs}")
-    changed = _largest([v for v in comparison.verdicts if v.status not in (IDENTICAL, DIFFERS)])
-    yield from (f"    {v.status} {v}" for v in [*changed[:SHOWN], *_largest(comparison.metrics)])
+    changed = [v for v in comparison.verdicts if v.status not in (IDENTICAL, DIFFERS)]
+    yield from (f"    {v.status} {v}" for v in [*_largest(changed)[:SHOWN], *_largest(comparison.metrics)])
     facts = [v for v in comparison.verdicts if v.status == DIFFERS]
     lists = {DIFFERS: facts, "has not run here": comparison.missing, f"is not in {other}": comparison.extra}
     for kind, names in lists.items():
@@ -68,9 +66,9 @@ def _compared(one: Verification, comparison: Comparison, other: str) -> Iterator
             yield f"    ... {kind}: {len(names):,} in all"
 
 
-def _largest(found: Sequence[Any]) -> list[Any]:
+def _largest(verdicts: Sequence[Any]) -> list[Any]:
     """Verdicts on cells or metrics, those first that use most of their margin."""
-    return sorted(found, key=lambda v: -v.share)
+    return sorted(verdicts, key=lambda v: -v.share)
 
 
 def made_again(one: Verification) -> list[Verdict]:
@@ -78,60 +76,64 @@ def made_again(one: Verification) -> list[Verdict]:
     return [v for v in (one.comparison or Comparison()).verdicts if v.cell.split(" ")[0] in one.again]
 
 
-def _counts(found: Sequence[Verification]) -> str:
-    again = [v.status for one in found for v in made_again(one)]
-    cells = sum(len(one.comparison.verdicts) for one in found if one.comparison)
+def count(n: int, noun: str) -> str:
+    """Such as "1 cell" and "2 cells"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _counts(verified: Sequence[Verification]) -> str:
+    again = [v.status for one in verified for v in made_again(one)]
+    cells = sum(len(one.comparison.verdicts) for one in verified if one.comparison)
     said = [f"{again.count(s)} {word}" for s, word in zip(STATUSES, SAID, strict=True) if s in again or s == IDENTICAL]
     return f"{len(again):,} of {count(cells, 'cell')} made again, {', '.join(said)}"
 
 
-def verdict(found: Sequence[Verification], against: str | None = None) -> str:
+def verdict(verified: Sequence[Verification], against: str | None = None) -> str:
     """One sentence."""
-    other = "HEAD" if against is None else against
-    problems = [p for one in found for p in one.findings.problems]
-    if problems:
+    other = against or "HEAD"
+    if problems := [p for one in verified for p in one.findings.problems]:
         return f"not whole: {count(len(problems), 'problem')}, the first: {problems[0]}"
-    compared = [one for one in found if one.comparison is not None]
+    compared = [one for one in verified if one.comparison is not None]
 
     def named(part: str, status: str) -> list[str]:
         verdicts = ((one.name, v) for one in compared for v in _largest(getattr(one.comparison, part)))
         return [f"{name} {v}" for name, v in verdicts if v.status == status]
 
-    facts, metrics = named("verdicts", DIFFERS), named("metrics", DIFFERS)
-    missing = [f"{one.name} {name}" for one in compared for name in one.comparison.missing]
-    contrary = [claim for one in found for claim in one.contrary]
-    differences = [
-        (count(len(facts), "fact"), facts),
-        (count(len(metrics), "metric"), metrics),
-        (f"{count(len(missing), 'cell')} of {other} not run here", missing),
-        (f"{count(len(contrary), 'claim')} turned round", contrary),
-    ]
-    if texts := [f"{text}, the first {items[0]}" for text, items in differences if items]:
+    differences = {
+        "fact": named("verdicts", DIFFERS),
+        "metric": named("metrics", DIFFERS),
+        "cell": [f"{one.name} {name}" for one in compared for name in one.comparison.missing],
+        "claim": [claim for one in verified for claim in one.contrary],
+    }
+    more = {"cell": f" of {other} not run here", "claim": " turned round"}
+    texts = [f"{count(len(d), kind)}{more.get(kind, '')}, the first {d[0]}" for kind, d in differences.items() if d]
+    if texts:
         return f"differs: {'; '.join(texts)}"
     if undecided := named("metrics", UNDECIDED):
         metrics = count(len(undecided), "metric")
         return f"undecided: {metrics} shown neither to be the same nor to differ, the first {undecided[0]}"
-    if hindrance := next((one.hindrance for one in found if one.hindrance), ""):
+    if hindrance := next((one.hindrance for one in verified if one.hindrance), ""):
         return f"not compared with {other}: {hindrance} (results are whole; --against takes a folder of results too)"
-    changed = sum(len(one.claims) for one in found)
-    more = f", {count(changed, 'claim')} decided otherwise" if changed else ""
-    if without := [one.name for one in found if one.records and one.comparison is None]:
-        more += f"; {other} has no records of {', '.join(without)} to compare with"
+    changed = sum(len(one.claims) for one in verified)
+    end = f", {count(changed, 'claim')} decided otherwise" if changed else ""
+    if without := [one.name for one in verified if one.records and one.comparison is None]:
+        end += f"; {other} has no records of {', '.join(without)} to compare with"
     if not compared:
-        files = sum(one.findings.files for one in found)
-        return f"whole: {count(files, 'file')} and folders as they were written{more}"
+        return (
+            f"whole: {count(sum(one.findings.files for one in verified), 'file')} and folders as they were written{end}"
+        )
     if not any(one.again for one in compared):
         records = count(sum(one.records for one in compared), "record")
-        return f"unchanged: the {records} are those of {other}, and whole; no stage has run again{more}"
+        return f"unchanged: the {records} are those of {other}, and whole; no stage has run again{end}"
     if any(v.status == UNDECIDED for one in compared for v in made_again(one)):
-        more = f", whose metrics are reproduced as a whole{more}"
-    return f"reproduced: {_counts(compared)}{more}"
+        end = f", whose metrics are reproduced as a whole{end}"
+    return f"reproduced: {_counts(compared)}{end}"
 
 
-def as_json(found: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
+def as_json(verified: Sequence[Verification], against: str | None = None) -> dict[str, Any]:
     """Everything that was found, for programs."""
     benchmarks = {}
-    for one in found:
+    for one in verified:
         comparison = one.comparison or Comparison()
         benchmarks[one.name] = {
             "whole": one.whole,
@@ -150,39 +152,35 @@ def as_json(found: Sequence[Verification], against: str | None = None) -> dict[s
             "contrary_claims": one.contrary,
             "deep": one.deep,
         }
-    tree = {"holds": holds(found), "verdict": verdict(found, against), "against": against or "HEAD"}
+    tree = {"holds": holds(verified), "verdict": verdict(verified, against), "against": against or "HEAD"}
     return json.loads(json.dumps({**tree, "benchmarks": benchmarks}, default=str))
 
 
-def log(path: Path, found: Sequence[Verification], against: str | None = None, note: str | None = None) -> None:
+def log(path: Path, verified: Sequence[Verification], against: str | None = None, note: str | None = None) -> None:
     """Append the verdict to `path` as one line of JSON: when, of which commit, on which machine, and the counts of the
-    cells that were made again.
-
-    docs/reproductions.jsonl holds such lines, and the site shows them.
-
-    Raises:
-        ConfigError: no stage has run again, so that there is nothing to log.
-    """
-    again = {one.name: Counter(v.status for v in made_again(one)) for one in found if one.again}
-    if not again:
+    cells that were made again; docs/reproductions.jsonl holds such lines, and the site shows them. Raises ConfigError
+    where no stage has run again, so that there is nothing to log."""
+    if not any(one.again for one in verified):
         raise ConfigError(f"{path}: nothing to log, since no stage has run again here; make reproduce in a fresh clone")
     line = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": ", ".join(sorted({c for one in found for c in one.commits})) or None,
+        "commit": ", ".join(sorted({c for one in verified for c in one.commits})) or None,
         "against": against if against and Path(against).is_dir() else commit(against or "HEAD"),
         **({"note": note} if note else {}),
-        "holds": holds(found),
-        "verdict": verdict(found, against),
-        "benchmarks": {
-            one.name: {"devices": list(one.devices)} | {status: again[one.name][status] for status in STATUSES}
-            for one in found
-            if one.name in again
-        },
+        "holds": holds(verified),
+        "verdict": verdict(verified, against),
+        "benchmarks": {},
     }
+    for one in verified:
+        if one.again:
+            again = Counter(v.status for v in made_again(one))
+            line["benchmarks"][one.name] = {"devices": list(one.devices)} | {
+                status: again[status] for status in STATUSES
+            }
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     write_atomically(path, lambda p: p.write_text(before + json.dumps(line) + "\n", encoding="utf-8"))
 
 
-def holds(found: Sequence[Verification]) -> bool:
+def holds(verified: Sequence[Verification]) -> bool:
     """Whether everything holds."""
-    return all(one.whole and one.same for one in found)
+    return all(one.whole and one.same for one in verified)

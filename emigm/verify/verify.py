@@ -18,16 +18,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from emigm.config.benchmark import Benchmark, load_benchmark
+from emigm.config.benchmark import load_benchmark
 from emigm.config.compose import FOLDER, SOURCE, params_file
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import known
-from emigm.records.record import GitError, git
-from emigm.verify.cells import Record
+from emigm.records.record import GitError, Record, git
 from emigm.verify.equivalence import REPRODUCED, Comparison, compare
-from emigm.verify.findings import RESULTS, Findings
-from emigm.verify.pipeline import Pipelines, opened, pipelines
-from emigm.verify.whole import check_records, read_all
+from emigm.verify.pipeline import RESULTS, Findings, Pipelines, opened, pipelines
+from emigm.verify.whole import check_records, readable_records
 
 READ = (f"{RESULTS}/*/records/*.json", f"{RESULTS}/*claims.csv")
 """Files of a revision that results here are compared with."""
@@ -37,29 +35,27 @@ CONTRARY = {"holds", "does not hold"}
 
 @dataclass
 class Verification:
-    """What was found for one benchmark."""
+    """What was found for one benchmark.
+
+    `comparison` is None where nothing was compared; `hindrance` says why, such as git's reason (empty: the other side
+    has no results of it). `again`: stages that ran again, whose record is not, byte for byte, that of the other side.
+    `devices` that ours and theirs were made on; `commits` whose code made ours. `same_claims` counts the claims whose
+    verdict is the same, `claims` names those whose verdict is another, `contrary` those of them where it is the
+    contrary. `deep`: what was generated and scored again, with the same outcome.
+    """
 
     name: str
     findings: Findings
     comparison: Comparison | None = None
-    """None: nothing was compared."""
     hindrance: str = ""
-    """Why nothing could be compared, such as git's reason; empty: the other side has no results of it."""
     again: frozenset[str] = frozenset()
-    """Stages that ran again: those whose record is not, byte for byte, that of the other side."""
     records: int = 0
     devices: tuple[str, str] = ("", "")
-    """On which ours and theirs were made."""
     commits: tuple[str, ...] = ()
-    """Whose code made ours."""
     same_claims: int = 0
-    """Claims whose verdict is the same."""
     claims: list[str] = field(default_factory=list)
-    """Claims whose verdict is another."""
     contrary: list[str] = field(default_factory=list)
-    """Those of them whose verdict is the contrary."""
     deep: list[str] = field(default_factory=list)
-    """What was generated and scored again, with the same outcome."""
 
     @property
     def whole(self) -> bool:
@@ -89,68 +85,51 @@ def verify(
     """
     root = (Path.cwd() if root is None else root).resolve()
     every = pipelines(root)
+    present = [name for name in every if any(p.is_file() for p in (root / RESULTS / name).rglob("*"))]
     for name in names:
         known("benchmark", name, every)
-        if not _has_results(root, name):
+        if name not in present:
             raise ConfigError(f"{name}: no results in {RESULTS}/{name}; run dvc repro {FOLDER}/{name}/dvc.yaml")
-    chosen = list(names) or [name for name in every if _has_results(root, name)]
-    if not chosen:
+    if not (names or present):
         raise ConfigError(f"no benchmark has results in {root / RESULTS}; run dvc repro")
     with other_results(root, against) as (theirs, hindrance), opened(root) as chain:
-        found = [_verify(chain, name, theirs, against, deep) for name in chosen]
-        for one in found:
-            one.hindrance = hindrance
+        verified = [_verify(chain, name, theirs, hindrance, against, deep) for name in names or present]
         strays = Findings()
-        others = {path.name for path in (root / RESULTS).iterdir()} - set(every)
-        for name in [] if names else sorted(others):
+        for name in [] if names else sorted({path.name for path in (root / RESULTS).iterdir()} - set(every)):
             chain.strays(f"{RESULTS}/{name}", strays)
-    return found + ([Verification(RESULTS, strays)] if strays.problems else [])
+    return verified + ([Verification(RESULTS, strays)] if strays.problems else [])
 
 
-def _has_results(root: Path, name: str) -> bool:
-    return any(p.is_file() for p in (root / RESULTS / name).rglob("*"))
-
-
-def _verify(chain: Pipelines, name: str, theirs: Path | None, against: str | None, deep: bool) -> Verification:
-    root, one, other = chain.root, Verification(name, Findings()), f"{against or 'HEAD'}: "
+def _verify(
+    chain: Pipelines, name: str, theirs: Path | None, hindrance: str, against: str | None, deep: bool
+) -> Verification:
+    root, one, other = chain.root, Verification(name, Findings(), hindrance=hindrance), f"{against or 'HEAD'}: "
     if (root / FOLDER / name / SOURCE).is_file():
         benchmark, folder = load_benchmark(root / params_file(name)), f"{RESULTS}/{name}/records"
-        records = read_all(root, folder, one.findings)
-        check_records(benchmark, records, _shared(root, benchmark), folder, one.findings)
-        one.records, one.commits = len(records), _made(records, "commit")
+        records, shared = readable_records(root, folder, one.findings), {}
+        for home, stages in ((benchmark.images_of, ("prepare", "extractor")), (benchmark.models_of or name, "train-")):
+            if home != name:
+                others = readable_records(root, f"{RESULTS}/{home}/records", Findings())
+                shared |= {stage: record for stage, record in others.items() if stage.startswith(stages)}
+        check_records(benchmark, records, shared, folder, one.findings)
+        one.records, one.commits = len(records), _provenance(records, "commit")
         if theirs is not None and (theirs / name / "records").is_dir():
-            reference = read_all(theirs, f"{name}/records", one.findings, f"{other}{RESULTS}/")
+            reference = readable_records(theirs, f"{name}/records", one.findings, f"{other}{RESULTS}/")
             one.comparison = compare(records, reference)
-            one.devices = ", ".join(_made(records, "device")), ", ".join(_made(reference, "device"))
-            ours, before = _contents(root / folder), _contents(theirs / name / "records")
-            one.again = frozenset(stage for stage in records if ours[stage] != before.get(stage))
+            one.devices = ", ".join(_provenance(records, "device")), ", ".join(_provenance(reference, "device"))
+            paths = [(root / folder / f"{s}.json", theirs / name / "records" / f"{s}.json") for s in records]
+            one.again = frozenset(p.stem for p, q in paths if not (q.is_file() and p.read_bytes() == q.read_bytes()))
         elif theirs is not None and against is not None:
             raise ConfigError(f"{other}has no results of {name}")
     chain.check(name, one.findings, deep)
     chain.strays(f"{RESULTS}/{name}", one.findings)
     for path in sorted((root / RESULTS / name).rglob("claims.csv")):
         if theirs is not None and (before := theirs / path.relative_to(root / RESULTS)).is_file():
-            _compare_claims(path, before, one)
+            _compare_claims(_claims(path), _claims(before), one)
     return one
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of the records of a folder, by stage."""
-    return {path.stem: path.read_bytes() for path in folder.glob("*.json")}
-
-
-def _shared(root: Path, benchmark: Benchmark) -> dict[str, Record]:
-    """Records of the images, the extractor and the models that other benchmarks make."""
-    shared: dict[str, Record] = {}
-    homes = ((benchmark.images_of, ("prepare", "extractor")), (benchmark.models_of or benchmark.name, ("train-",)))
-    for home, stages in homes:
-        if home != benchmark.name:
-            records = read_all(root, f"{RESULTS}/{home}/records", Findings())
-            shared |= {stage: record for stage, record in records.items() if stage.startswith(stages)}
-    return shared
-
-
-def _made(records: Mapping[str, Record], key: str) -> tuple[str, ...]:
+def _provenance(records: Mapping[str, Record], key: str) -> tuple[str, ...]:
     """What the records' provenance says under a key, each once."""
     return tuple(sorted({str(r["provenance"][key]) for r in records.values() if r["provenance"].get(key) is not None}))
 
@@ -170,9 +149,9 @@ def other_results(root: Path, against: str | None) -> Iterator[tuple[Path | None
             raise ConfigError(f"{against}: no folder, and {e}") from e
         yield None, str(e)
         return
-    if revision is None and against is not None:
-        raise ConfigError(f"{against}: neither a folder nor a revision nor a DVC experiment of this repository")
     if revision is None:
+        if against is not None:
+            raise ConfigError(f"{against}: neither a folder nor a revision nor a DVC experiment of this repository")
         yield None, ""
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -183,11 +162,8 @@ def other_results(root: Path, against: str | None) -> Iterator[tuple[Path | None
 
 
 def commit(revision: str, root: Path = Path()) -> str | None:
-    """Hash of a revision, or of a DVC experiment by name; None: there is no such.
-
-    Raises:
-        GitError: git is not there or refuses.
-    """
+    """Hash of a revision, or of a DVC experiment by name; None: there is no such. Raises GitError where git is not
+    there or refuses."""
     git("rev-parse", "--git-dir", root=root)
     try:
         return git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", root=root).decode().strip()
@@ -198,17 +174,14 @@ def commit(revision: str, root: Path = Path()) -> str | None:
     return refs[0] if refs else None
 
 
-def _compare_claims(ours: Path, theirs: Path, one: Verification) -> None:
+def _compare_claims(ours: Mapping[str, str], theirs: Mapping[str, str], one: Verification) -> None:
     """Name the claims whose verdict has changed."""
-    mine, before = _claims(ours), _claims(theirs)
-    for key in dict.fromkeys((*before, *mine)):
-        now, was = mine.get(key, "not here"), before.get(key, "not there")
-        if now == was:
-            one.same_claims += 1
-            continue
-        one.claims.append(f"claim {key}: {now}, was {was}")
-        if {now, was} == CONTRARY:
-            one.contrary.append(one.claims[-1])
+    for key in {**theirs, **ours}:
+        now, was = ours.get(key, "not here"), theirs.get(key, "not there")
+        one.same_claims += now == was
+        if now != was:
+            one.claims.append(f"claim {key}: {now}, was {was}")
+            one.contrary += [one.claims[-1]] if {now, was} == CONTRARY else []
 
 
 def _claims(path: Path) -> dict[str, str]:
