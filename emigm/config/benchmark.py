@@ -177,10 +177,9 @@ def parse_benchmark(tree: Any) -> Benchmark:
             f"extractor.kind: {takes}"
         )
     generated = f"benchmark.evaluation.images = {evaluation.images}"
-    if evaluation.images < evaluation.kid_subset:
-        raise ConfigError(
-            f"{generated} is less than kid_subset = {evaluation.kid_subset}; generate more, or lower that"
-        )
+    if evaluation.cas_steps is not None and benchmark.extractor.kind != "cnn":
+        kind = f"extractor.kind: {benchmark.extractor.kind}"
+        raise ConfigError(f"benchmark.evaluation.cas_steps has no effect for {kind}; remove it or set it to null")
     if evaluation.images < images.classes and not benchmark.dry_run:
         least = f"one of each of the {images.classes} classes (data.classes)"
         raise ConfigError(f"{generated} is less than {least}; generate more, or set dry_run: true")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
         benchmark, title, dataset, resolution (pixels), dry_run, weights ("trained", "released"), size, budget,
         train_seed, sample_seed; snapshot: share of the training done, NaN for the final weights. Where snapshots were
         scored, so were the final weights with them (snapshot 1), on as many images; compare those with each other.
-        fid, isc, kid, ...: every metric of the evaluation; fid_by_images: {number of images: FID}, of the same images.
+        fid, sfid, isc, kid, precision, recall, label_accuracy, cas, ...: every metric of the evaluation; fid_by_images:
+        {number of images: FID}, of the same images; fid_by_extractor: {seed of the extractor: FID}, the first of them
+        fid itself. CAS is of all sampling seeds of a training together, and stands in each of its runs.
         scored_images, extractor, features, reference: what the metrics rest on.
         parameters; train_images: images a model has seen (of released weights unknown), with repeats; flops: of that
         training; gate_ratio and gate_passed of the training seed; train_seconds.
@@ -78,7 +80,7 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
     first = ["benchmark", "title", "dataset", "dry_run", "size", "budget", "snapshot", "train_seed", "sample_seed"]
     frame = pd.DataFrame(rows)
     needed = [*first, "weights", "resolution", "N", "fid", "nfe", "passes", "flops", "parameters", "train_images"]
-    needed += ["gate_ratio", "gate_passed", "seconds_per_image", "scored_images", "fid_by_images"]
+    needed += ["gate_ratio", "gate_passed", "seconds_per_image", "scored_images", "fid_by_images", "fid_by_extractor"]
     frame = frame.reindex(columns=list(dict.fromkeys([*needed, *frame.columns])))
     return frame.astype({"snapshot": float})
 
@@ -86,7 +88,7 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
 def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
     """What is scored without any model: held-out images, a training subset, class shuffle.
 
-    Columns: baseline (key), label, metric, mean, std (over draws; NaN for one), draws, images (of one draw). Empty
+    Columns: baseline (key), label, metric ("fid_by_extractor 1": FID by the extractor of seed 1), mean, std (over draws; NaN for one), draws, images (of one draw). Empty
     where the reference stage has not run or had no images.
     """
     root = find_root() if root is None else Path(root)
@@ -96,9 +98,18 @@ def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
         {"baseline": key, "label": label, "metric": metric, "mean": value["mean"], "std": value.get("std"),
          "draws": value.get("n", 1), "images": found[key]["images"]}
         for key, label in BASELINES.items() if key in found
-        for metric, value in found[key].items() if isinstance(value, dict) and "mean" in value
+        for metric, value in _one_level(found[key]) if isinstance(value, dict) and "mean" in value
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["baseline", "label", "metric", "mean", "std", "draws", "images"])
+
+
+def _one_level(scored: Record) -> Iterator[tuple[str, Any]]:
+    """Metrics of a baseline; of one that is several, each."""
+    for metric, value in scored.items():
+        if isinstance(value, dict) and "mean" not in value:
+            yield from ((f"{metric} {key}", one) for key, one in value.items())
+        else:
+            yield metric, value
 
 
 def find_root() -> Path:
@@ -193,6 +204,7 @@ def _runs_of(train: Record | None, sample: Record | None, evaluate: Record | Non
         key = tuple(map(run.get, KEYS))
         row = shared | _training(train, run["train_seed"], run.get("snapshot")) | run
         row |= {"fid_by_images": curves.get(key), "snapshot": key[2]}
+        row |= {"fid_by_extractor": {int(s): f for s, f in (run.get("fid_by_extractor") or {}).items()} or None}
         row["seconds_per_image"] = _seconds(sample, run) if key[2] is None else None
         found.append(row)
     return found

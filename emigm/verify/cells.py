@@ -95,7 +95,10 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
-    tables = [(run, {k: v for k, v in run.items() if k not in KEYS}) for run in scored["runs"]]
+    tables = [(run, {k: v for k, v in run.items() if k not in (*KEYS, "fid_by_extractor")}) for run in scored["runs"]]
+    for run in scored["runs"]:
+        others = list(run.get("fid_by_extractor") or ())[1:]  # the first one's is the run's
+        tables.append((run, {f"fid of extractor {seed}": run["fid_by_extractor"][seed] for seed in others}))
     for curve in scored.get("fid_by_images", ()):
         fewer = sorted(curve["fid"], key=int)[:-1]  # that of all images is the run's
         tables.append((curve, {f"fid of {n} images": curve["fid"][n] for n in fewer}))

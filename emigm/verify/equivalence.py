@@ -52,13 +52,13 @@ OF_DISTANCE = 0.1
 OF_VALUE = 0.05
 """Smallest difference that matters, as a share of the value itself, of what has no such distance."""
 ABSOLUTE = {
-    **dict.fromkeys(("precision", "recall", "label_accuracy", "ratio"), 0.05),
+    **dict.fromkeys(("precision", "recall", "label_accuracy", "cas", "ratio"), 0.05),
     **dict.fromkeys(("train_accuracy", "holdout_accuracy"), 0.02),
     **dict.fromkeys(("unit_mean", "unit_std"), 0.01),
 }
 """Smallest difference that matters of shares, of the context gate's ratio (what lies between the gate's limit of 0.95
 and a model that ignores its context), and of latents of unit deviation."""
-BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "kid": "kid"}
+BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "sfid": "sfid", "kid": "kid"}
 """Metric -> the one whose distance between the baselines it is held against."""
 SPREADS = 4
 
@@ -179,7 +179,7 @@ def equivalence(group: str, changed: Sequence[tuple[Cell, Cell, float]]) -> Metr
 
 def _fact(a: Cell, b: Cell) -> Verdict:
     """Of two facts, or of values of different seeds; a setting that is absent is one that is None."""
-    ours, theirs = (_flat(c.fact) if c.values is None else dict(c.values) for c in (a, b))
+    ours, theirs = (flat(c.fact) if c.values is None else dict(c.values) for c in (a, b))
     differing = [k for k in (*theirs, *ours) if ours.get(k) != theirs.get(k)]
     if not differing:
         return Verdict(a.name, IDENTICAL, a.fact, b.fact)
@@ -188,10 +188,11 @@ def _fact(a: Cell, b: Cell) -> Verdict:
     return Verdict(a.name, DIFFERS, str(ours), str(theirs))
 
 
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+def flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Values of nested mappings by their dotted keys."""
     if not isinstance(tree, Mapping):
         return {name: tree}
-    return {k: v for key, value in tree.items() for k, v in _flat(value, f"{name}.{key}".lstrip(".")).items()}
+    return {k: v for key, value in tree.items() for k, v in flat(value, f"{name}.{key}".lstrip(".")).items()}
 
 
 def _deviation(pairs: Iterable[tuple[Cell, Cell]]) -> float:
