@@ -134,10 +134,8 @@ def fid_of_parts(features: Features, reference: Reference, parts: tuple[int, ...
 
 def inception_score(features: Features) -> float:
     """Inception score over 10 splits (as many as images, where these are fewer)."""
-    logits = features["logits"]
-    return isc_features_to_metric(logits, splits=min(10, len(logits)), shuffle=True, rng_seed=SEED)[
-        "inception_score_mean"
-    ]
+    options = {"splits": min(10, len(features["logits"])), "shuffle": True, "rng_seed": SEED}
+    return isc_features_to_metric(features["logits"], **options)["inception_score_mean"]
 
 
 def kid(features: Features, reference: Reference) -> float | None:

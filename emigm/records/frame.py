@@ -88,8 +88,9 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
 def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
     """What is scored without any model: held-out images, a training subset, class shuffle.
 
-    Columns: baseline (key), label, metric ("fid_by_extractor 1": FID by the extractor of seed 1), mean, std (over draws; NaN for one), draws, images (of one draw). Empty
-    where the reference stage has not run or had no images.
+    Columns: baseline (key), label, metric ("fid_by_extractor 1": FID by the extractor of seed 1), mean, std (over
+    draws; NaN for one), draws, images (of one draw; a classifier of CAS is trained on those of all sampling seeds).
+    Empty where the reference stage has not run or had no images.
     """
     root = find_root() if root is None else Path(root)
     reference = read_all(root, benchmark).at("reference", "results") or {}

@@ -30,7 +30,7 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
 
     groups, cas = list(itertools.product(benchmark.budgets, train_seeds)), {}
     if (steps := evaluation.cas_steps) is not None:  # of all sampling seeds of a training together
-        together = [[samples[group + (s,)] for s in evaluation.seeds] for group in groups]
+        together = [[samples[(*group, s)] for s in evaluation.seeds] for group in groups]
         cas = dict(zip(groups, run.map(partial(cas_of, benchmark), together, steps, "step"), strict=True))
     results: dict[str, Any] = {budget: {"runs": [], "fid_by_images": []} for budget in benchmark.budgets}
     for (budget, train_seed, seed), of_run in tqdm(samples.items(), desc=f"score {benchmark.name}-{size}", unit="run"):
@@ -44,6 +44,7 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
         inputs=checksums(*(of_run.folder / INDEX for of_run in samples.values())) | scorer.inputs,
         size=size,
         images=evaluation.images,
+        cas_steps=evaluation.cas_steps,
         extractor=benchmark.extractor,
         extractor_identity=scorer.extract.identity,
         reference_source={k: v for k, v in scorer.reference.facts.items() if k != "inputs"},
