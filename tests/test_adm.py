@@ -10,16 +10,16 @@ from emigm.config.errors import ConfigError
 from emigm.data.samples import Chunks
 from emigm.metrics.adm import AdmReference, export_npz
 
-D = 6
+D = {"pool": 6, "spatial": 3}
 """Features of the tests' extractor."""
 
 
 def reference_arrays(dtype=np.float32) -> dict[str, np.ndarray]:
     """What ADM's files hold, small."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((50, D))
+    x = rng.standard_normal((50, 6))
     images = rng.integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
-    spatial = {"mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    spatial = {"mu_s": np.arange(3).astype(dtype), "sigma_s": np.eye(3, dtype=dtype)}
     return {"arr_0": images, "mu": x.mean(0).astype(dtype), "sigma": np.cov(x.T).astype(dtype)} | spatial
 
 
@@ -30,14 +30,17 @@ def test_statistics_of_any_float_type_and_images_come_back(tmp_path, dtype, save
     arrays = reference_arrays(dtype)
     save(tmp_path / "r.npz", **arrays)
     reference = AdmReference(tmp_path / "r.npz", D)
-    assert reference.mu.dtype == reference.sigma.dtype == np.float64
-    assert np.array_equal(reference.mu, arrays["mu"]) and np.array_equal(reference.sigma, arrays["sigma"])
+    for name, keys in {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}.items():
+        for array, key in zip(reference.statistics[name], keys, strict=True):
+            assert array.dtype == np.float64 and np.array_equal(array, arrays[key])
+    assert list(AdmReference(tmp_path / "r.npz", {"pool": 6}).statistics) == ["pool"]  # none that are no use
     assert reference.images == 7 and reference.keys == ["arr_0", "mu", "mu_s", "sigma", "sigma_s"]
     images = arrays["arr_0"].transpose(0, 3, 1, 2)
     for start, stop in ((0, 3), (3, 7), (6, 7), (1, 2)):  # the last goes back
         assert np.array_equal(reference.pixels(start, stop), images[start:stop])
     save(tmp_path / "r.npz", mu=arrays["mu"], sigma=arrays["sigma"])
-    assert AdmReference(tmp_path / "r.npz", D).images is None
+    reference = AdmReference(tmp_path / "r.npz", D)
+    assert reference.images is None and list(reference.statistics) == ["pool"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,7 @@ def test_statistics_of_any_float_type_and_images_come_back(tmp_path, dtype, save
         (lambda data: b"", r"truncated, damaged or no \.npz .*download it again"),
         (lambda data: data[:900], r"truncated, damaged or no \.npz .*download it again"),
         (lambda data: b"<html>too many downloads</html>", r"truncated, damaged or no \.npz"),
-        (lambda data: data.replace(reference_arrays()["mu"].tobytes(), bytes(4 * D)), r"truncated, damaged .*CRC"),
+        (lambda data: data.replace(reference_arrays()["mu"].tobytes(), bytes(4 * 6)), r"truncated, damaged .*CRC"),
     ],
     ids=["missing", "empty", "cut", "a page", "a changed number"],
 )
@@ -78,12 +81,14 @@ def test_damaged_images_of_a_reference_are_named_when_they_are_read(tmp_path, sa
     [
         ({"mu": None}, r"no mu among \['arr_0', 'mu_s', 'sigma', 'sigma_s'\]"),
         ({"mu": None, "sigma": None}, "no mu and no sigma among"),
-        ({"mu": np.zeros(D + 1)}, r"mu is float64 of shape \(7,\), expected floats of shape \(6,\)"),
-        ({"sigma": np.zeros((D, 2))}, r"sigma is float64 of shape \(6, 2\), expected floats of shape \(6, 6\)"),
-        ({"mu": np.zeros(D, int)}, "mu is int64 of shape"),
-        ({"mu": np.full(D, np.nan)}, "mu holds NaN or infinity"),
-        ({"sigma": np.full((D, D), np.inf)}, "sigma holds NaN or infinity"),
-        ({"mu": np.array([{}] * D, dtype=object)}, "truncated, damaged or no .*Object arrays"),
+        ({"mu": np.zeros(7)}, r"mu is float64 of shape \(7,\), expected floats of shape \(6,\)"),
+        ({"sigma": np.zeros((6, 2))}, r"sigma is float64 of shape \(6, 2\), expected floats of shape \(6, 6\)"),
+        ({"mu": np.zeros(6, int)}, "mu is int64 of shape"),
+        ({"mu_s": np.zeros(4)}, r"mu_s is float64 of shape \(4,\), expected floats of shape \(3,\)"),
+        ({"sigma_s": -np.eye(3)}, "sigma_s is no covariance"),
+        ({"mu": np.full(6, np.nan)}, "mu holds NaN or infinity"),
+        ({"sigma": np.full((6, 6), np.inf)}, "sigma holds NaN or infinity"),
+        ({"mu": np.array([{}] * 6, dtype=object)}, "truncated, damaged or no .*Object arrays"),
         ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, r"arr_0 is uint8 of shape \(2, 3, 8, 8\), expected uint8"),
         ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
     ],

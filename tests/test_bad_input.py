@@ -119,7 +119,7 @@ BEYOND = {  # key: values on the wrong side of its bounds
     "train.lr": [0.0, -1.0], "train.ema": [-0.5, 2, float("nan")], "train.weight_decay": [-1], "train.t_min": [1],
     "model.width": [-1, 65_537], "model.patch": [0], "model.heads": [0], "model.dropout": [1], "sizes": [[]],
     "model.encoder_blocks": [-1], "autoencoder.scale": [0, float("inf")], "extractor.training.steps": [0],
-    "sampling.4.settings.cfg_scale": [-1], "gate.images": [0], "evaluation.images": [0], "evaluation.kid_subset": [0],
+    "sampling.4.settings.cfg_scale": [-1], "gate.images": [0], "evaluation.images": [0], "evaluation.cas_steps": [0],
     "train.muon_lr": [0.0, 1.5], "run.sample_batch": [0], "train.seeds": [[]], "budgets": [[]],
 }  # fmt: skip
 
@@ -171,7 +171,7 @@ ONCE = "must name at least one, and none twice"
         ("mnist", "gate.visible", [0, 0, 8], rf"gate\.visible = \[0, 0, 8\]: {ONCE}"),
         ("mnist", "evaluation.images", GONE, r"benchmark\.evaluation\.images is missing"),
         ("mnist", "evaluation.images", 9, r"evaluation\.images = 9 is less than"),
-        ("mnist", "evaluation.kid_subset", 1001, r"evaluation\.images = 1000 is less than kid_subset = 1001"),
+        ("cifar10", "evaluation.cas_steps", 9, r"evaluation\.cas_steps has no effect for extractor\.kind: inception"),
         ("mnist", "evaluation.seeds", [0, 0], rf"evaluation\.seeds = \[0, 0\]: {ONCE}"),
         ("mnist", "sizes", ["xs", "xs"], rf"benchmark\.sizes = \['xs', 'xs'\]: {ONCE}"),
         ("mnist", "sizes", ["xs", "xl"], r"benchmark\.sizes: xl is not in ladder; did you mean 'l'"),

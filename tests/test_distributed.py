@@ -198,7 +198,7 @@ def benchmark(**changes):
     """A benchmark of one tiny model on 4 x 4 images, 22 of them generated."""
     base = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
     sizes = {"ladder": {"xs": dataclasses.replace(base.ladder["xs"], model={}, train={})}, "sizes": ("xs",)}
-    evaluation = dataclasses.replace(base.evaluation, images=22, seeds=(0, 1), chunk=5, kid_subset=20)
+    evaluation = dataclasses.replace(base.evaluation, images=22, seeds=(0, 1), chunk=5)
     sampling = {"4": dataclasses.replace(base.sampling["4"], overrides={})}
     changes = {"evaluation": evaluation, "model": as_dict(EXACT), "sampling": sampling, "budgets": ("4",), **changes}
     return dataclasses.replace(base, name="tiny", images_of="tiny", dry_run=True, **sizes, **changes)

@@ -14,11 +14,12 @@ from benchmarks.faults import faults
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import parse
-from emigm.data.images import load_split, save_images
+from emigm.data.images import load_images, load_split, save_images
 from emigm.data.samples import SampleSet
 from emigm.metrics import measuring
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
-from emigm.metrics.features import Features, load_extractor
+from emigm.metrics.classifier import classification_accuracy_score
+from emigm.metrics.features import load_extractor
 from emigm.metrics.real_images import stored_reference
 from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.records.record import read_record
@@ -34,9 +35,9 @@ CHUNKS = 2 * 2 * 2 * 3
 
 TREE = faults.BENCHMARK | {
     "budgets": ["4", "16"],
-    "extractor": {"kind": "cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seed": 0}},
+    "extractor": {"kind": "cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seeds": [0, 1]}},
     "run": {"device": "cpu", "score_batch": 32},
-    "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 30, "kid_subset": 50},
+    "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 30, "cas_steps": 30},
     "sampling": {b: {"settings": {"steps": int(b), "solver_steps": 8}} for b in ("4", "16")},
 }
 
@@ -97,7 +98,9 @@ def test_every_run_is_scored(workspace, alone):
     for cell in alone["results"].values():
         assert [(r["train_seed"], r["sample_seed"]) for r in cell["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
         for run, by_images in zip(cell["runs"], cell["fid_by_images"], strict=True):
-            assert run["clean_fid"] is None and run["label_accuracy"] > 0.3
+            assert run["clean_fid"] is run["sfid"] is None and run["label_accuracy"] > 0.3
+            assert list(run["fid_by_extractor"]) == ["0", "1"] and run["fid_by_extractor"]["0"] == run["fid"]
+            assert run["fid_by_extractor"]["1"] != run["fid"] and run["fid_by_extractor"]["1"] > 0
             assert 0 <= run["precision"] <= 1 and 0 <= run["recall"] <= 1 and 1 <= run["isc"] <= 10
             assert min(run["nearest_train"], run["nearest_holdout"]) > 0
             assert by_images == {k: run[k] for k in ("train_seed", "sample_seed")} | {"fid": {"70": run["fid"]}}
@@ -112,6 +115,15 @@ def test_scores_are_those_of_all_images_at_once(workspace, alone):
     extract = load_extractor(benchmark().extractor, Path("data/tiny/extractor"))
     expected = fid(extract(pixels), load_reference(Path("data/tiny/reference.npz")))
     assert alone["results"]["4"]["runs"][1]["fid"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_cas_is_of_all_sampling_seeds_of_a_training_together_and_stands_in_each_run(workspace, alone):
+    images = [SampleSet(f"samples/tiny/xs/4/train1-seed{s}", 70).all() for s in (0, 1)]
+    together = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
+    training = benchmark().extractor.training
+    expected = classification_accuracy_score(together, load_images("data/tiny/images/holdout.npz"), training, 30)
+    assert [run["cas"] for run in alone["results"]["4"]["runs"]][2:] == [expected] * 2
+    assert len({run["cas"] for cell in alone["results"].values() for run in cell["runs"]}) > 1
 
 
 def test_a_killed_evaluation_measures_only_what_is_missing(workspace, alone, monkeypatch):
@@ -160,6 +172,10 @@ def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_sco
     assert {b["images"] for b in baselines.values()} == {70}
     assert baselines["class_shuffle"]["fid"]["mean"] > 1.2 * baselines["holdout"]["fid"]["mean"]
     subsets = baselines["train_subset"]["fid"]["values"]
+    for name in ("holdout", "class_shuffle"):
+        assert list(baselines[name]["fid_by_extractor"]) == ["0", "1"]
+        assert baselines[name]["fid_by_extractor"]["0"] == baselines[name]["fid"]
+    assert 0.2 < baselines["class_shuffle"]["cas"]["mean"] < baselines["train_subset"]["cas"]["mean"] <= 1
     assert len(subsets) == 5 and min(subsets) > 0 and results["nearest"]["holdout_to_train"] > 0
     assert np.mean(results["nearest"]["real_ratio"]["values"]) == pytest.approx(1, abs=0.05)
     assert Path("results/tiny/grids/real.png").stat().st_size > 100 and not Path(".state/tiny/reference").exists()
@@ -183,11 +199,11 @@ def test_shuffled_tokens_keep_class_and_position():
 def test_a_subset_shares_no_image_with_what_it_is_held_against():
     """Ten copies of one image among many others: the subset's FID would be 0 if its rest were all images."""
     pool = torch.cat([torch.zeros(10, 4), torch.randn(190, 4, generator=torch.Generator().manual_seed(0))])
-    features = Features(pool, torch.zeros(200, 2))
+    features = {"pool": pool, "logits": torch.zeros(200, 2)}
     assert subset_fid(features, 150, 0) == pytest.approx(subset_fid(features, 100, 0))  # at most half
     order = np.random.default_rng(0).permutation(200)
     ours, rest = pool[order[:80]], pool[order[80:]]
-    expected = fid(Features(ours, ours), reference_of(Features(rest, rest)))
+    expected = fid({"pool": ours}, reference_of({"pool": rest}))
     assert subset_fid(features, 80, 0) == pytest.approx(expected)
 
 
@@ -205,7 +221,8 @@ def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(pre
     shutil.copytree(prepared[0], tmp_path / "tiny")
     monkeypatch.chdir(tmp_path / "tiny")
     mine = load_reference(Path("data/tiny/reference.npz"))
-    np.savez("statistics.npz", mu=mine.mu.astype(np.float32), sigma=mine.sigma)
+    mu, sigma = mine.statistics["pool"]
+    np.savez("statistics.npz", mu=mu.astype(np.float32), sigma=sigma)
     cfg = benchmark(evaluation={"reference": "statistics.npz"})
     make_reference(cfg)
     evaluate(cfg, "xs")
@@ -215,7 +232,7 @@ def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(pre
     assert source == results["source"] and source["feature_images"] is None
     assert source["file"] == "statistics.npz" and source["keys"] == ["mu", "sigma"]
     run = evaluated["results"]["4"]["runs"][0]
-    assert run["kid"] is run["recall"] is None
+    assert run["kid"] is run["recall"] is run["fid_by_extractor"] is None
     assert run["fid"] == pytest.approx(alone["results"]["4"]["runs"][0]["fid"], rel=1e-5)
 
 
@@ -223,15 +240,19 @@ def test_images_beside_stored_statistics_give_the_features(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
     pool = torch.from_numpy(rng.standard_normal((40, 5))).float()
-    full = reference_of(Features(pool, pool))
-    np.savez(tmp_path / "adm.npz", arr_0=images, mu=full.mu, sigma=full.sigma, mu_s=full.mu)
-    features = Features(pool, torch.zeros(40, 10), pool + 1)
-    reference, results = stored_reference(tmp_path / "adm.npz", SimpleNamespace(width=5), features)
-    assert torch.equal(reference.pool, pool) and reference.clean[0] == pytest.approx(full.mu + 1)
+    mu, sigma = reference_of({"pool": pool}).statistics["pool"]
+    np.savez(tmp_path / "adm.npz", arr_0=images, mu=mu, sigma=sigma, mu_s=mu - 1, sigma_s=sigma)
+    features = {"pool": pool, "logits": torch.zeros(40, 10), "spatial": pool - 1, "clean": pool + 1}
+    widths = SimpleNamespace(widths={"pool": 5, "spatial": 5})
+    reference, results = stored_reference(tmp_path / "adm.npz", widths, features)
+    assert torch.equal(reference.pool, pool) and list(reference.statistics) == ["pool", "spatial", "clean"]
+    assert reference.statistics["clean"][0] == pytest.approx(mu + 1)
+    assert results["stored_images"]["sfid"] == pytest.approx(0, abs=1e-6)
     assert results["source"]["feature_images"] == 40 and results["stored_images"]["fid"] == pytest.approx(0, abs=1e-6)
     assert results["stored_images"]["isc"] == pytest.approx(1) and results["baselines"] == {}
 
 
 def test_a_metric_that_some_run_lacks_has_no_summary():
     runs = [{"train_seed": 0, "sample_seed": s, "fid": 1.0 + s, "kid": None if s else 1.0} for s in (0, 1)]
+    runs = [run | {"fid_by_extractor": {"0": 1.0}} for run in runs]  # not one number
     assert set(summaries(runs)) == {"fid"} and summaries(runs)["fid"]["mean"] == 1.5

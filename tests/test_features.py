@@ -1,5 +1,6 @@
 """Features of images: a small classifier, and Inception with random weights."""
 
+import dataclasses
 import pickle
 from importlib import import_module
 
@@ -7,26 +8,45 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data.images import load_split
-from emigm.metrics.classifier import TRACE, WEIGHTS_FILE, save_classifier, train_classifier
+from emigm.metrics.adm import AdmReference
+from emigm.metrics.classifier import (
+    TRACE,
+    classification_accuracy_score,
+    note_weights,
+    save_classifier,
+    train_classifier,
+)
 from emigm.metrics.features import load_extractor, write_source
-from emigm.metrics.scores import ROWS, fid, inception_score, kid, precision_recall, reference_of, scores, statistics
+from emigm.metrics.scores import (
+    ROWS,
+    Reference,
+    fid,
+    inception_score,
+    kid,
+    precision_recall,
+    reference_of,
+    scores,
+    statistics,
+)
 from emigm.tools.fetch import MAKE_RANDOM
 
-TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seed=0)
+TRAINING = ClassifierTraining(steps=80, batch=128, lr=1e-3, seeds=(0, 5))
 CFG = ExtractorConfig("cnn", training=TRAINING)
 INCEPTION = ExtractorConfig("inception", weights="weights.pth")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """The split, and an extractor trained for a few steps."""
+    """The split, and an extractor trained for a few steps from two seeds."""
     split = load_split(DataConfig("digits", holdout=0.2))
     folder = tmp_path_factory.mktemp("extractor")
-    save_classifier(folder / WEIGHTS_FILE, train_classifier(*split["train"], TRAINING))
+    models = {seed: train_classifier(*split["train"], TRAINING, seed) for seed in TRAINING.seeds}
+    note_weights(folder, *(save_classifier(folder, seed, model) for seed, model in models.items()))
     return split, load_extractor(CFG, folder), folder
 
 
@@ -59,17 +79,40 @@ def found(inception, photos):
 def test_the_classifier_classifies_and_its_features_have_the_stated_trace(digits):
     split, extract, _ = digits
     features = extract(split["train"][0])
-    assert torch.cov(features.pool.double().T).trace().item() == pytest.approx(TRACE, rel=1e-3)
+    for pool in (features["pool"], features["seed5"]):
+        assert torch.cov(pool.double().T).trace().item() == pytest.approx(TRACE, rel=1e-3)
     held_out, labels, reference = extract(split["holdout"][0]), split["holdout"][1], reference_of(features)
-    right, wrong = (scores(held_out, reference, c, 100)["label_accuracy"] for c in (labels, (labels + 1) % 10))
+    right, wrong = (scores(held_out, reference, c)["label_accuracy"] for c in (labels, (labels + 1) % 10))
     assert right > 0.9 and wrong < 0.1  # against the classes asked for
+
+
+def test_each_seed_has_features_of_its_own_and_others_are_not_taken_for_them(digits):
+    split, extract, folder = digits
+    pixels = split["holdout"][0][:50]
+    features = extract(pixels)
+    assert torch.equal(features["pool"], features["seed0"]) and not torch.equal(features["pool"], features["seed5"])
+    assert list(extract.identity["sha256"]) == ["0", "5"] and len(set(extract.identity["sha256"].values())) == 2
+    for seeds in ((5,), (5, 0), (0, 5, 6)):
+        changed = ExtractorConfig("cnn", training=dataclasses.replace(TRAINING, seeds=seeds))
+        with pytest.raises(ConfigError, match=r"its classifiers are not those of extractor\.training\.seeds"):
+            load_extractor(changed, folder)
+
+
+def test_classification_accuracy_is_of_real_images_after_training_on_others(digits):
+    train, holdout = digits[0]["train"], digits[0]["holdout"]
+    good = classification_accuracy_score(train, holdout, TRAINING, 80)
+    assert good == scores(digits[1](holdout[0]), reference_of(digits[1](train[0])), holdout[1])["label_accuracy"]
+    assert classification_accuracy_score(train, holdout, TRAINING, 10) < good
+    noise = np.random.default_rng(0).integers(0, 17, train[0].shape, dtype=np.uint8)
+    assert classification_accuracy_score((noise, train[1]), holdout, TRAINING, 80) < 0.5
 
 
 def test_the_batch_changes_nothing_but_rounding(digits):
     split, extract, folder = digits
     pixels = split["holdout"][0][:50]
-    for a, b in zip(extract(pixels), load_extractor(CFG, folder, batch=7)(pixels), strict=True):
-        assert a is b is None or torch.allclose(a, b, atol=1e-5)
+    at_once, in_batches = extract(pixels), load_extractor(CFG, folder, batch=7)(pixels)
+    assert list(at_once) == list(in_batches) == ["pool", "logits", "seed0", "seed5"]
+    assert all(torch.allclose(at_once[name], in_batches[name], atol=1e-5) for name in at_once)
 
 
 @pytest.mark.parametrize("n", [2, ROWS, ROWS + 1, 2 * ROWS + 300])
@@ -109,14 +152,48 @@ def test_inception_scores_agree_with_torch_fidelity_on_two_folders(inception, ph
     generated, reference = found[0], reference_of(found[1])
     assert fid(generated, reference) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
     assert inception_score(generated) == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
-    assert kid(generated, reference, 6) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert kid(generated, reference) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
     assert precision_recall(generated, reference) == (theirs["precision"], theirs["recall"])
 
 
 def test_the_trunk_is_the_network_where_nothing_is_resized(inception):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 299, 299), dtype=np.uint8)
     features = inception[2](pixels)
-    assert torch.allclose(features.pool, features.clean, rtol=1e-4, atol=1e-5 * features.pool.abs().max())
+    assert torch.allclose(features["pool"], features["clean"], rtol=1e-4, atol=1e-5 * features["pool"].abs().max())
+
+
+def test_spatial_features_are_those_of_adm_s_evaluator_in_its_order(inception, photos, found):
+    """The first seven channels of mixed_6/conv behind its ReLU, (B, height, width, channel) flattened."""
+    network, x = inception[2].network, torch.from_numpy(photos[0][:3]).float()
+    x = (interpolate_bilinear_2d_like_tensorflow1x(x, size=(299, 299), align_corners=False) - 128) / 128
+    for name, module in network.named_children():
+        if name == "Mixed_6d":
+            break
+        x = module(x)
+    unit = network.Mixed_6d.branch1x1
+    x = torch.nn.functional.conv2d(x, unit.conv.weight[:7])
+    bn = unit.bn
+    x = (x - bn.running_mean[:7, None, None]) / (bn.running_var[:7, None, None] + bn.eps) ** 0.5
+    x = (x * bn.weight[:7, None, None] + bn.bias[:7, None, None]).clamp(min=0).numpy()
+    expected = np.array([[x[i, c, h, w] for h in range(17) for w in range(17) for c in range(7)] for i in range(3)])
+    mine = found[0]["spatial"][:3].numpy()
+    assert mine.shape == (3, 2023) and (mine > 0).any() and (mine == 0).any()
+    np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+def test_sfid_is_the_distance_to_the_spatial_statistics_of_an_adm_file(inception, photos, found, tmp_path):
+    arrays = {}
+    for suffix, features in (("", found[1]["pool"]), ("_s", found[1]["spatial"])):
+        x = features.double().numpy()
+        arrays |= {f"mu{suffix}": x.mean(0), f"sigma{suffix}": np.cov(x, rowvar=False).astype(np.float32)}
+    np.savez(tmp_path / "adm.npz", **arrays)
+    reference = Reference(AdmReference(tmp_path / "adm.npz", inception[2].widths).statistics)
+    centred = [(f["spatial"].double() - f["spatial"].double().mean(0)).numpy() / 5**0.5 for f in found]
+    means = ((found[0]["spatial"].double().mean(0) - found[1]["spatial"].double().mean(0)) ** 2).sum().item()
+    product = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    expected = means + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * product
+    assert scores(found[0], reference, None)["sfid"] == pytest.approx(expected, rel=1e-3)
+    assert scores(found[1], reference, None)["sfid"] == pytest.approx(0, abs=1e-3 * expected)
 
 
 def test_resized_features_are_those_of_clean_fid_s_own_loader(inception, photos, found, tmp_path):
@@ -128,21 +205,22 @@ def test_resized_features_are_those_of_clean_fid_s_own_loader(inception, photos,
         lambda x: trunk((x.float() - 128) / 128).detach(),
         num_workers=0, device=device, mode="clean", verbose=False,
     )  # fmt: skip
-    mine = found[0].clean[:3].numpy()
+    mine = found[0]["clean"][:3].numpy()
     assert np.allclose(mine, theirs, rtol=1e-4, atol=1e-5 * abs(mine).max())
-    assert abs(mine - found[0].pool[:3].numpy()).max() > 1e-2 * abs(mine).max()  # the resizing does matter
+    assert abs(mine - found[0]["pool"][:3].numpy()).max() > 1e-2 * abs(mine).max()  # the resizing does matter
 
 
 def test_the_second_pass_can_be_left_out(inception, photos, found):
     once = load_extractor(INCEPTION, inception[1], batch=4, workers=2, clean=False)
-    assert once.identity["published"] is False and once.width == 2048
-    assert once.key != inception[2].key and once(photos[0][:4]).clean is None
-    assert torch.equal(once(photos[0][:4]).pool, found[0].pool[:4])
+    assert once.identity["published"] is False and once.key != inception[2].key
+    features = once(photos[0][:4])
+    assert list(features) == ["pool", "logits", "spatial"] == once.names
+    assert all(torch.equal(features[name], found[0][name][:4]) for name in features)
 
 
 def test_mixed_precision_does_not_reach_features(inception, photos, found):
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(inception[2](photos[0][:4]).pool, found[0].pool[:4])
+        assert torch.equal(inception[2](photos[0][:4])["pool"], found[0]["pool"][:4])
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 

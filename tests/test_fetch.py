@@ -198,7 +198,8 @@ def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_th
     assert latents.shape == (1, 32, 2, 2) and latents.isfinite().all()  # means and log variances
     write_source(Path("extractor"), Path(benchmark.extractor.weights))
     assert load_extractor(benchmark.extractor, Path("extractor")).identity["published"] is False
-    reference = AdmReference(benchmark.evaluation.reference, 2048)
+    reference = AdmReference(benchmark.evaluation.reference, {"pool": 2048, "spatial": 2023})
+    assert set(reference.statistics) == {"pool", "spatial"}
     assert reference.images == 16 and reference.pixels(3, 5).shape == (2, 3, 256, 256)
     photos = scan_photos(Path(benchmark.data.root), 64, "data.root", 1)
     assert len(photos["files"]) == 64 and photos["labels"] == list(range(64))

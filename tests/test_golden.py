@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PINNED = ROOT / "tests" / "golden" / "chain.json"
 STAGES = ("prepare", "extractor", "encode", "reference", "train", "sample", "evaluate", "snapshots", "reveal")
 DIFFUSION = {
-    "evaluation": {"images": 40, "seeds": [0], "chunk": 20, "kid_subset": 20},
+    "evaluation": {"images": 40, "seeds": [0], "chunk": 20},
     "train": {
         "steps": 12,
         "seeds": [3],
@@ -37,7 +37,7 @@ DIFFUSION = {
 CODES = {
     "autoencoder": {"kind": "kmeans", "scale": 1.0, "codebook": 16, "patch": 2,
                     "weights": "data/codes/latents/codes.npz"},
-    "evaluation": {"images": 40, "seeds": [0], "chunk": 20, "kid_subset": 20, "snapshots": None},
+    "evaluation": {"images": 40, "seeds": [0], "chunk": 20, "snapshots": None},
     "model": {"grid": 4, "patch": 1, "conditional": "categorical", "codebook": 16, "mae": False},
     "train": {"steps": 12, "seeds": [3], "warmup_steps": 2, "masking": "exact_count", "schedule": "cosine",
               "t_min": 0.0, "snapshots": []},
@@ -97,7 +97,8 @@ def measured(folder: Path) -> dict[str, list]:
 
 def scores(tree, name=""):
     """(name, value) of all scores in a record's results."""
-    kept = ("fid", "isc", "kid", "precision", "recall", "errors", "final_loss", "label_accuracy", "revealed", "nfe")
+    kept = ("fid", "isc", "kid", "precision", "recall", "label_accuracy", "cas", "fid_by_extractor")
+    kept += ("errors", "final_loss", "revealed", "nfe")
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key not in ("mean", "std", "n", "summary", "train_std", "sample_std"):

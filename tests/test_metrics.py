@@ -5,11 +5,11 @@ import pytest
 import torch
 from cleanfid.fid import frechet_distance as cleanfid_distance
 from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from emigm.config.errors import ConfigError
 from emigm.metrics.features import Features
 from emigm.metrics.scores import (
-    clean_fid,
     fid,
     fid_of_parts,
     inception_score,
@@ -17,6 +17,7 @@ from emigm.metrics.scores import (
     load_reference,
     nearest_distance,
     nearest_distances,
+    precision_recall,
     reference_of,
     same_number,
     save_reference,
@@ -28,7 +29,11 @@ from emigm.metrics.scores import (
 def random_features(n: int, seed: int, d: int = 8) -> Features:
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) + seed
-    return Features(torch.from_numpy(mixed).float(), torch.from_numpy(rng.standard_normal((n, 10))).float())
+    return named(torch.from_numpy(mixed).float(), torch.from_numpy(rng.standard_normal((n, 10))).float())
+
+
+def named(pool, logits=None, **others) -> Features:
+    return {"pool": pool, "logits": pool if logits is None else logits, **others}
 
 
 def test_fid_of_a_set_with_itself_is_zero_and_statistics_may_have_any_float_type():
@@ -36,13 +41,13 @@ def test_fid_of_a_set_with_itself_is_zero_and_statistics_may_have_any_float_type
     reference = reference_of(b)
     assert fid(b, reference) == pytest.approx(0, abs=1e-4)
     for dtype in (np.float32, np.float64):
-        recast = reference._replace(mu=reference.mu.astype(dtype), sigma=reference.sigma.astype(dtype))
+        recast = reference._replace(statistics={"pool": [s.astype(dtype) for s in reference.statistics["pool"]]})
         assert fid(a, recast) == pytest.approx(fid(a, reference), rel=1e-4)
 
 
 def test_inception_score_spans_one_to_the_number_of_classes():
-    flat = Features(torch.zeros(1000, 2), torch.zeros(1000, 10))
-    sure = Features(torch.zeros(1000, 2), 50 * torch.eye(10).repeat(100, 1))
+    flat = named(torch.zeros(1000, 2), torch.zeros(1000, 10))
+    sure = named(torch.zeros(1000, 2), 50 * torch.eye(10).repeat(100, 1))
     assert inception_score(flat) == pytest.approx(1)
     assert inception_score(sure) == pytest.approx(10, rel=0.1)
 
@@ -51,13 +56,14 @@ def test_inception_score_spans_one_to_the_number_of_classes():
 def test_fid_agrees_with_torch_fidelity_clean_fid_and_singular_values(images, width):
     """The trace of the square root of a product of covariances is a sum of singular values of the centred features."""
     a, b = random_features(images, 0, width), random_features(400, 1, width)
-    centred = [(f.pool - f.pool.mean(0)).double().numpy() / (len(f.pool) - 1) ** 0.5 for f in (a, b)]
+    pools = [f["pool"].double() for f in (a, b)]
+    centred = [(pool - pool.mean(0)).numpy() / (len(pool) - 1) ** 0.5 for pool in pools]
     product = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
-    means = ((a.pool.double().mean(0) - b.pool.double().mean(0)) ** 2).sum().item()
+    means = ((pools[0].mean(0) - pools[1].mean(0)) ** 2).sum().item()
     expected = means + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * product
     reference = reference_of(b)
     assert fid(a, reference) == pytest.approx(expected, rel=1e-6)
-    mine, theirs = statistics(a.pool), statistics(b.pool)
+    mine, theirs = map(statistics, pools)
     keys = ("mu", "sigma")
     official = fid_statistics_to_metric(dict(zip(keys, mine, strict=True)), dict(zip(keys, theirs, strict=True)), False)
     assert fid(a, reference) == pytest.approx(official["frechet_inception_distance"], rel=1e-6)
@@ -68,66 +74,101 @@ def test_fid_agrees_with_torch_fidelity_clean_fid_and_singular_values(images, wi
 def test_fid_of_parts_is_the_mean_over_disjoint_parts_of_more_images_than_features():
     images, reference = random_features(80, 0), reference_of(random_features(200, 1))
     found = fid_of_parts(images, reference)
-    halves = [fid(Features(images.pool[part], images.logits[part]), reference) for part in (slice(40), slice(40, 80))]
+    halves = [fid(named(images["pool"][part]), reference) for part in (slice(40), slice(40, 80))]
     assert list(found) == ["40", "20"] and found["40"] == pytest.approx(np.mean(halves))
     assert found["20"] > found["40"] > fid(images, reference)
-    few = random_features(4 * images.pool.shape[1], 0)
-    assert list(fid_of_parts(few, reference)) == [str(2 * images.pool.shape[1])]
+    width = images["pool"].shape[1]
+    assert list(fid_of_parts(random_features(4 * width, 0), reference)) == [str(2 * width)]
 
 
-def test_resized_features_are_scored_against_resized_ones_or_not_at_all():
+@pytest.mark.parametrize(("features", "metric"), [("clean", "clean_fid"), ("spatial", "sfid")])
+def test_other_features_are_scored_against_their_own_statistics_or_not_at_all(features, metric):
     a, b = random_features(300, 0), random_features(400, 1)
-    both = [f._replace(clean=f.pool + 1) for f in (a, b)]
-    assert clean_fid(both[0], reference_of(both[1])) == pytest.approx(fid(a, reference_of(b)), rel=1e-6)
-    assert clean_fid(both[0], reference_of(both[1])._replace(clean=None)) is None
+    both = [f | {features: f["pool"] + 1} for f in (a, b)]
+    assert scores(both[0], reference_of(both[1]), None)[metric] == pytest.approx(fid(a, reference_of(b)), rel=1e-6)
+    assert scores(both[0], reference_of(b), None)[metric] is None is scores(a, reference_of(both[1]), None)[metric]
+
+
+def test_fid_by_extractor_is_that_of_each_classifier_s_own_features():
+    a, b, others = random_features(300, 0), random_features(400, 1), (random_features(300, 2), random_features(400, 3))
+    both = [f | {"seed3": f["pool"], "seed7": other["pool"]} for f, other in zip((a, b), others, strict=True)]
+    found = scores(both[0], reference_of(both[1]), None)
+    assert found["fid_by_extractor"] == {"3": found["fid"], "7": fid(others[0], reference_of(others[1]))}
+    assert scores(a, reference_of(b), None)["fid_by_extractor"] is None
 
 
 def test_without_reference_features_what_needs_them_is_not_measured():
     a, reference = random_features(300, 0), reference_of(random_features(400, 1))
-    found = scores(a, reference._replace(pool=None), None, 100)
+    found = scores(a, reference._replace(pool=None), None)
     assert found["kid"] is found["precision"] is found["recall"] is found["label_accuracy"] is None
     assert found["fid"] == fid(a, reference) and found["isc"] > 1
 
 
 def test_few_images_give_finite_scores_and_one_image_an_error():
     reference = reference_of(random_features(400, 1))
-    found = scores(random_features(3, 0), reference, None, 100)
+    found = scores(random_features(3, 0), reference, None)
     assert found["precision"] is None and all(np.isfinite(v) for v in found.values() if v is not None)
-    assert clean_fid(random_features(9, 0), reference) is None
     with pytest.raises(ConfigError, match=r"evaluation\.images = 1: FID needs at least two"):
         fid(random_features(1, 0), reference)
 
 
-def test_kid_agrees_with_its_definition():
-    a, b = random_features(60, 0), random_features(60, 1)
-    x, y = a.pool.double().numpy(), b.pool.double().numpy()
-    kernel = lambda p, q: (p @ q.T / p.shape[1] + 1) ** 3  # noqa: E731
-    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-    n = len(x)
-    unbiased = sum((k.sum() - np.trace(k)) / (n * (n - 1)) for k in (xx, yy)) - 2 * xy.mean()
-    assert kid(a, reference_of(b), n) == pytest.approx(unbiased, rel=1e-4)
+@pytest.mark.parametrize("rows", [2000, 7])
+def test_kid_agrees_with_its_definition_and_with_torch_fidelity(monkeypatch, rows):
+    """In blocks too; torch-fidelity's subsets are as large as everything, which it takes of equal numbers alone."""
+    monkeypatch.setattr("emigm.metrics.scores.ROWS", rows)
+    a, b = random_features(40, 0), random_features(25, 1)
+    x, y = (f["pool"].double().tolist() for f in (a, b))
+
+    def kernel(p, q):
+        return (sum(i * j for i, j in zip(p, q, strict=True)) / len(p) + 1) ** 3
+
+    within = [np.mean([kernel(p, q) for i, p in enumerate(z) for j, q in enumerate(z) if i != j]) for z in (x, y)]
+    between = np.mean([kernel(p, q) for p in x for q in y])
+    assert kid(a, reference_of(b)) == pytest.approx(sum(within) - 2 * between, rel=1e-10)
+    few = named(a["pool"][:25])
+    options = {"kid_subsets": 1, "kid_subset_size": 25, "rng_seed": 0, "verbose": False}
+    theirs = kid_features_to_metric(few["pool"], b["pool"], **options)["kernel_inception_distance_mean"]
+    assert kid(few, reference_of(b)) == pytest.approx(theirs, rel=1e-4)
 
 
-def test_precision_and_recall_agree_with_all_distances_at_once():
-    """Precision is of the generated images, recall of the real ones."""
-    a, b = random_features(150, 0).pool, random_features(2300, 1).pool  # more than one block of rows
+def test_kid_of_two_halves_of_one_distribution_is_zero_on_average():
+    pool, values = random_features(200, 0)["pool"], []
+    for seed in range(100):
+        order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
+        values.append(kid(named(pool[order[:80]]), reference_of(named(pool[order[80:]]))))
+    assert abs(np.mean(values)) < 3 * np.std(values) / len(values) ** 0.5 and min(values) < 0 < max(values)
+
+
+@pytest.mark.parametrize("rows", [2000, 64])
+def test_precision_and_recall_are_counted_as_adm_s_evaluator_counts_them(monkeypatch, rows):
+    """A manifold is the balls around all images of a side, each up to its third nearest neighbour other than itself,
+    edge included; precision is of the generated images, recall of the real ones. Copies, within a side and of the
+    other one, are neighbours at distance zero."""
+    monkeypatch.setattr("emigm.metrics.scores.ROWS", rows)
+    a, b = random_features(150, 0)["pool"], random_features(230, 1)["pool"]
     b[:40] = a[:40] + 0.01
-    radii = [torch.cdist(f, f).kthvalue(4).values for f in (a, b)]
-    between = torch.cdist(a, b)
-    found = scores(Features(a, a), reference_of(Features(b, b)), None, 100)
-    assert found["precision"] == pytest.approx((between <= radii[1]).any(1).float().mean().item(), abs=1e-6)
-    assert found["recall"] == pytest.approx((between <= radii[0][:, None]).any(0).float().mean().item(), abs=1e-6)
-    assert 0 < found["recall"] < found["precision"] < 1
+    a[100:104], b[200] = a[100], a[100]
+    distances = [
+        [(p[:, None] - q).square().sum(-1).sqrt() for q in (a.double(), b.double())] for p in (a.double(), b.double())
+    ]
+    radii = [distances[i][i].fill_diagonal_(torch.inf).sort(1).values[:, 2] for i in (0, 1)]
+    precision = (distances[0][1] <= radii[1]).any(1).double().mean().item()
+    recall = (distances[1][0] <= radii[0]).any(1).double().mean().item()
+    found = precision_recall(named(a), reference_of(named(b)))
+    assert found == pytest.approx((precision, recall), abs=1e-6) and 0 < recall < precision < 1
+    assert precision_recall(named(b), reference_of(named(b))) == (1, 1)
 
 
 def test_reference_files_come_back(tmp_path):
     features, path = random_features(50, 0), tmp_path / "r.npz"
-    for clean in (None, features.pool + 1):
-        reference = reference_of(features._replace(clean=clean), kind="training images")
+    for others in ({}, {"clean": features["pool"] + 1, "seed0": features["pool"] - 1}):
+        reference = reference_of(features | others, kind="training images")
         save_reference(path, reference)
         again = load_reference(path)
-        assert np.array_equal(again.mu, reference.mu) and torch.equal(again.pool, reference.pool)
-        assert again.facts == {"kind": "training images"} and (again.clean is None) == (clean is None)
+        assert list(again.statistics) == ["pool", *others] and torch.equal(again.pool, reference.pool)
+        for name, pair in reference.statistics.items():
+            assert all(np.array_equal(x, y) for x, y in zip(again.statistics[name], pair, strict=True))
+        assert again.facts == {"kind": "training images"}
     save_reference(path, reference._replace(pool=None))
     assert load_reference(path).pool is None
 

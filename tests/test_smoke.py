@@ -103,7 +103,7 @@ def test_nothing_runs_twice_and_changed_training_reruns_what_depends_on_it(check
 
 def test_an_experiment_leaves_the_results_alone_even_when_killed(checkout):
     before = contents(checkout)
-    change = f"{PARAMS}:benchmark.evaluation.kid_subset=40"
+    change = f"{PARAMS}:benchmark.evaluation.cas_steps=10"
     command = ("dvc", "exp", "run", "--temp", "-S", change, f"{PIPELINE}:evaluate@xs")
     process = subprocess.Popen(command, cwd=checkout, env=environment(checkout), start_new_session=True)
     while process.poll() is None and not list((checkout / ".dvc" / "tmp").rglob("reference.npz")):
@@ -113,7 +113,7 @@ def test_an_experiment_leaves_the_results_alone_even_when_killed(checkout):
     assert contents(checkout) == before
     run(checkout, *command)
     assert contents(checkout) == before
-    assert "kid_subset" in run(checkout, "dvc", "exp", "show", "--json").stdout
+    assert "cas_steps" in run(checkout, "dvc", "exp", "show", "--json").stdout
 
 
 def test_a_notebook_run_by_hand_writes_its_own_copy_alone(checkout):

@@ -151,7 +151,6 @@ OVERRIDES = {
     "extractor.training.steps": 5,
     "evaluation.images": 20,
     "evaluation.chunk": 10,
-    "evaluation.kid_subset": 10,
 }
 
 

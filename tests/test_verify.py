@@ -28,7 +28,7 @@ RECORDS = "results/tiny/records"
 SOURCE = {k: v for k, v in TREE.items() if k not in ("name", "images_of")} | {
     "data": {"dataset": "digits", "holdout": 0.2, "flips": False},
     "evaluation": {
-        **{"images": 24, "seeds": [0, 1], "chunk": 12, "kid_subset": 20},
+        **{"images": 24, "seeds": [0, 1], "chunk": 12, "cas_steps": 20},
         **{"reference": None, "clean_fid": False},
     },
     "released": None,
@@ -223,7 +223,7 @@ IN_LOCK = {
     "code": (lambda: write("emigm/train.py", "y"), "emigm/train.py: has changed since train@xs ran; run dvc repro"),
     "code that is gone": (lambda: Path("emigm/train.py").unlink(), "emigm/train.py: has changed since train@xs ran"),
     "a parameter": (
-        lambda: swap_text("benchmarks/tiny/params.yaml", "kid_subset: 20", "kid_subset: 19"),
+        lambda: swap_text("benchmarks/tiny/params.yaml", "cas_steps: 20", "cas_steps: 19"),
         "dvc.lock: stage reference ran with another benchmark.evaluation; run dvc repro",
     ),
     "a stage that has not run": (

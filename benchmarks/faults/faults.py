@@ -50,9 +50,9 @@ BENCHMARK: dict[str, Any] = {
     "budgets": ["4"],
     "data": {"dataset": "digits", "holdout": 0.2},
     "autoencoder": {"kind": "pixels", "scale": 1.3},
-    "extractor": {"kind": "cnn", "training": {"steps": 20, "batch": 64, "lr": 0.001, "seed": 0}},
+    "extractor": {"kind": "cnn", "training": {"steps": 20, "batch": 64, "lr": 0.001, "seeds": [0, 1]}},
     "run": {"device": "cpu"},
-    "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 15, "kid_subset": 50},
+    "evaluation": {"images": 70, "seeds": [0, 1], "chunk": 15, "cas_steps": 5},
     "gate": {"visible": [0, 8], "images": 64, "repeats": 1, "on_failure": "mark"},
     "model": {
         "grid": 8, "channels": 1, "patch": 2, "classes": 10, "heads": 2, "width": 8,

@@ -80,10 +80,11 @@ def write_inception(path: Path) -> None:
 
 
 def write_statistics(path: Path, resolution: int) -> None:
-    """Reference statistics as ADM's files have them: mu (2048,), sigma (2048, 2048), those of independent features of
-    variance 1, and `STORED_IMAGES` square images, uint8 (n, resolution, resolution, 3)."""
+    """Reference statistics as ADM's files have them: mu (2048,), sigma (2048, 2048), mu_s (2023,), sigma_s (2023, 2023)
+    of independent features of variance 1, and `STORED_IMAGES` square images, uint8 (n, resolution, resolution, 3)."""
     rng = np.random.default_rng(0)
     arrays = {"mu": rng.standard_normal(2048), "sigma": np.eye(2048)}
+    arrays |= {"mu_s": rng.standard_normal(2023), "sigma_s": np.eye(2023)}
     arrays["arr_0"] = np.stack([smooth(rng, (resolution, resolution)) for _ in range(STORED_IMAGES)])
 
     def write(temporary: Path) -> None:

@@ -161,9 +161,9 @@ def parse_benchmark(tree: Any) -> Benchmark:
     why = "grey images" if takes == "cnn" else "photos that are not held in memory (set dataset: folder)"
     remedy = f"set extractor.kind: {takes}"
     check(takes == kind, f"benchmark.extractor.kind: {kind} does not take the {why} of {source}; {remedy}")
-    generated, subset = f"benchmark.evaluation.images = {evaluation.images}", evaluation.kid_subset
-    enough = evaluation.images >= subset
-    check(enough, f"{generated} is less than kid_subset = {subset}; generate more, or lower that")
+    generated, remedy = f"benchmark.evaluation.images = {evaluation.images}", "remove it or set it to null"
+    has_cas = evaluation.cas_steps is None or kind == "cnn"
+    check(has_cas, f"benchmark.evaluation.cas_steps has no effect for extractor.kind: {kind}; {remedy}")
     least = f"one of each of the {images.classes} classes (data.classes); generate more, or set dry_run: true"
     check(benchmark.dry_run or evaluation.images >= images.classes, f"{generated} is less than {least}")
     has_real = benchmark.weights == "trained" or evaluation.reference is not None

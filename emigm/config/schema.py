@@ -143,17 +143,17 @@ class AutoencoderConfig:
 
 @config
 class ClassifierTraining:
-    """Training of the classifier of small images."""
+    """Training of the classifiers of small images."""
 
     steps: Steps
     batch: Count
     lr: Rate
-    seed: Seed
+    seeds: Seeds  #: One classifier each; the first is the extractor of every metric, the others measure FID alone
 
 
 @config
 class ExtractorConfig:
-    """The feature extractor behind FID, IS, KID, precision and recall."""
+    """The feature extractor behind FID, sFID, IS, KID, precision and recall."""
 
     kind: Literal["cnn", "inception"]
     weights: Text | None = None  #: inception: torch-fidelity's weights file
@@ -178,7 +178,8 @@ class EvalConfig:
     images: Plural  #: Images of one sampling seed
     seeds: Seeds  #: Sampling seeds
     chunk: Count = 250  #: Consecutive image indices that share their reveal counts; the last may be smaller
-    kid_subset: Plural = 200  #: Images of each of KID's subsets
+    cas_steps: Steps | None = None
+    """cnn: training steps of the classifier behind the classification accuracy score; None: it is not computed."""
     clean_fid: StrictBool = True
     """inception: a second FID, of features behind clean-fid's resizing, which takes a second pass over all images."""
     reference: Text | None = None

@@ -1,7 +1,7 @@
 """Files of ADM (guided-diffusion): its reference statistics are read, samples for its evaluator are written. No torch.
 
 Such a file is an `.npz` with images in `arr_0`, uint8 (n, height, width, 3); a reference has statistics of Inception's
-features of more images beside them: `mu` (d,) and `sigma` (d, d), and `mu_s`, `sigma_s` of other features.
+features of more images beside them: `mu` (d,) and `sigma` (d, d), and `mu_s`, `sigma_s` of sFID's spatial features.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -27,36 +27,40 @@ REMEDY = (
 )
 
 
+STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+"""Features (`emigm.metrics.features`) => names of their mean and covariance."""
+
+
 class AdmReference:
     """Stored statistics of real images, and the images stored beside them; these are read only when asked for.
 
     Args:
-        path: the file; `mu` and `sigma` may be of any float type.
-        features: d, features of the extractor.
+        path: the file; statistics may be of any float type.
+        widths: numbers of the extractor's features, by name; statistics of others are not read.
 
     Raises:
         ConfigError: the file is missing or damaged, or does not hold what it needs to.
     """
 
-    mu: np.ndarray
-    """float64 (d,)."""
-    sigma: np.ndarray
-    """float64 (d, d)."""
+    statistics: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Mean (d,) and covariance (d, d) by the name of the features, float64; those of "pool" always."""
     keys: list[str]
     images: int | None = None
     """n, images in `arr_0`; None: there are none."""
 
-    def __init__(self, path: str | Path, features: int):
+    def __init__(self, path: str | Path, widths: Mapping[str, int]):
         self.path = Path(path)
         if not self.path.is_file():
             raise ConfigError(f"{self.path}: no such file ({REMEDY})")
         with self._naming_damage(), np.load(self.path) as f:
             self.keys = sorted(f.files)
-            statistics = {name: f[name] for name in ("mu", "sigma") if name in f.files}
-        if missing := [name for name in ("mu", "sigma") if name not in statistics]:
-            raise ConfigError(f"{self.path}: no {' and no '.join(missing)} among {self.keys} ({REMEDY})")
-        check_statistics(statistics["mu"], statistics["sigma"], features, self.path, "download the file again")
-        self.mu, self.sigma = (statistics[name].astype(np.float64) for name in ("mu", "sigma"))
+            if missing := [name for name in STATISTICS["pool"] if name not in self.keys]:
+                raise ConfigError(f"{self.path}: no {' and no '.join(missing)} among {self.keys} ({REMEDY})")
+            known = {name: keys for name, keys in STATISTICS.items() if name in widths and set(keys) <= set(self.keys)}
+            arrays = {name: {key: f[key] for key in keys} for name, keys in known.items()}
+        for name, of_name in arrays.items():
+            check_statistics(of_name, widths[name], self.path, "download the file again")
+        self.statistics = {name: tuple(a.astype(np.float64) for a in of.values()) for name, of in arrays.items()}
         if "arr_0" not in self.keys:
             return
         with self._naming_damage():
@@ -87,10 +91,10 @@ class AdmReference:
             raise ConfigError(text) from e
 
 
-def check_statistics(mu: np.ndarray, sigma: np.ndarray, features: int, path: Path, remedy: str) -> None:
-    """Raise ConfigError, with the remedy, unless `mu` is a mean (d,) and `sigma` a covariance (d, d) of d = `features`
-    floats: finite, symmetric, and of no negative variance."""
-    for name, array, shape in (("mu", mu, (features,)), ("sigma", sigma, (features, features))):
+def check_statistics(statistics: Mapping[str, np.ndarray], features: int, path: Path, remedy: str) -> None:
+    """Raise ConfigError, with the remedy, unless the two arrays (by their names in messages) are a mean (d,) and a
+    covariance (d, d) of d = `features` floats: finite, symmetric, and of no negative variance."""
+    for (name, array), shape in zip(statistics.items(), ((features,), (features, features)), strict=True):
         if array.shape != shape or array.dtype.kind != "f":
             raise ConfigError(
                 f"{path}: {name} is {array.dtype} of shape {array.shape}, expected floats of shape {shape} for this "
@@ -98,8 +102,8 @@ def check_statistics(mu: np.ndarray, sigma: np.ndarray, features: int, path: Pat
             )
         if not np.isfinite(array).all():
             raise ConfigError(f"{path}: {name} holds NaN or infinity; {remedy}")
-    if sigma.diagonal().min() < 0 or np.abs(sigma - sigma.T).max() > 1e-3 * np.abs(sigma).max():
-        raise ConfigError(f"{path}: sigma is no covariance (a negative variance, or not symmetric); {remedy}")
+    if array.diagonal().min() < 0 or np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
+        raise ConfigError(f"{path}: {name} is no covariance (a negative variance, or not symmetric); {remedy}")
 
 
 def export_npz(samples: Path, out: Path, images: int) -> None:

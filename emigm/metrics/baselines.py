@@ -39,9 +39,9 @@ def subset_fid(real: Features, images: int, seed: int) -> float:
 
     No image is in both sets. `images` is at most half of what there is.
     """
-    order = np.random.default_rng(seed).permutation(len(real.pool))
+    order = np.random.default_rng(seed).permutation(len(real["pool"]))
     images = min(images, len(order) // 2)
-    subset, rest = (Features(real.pool[i], real.logits[i]) for i in (order[:images], order[images:]))
+    subset, rest = ({"pool": real["pool"][i]} for i in (order[:images], order[images:]))
     return fid(subset, reference_of(rest))
 
 

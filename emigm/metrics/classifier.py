@@ -1,7 +1,8 @@
-"""The feature extractor of small images, grey or in colour: a classifier, its training and its file."""
+"""The feature extractor of small images, grey or in colour: a classifier, its training and its files."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,8 @@ from emigm.config.schema import ClassifierTraining
 from emigm.io import read_index, sha256, write_index
 from emigm.model.weights import check_state, read_tensors, write_tensors
 
-WEIGHTS_FILE = "weights.safetensors"
-"""In the extractor's folder."""
 SOURCE_FILE = "source.json"
-"""In the extractor's folder: where the weights lie, and their checksum."""
+"""In the extractor's folder: where the weights lie, and their checksums."""
 FEATURES = 64
 """Hidden units of the classifier, which are the features."""
 TRACE = 100.0
@@ -59,10 +58,10 @@ class Classifier(nn.Module):
         return x * self.feature_scale, self.logits(x)
 
 
-def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTraining) -> Classifier:
+def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTraining, seed: int) -> Classifier:
     """Train the classifier on pixels uint8 (n, channels, side, side) and labels (n,), then set its feature scale."""
-    torch.manual_seed(cfg.seed)
-    generator = torch.Generator().manual_seed(cfg.seed)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     x, y = torch.from_numpy(pixels), torch.from_numpy(labels)
     model = Classifier(int(labels.max()) + 1, pixels.shape[-1], pixels.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
@@ -77,22 +76,35 @@ def train_classifier(pixels: np.ndarray, labels: np.ndarray, cfg: ClassifierTrai
     return model
 
 
+def classification_accuracy_score(
+    images: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray], cfg: ClassifierTraining, steps: int
+) -> float:
+    """CAS (Ravuri and Vinyals 2019, arXiv 1905.10887): share of held-out `real` images whose class a classifier finds
+    that was trained on generated `images` alone. Pixels and labels of both; trained as the extractor is, from its first
+    seed, but for so many `steps`."""
+    return accuracy(train_classifier(*images, dataclasses.replace(cfg, steps=steps), cfg.seeds[0]), *real)
+
+
 def accuracy(model: Classifier, pixels: np.ndarray, labels: np.ndarray) -> float:
     """Share of the images that the classifier assigns to their class."""
     classes = torch.cat([model(part)[1].argmax(1) for part in torch.from_numpy(pixels).split(AT_ONCE)])
     return float((classes.numpy() == labels).mean())
 
 
-def save_classifier(path: Path, model: Classifier) -> None:
-    """Write the classifier, and beside it the note of which file it is."""
-    write_tensors(path, model.state_dict())
-    note_weights(path.parent, path)
+def weights_file(folder: Path, seed: int) -> Path:
+    """Where the classifier that was trained from a seed lies in the extractor's folder."""
+    return folder / f"seed{seed}.safetensors"
+
+
+def save_classifier(folder: Path, seed: int, model: Classifier) -> Path:
+    """Write the classifier of a seed; `note_weights` makes it one of the extractor's. Returns its file."""
+    file = weights_file(folder, seed)
+    write_tensors(file, model.state_dict())
+    return file
 
 
 def load_classifier(path: Path) -> Classifier:
     """Read what `save_classifier` wrote; raises ConfigError when missing or damaged."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; the extractor stage has not run (dvc repro)")
     state = read_tensors(path)
     for name in ("logits.bias", "side", "conv1.weight"):
         if name not in state:
@@ -103,27 +115,31 @@ def load_classifier(path: Path) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
-def note_weights(folder: Path, weights: Path) -> dict[str, Any]:
-    """Note in an extractor's folder which file its weights are (path, sha256, bytes); returns that."""
-    inside = weights.parent == folder
-    facts = {"path": weights.name if inside else str(weights), "inside": inside}
-    facts |= {"sha256": sha256(weights), "bytes": weights.stat().st_size}
+def note_weights(folder: Path, *files: Path) -> list[dict[str, Any]]:
+    """Note in an extractor's folder which files its weights are (path, sha256, bytes); returns that."""
+    facts = []
+    for file in files:
+        inside = file.parent == folder
+        place = {"path": file.name if inside else str(file), "inside": inside}
+        facts.append(place | {"sha256": sha256(file), "bytes": file.stat().st_size})
     write_index(folder / SOURCE_FILE, {"weights": facts})
     return facts
 
 
-def noted_weights(folder: Path, remedy: str) -> Path:
-    """The weights file noted in an extractor's folder; raises ConfigError, with the remedy, unless it is the same."""
-    note = folder / SOURCE_FILE
+def noted_weights(folder: Path, remedy: str) -> dict[Path, str]:
+    """The weights files noted in an extractor's folder, and their checksums; raises ConfigError, with the remedy,
+    unless they are the same."""
+    note, files = folder / SOURCE_FILE, {}
     if not note.is_file():
         raise ConfigError(f"{note}: no such file; the extractor stage has not run (dvc repro)")
     again = f"run dvc repro --force extractor@{folder.parent.name}"
-    facts = read_index(note, again)["weights"]
-    path = folder / facts["path"] if facts["inside"] else Path(facts["path"])
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file ({remedy})")
-    if path.stat().st_size != facts["bytes"] or sha256(path) != facts["sha256"]:
-        raise ConfigError(
-            f"{path}: not the file the extractor stage has seen (sha256 {facts['sha256']}); put that back, or {again}"
-        )
-    return path
+    for facts in read_index(note, again)["weights"]:
+        path, checksum = folder / facts["path"] if facts["inside"] else Path(facts["path"]), facts["sha256"]
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file ({remedy})")
+        if path.stat().st_size != facts["bytes"] or sha256(path) != checksum:
+            raise ConfigError(
+                f"{path}: not the file the extractor stage has seen (sha256 {checksum}); put that back, or {again}"
+            )
+        files[path] = checksum
+    return files

@@ -1,28 +1,23 @@
-"""uint8 images -> features, on one device, in float32 always: torch-fidelity's Inception, or a small classifier.
-
-The classifier is registered with torch-fidelity as an extractor, so that both kinds give what its metrics take.
-"""
+"""uint8 images -> features, on one device, in float32 always: torch-fidelity's Inception, or small classifiers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import extractor_folder
 from emigm.config.schema import ExtractorConfig
-from emigm.io import sha256
-from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights
+from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights, weights_file
 from emigm.model.transfer import upload
 from emigm.model.weights import check_finite, read_tensors
 from emigm.paper.settings import INCEPTION_SHA256
@@ -33,46 +28,20 @@ INCEPTION_REMEDY = (
 )
 
 
-class ClassifierExtractor(FeatureExtractorBase):
-    """The classifier as torch-fidelity wants it; layers "64" and "logits"."""
-
-    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str = "", **_):
-        super().__init__(name, features_list)
-        self.model = load_classifier(Path(feature_extractor_weights_path))
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        layers = dict(zip(self.get_provided_features_list(), self.model(pixels), strict=True))
-        return tuple(layers[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return (str(FEATURES), "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else str(FEATURES)
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-
-register_feature_extractor("cnn", ClassifierExtractor)
-
-
-class Features(NamedTuple):
-    """What the metrics need to know of a set of images."""
-
-    pool: Tensor  # (n, d)
-    logits: Tensor  # (n, classes)
-    clean: Tensor | None = None  # (n, d), pool behind clean-fid's resizing; None where nothing is resized
+SPATIAL_CHANNELS, SPATIAL = 7, 17 * 17 * 7
+"""sFID's features: the first channels of Inception's convolution `mixed_6/conv`, at all its 17 x 17 positions."""
+Features = dict[str, Tensor]
+"""Of images, a row each: "pool" (n, d) and "logits" (n, classes). Inception also has "spatial" (n, 2023), for sFID,
+and "clean" (n, 2048), pool behind clean-fid's resizing; the classifier has "seed<k>" (n, d), pool of the one that was
+trained from seed k, for every seed (the first of them is pool itself)."""
 
 
 class Extractor:
     """Pixels, uint8 (n, c, h, w) => `Features`, float32 on the CPU.
 
     Args:
-        network: torch-fidelity's extractor, with the pool features and the logits as its two layers.
+        networks: torch-fidelity's Inception alone, or classifiers by seed, the first of which is the ruler of all
+            metrics.
         identity: what it is, for records.
         device: where it works.
         batch: images at once.
@@ -82,18 +51,23 @@ class Extractor:
 
     def __init__(
         self,
-        network: FeatureExtractorBase,
+        networks: Mapping[str, nn.Module],
         identity: dict[str, Any],
         device: str,
         batch: int,
         workers: int,
         clean: bool,
     ):
-        self.network, self.identity = network, identity
+        self.networks, self.identity = list(networks.values()), identity
+        self.network = self.networks[0]
         self.device, self.batch, self.workers = torch.device(device), batch, workers
         self.inception = identity["kind"] == "inception"
-        self.clean = self.inception and clean
-        self.width = int(network.features_list[0])
+        self.widths = {"pool": 2048, "spatial": SPATIAL} if self.inception else {"pool": FEATURES}
+        """Numbers of features, by name, of which there may be statistics of others."""
+        own = ["spatial", *(["clean"] if clean else [])] if self.inception else [f"seed{seed}" for seed in networks]
+        self.names = ["pool", "logits", *own]
+        if self.inception:
+            self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
         # cuDNN rounds the inputs of convolutions to TF32 unless told not to, which moves FID.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -101,7 +75,7 @@ class Extractor:
     @property
     def key(self) -> list[Any]:
         """What decides on the features of an image."""
-        return [self.identity, self.clean]
+        return [self.identity, self.names]
 
     @property
     def classifies(self) -> bool:
@@ -110,7 +84,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Features:
-        expected = (3,) if self.inception else self.network.model.shape
+        expected = (3,) if self.inception else self.network.shape
         if pixels.dtype != np.uint8 or pixels.shape[1 : 1 + len(expected)] != expected:
             shape = "3 x height x width" if self.inception else " x ".join(map(str, expected))
             raise ConfigError(
@@ -120,11 +94,22 @@ class Extractor:
         parts = []
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(pixels), self.batch):
-                images = pixels[start : start + self.batch]
-                layers = self.network(upload(torch.from_numpy(images), self.device))
-                layers += (self.trunk(self._resized(images)),) if self.clean else ()
-                parts.append([layer.float().cpu() for layer in layers])
-        return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
+                features = self._of_batch(pixels[start : start + self.batch])
+                parts.append([f.float().cpu() for f in features])
+        return {name: torch.cat(f) for name, f in zip(self.names, zip(*parts, strict=True), strict=True)}
+
+    def _of_batch(self, pixels: np.ndarray) -> list[Tensor]:
+        """Features in the order of `names`."""
+        images = upload(torch.from_numpy(pixels), self.device)
+        if not self.inception:
+            results = [network(images) for network in self.networks]
+            return [*results[0], *(pool for pool, _ in results)]
+        features = [*self.network(images), self._spatial]
+        return [*features, self.trunk(self._resized(pixels))] if "clean" in self.names else features
+
+    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Keep what ADM takes sFID of, in its order (position, then channel), after the ReLU: (B, 2023)."""
+        self._spatial = output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     @cached_property
     def trunk(self) -> nn.Module:
@@ -148,22 +133,24 @@ def load_extractor(
     Raises:
         ConfigError: the stage has not run, or the weights are missing, damaged, or not those it saw.
     """
-    inception = cfg.kind == "inception"
-    path = noted_weights(Path(folder), INCEPTION_REMEDY if inception else "delete the folder and run dvc repro")
-    name, layers = cfg.kind, list(ClassifierExtractor.get_provided_features_list())
-    if inception:
-        name, layers = "inception-v3-compat", ["2048", "logits_unbiased"]
-        check_inception(path)
-    options = {"feature_extractor_weights_path": str(path), "verbose": False}
+    if cfg.kind == "cnn":
+        noted = noted_weights(Path(folder), "delete the folder and run dvc repro")
+        files = {str(seed): weights_file(Path(folder), seed) for seed in cfg.training.seeds}
+        if list(noted) != list(files.values()):
+            raise ConfigError(f"{folder}: its classifiers are not those of extractor.training.seeds; run dvc repro")
+        networks = {seed: load_classifier(file).to(device) for seed, file in files.items()}
+        identity: dict[str, Any] = {"kind": "cnn", "sha256": dict(zip(files, noted.values(), strict=True))}
+        return Extractor(networks, identity, device, batch, workers, clean)
+    [(path, checksum)] = noted_weights(Path(folder), INCEPTION_REMEDY).items()
+    check_inception(path)
+    options = {"feature_extractor_weights_path": str(path), "verbose": False, "cuda": device != "cpu"}
     try:
-        network = create_feature_extractor(name, layers, cuda=device != "cpu", **options)
+        network = create_feature_extractor("inception-v3-compat", ["2048", "logits_unbiased"], **options)
     except RuntimeError as e:  # names or shapes of tensors
         reason = " ".join(str(e).split())[:150]
         raise ConfigError(f"{path}: not the weights of this extractor ({reason}) ({INCEPTION_REMEDY})") from e
-    identity: dict[str, Any] = {"kind": cfg.kind, "sha256": sha256(path)}
-    if inception:
-        identity["published"] = identity["sha256"] == INCEPTION_SHA256
-    return Extractor(network, identity, device, batch, workers, clean)
+    identity = {"kind": cfg.kind, "sha256": checksum, "published": checksum == INCEPTION_SHA256}
+    return Extractor({"": network}, identity, device, batch, workers, clean)
 
 
 def extractor_of(benchmark: Benchmark, device: str) -> Extractor:
@@ -187,4 +174,4 @@ def check_inception(path: Path) -> None:
 def write_source(folder: Path, weights: Path) -> dict[str, Any]:
     """Check Inception's weights and note in `folder` what they are; returns that."""
     check_inception(weights)
-    return note_weights(folder, weights)
+    return note_weights(folder, weights)[0]

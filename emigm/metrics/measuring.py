@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from emigm.data.images import open_images
 from emigm.data.samples import SampleSet
 from emigm.distributed import World
 from emigm.io import checksums, fingerprint, read_arrays, write_arrays
+from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Features, extractor_of
-from emigm.metrics.scores import clean_fid, load_reference, nearest_distances, same_number, scores
+from emigm.metrics.scores import load_reference, nearest_distances, same_number, scores
+from emigm.pools import Progress
 from emigm.store import Parts
 
 Arrays = dict[str, np.ndarray]
@@ -70,12 +72,12 @@ def _parts(images: Sequence[Images], state: Path) -> Parts:
 
 def as_arrays(features: Features) -> Arrays:
     """For `measure_images`."""
-    return {name: tensor.numpy() for name, tensor in features._asdict().items() if tensor is not None}
+    return {name: tensor.numpy() for name, tensor in features.items()}
 
 
 def from_arrays(arrays: Arrays) -> Features:
     """The features among what was measured."""
-    return Features(*(torch.from_numpy(arrays[name]) if name in arrays else None for name in Features._fields))
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class Scorer:
@@ -94,7 +96,6 @@ class Scorer:
     def __init__(self, benchmark: Benchmark, device: str, neighbours: bool = True):
         path, folder = data_folder(benchmark) / "reference.npz", images_folder(benchmark)
         self.reference, self.extract = load_reference(path), extractor_of(benchmark, device)
-        self.kid_subset = benchmark.evaluation.kid_subset
         self.known: Arrays = {}
         """Equally many training and held-out images."""
         images: list[Path] = []
@@ -118,24 +119,33 @@ class Scorer:
         """`measure_images` of the images of several runs."""
         measure_images([images for run in runs for images in self._images(run)], self.measure, state, world, label)
 
-    def score_run(self, samples: SampleSet, state: Path) -> tuple[Features, dict[str, float | None]]:
+    def score_run(self, samples: SampleSet, state: Path) -> tuple[Features, dict[str, Any]]:
         """Features and scores of one run, given what `measure_all` measured."""
         arrays = measured(self._images(samples), state)
         return from_arrays(arrays), self.score(arrays, samples.all()[1] if self.extract.classifies else None)
 
-    def score(self, arrays: Arrays, labels: np.ndarray | None) -> dict[str, float | None]:
+    def score(self, arrays: Arrays, labels: np.ndarray | None) -> dict[str, Any]:
         """Every metric of one run, given what was measured and its classes (n,), which nobody needs (None) whose
         extractor does not classify images; None: not measured."""
         near = {
             name: float(arrays[name].mean(dtype=np.float64)) if name in arrays else None
             for name in ("nearest_train", "nearest_holdout")
         }
-        features = from_arrays(arrays)
-        clean = {"clean_fid": clean_fid(features, self.reference)}
-        return scores(features, self.reference, labels, self.kid_subset) | near | clean
+        return scores(from_arrays(arrays), self.reference, labels) | near
 
     def _images(self, samples: SampleSet) -> list[Images]:
         return [
             Images(fingerprint(samples.checksum(i), self.key), stop - start, lambda i=i: samples.chunk(i)[0])
             for i, (start, stop) in enumerate(samples.ranges)
         ]
+
+
+def cas_of(benchmark: Benchmark, runs: Sequence[SampleSet], progress: Progress) -> float:
+    """Classification accuracy score of the images of several runs together, with the classes they were generated for,
+    on the held-out images."""
+    settings, source = benchmark.extractor.training, open_images(images_folder(benchmark), "holdout")
+    images = tuple(np.concatenate(parts) for parts in zip(*(run.all() for run in runs), strict=True))
+    real, steps = (source.pixels(range(len(source))), source.labels), benchmark.evaluation.cas_steps
+    value = classification_accuracy_score(images, real, settings, steps)
+    progress(steps)
+    return value

@@ -16,6 +16,7 @@ from emigm.data.latents import LatentStore
 from emigm.io import sha256
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
+from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Extractor, Features
 from emigm.metrics.scores import (
     Reference,
@@ -25,6 +26,7 @@ from emigm.metrics.scores import (
     reference_of,
     same_number,
     scores,
+    statistics,
 )
 from emigm.model.model import EMIGM
 from emigm.records.record import mean_and_spread
@@ -36,67 +38,80 @@ SUBSETS = 5
 def stored_reference(path: Path, extract: Extractor, images: Features | None) -> tuple[Reference, dict[str, Any]]:
     """Stored statistics with the features of the images stored beside them, and the record's results: no
     baselines, as no other real images are at hand."""
-    adm = AdmReference(path, extract.width)
+    adm = AdmReference(path, extract.widths)
     facts = {"kind": "stored statistics", "file": path.name, "sha256": sha256(path), "keys": adm.keys}
     facts["feature_images"] = adm.images
-    reference = Reference(adm.mu, adm.sigma, facts=facts)
+    reference = Reference(adm.statistics, facts=facts)
     results: dict[str, Any] = {"source": facts, "baselines": {}}
     if images is not None:
-        reference = reference._replace(pool=images.pool, clean=reference_of(images).clean)
+        more = {"clean": statistics(images["clean"])} if "clean" in images else {}
+        reference = reference._replace(statistics=adm.statistics | more, pool=images["pool"])
         # Of fewer images than the statistics: shows whether extractor and statistics belong together.
-        isc = inception_score(images)
-        results["stored_images"] = {"images": adm.images, "isc": isc, "fid": fid(images, reference)}
+        found = {"isc": inception_score(images), "fid": fid(images, reference)}
+        spatial = fid(images, reference, "spatial")
+        results["stored_images"] = {"images": adm.images} | found | ({} if spatial is None else {"sfid": spatial})
     return reference, results
 
 
 def training_reference(benchmark: Benchmark, features: dict[str, Features]) -> tuple[Reference, dict[str, Any]]:
     """Statistics of the training images, and the record's results with the baselines."""
     evaluation, real = benchmark.evaluation, features["train"]
-    facts = {"kind": "training images", "feature_images": len(real.pool)}
+    facts = {"kind": "training images", "feature_images": len(real["pool"])}
     reference = reference_of(real, **facts)
     sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
     labels = {part: source.labels for part, source in sources.items()}
+    in_memory = benchmark.data.dataset != "imagenet"
+    pixels = {part: source.pixels(range(len(source))) for part, source in sources.items()} if in_memory else {}
     # Held-out images as many as are generated, where there are so many: FID and IS depend on the number.
     n = min(evaluation.images, len(labels["holdout"]))
     chosen = np.random.default_rng(0).permutation(len(labels["holdout"]))[:n]
-    subset = min(evaluation.images, len(labels["train"]) // 2)
 
-    def scored(images: Features, classes: np.ndarray) -> dict[str, float]:
-        known = classes if benchmark.extractor.kind == "cnn" else None
-        found = scores(images, reference, known, evaluation.kid_subset)
-        return {name: value for name, value in found.items() if value is not None}
+    def scored(images: Features, classes: np.ndarray) -> dict[str, Any]:
+        return scores(images, reference, classes if benchmark.extractor.kind == "cnn" else None)
 
     def held_out(name: str) -> dict[str, Any]:
-        images = Features(*(None if f is None else f[chosen] for f in features[name]))
-        return {k: {"mean": v} for k, v in scored(images, labels["holdout"][chosen]).items()} | {"images": n}
+        images = {key: values[chosen] for key, values in features[name].items()}
+        return _spread([scored(images, labels["holdout"][chosen])]) | {"images": n}
 
-    subset_fids = [subset_fid(real, subset, seed) for seed in range(SUBSETS)]
-    baselines = {"holdout": held_out("holdout")}
-    baselines["train_subset"] = {"fid": mean_and_spread(subset_fids), "images": subset}
+    def cas(images: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+        if evaluation.cas_steps is None:
+            return {}
+        held_out, training = (pixels["holdout"], labels["holdout"]), benchmark.extractor.training
+        value = classification_accuracy_score((images, classes), held_out, training, evaluation.cas_steps)
+        return {"cas": mean_and_spread([value])}
+
+    subset = min(evaluation.images, len(labels["train"]) // 2)
+    fids = mean_and_spread([subset_fid(real, subset, seed) for seed in range(SUBSETS)])
+    # CAS of as many real images as a model generates for it.
+    among = np.random.default_rng(0).permutation(len(labels["train"]))[: evaluation.images * len(evaluation.seeds)]
+    baselines = {"holdout": held_out("holdout"), "train_subset": {"fid": fids, "images": subset}}
+    if in_memory:
+        baselines["train_subset"] |= cas(pixels["train"][among], labels["train"][among])
     if "reconstructed" in features:  # what the autoencoder loses: the baseline of models of its latents
         baselines["reconstruction"] = held_out("reconstructed")
     else:
-        tokens = benchmark.model_config(benchmark.sizes[0]).tokens
-        shuffles = {seed: features[f"shuffled-{seed}"] for seed in evaluation.seeds}
-        number = len(shuffles[evaluation.seeds[0]].pool)
-        found = [
-            scored(images, labels["train"][shuffle_sources(labels["train"], tokens, number, seed)[1]])
-            for seed, images in shuffles.items()
-        ]
-        baselines["class_shuffle"] = {k: mean_and_spread([s[k] for s in found]) for k in found[0]} | {"images": number}
+        images, classes = zip(*(shuffled(benchmark, seed) for seed in evaluation.seeds), strict=True)
+        found = [scored(features[f"shuffled-{s}"], y) for s, y in zip(evaluation.seeds, classes, strict=True)]
+        number = {"images": len(images[0])}
+        baselines["class_shuffle"] = _spread(found) | cas(np.concatenate(images), np.concatenate(classes)) | number
     results = {
         "source": facts,
         "baselines": baselines,
-        "real": {"isc": inception_score(real), "images": len(real.pool)},
+        "real": {"isc": inception_score(real), "images": len(real["pool"])},
     }
-    if benchmark.data.dataset != "imagenet":
-        train, holdout = (source.pixels(range(len(source))) for source in sources.values())
-        ratios = neighbour_ratios(np.concatenate([train, holdout]), evaluation.images, len(holdout))
+    if in_memory:
+        ratios = neighbour_ratios(np.concatenate([*pixels.values()]), evaluation.images, len(pixels["holdout"]))
         results["nearest"] = {
-            "holdout_to_train": nearest_distance(holdout, same_number(train, holdout)),
+            "holdout_to_train": nearest_distance(pixels["holdout"], same_number(*pixels.values())),
             "real_ratio": mean_and_spread(ratios),
         }
     return reference, results
+
+
+def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """`mean_and_spread` of every metric that was measured, over several sets of images."""
+    measured = {key: [scored[key] for scored in found] for key, value in found[0].items() if value is not None}
+    return {k: _spread(v) if isinstance(v[0], dict) else mean_and_spread(v) for k, v in measured.items()}
 
 
 def reconstructed(benchmark: Benchmark) -> np.ndarray:
@@ -107,9 +122,9 @@ def reconstructed(benchmark: Benchmark) -> np.ndarray:
     return autoencoder.decode(autoencoder.sample(raw, torch.Generator().manual_seed(0))).numpy()
 
 
-def shuffled(benchmark: Benchmark, seed: int) -> np.ndarray:
-    """Class-shuffled training images (`shuffle_sources`), uint8 (n, c, h, w): as many as a model generates, since FID
-    depends on the number."""
+def shuffled(benchmark: Benchmark, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class-shuffled training images (`shuffle_sources`), uint8 (n, c, h, w), and their classes (n,): as many as a
+    model generates, since FID depends on the number."""
     store = LatentStore(data_folder(benchmark) / "latents" / "train")
     autoencoder = load_autoencoder(benchmark.autoencoder)
     raw = torch.from_numpy(store.rows(np.arange(len(store)), view=0))
@@ -117,6 +132,6 @@ def shuffled(benchmark: Benchmark, seed: int) -> np.ndarray:
     with torch.device("meta"):
         model = EMIGM(benchmark.model_config(benchmark.sizes[0]))  # for its patches alone
     tokens = model.patchify(unit)
-    sources, _ = shuffle_sources(store.labels, tokens.shape[1], benchmark.evaluation.images, seed)
+    sources, chosen = shuffle_sources(store.labels, tokens.shape[1], benchmark.evaluation.images, seed)
     mixed = tokens[torch.from_numpy(sources), torch.arange(tokens.shape[1])]
-    return autoencoder.decode(model.unpatchify(mixed)).numpy()
+    return autoencoder.decode(model.unpatchify(mixed)).numpy(), store.labels[chosen]

@@ -31,7 +31,7 @@ BASELINES = {
 RUN, TRAINING = ["benchmark", "size", "budget", "train_seed", "sample_seed"], ["benchmark", "size", "train_seed"]
 COLUMNS = ["benchmark", "title", "dataset", "dry_run", "size", "budget", "snapshot", "train_seed", "sample_seed"]
 COLUMNS += ["weights", "resolution", "N", "fid", "nfe", "passes", "flops", "parameters", "train_images", "gate_ratio"]
-COLUMNS += ["gate_passed", "seconds_per_image", "scored_images", "fid_by_images"]
+COLUMNS += ["gate_passed", "seconds_per_image", "scored_images", "fid_by_images", "fid_by_extractor"]
 """The first columns, which are there without any results too."""
 
 
@@ -53,7 +53,9 @@ def runs(root: Path | None = None, benchmarks: Sequence[str] | None = None) -> p
         benchmark, title, dataset, resolution (pixels), dry_run, weights ("trained", "released"), size, budget,
         train_seed, sample_seed; snapshot: share of the training done, NaN for the final weights. Where snapshots were
         scored, so were the final weights with them (snapshot 1), on as many images; compare those with each other.
-        fid, isc, kid, ...: every metric of the evaluation; fid_by_images: {number of images: FID}, of the same images.
+        fid, sfid, isc, kid, precision, recall, label_accuracy, cas, ...: every metric of the evaluation; fid_by_images:
+        {number of images: FID}, of the same images; fid_by_extractor: {seed of the extractor: FID}, the first of them
+        fid itself. CAS is of all sampling seeds of a training together, and stands in each of its runs.
         scored_images, extractor, features, reference: what the metrics rest on.
         parameters; train_images: images a model has seen (of released weights unknown), with repeats; flops: of that
         training; gate_ratio and gate_passed of the training seed; train_seconds.
@@ -157,7 +159,8 @@ def _scored(record: Record) -> Iterator[Record]:
         curves = {(c["train_seed"], c["sample_seed"]): c["fid"] for c in scored.get("fid_by_images", ())}
         for run in scored["runs"]:
             curve = curves.get((run["train_seed"], run["sample_seed"]))
-            yield facts | of | run | {"fid_by_images": curve and {int(n): fid for n, fid in curve.items()}}
+            several = {"fid_by_images": curve, "fid_by_extractor": run.get("fid_by_extractor")}
+            yield facts | of | run | {k: v and {int(n): fid for n, fid in v.items()} for k, v in several.items()}
 
 
 def _sampled(record: Record) -> Iterator[Record]:
@@ -195,8 +198,9 @@ ROWS = {"evaluate": _scored, "snapshots": _scored, "sample": _sampled, "train": 
 def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
     """What is scored without any model: held-out images, a training subset, class shuffle.
 
-    Columns: baseline (key), label, metric, mean, std (over draws; NaN for one), draws, images (of one draw). Empty
-    where the reference stage has not run or had no images.
+    Columns: baseline (key), label, metric ("fid_by_extractor 1": FID by the extractor of seed 1), mean, std (over
+    draws; NaN for one), draws, images (of one draw; a classifier of CAS is trained on those of all sampling seeds).
+    Empty where the reference stage has not run or had no images.
     """
     root = find_root() if root is None else Path(root)
     reference = read_all(root, benchmark).at("reference", "results") or {}
@@ -205,9 +209,18 @@ def baselines(root: Path | None, benchmark: str) -> pd.DataFrame:
         {"baseline": key, "label": label, "metric": metric, "mean": value["mean"], "std": value.get("std"),
          "draws": value.get("n", 1), "images": found[key]["images"]}
         for key, label in BASELINES.items() if key in found
-        for metric, value in found[key].items() if isinstance(value, dict) and "mean" in value
+        for metric, value in _one_level(found[key]) if isinstance(value, dict) and "mean" in value
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["baseline", "label", "metric", "mean", "std", "draws", "images"])
+
+
+def _one_level(scored: Record) -> Iterator[tuple[str, Any]]:
+    """Metrics of a baseline; of one that is several, each."""
+    for metric, value in scored.items():
+        if isinstance(value, dict) and "mean" not in value:
+            yield from ((f"{metric} {key}", one) for key, one in value.items())
+        else:
+            yield metric, value
 
 
 def find_root() -> Path:

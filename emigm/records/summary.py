@@ -24,8 +24,8 @@ def summaries(runs: Sequence[Record]) -> dict[str, dict[str, float | None]]:
         by_seed: dict[Any, list[float]] = {}
         for run in runs:
             by_seed.setdefault(run["train_seed"], []).append(run.get(metric))
-        if any(value is None for values in by_seed.values() for value in values):
-            continue
+        if not all(isinstance(value, (int, float)) for values in by_seed.values() for value in values):
+            continue  # not measured, or not one number
         groups = [np.array(values, dtype=float) for values in by_seed.values()]
         means, several = [float(np.mean(g)) for g in groups], len(groups[0]) > 1
         found[metric] = {

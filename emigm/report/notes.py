@@ -35,6 +35,19 @@ MEANINGS = {
     "that ignores context",
 }
 """Key of a baseline -> what it is."""
+METRICS = {
+    "sfid": "sFID: FID of the first seven channels of Inception's mixed_6/conv at all positions, as ADM's evaluator "
+    "has it.",
+    "kid": "KID: squared maximum mean discrepancy under the cubic kernel (x·y / d + 1)³, in the kernel's unit (not "
+    "× 1,000), unbiased, over all images: 0 on average where both sides are one distribution, so it can be negative.",
+    "precision": "Precision and recall: shares of the generated images within the third-neighbour balls of the real "
+    "ones, and the reverse, over all images of both sides.",
+    "label_accuracy": "Label accuracy: share of the generated images that the extractor classifies as the class asked "
+    "for.",
+    "cas": "CAS (classification accuracy score): share of the held-out images that a classifier gets right when "
+    "trained on the generated images of one training seed alone; of the training subset, on as many real ones.",
+}
+"""Column of the frame -> what a reader must know of the metric."""
 NFE = (
     "NFE: N mask-prediction steps × forward passes of a step (measured mean; below 1 where an image's tokens ran out "
     "before the last step)."
@@ -176,6 +189,11 @@ def weights(frame: pd.DataFrame) -> str:
         groups.setdefault(text, []).append(model_name(row.size, ""))
     texts = [f"{', '.join(sizes)} {text}" for text, sizes in groups.items()]
     return f"Weights: {'; '.join(texts)}." if texts else ""
+
+
+def metrics(frame: pd.DataFrame) -> tuple[str, ...]:
+    """What the metrics are that were measured, beside FID."""
+    return tuple(text for name, text in METRICS.items() if name in frame and frame[name].notna().any())
 
 
 def gate(frame: pd.DataFrame) -> str:

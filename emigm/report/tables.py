@@ -19,12 +19,14 @@ NOT_RUN, NONE = "not run", "–"
 """What a cell without a record reads, and one that is nobody's to measure. Never 0, never blank."""
 METRICS = {
     "fid": "FID",
+    "sfid": "sFID",
     "isc": "IS",
     "kid": "KID",
     "precision": "Precision",
     "recall": "Recall",
     "clean_fid": "Clean-FID",
     "label_accuracy": "Label accuracy",
+    "cas": "CAS",
     "nearest_train": "NN distance to training images",
     "nearest_holdout": "NN distance to held-out images",
 }

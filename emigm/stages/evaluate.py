@@ -1,7 +1,9 @@
-"""Score the images of one size at every NFE budget: FID, IS, KID, precision, recall, and memorisation."""
+"""Score the images of one model at every sampling configuration: FID and the other metrics, and memorisation."""
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -10,7 +12,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.data.samples import open_samples
 from emigm.io import checksums
 from emigm.launching import run_stage
-from emigm.metrics.measuring import Scorer
+from emigm.metrics.measuring import Scorer, cas_of
 from emigm.metrics.scores import fid_of_parts
 from emigm.stages.context import StageRun
 from emigm.store import INDEX
@@ -26,18 +28,23 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     if not run.goes_on():
         return
 
+    groups, cas = list(itertools.product(benchmark.budgets, train_seeds)), {}
+    if (steps := evaluation.cas_steps) is not None:  # of all sampling seeds of a training together
+        together = [[samples[(*group, s)] for s in evaluation.seeds] for group in groups]
+        cas = dict(zip(groups, run.map(partial(cas_of, benchmark), together, steps, "step"), strict=True))
     results: dict[str, Any] = {budget: {"runs": [], "fid_by_images": []} for budget in benchmark.budgets}
     for (budget, train_seed, seed), of_run in tqdm(samples.items(), desc=f"score {benchmark.name}-{size}", unit="run"):
         features, scored = scorer.score_run(of_run, run.state)
         by_images = {str(evaluation.images): scored["fid"]} | fid_of_parts(features, scorer.reference)
-        key = {"train_seed": train_seed, "sample_seed": seed}
-        results[budget]["runs"].append(key | scored)
+        key, of_training = {"train_seed": train_seed, "sample_seed": seed}, {"cas": cas.get((budget, train_seed))}
+        results[budget]["runs"].append(key | scored | of_training)
         results[budget]["fid_by_images"].append(key | {"fid": by_images})
     run.finish(
         results,
         inputs=checksums(*(of_run.folder / INDEX for of_run in samples.values())) | scorer.inputs,
         size=size,
         images=evaluation.images,
+        cas_steps=evaluation.cas_steps,
         extractor=benchmark.extractor,
         extractor_identity=scorer.extract.identity,
         reference_source={k: v for k, v in scorer.reference.facts.items() if k != "inputs"},

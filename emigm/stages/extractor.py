@@ -1,26 +1,30 @@
-"""Make the feature extractor: train a small classifier and measure it, or check Inception's weights."""
+"""Make the feature extractor: train small classifiers and measure them, or check Inception's weights."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import PARTS, expand, extractor_folder, images_folder
+from emigm.config.schema import ClassifierTraining
 from emigm.data.images import open_images
-from emigm.io import checksums, sha256
+from emigm.io import checksums
 from emigm.launching import run_stage
 from emigm.metrics.classifier import (
     FEATURES,
-    WEIGHTS_FILE,
     accuracy,
     load_classifier,
+    note_weights,
     save_classifier,
     train_classifier,
 )
-from emigm.records.record import write_record
+from emigm.pools import Progress, parallel
+from emigm.records.record import mean_and_spread, write_record
 
 
 def make_extractor(benchmark: Benchmark) -> None:
@@ -32,17 +36,28 @@ def make_extractor(benchmark: Benchmark) -> None:
 
 
 def train_on_images(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Train on the training images; accuracy on these and on the held-out ones, and the checksums of both."""
+    """Train on the training images, once a seed; accuracy on these and on the held-out ones, and checksums of both."""
     torch.set_num_threads(1)
     sources = {part: open_images(images_folder(benchmark), part) for part in PARTS}
     images = {part: (source.pixels(range(len(source))), source.labels) for part, source in sources.items()}
-    weights = folder / WEIGHTS_FILE
-    save_classifier(weights, train_classifier(*images["train"], benchmark.extractor.training))
-    model = load_classifier(weights)
-    results: dict[str, Any] = {"features": FEATURES, "sha256": sha256(weights)}
+    training, label = benchmark.extractor.training, f"extractor of {benchmark.name}"
+    job = partial(train_one, images["train"], training, folder)
+    files = parallel(job, training.seeds, training.steps, "step", label)
+    sums = [facts["sha256"] for facts in note_weights(folder, *files)]
+    results: dict[str, Any] = {"features": FEATURES, "sha256": dict(zip(map(str, training.seeds), sums, strict=True))}
     for part, (pixels, labels) in images.items():
-        results |= {f"{part}_accuracy": accuracy(model, pixels, labels), f"{part}_images": len(labels)}
+        accuracies = [accuracy(load_classifier(file), pixels, labels) for file in files]
+        results |= {f"{part}_accuracy": mean_and_spread(accuracies), f"{part}_images": len(labels)}
     return results, checksums(*(source.path for source in sources.values()))
+
+
+def train_one(
+    images: tuple[np.ndarray, np.ndarray], training: ClassifierTraining, folder: Path, seed: int, progress: Progress
+) -> Path:
+    """Train the classifier of one seed and write it; returns its file."""
+    model = train_classifier(*images, training, seed)
+    progress(training.steps)
+    return save_classifier(folder, seed, model)
 
 
 def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -58,7 +73,7 @@ def check_inception_weights(benchmark: Benchmark, folder: Path) -> tuple[dict[st
             f"{INCEPTION_SHA256[:8]}); no FID can be compared with others"
         )
     file = {"file": Path(facts["path"]).name, "sha256": facts["sha256"], "bytes": facts["bytes"]}
-    results = {"features": extractor.width, **file, "published": extractor.identity["published"]}
+    results = {"features": extractor.widths["pool"], **file, "published": extractor.identity["published"]}
     return results, {weights.as_posix(): facts["sha256"]}
 
 

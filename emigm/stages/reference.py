@@ -104,7 +104,7 @@ def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Image
 
     evaluation, folder = benchmark.evaluation, images_folder(benchmark)
     if evaluation.reference is not None:
-        adm = AdmReference(expand(evaluation.reference), extract.width)
+        adm = AdmReference(expand(evaluation.reference), extract.widths)
         return {"stored": parts(sha256(adm.path), adm.images, adm.pixels)} if adm.images else {}
     sources = {part: open_images(folder, part, benchmark.run.workers) for part in PARTS}
     if (most := max(map(len, sources.values()))) > MOST_PHOTOS:
@@ -121,7 +121,7 @@ def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Image
         number = min(evaluation.images, len(sources["train"]))
         for seed in evaluation.seeds:
             identity = fingerprint(sha256(sources["train"].path), as_dict(benchmark.autoencoder), model, seed)
-            sets[f"shuffled-{seed}"] = parts_made(identity, number, partial(shuffled, benchmark, seed))
+            sets[f"shuffled-{seed}"] = parts_made(identity, number, lambda seed=seed: shuffled(benchmark, seed)[0])
     else:
         identity = sha256(data_folder(benchmark) / "latents" / "holdout" / INDEX)
         sets["reconstructed"] = parts_made(identity, len(sources["holdout"]), partial(reconstructed, benchmark))

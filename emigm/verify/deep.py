@@ -27,6 +27,7 @@ from emigm.metrics.measuring import Scorer
 from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import provenance, read_record
 from emigm.sample import Sampler
+from emigm.verify.cells import scores_of
 from emigm.verify.verify import Verification
 
 LEVELS, SHARE = 2, 0.99
@@ -82,8 +83,8 @@ def again(benchmark: Benchmark, seed: int, device: str, size: str, progress: Pro
         scored = score_again(Scorer(benchmark, device), chunks)
         recorded = next(r for r in evaluated["results"][budget]["runs"] if (r["train_seed"], r["sample_seed"]) == key)
         tolerance = SUMMATION if same and same_machine(evaluated, device) else ROUNDING
-        for metric, value in scored.items():
-            before = recorded.get(metric)
+        for metric, value in scores_of(scored).items():
+            before = scores_of(recorded).get(metric)
             near = None not in (value, before) and math.isclose(value, before, rel_tol=tolerance, abs_tol=tolerance)
             if value != before and not near:
                 raise RunError(f"{metric} is {value} when scored again, but the record has {before}")
@@ -106,7 +107,7 @@ def differing_pixels(pixels: np.ndarray, stored: np.ndarray, same: bool) -> str:
     return ""
 
 
-def score_again(scorer: Scorer, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float | None]:
+def score_again(scorer: Scorer, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """Scores of one run's images, which are pixels and labels, chunk by chunk."""
     measured, labels = zip(*((scorer.measure(pixels), of_chunk) for pixels, of_chunk in chunks), strict=True)
     arrays = {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}

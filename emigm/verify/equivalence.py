@@ -55,13 +55,13 @@ OF_DISTANCE = 0.1
 OF_VALUE = 0.05
 """Smallest difference that matters, as a share of the value itself, of what has no such distance."""
 ABSOLUTE = {
-    **dict.fromkeys(("precision", "recall", "label_accuracy", "ratio"), 0.05),
+    **dict.fromkeys(("precision", "recall", "label_accuracy", "cas", "ratio"), 0.05),
     **dict.fromkeys(("train_accuracy", "holdout_accuracy"), 0.02),
     **dict.fromkeys(("unit_mean", "unit_std"), 0.01),
 }
 """Smallest difference that matters of shares, of the context gate's ratio (what lies between the gate's limit of 0.95
 and a model that ignores its context), and of latents of unit deviation."""
-BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "kid": "kid"}
+BY_DISTANCE = {"fid": "fid", "clean_fid": "fid", "sfid": "sfid", "kid": "kid"}
 """Metric -> the one whose distance between the baselines it is held against."""
 
 
