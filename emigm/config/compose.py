@@ -56,6 +56,7 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         "makes": [name] if images_of == name else [],
         "snapshots": sizes if along_training else [],
         "reveal": sizes[-1:] if "reveal" in notebooks else [],
+        "tracked": list(sizes) if name == DEFAULT else [],  # its models are small
         "notebooks": notebooks,
         "benchmark": {"name": name, **{k: v for k, v in tree.items() if k != "name"}},
     }
