@@ -12,8 +12,8 @@ from PIL import Image
 from test_training import images
 
 from emigm import cli
-from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.api import load_generator, trained_model
+from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
@@ -80,7 +80,9 @@ def test_a_name_is_the_model_trained_here_or_else_the_copy(trained, capsys):
 def test_fetch_says_whose_weights_came_with_the_repository_and_how_to_use_them(trained, capsys):
     status, said = fetched(capsys)
     assert status == 0 and "1 models came with the repository" in said
-    assert f"{FOLDER}: there (" in said and "float16; trained as results/smoke/records/train-xs.json says, seed 0" in said
+    assert (
+        f"{FOLDER}: there (" in said and "float16; trained as results/smoke/records/train-xs.json says, seed 0" in said
+    )
     (command,) = [line.strip().split()[1:] for line in said.splitlines() if line.startswith("  emigm generate")]
     assert cli.main([*command, "--device", "cpu"]) == 0 and Path("grid.png").is_file()
 
@@ -88,9 +90,24 @@ def test_fetch_says_whose_weights_came_with_the_repository_and_how_to_use_them(t
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        (FOLDER / "model.safetensors", b"F16", b"I16", "not the weights that config.json beside it names; get it back by"),
-        (FOLDER / "config.json", b"0", b"1", "checksum differs; get it back by `git checkout -- results/smoke/weights/xs`"),
-        (Path("results/smoke/records/train-xs.json"), b"seed0/model", b"seed7/model", "of another training than results/"),
+        (
+            FOLDER / "model.safetensors",
+            b"F16",
+            b"I16",
+            "not the weights that config.json beside it names; get it back by",
+        ),
+        (
+            FOLDER / "config.json",
+            b"0",
+            b"1",
+            "checksum differs; get it back by `git checkout -- results/smoke/weights/xs`",
+        ),
+        (
+            Path("results/smoke/records/train-xs.json"),
+            b"seed0/model",
+            b"seed7/model",
+            "of another training than results/",
+        ),
     ],
 )
 def test_fetch_refuses_weights_that_were_changed_or_are_of_another_training(trained, capsys, file, old, new, message):

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import ConfigError, RunError
-from emigm.config.schema import ReleasedConfig
 from emigm.config.paths import results_folder, weights_folder
+from emigm.config.schema import ReleasedConfig
 from emigm.io import fingerprint, lock, read_index, sha256, write_json
 from emigm.records.record import read_record
 from emigm.tools.artefacts import FETCHED, HubFile, ReleasedFile, checkpoint, fetched, released_files
@@ -70,7 +70,13 @@ def fetch(benchmark: Benchmark) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         results = [f"{', '.join(map(str, dict.fromkeys(random.values())))} are there"] if random else []
-        results.append(f"all {len(files)} files are there" if files else f"{len(tracked)} models came with the repository" if tracked else "nothing to fetch")
+        results.append(
+            f"all {len(files)} files are there"
+            if files
+            else f"{len(tracked)} models came with the repository"
+            if tracked
+            else "nothing to fetch"
+        )
         print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
 
