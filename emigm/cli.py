@@ -216,7 +216,8 @@ GIVEN = [names[0][2:].replace("-", "_") for names, _ in SAMPLING]
 VERBS = {
     "generate": Verb(generate, "write images of a model as one PNG: a row for each seed, a column for each class", (
         arg("model",
-            help="model folder, released name such as 256-l, released .pth, or a repository on the Hub as owner/name"),
+            help="model folder, a benchmark's model such as mnist-h, released name such as 256-l, released .pth, or a "
+            "repository on the Hub as owner/name"),
         arg("--classes", type=numbers, required=True, help="such as 0,1,2 or 0-9"),
         arg("--seeds", type=numbers, default=[0], help="sampling seeds, such as 0,1 (default: 0)"),
         arg("--out", type=Path, required=True, metavar="FILE.png", help="where the images go"),
@@ -224,7 +225,8 @@ VERBS = {
         arg("--autoencoder", type=Path, metavar="PATH", help="weights of KL-16 or DC-AE (default: the model's own)"),
         DEVICE,
         arg("--batch", type=int, default=16, metavar="B", help="images made at once (default: %(default)s)"),
-    ), ("emigm generate models/mnist/h/seed0 --classes 0-9 --seeds 0,1,2 --out grid.png",
+    ), ("emigm generate mnist-h --classes 0-9 --seeds 0,1,2 --out grid.png",
+        "emigm generate models/mnist/h/seed0 --classes 0-9 --out grid.png",
         "emigm generate 256-l --classes 207,360 --out grid.png")),
     "parity": Verb(parity, "compare with a clone of the official code, number by number", (
         arg("--official", type=Path, required=True, help="folder of a clone of ML-GSAI/eMIGM"),
@@ -265,8 +267,9 @@ VERBS = {
         arg("--gpus", type=int, metavar="N", help="how N GPUs share each batch, and the time they take, instead"),
     ), ("emigm doctor imagenet256", "emigm doctor imagenet256 --gpus 32")),
     "fetch": Verb(fetch,
-        "get the released files that a benchmark needs, or make a dry run's random ones; goes on where it stopped",
-        BENCHMARK, ("emigm fetch imagenet256", "emigm fetch imagenet256-dry",
+        "get the released files that a benchmark needs, or make a dry run's random ones; goes on where it stopped; "
+        "checks the trained models that came with the repository",
+        BENCHMARK, ("emigm fetch mnist", "emigm fetch imagenet256", "emigm fetch imagenet256-dry",
             "emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'")),
     "compare": Verb(compare, "hold a benchmark's results against those the paper reports", (
         *BENCHMARK,
