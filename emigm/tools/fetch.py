@@ -70,10 +70,9 @@ def fetch(benchmark: Benchmark) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         results = [f"{', '.join(map(str, dict.fromkeys(random.values())))} are there"] if random else []
-        results += [f"all {len(files)} files are there"] if files else []
+        results.append(f"all {len(files)} files are there" if files else "nothing to fetch")
         results += [f"{len(tracked)} models came with the repository"] if tracked else []
-        results = ", ".join(results) or "nothing to fetch"
-        print(f"{benchmark.name}: {results}; `emigm doctor {benchmark.name}` says what it takes to run")
+        print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
 
 
