@@ -8,7 +8,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONUNBUFFERED=1
 BENCHMARK := mnist
 EVIDENCE := ladder sampling ablations codes codes16 codes64 evidence
 
-.PHONY: reproduce evidence test test-site site lint readme lock clean-env
+.PHONY: reproduce evidence test test-site site report experiments lint readme lock clean-env
 
 # Another one: make reproduce BENCHMARK=smoke
 reproduce: $(READY)
@@ -29,7 +29,16 @@ site: $(VENV)/.site
 	-$(RUN) emigm verify --json build/verify.json
 	$(RUN) python docs/build.py --verified build/verify.json
 
-# The same on made-up results, opened in a headless Chromium where one is installed.
+# The results as a report in the form that reproducibility venues ask for: report.pdf.
+report: $(READY)
+	$(RUN) python -m emigm.report.report
+
+# Experiments beside the baseline: the FID of one model at one sampling configuration, and the settings that differ.
+RUN_OF := h-16
+experiments: $(READY)
+	$(RUN) dvc exp show --only-changed --drop '(?!Experiment|Created|.*params.yaml|results/$(BENCHMARK)/metrics/$(RUN_OF).json:fid)'
+
+# The site on made-up results, opened in a headless Chromium where one is installed.
 test-site: $(VENV)/.site
 	$(RUN) pytest -n 0 tests/test_site.py
 

@@ -11,6 +11,8 @@
 For the paper's models the sampling settings can be left out, and released ones come by name::
 
     load_generator("256-l")(classes=[207, 360], seeds=[0])
+
+"mnist-h" is the default benchmark's largest, without training: the weights that git tracks.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from torch import Tensor
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.errors import check
 from emigm.config.parsing import parse
-from emigm.config.paths import expand
+from emigm.config.paths import expand, weights_folder
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.checkpoints import import_official
-from emigm.model.model import EMIGM, load_model, read_model_config
+from emigm.model.model import CONFIG_FILE, EMIGM, load_model, read_model_config
 from emigm.paper.settings import PAPER_AUTOENCODERS, PAPER_MODELS, paper_key, paper_sampling
 from emigm.sample import generate
 from emigm.tools.artefacts import MIRRORS, released_file
@@ -104,7 +106,8 @@ def load_generator(
 
     Args:
         name: a folder with `model.safetensors` and `config.json`; an official checkpoint; the name of one of the
-            paper's nine, such as "256-l"; or a repository that `emigm.tools.hub.push_to_hub` wrote, as "owner/name".
+            paper's nine, such as "256-l"; a benchmark and one of its models, such as "mnist-h" (`trained_model`); or a
+            repository that `emigm.tools.hub.push_to_hub` wrote, as "owner/name".
         autoencoder: its configuration, or, for the paper's models, the path of its weights (`kl16.ckpt`, the
             DC-AE file or folder); None: what the folder's `config.json` names, or else the released one from the Hub.
         device: where to load both.
@@ -117,16 +120,27 @@ def load_generator(
     if not path.exists() and key is not None:
         file = released_file(*key)
         path = cached(file._replace(revision=revision or file.revision))
+    elif not path.exists() and (folder := trained_model(str(name))):
+        path = folder
     elif not path.exists():
         models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
+        others = f"none of the released models ({models}) or of those trained here or kept in results/, such as mnist-h"
         on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
-        check(on_hub, f"{name}: no such folder or file, and none of the released models ({models})")
+        check(on_hub, f"{name}: no such folder or file, and {others}")
         path = cached_folder(str(name), revision)
     if path.is_file():
         with tempfile.TemporaryDirectory() as folder:
             import_official(path, folder, PAPER_MODELS[key] if key else None)
             return _from_folder(Path(folder), autoencoder, device)
     return _from_folder(path, autoencoder, device)
+
+
+def trained_model(name: str) -> Path | None:
+    """Folder of a model that is called <benchmark>-<model>, such as "mnist-h": the first training seed's in models/, or
+    the copy that git tracks in results/; None: there is neither."""
+    benchmark, _, size = name.rpartition("-")
+    folders = [*sorted(Path("models", benchmark, size).glob("seed*")), weights_folder(benchmark, size)]
+    return next((f for f in folders if benchmark and (f / CONFIG_FILE).is_file()), None)
 
 
 def _from_folder(folder: Path, autoencoder: AutoencoderConfig | str | Path | None, device: str) -> Generator:
@@ -138,7 +152,8 @@ def _from_folder(folder: Path, autoencoder: AutoencoderConfig | str | Path | Non
         sampling = parse(SampleConfig, facts["sampling"], f"{folder}/config.json: sampling")
     else:
         sampling = paper_sampling(*paper, steps=16) if paper else None
-    return Generator(load_model(folder, device=device), load_autoencoder(autoencoder, device), sampling)
+    model = load_model(folder, device=device).float()  # those in results/ are stored in half the bytes
+    return Generator(model, load_autoencoder(autoencoder, device), sampling)
 
 
 def _autoencoder(

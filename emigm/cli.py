@@ -91,7 +91,10 @@ def import_from_checkout() -> None:
 
 @verb(
     "generate",
-    arg("model", help="model folder, released name such as 256-l, released .pth, or owner/name on the Hub"),
+    arg(
+        "model",
+        help="model folder, a benchmark's model such as mnist-h, released 256-l or .pth, or owner/name on the Hub",
+    ),
     arg("--classes", type=numbers, required=True, help="such as 0,1,2 or 0-9"),
     arg("--seeds", type=numbers, default=[0], help="sampling seeds, such as 0,1 (default: 0)"),
     arg("--out", type=Path, required=True, metavar="FILE.png", help="where the images go"),
@@ -102,7 +105,8 @@ def import_from_checkout() -> None:
 )
 def generate(model: str, classes: list[int], seeds: list[int], out: Path, batch: int, **options: Any) -> None:
     """write images of a model as one PNG: a row for each seed, a column for each class
-    emigm generate models/mnist/h/seed0 --classes 0-9 --seeds 0,1,2 --out grid.png
+    emigm generate mnist-h --classes 0-9 --seeds 0,1,2 --out grid.png
+    emigm generate models/mnist/h/seed0 --classes 0-9 --out grid.png
     emigm generate 256-l --classes 207,360 --out grid.png"""
     from emigm.tools.generate import generate_grid
 
@@ -216,6 +220,7 @@ def doctor(benchmark: str | None, settings: list[str], gpus: int | None) -> int:
 @verb("fetch", *BENCHMARK)
 def fetch(benchmark: str | None, settings: list[str]) -> int:
     """get the released files that a benchmark needs, or make a dry run's random ones; what is there is checked
+    emigm fetch mnist
     emigm fetch imagenet256
     emigm fetch imagenet256 -S 'benchmark.sizes=[xs]'"""
     from emigm.tools import fetch

@@ -92,6 +92,13 @@ def test_the_same_parameters_give_the_same_pictures_and_each_control_changes_the
         before = [images, strip]
 
 
+def test_without_a_trained_model_it_takes_the_one_that_came_with_the_repository(root, monkeypatch):
+    (root / "results" / "smoke" / "weights").mkdir(parents=True)
+    (root / "models" / "smoke" / "xs" / "seed1").rename(root / "results" / "smoke" / "weights" / "xs")
+    space = run(monkeypatch, root, steps=4, images=3)
+    assert space["model"].as_posix() == "results/smoke/weights/xs" and len(pictures(space)) == 2
+
+
 @pytest.mark.parametrize(("name", "value", "range_"), [("label", 12, "0 to 9"), ("steps", 17, "1 to 16")])
 def test_a_parameter_out_of_range_is_an_error(root, monkeypatch, name, value, range_):
     with pytest.raises(ConfigError, match=rf"^{name} = {value}: models/smoke/xs/seed1 takes {range_}$"):

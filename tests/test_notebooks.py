@@ -20,7 +20,7 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.stages.notebooks import execute
 
 ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.stem != "explore")
-MINE = ("figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4", "training")
+MINE = ("_template", "figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4", "training")
 ALLOWED = {"math", "numpy", "pandas", "matplotlib", "scipy"}
 ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.model.schedules", "emigm.flops")
 ROOMS += ("emigm.config.compose",)
@@ -86,7 +86,7 @@ def test_a_notebook_without_an_output_folder_writes_nothing(name, root, monkeypa
 @pytest.mark.parametrize("name", MINE)
 def test_a_notebook_with_an_output_folder_saves_its_reading_and_its_table_or_picture(name, root, monkeypatch, tmp_path):
     run(name, root, monkeypatch, out=str(tmp_path))
-    kinds = ("md", "csv") if name.startswith(("table", "scores")) else ("png", "svg")
+    kinds = ("md", "csv") if name.startswith(("table", "scores", "_")) else ("png", "svg")
     assert {"reading.md", *(f"{name}.{kind}" for kind in kinds)} <= {p.name for p in tmp_path.iterdir()}
 
 
@@ -121,6 +121,17 @@ def test_scores_stand_between_the_baselines_and_say_how_far_each_model_is(root, 
     assert "by more than two standard errors of the difference for 5 of 5 models." in text
     assert "Every model is better than class shuffle, which uses no context, by FID (11.2)." in text
     assert "Worse than class shuffle, which uses no context, are by KID (0.032): XS at N = 4" in text
+
+
+def test_the_skeleton_to_copy_runs_through_the_stage_and_shows_one_figure_and_one_table(tmp_path, monkeypatch):
+    write_results(tmp_path)
+    (tmp_path / "notebooks").symlink_to(REPO / "notebooks")
+    monkeypatch.chdir(tmp_path)
+    folder = execute("_template", "mnist", "mnist")
+    assert {path.suffix for path in folder.glob("_template.*")} == {".ipynb", ".png", ".svg", ".csv", ".md", ".json"}
+    rows = (folder / "_template.csv").read_text().splitlines()
+    assert rows[0] == "Model,N = 4,N = 16" and rows[-1].startswith("eMIGM-H,1.305 ± ")  # 0.83 × 1.5 + 0.05 + 0.01
+    assert "Lowest FID: eMIGM-H at N = 16, 0.994 ± " in (folder / "reading.md").read_text()
 
 
 def test_training_shows_each_curve_and_how_far_the_error_falls(tmp_path, monkeypatch):

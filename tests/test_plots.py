@@ -30,7 +30,9 @@ def charts(tmp_path_factory):
     curve = "step,loss,least,greatest\n100,0.30,0.29,0.31\n200,0.12,0.11,0.13\n"
     (results / "curves.csv").write_text(curves_table(dict.fromkeys(SIZES, curve)))
     rows = [f"{size},{n},{1000 * n},{n},{10 / n},0.1,0.1" for size in SIZES for n in (4, 16)]
-    (results / "fid.csv").write_text("size,budget,parameters,nfe,fid,fid_train_std,fid_sample_std\n" + "\n".join(rows))
+    (results / "scores.csv").write_text(
+        "size,budget,parameters,nfe,fid,fid_train_std,fid_sample_std\n" + "\n".join(rows)
+    )
 
     done = subprocess.run(["dvc", "plots", "show", "--json"], **options)
     return {Path(name).name: chart for name, (chart,) in json.loads(done.stdout)["data"].items()}
@@ -40,11 +42,11 @@ def charts(tmp_path_factory):
     ("name", "colour", "x", "y", "labels"),
     [
         ("curves.csv", "size", "step", "loss", ("training step", "training loss", "Training loss by size, mnist")),
-        ("fid.csv", "budget", "parameters", "fid", ("parameters", "FID", "FID and parameters, mnist")),
+        ("scores.csv", "budget", "parameters", "fid", ("parameters", "FID", "FID and parameters, mnist")),
     ],
 )
 def test_a_chart_tells_its_lines_apart_by_colour_and_names_its_axes(charts, name, colour, x, y, labels):
-    assert set(charts) == {"curves.csv", "fid.csv"}
+    assert set(charts) == {"curves.csv", "scores.csv"}
     spec, text = charts[name]["content"], json.dumps(charts[name]["content"])
     assert spec["encoding"]["color"]["field"] == colour and spec["encoding"]["x"]["field"] == x
     assert all(f'"{label}"' in text for label in labels) and "<DVC_" not in text

@@ -135,6 +135,10 @@ class Benchmark:
         where = f"sampling.{budget}." + (f"overrides.{size}" if size in cfg.overrides else "settings")
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
+    def finest_sampling(self, size: str) -> SampleConfig:
+        """Sampling settings of `size` with the most mask-prediction steps."""
+        return max((self.sample_config(size, budget) for budget in self.budgets), key=lambda cfg: cfg.steps)
+
 
 def _check_names(where: str, names: Iterable[str], section: str, allowed: Iterable[str]) -> None:
     for name in names:
@@ -183,10 +187,12 @@ def parse_benchmark(tree: Any) -> Benchmark:
     return benchmark
 
 
-KEYS = ("root", "params", "makes", "models_of", "trains", "snapshots", "reveal", "notebooks", "benchmark")
+KEYS = ("root", "params", "makes", "models_of", "trains", "snapshots", "reveal", "tracked", "notebooks")
+KEYS += ("benchmark",)
 """Of a composed file: the repository's root as seen from it; the file as seen from there; the data sets that its
 pipeline makes; whose models it samples; the sizes that it trains; those scored along training; those whose generation
-is pictured; the notebooks that it runs; the benchmark itself. All but the last are for dvc.yaml."""
+is pictured; those whose weights git tracks; the notebooks that it runs; the benchmark itself. All but the last are for
+dvc.yaml."""
 
 
 def load_benchmark(path: str | Path = "params.yaml") -> Benchmark:

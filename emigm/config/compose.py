@@ -57,6 +57,7 @@ def compose(name: str, root: Path = Path()) -> dict[str, Any]:
         "trains": sizes if models_of == name else [],
         "snapshots": sizes if along_training else [],
         "reveal": sizes[-1:] if "reveal" in notebooks else [],
+        "tracked": list(sizes) if name == DEFAULT else [],  # its models are small
         "notebooks": notebooks,
         "benchmark": {"name": name, **{k: v for k, v in tree.items() if k != "name"}},
     }
@@ -78,8 +79,7 @@ def _each(sampling: dict[str, Any], source: Path) -> dict[str, Any]:
             low, high = filled.get("settings", {}).get("cfg_interval", (0.0, 1.0))
             if not values or low < high:
                 name = pattern.format(**{k: str(v).replace(".", "") for k, v in names.items()}) if values else pattern
-                if name in written:
-                    raise ConfigError(f"{source}: sampling: two configurations are called {name}; rename one")
+                check(name not in written, f"{source}: sampling: two configurations are called {name}; rename one")
                 written[name] = filled
     return written
 

@@ -54,6 +54,11 @@ def samples_name(train_seed: int, sample_seed: int) -> str:
     return f"train{train_seed}-seed{sample_seed}"
 
 
+def weights_folder(benchmark: str, size: str) -> Path:
+    """The copy of one trained model that git tracks; see `emigm.stages.weights`."""
+    return results_folder(benchmark) / "weights" / size
+
+
 def results_folder(benchmark: str) -> Path:
     """Where a benchmark's tracked results lie."""
     return Path("results", benchmark)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 SHOWN = ("fid", "isc")
-"""Scores in metrics.json, a column each for `dvc metrics show`; the table of scores has them all."""
+"""Scores in metrics/, a column each for `dvc metrics show`; scores.csv has them all."""
+STDS = ("train_std", "sample_std")
 KEYS = ("train_seed", "sample_seed")
 """What tells runs of one size and budget apart; all else in a run is a metric."""
 Record = Mapping[str, Any]
@@ -36,32 +37,33 @@ def summaries(runs: Sequence[Record]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def metrics_tree(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[str, Record]) -> dict[str, Any]:
-    """Content of metrics.json, from the records by stage."""
-    metrics: dict[str, Any] = {}
+def run_metrics(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Contents of metrics/<model>-<sampling configuration>.json by name, from the records by stage: a file is a row of
+    `dvc metrics show`, so that its table is as wide for many models and configurations as for one."""
+    files = {}
     for size in sizes:
-        context = records[f"train-{size}"]["results"]["context"]
-        # Released weights have no gate without held-out latents.
-        metrics[size] = {} if context is None else {"context_ratio": context["ratio"]["mean"]}
         for budget in budgets:
             scored = summaries(records[f"evaluate-{size}"]["results"][budget]["runs"])
-            metrics[size][f"n{budget}"] = {name: scored[name]["mean"] for name in SHOWN if name in scored}
-    baselines = records["reference"]["results"]["baselines"]
-    metrics["baselines"] = {name: baseline["fid"]["mean"] for name, baseline in baselines.items()}
-    return metrics
+            files[f"{size}-{budget}.json"] = {name: scored[name]["mean"] for name in SHOWN if name in scored}
+    return files
 
 
-def fid_table(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[str, Record]) -> str:
-    """Content of fid.csv."""
-    lines = ["size,budget,parameters,nfe,fid,fid_train_std,fid_sample_std"]
+def scores_table(sizes: Sequence[str], budgets: Sequence[str], records: Mapping[str, Record]) -> str:
+    """Content of scores.csv: the mean of every metric, and of FID the standard deviations over seeds."""
+    import pandas as pd  # every stage imports this module
+
+    rows = []
     for size in sizes:
-        parameters = records[f"train-{size}"]["results"]["parameters"]
+        trained = records[f"train-{size}"]["results"]
+        context = trained["context"]  # released weights have no gate without held-out latents
         for budget in budgets:
             nfe = records[f"sample-{size}-{budget}"]["results"]["nfe"]
-            fid = summaries(records[f"evaluate-{size}"]["results"][budget]["runs"])["fid"]
-            row = (size, budget, parameters, nfe, fid["mean"], fid["train_std"], fid["sample_std"])
-            lines.append(",".join("" if v is None else str(v) for v in row))
-    return "\n".join(lines) + "\n"
+            scored = summaries(records[f"evaluate-{size}"]["results"][budget]["runs"])
+            row = {"size": size, "budget": budget, "parameters": trained["parameters"], "nfe": nfe}
+            row["context_ratio"] = context and context["ratio"]["mean"]
+            row |= {"fid": scored["fid"]["mean"]} | {f"fid_{std}": scored["fid"][std] for std in STDS}
+            rows.append(row | {name: value["mean"] for name, value in scored.items() if name != "fid"})
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
 
 
 def curves_table(curves: Mapping[str, str]) -> str:

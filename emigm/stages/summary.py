@@ -1,4 +1,4 @@
-"""Gather the scores of all sizes and budgets for `dvc metrics` and `dvc plots`."""
+"""Gather the scores of all models and sampling configurations for `dvc metrics` and `dvc plots`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from emigm.config.paths import results_folder
 from emigm.io import write_atomically, write_json
 from emigm.launching import run_stage
 from emigm.records.record import read_record
-from emigm.records.summary import curves_table, fid_table, metrics_tree
+from emigm.records.summary import curves_table, run_metrics, scores_table
 
 
 def summary(benchmark: Benchmark) -> None:
@@ -16,10 +16,11 @@ def summary(benchmark: Benchmark) -> None:
     stages += [f"sample-{size}-{budget}" for size in sizes for budget in budgets]
     records = {stage: read_record(folder / "records" / f"{stage}.json") for stage in stages}
     curves = {size: (folder / "curves" / f"{size}.csv").read_text() for size in sizes}
-    tables = {"fid.csv": fid_table(sizes, budgets, records), "curves.csv": curves_table(curves)}
+    tables = {"scores.csv": scores_table(sizes, budgets, records), "curves.csv": curves_table(curves)}
     for name, text in tables.items():
         write_atomically(folder / name, lambda p, text=text: p.write_text(text))
-    write_json(folder / "metrics.json", metrics_tree(sizes, budgets, records))
+    for name, metrics in run_metrics(sizes, budgets, records).items():  # DVC has removed the folder
+        write_json(folder / "metrics" / name, metrics)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,10 @@ from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark, is_random
 from emigm.config.errors import ConfigError, RunError
+from emigm.config.paths import results_folder, weights_folder
 from emigm.config.schema import ReleasedConfig
-from emigm.io import lock, sha256, write_json
+from emigm.io import lock, read_index, sha256, write_json
+from emigm.records.record import read_record
 from emigm.tools.artefacts import FETCHED, HubFile, ReleasedFile, checkpoint, fetched, released_files
 from emigm.tools.hub import reason
 
@@ -60,13 +62,40 @@ def fetch(benchmark: Benchmark) -> int:
     photos = [p for p in (data.root, data.holdout_root) if not is_random(p)]
     if photos and data.dataset == "imagenet" and benchmark.weights == "trained":
         print(IMAGENET.format(classes=data.classes, places=" and ".join(photos)))
+    tracked = [folder for size in benchmark.sizes if (folder := weights_folder(benchmark.name, size)).is_dir()]
+    problems += [problem for folder in tracked if (problem := check_tracked(benchmark, folder))]
+    tracked = [folder for size in benchmark.sizes if (folder := weights_folder(benchmark.name, size)).is_dir()]
+    problems += [problem for folder in tracked if (problem := check_tracked(benchmark, folder))]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         results = [f"{', '.join(map(str, dict.fromkeys(random.values())))} are there"] if random else []
         results.append(f"all {len(files)} files are there" if files else "nothing to fetch")
+        results += [f"{len(tracked)} models came with the repository"] if tracked else []
+        results += [f"{len(tracked)} models came with the repository"] if tracked else []
         print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
+
+
+def check_tracked(benchmark: Benchmark, folder: Path) -> str | None:
+    """Say what a model that came with the repository is; returns what is wrong, None where it is all right."""
+    from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE  # torch takes seconds
+
+    remedy = f"get it back by `git checkout -- {folder.as_posix()}`"
+    try:
+        facts = read_index(folder / CONFIG_FILE, remedy)
+        file, record = folder / WEIGHTS_FILE, results_folder(benchmark.name) / "records" / f"train-{folder.name}.json"
+        if not file.is_file() or sha256(file) != facts["weights"]:
+            return f"{file}: not the weights that {CONFIG_FILE} beside it names; {remedy}"
+        source = facts["source"]
+        if read_record(record)["outputs"].get(source["file"]) != source["sha256"]:
+            return f"{folder}: of another training than {record} tells of; run dvc repro, or {remedy}"
+    except ConfigError as e:
+        return str(e)
+    size = f"{file.stat().st_size / 1e6:.1f} MB"
+    print(f"{folder}: there ({size}, {facts['rounded']}; trained as {record} says, seed {facts['seed']})")
+    print(f"  emigm generate {benchmark.name}-{folder.name} --classes 0-{facts['model']['classes'] - 1} --out grid.png")
+    return None
 
 
 def fetch_official(released: ReleasedConfig, size: str) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from emigm.api import Generator, load_generator
+from emigm.api import Generator, load_generator, trained_model
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
@@ -52,6 +52,9 @@ def generate_grid(
         raise ConfigError("--device cuda: PyTorch sees no GPU; leave it out, or mend the driver")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if folder := trained_model(name):
+        print(f"{name}: {folder}")
+        name = str(folder)
     generator = load_generator(name, autoencoder, device)
     known = generator.model.cfg.classes
     if wrong := [c for c in classes if not 0 <= c < known]:
@@ -95,8 +98,7 @@ def benchmark_sampling(folder: Path) -> SampleConfig | None:
     if (origin := trained_by(folder)) is None:
         return None
     _, name, size, _ = origin
-    benchmark = compose_benchmark(name)
-    return max((benchmark.sample_config(size, b) for b in benchmark.budgets), key=lambda cfg: cfg.steps)
+    return compose_benchmark(name).finest_sampling(size)
 
 
 def labelled(rows: list[list[Image.Image]], classes: Sequence[int], seeds: Sequence[int]) -> Image.Image:
