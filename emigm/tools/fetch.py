@@ -64,14 +64,11 @@ def fetch(benchmark: Benchmark) -> int:
         print(IMAGENET.format(classes=data.classes, places=" and ".join(photos)))
     tracked = [folder for size in benchmark.sizes if (folder := weights_folder(benchmark.name, size)).is_dir()]
     problems += [problem for folder in tracked if (problem := check_tracked(benchmark, folder))]
-    tracked = [folder for size in benchmark.sizes if (folder := weights_folder(benchmark.name, size)).is_dir()]
-    problems += [problem for folder in tracked if (problem := check_tracked(benchmark, folder))]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         results = [f"{', '.join(map(str, dict.fromkeys(random.values())))} are there"] if random else []
         results.append(f"all {len(files)} files are there" if files else "nothing to fetch")
-        results += [f"{len(tracked)} models came with the repository"] if tracked else []
         results += [f"{len(tracked)} models came with the repository"] if tracked else []
         print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what it takes to run")
     return 1 if problems else 0
