@@ -21,3 +21,9 @@ def reported(resolution: int | None = None) -> pd.DataFrame:
     rows["size"] = rows["method"].str.split("-").str[1].str.lower().where(ours, "")
     rows["budget"] = rows["nfe"].str.split("x").str[0].where(ours, "")
     return rows if resolution is None else rows[rows["resolution"] == str(resolution)].reset_index(drop=True)
+
+
+def printed(table: str) -> pd.DataFrame:
+    """Another table as the paper prints it ("table9", "table10")."""
+    with resources.files("emigm.paper").joinpath(f"{table}.csv").open(encoding="utf-8") as f:
+        return pd.read_csv(f, comment="#")

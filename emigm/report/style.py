@@ -8,6 +8,7 @@ One meaning each, in every figure:
     ×                       a model that fails the context gate (`FAILED`)
 """
 
+# − is meant.
 from __future__ import annotations
 
 import io
@@ -23,13 +24,14 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import offset_copy
 
 from emigm.io import write_atomically
 from emigm.records.frame import SIZES, ladder_size
-from emigm.report.statistics import CELL, summarise
+from emigm.report.statistics import CELL, summarise, t_interval, unit_means
 
 COLUMN, FULL = 3.25, 6.75
 """Widths of a figure in inches: one column, the whole page."""
@@ -43,7 +45,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1, 1, 1))},
 )
 """The paper's choice, then its alternatives (colours of Okabe and Ito, which colour-blind readers can tell apart)."""
-SCHEDULES = {"exp": 0, "cosine": 1, "linear": 2}
+SCHEDULES = {"exp": 0, "cosine": 1, "linear": 2, "log-exp": 3}
 """Mask schedule -> its place in CHOICES: exp is the paper's."""
 MARKERS = ("o", "s", "^", "D", "v")
 FAILED = {"marker": "x", "color": "#000000", "linestyle": "none", "zorder": 5}
@@ -83,6 +85,16 @@ def choice(place: int | str) -> dict[str, Any]:
     return CHOICES[SCHEDULES.get(place, place) % len(CHOICES)]
 
 
+def look(label: str, place: int) -> dict[str, Any]:
+    """How the curve of a choice is drawn: in its schedule's colour where it names one ("exp", "cosine, ELBO"), hollow
+    and dotted under the ELBO's weight; else by its place in the panel (`choice`)."""
+    schedule, _, weight = label.partition(", ")
+    if schedule not in SCHEDULES:
+        return {"marker": MARKERS[place], "markersize": 3, **choice(place)}
+    hollow = {"linestyle": ":", "markerfacecolor": "white"} if weight == "ELBO" else {"linestyle": "-"}
+    return {"marker": "o", "markersize": 3, "color": choice(schedule)["color"], **hollow}
+
+
 def baseline_lines(
     axes: Axes, baselines: pd.DataFrame, metric: str = "fid", which: Iterable[str] | None = None
 ) -> None:
@@ -93,7 +105,7 @@ def baseline_lines(
         axes.axhline(row.mean, label=row.label.lower(), **look)
 
 
-def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -> pd.DataFrame:
+def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", *, seeds: bool = True, **look) -> pd.DataFrame:
     """Draw the mean of a metric over a column, with combined standard errors, and a dot for each training seed.
 
     The dots show two training seeds as two. Runs without the metric or the column are left out; a mean with a
@@ -102,6 +114,7 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
     Args:
         runs: of one curve (`emigm.records.frame.runs`).
         x: the column along it; its mean within a cell is used.
+        seeds: draw the dots.
         look: passed to `Axes.errorbar`.
 
     Returns:
@@ -113,15 +126,66 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", **look) -
         return drawn
     axes.errorbar(drawn[x], drawn["mean"], drawn["error"].fillna(0), elinewidth=0.9, **look)
     places = runs.groupby([*CELL], sort=False, dropna=False)[x].transform("mean")
-    seeds = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
-    if runs["train_seed"].nunique() > 1:
+    dots = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
+    if seeds and runs["train_seed"].nunique() > 1:
         beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
-        axes.scatter(*seeds.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
+        axes.scatter(*dots.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
         axes.plot([], [], ".", markersize=2, color="black", label=SEED)
     failed = drawn.merge(runs.loc[runs["gate_passed"].eq(False), [*CELL]].drop_duplicates(), on=[*CELL])
     if len(failed):
         axes.plot(failed[x], failed["mean"], label=FAILS, **FAILED)
     return drawn
+
+
+def paired(runs: pd.DataFrame, reference: pd.DataFrame, metric: str = "fid") -> pd.Series:
+    """Differences of a metric from the reference's by seed (`unit_means`); empty where they share none."""
+    known = [rows.dropna(subset=[metric]) for rows in (runs, reference)]
+    if any(rows.empty for rows in known):
+        return pd.Series(dtype=float)
+    return (unit_means(known[0], metric) - unit_means(known[1], metric)).dropna()
+
+
+def differences(axes: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, Any], metric: str = "fid") -> None:
+    """A row for each label: its metric minus that of the first, the vertical line, paired by seed, with its 95%
+    interval and a dot for each seed.
+
+    Args:
+        runs: label -> runs of one cell each.
+        looks: label -> how its curve is drawn.
+    """
+    reference, *others = runs
+    axes.axvline(0, color=GREY, linewidth=0.9)
+    axes.plot(0, 0, clip_on=False, **looks[reference])
+    for place, label in enumerate(others, 1):
+        values = paired(runs[label], runs[reference], metric)
+        if values.empty:
+            axes.text(0, place, " not run", va="center", fontsize=6)
+            continue
+        look, mean = looks[label] | {"linestyle": "none"}, t_interval(values)
+        axes.scatter(values, [place + 0.3] * len(values), s=3, linewidths=0, color=look["color"])
+        error = None if mean.low is None else [[mean.effect - mean.low], [mean.high - mean.effect]]
+        axes.errorbar(mean.effect, place, xerr=error, **look)
+    axes.set_yticks(range(len(runs)), list(runs), fontsize=6)
+    axes.set(ylim=(len(runs) - 0.4, -0.6), xlabel=f"{'FID' if metric == 'fid' else metric} difference")
+    axes.grid(axis="x")
+
+
+def difference_curve(axes: Axes, runs: pd.DataFrame, reference: pd.DataFrame, x: str, **look) -> None:
+    """FID minus the reference's at the same `x`, paired by seed, with its 95% interval."""
+    points = []
+    for at, rows in runs.dropna(subset=[x]).groupby(x):
+        values = paired(rows, reference[reference[x] == at])
+        if len(values):
+            mean = t_interval(values)
+            points.append((at, mean.effect, mean.effect if mean.low is None else mean.low))
+    if points:
+        at, effect, low = zip(*points, strict=True)
+        axes.errorbar(at, effect, [e - bound for e, bound in zip(effect, low, strict=True)], elinewidth=0.9, **look)
+
+
+def frame_of_cell(column: int, row: int) -> Rectangle:
+    """A frame around a cell of a heat map."""
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2)
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,7 +238,7 @@ def common_legend(figure: Figure, columns: int = 5, own: dict[Axes, Iterable[str
     for axes in own or figure.axes:
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if named := [label for label in (own or {}).get(axes, ()) if label in handles]:
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "handlelength": 2.2}
+            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "handlelength": 2.2}
             axes.legend([handles.pop(label) for label in named], named, **place)
         for label, handle in handles.items():
             shared.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
@@ -205,6 +269,8 @@ def log_x(axes: Axes, ticks: Sequence[float] | None = None, unit: str = "") -> N
     axes.grid(axis="y")
     low, high = axes.get_xlim()
     locator = LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)) if high > 5 * low else MaxNLocator(4)
+    if ticks is not None:  # those whose labels would touch are left out
+        ticks = [t for i, t in enumerate(ticks) if i == len(ticks) - 1 or ticks[i + 1] > 1.6 * t]
     axes.xaxis.set_major_locator(FixedLocator(ticks) if ticks is not None else locator)
     axes.xaxis.set_major_formatter(EngFormatter(unit, sep=" " if unit else ""))
     axes.xaxis.set_minor_locator(NullLocator())
