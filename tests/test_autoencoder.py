@@ -128,14 +128,15 @@ def dcae_official_layout(state):
         (r"^decoder\.conv_out\.conv\.", "decoder.project_out.op_list.2.conv.conv."),
     ]
     out = {}
-    for name in state:
-        if not name.endswith(("to_k.weight", "to_v.weight")):  # which go with to_q
-            parts = [name.replace("to_q", f"to_{part}") for part in ("qkv" if "to_q" in name else "q")]
-            tensor = torch.cat([state[part] for part in parts])
+    for name, tensor in state.items():
+        if name.endswith(("to_k.weight", "to_v.weight")):
+            continue  # beside to_q
+        if name.endswith("to_q.weight"):
+            tensor = torch.cat([state[name.replace("to_q", f"to_{part}")] for part in "qkv"])
             name = name.replace("attn.to_q.", "context_module.main.qkv.conv.")
-            for pattern, replacement in names:
-                name = re.sub(pattern, replacement, name)
-            out[name] = tensor[:, :, None, None].contiguous() if tensor.ndim == 2 else tensor
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        out[name] = tensor[:, :, None, None].contiguous() if tensor.ndim == 2 else tensor
     return out
 
 
