@@ -97,27 +97,3 @@ def test_dpm_solver_converges_to_the_exact_solution_of_the_ode():
         errors.append(abs(x.item() - end / start))
     assert errors[0] < 0.05 and errors[2] < 2e-3
     assert errors[0] / errors[1] > 4 and errors[1] / errors[2] > 4  # order 3 would give 8
-
-
-def test_dpm_solver_agrees_with_diffusers_given_its_grid():
-    """diffusers' singlestep scheduler, told the official grid and the official choice of formula at every substep."""
-    diffusers = pytest.importorskip("diffusers")
-    steps, plan = 8, dpm_solver_plan(8, torch.float64)
-    scheduler = diffusers.DPMSolverSinglestepScheduler(
-        solver_order=3, lower_order_final=True, algorithm_type="dpmsolver++", final_sigmas_type="sigma_min"
-    )
-    scheduler.set_timesteps(steps)
-    # The scheduler's sigma is sigma/alpha; its last is the end of the path.
-    table = diffusion.tables(dtype=torch.float64)
-    ratios = [*(s.sigma / s.alpha for s in plan), (table.sigma[0] / table.signal[0]).item()]
-    scheduler.sigmas = torch.tensor(ratios, dtype=torch.float64)
-    scheduler.timesteps = torch.tensor([s.time for s in plan], dtype=torch.float64)
-    scheduler.set_begin_index(0)
-    denoiser = gaussian_denoiser(continuous_alpha_bar)
-    noise = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = noise
-    for i, t in enumerate(scheduler.timesteps):
-        scheduler.config.solver_type = "heun" if i in (1, 4) else "midpoint"
-        x = scheduler.step(denoiser(x, t)[:, :3], t, x).prev_sample
-    ours = dpm_solver_sample(at([s.time for s in plan], denoiser), noise, plan)
-    assert torch.allclose(x, ours, rtol=1e-4, atol=1e-5)

@@ -37,21 +37,27 @@ BOTH = pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
 close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4)
 
 
-@BOTH
-def test_an_image_is_a_function_of_weights_seed_index_and_class(monkeypatch, cfg):
+@pytest.mark.parametrize("name", ["dpm-solver", "ddpm", *SYSTEMS])
+def test_an_image_is_a_function_of_weights_seed_index_and_class(monkeypatch, name):
     """Whatever the batch, whether or not the others are made, and whether or not noise is drawn ahead; the same call
     gives the same bits."""
-    model = random_model()
-    whole = latents(model, LABELS, cfg, seed=3, batch=100)
-    assert torch.equal(latents(model, LABELS, cfg, seed=3, batch=100), whole)
+    cfg = {"dpm-solver": DPM, "ddpm": DDPM, **SYSTEMS}[name]
+    model = random_model(CODES if name in SYSTEMS else TINY, 1)
+    labels = LABELS % model.cfg.classes
+    whole = latents(model, labels, cfg, seed=3, batch=100)
+    if name in SYSTEMS:
+        assert whole.dtype == torch.int64 and whole.shape == (11, 1, 4, 4)
+        assert set(whole.unique().tolist()) == set(range(CODES.codebook))
+    assert torch.equal(latents(model, labels, cfg, seed=3, batch=100), whole)
     for batch in (1, 3, 4):
-        assert close(latents(model, LABELS, cfg, seed=3, batch=batch), whole)
-    assert close(latents(model, LABELS[5:9], cfg, seed=3, first=5), whole[5:9])
-    for labels, options in ((LABELS[:1], {"seed": 1}), (LABELS[:1], {"first": 1}), (LABELS[1:2], {})):
-        assert not close(latents(model, labels, cfg, **{"seed": 3, **options}), whole[:1])
+        assert close(latents(model, labels, cfg, seed=3, batch=batch), whole)
+    assert close(latents(model, labels[5:9], cfg, seed=3, first=5), whole[5:9])
+    changes = [(labels[:1], {"seed": 1}), (labels[:1], {"first": 1}), (labels[1:2], {})]
+    for other, options in changes[:2] if name in SYSTEMS else changes:  # a code need not change with the class
+        assert not close(latents(model, other, cfg, **{"seed": 3, **options}), whole[:1])
     for threaded in (False, True):
         monkeypatch.setattr(sampling, "ahead", lambda read, items, t=threaded, **_: ahead(read, items, threaded=t))
-        some = latents(model, LABELS, cfg, seed=3, ranges=[(8, 11), (0, 2)])
+        some = latents(model, labels, cfg, seed=3, ranges=[(8, 11), (0, 2)])
         assert close(some, torch.cat([whole[8:11], whole[:2]]))
 
 
