@@ -176,12 +176,6 @@ def test_settings_of_training_that_do_not_fit_are_refused(change, message):
 # Rates, averages and optimizers
 
 
-def test_warm_up_is_linear_and_cosine_ends_near_zero():
-    rates = [training.learning_rate(replace(RECIPE, steps=100, warmup_steps=10), s) for s in range(100)]
-    assert rates[0] == 0 and rates[5] == pytest.approx(0.5e-3) and max(rates) == rates[10] == 1e-3
-    assert rates[-1] < 1e-6 and training.learning_rate(replace(RECIPE, lr_schedule="constant"), 11) == 1e-3
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "exp", "log-exp"])
 def test_every_mask_schedule_trains_and_generates(tmp_path, schedule):
     result, model = run(tmp_path, replace(RECIPE, schedule=schedule)), EMIGM(MODEL).eval()
