@@ -94,16 +94,16 @@ class LDM:
         return self.end("decoder", x, 3)
 
 
-def save_kl16(path, tensors):
-    torch.save({"model": tensors}, path)
-    return AutoencoderConfig("kl16", 0.2325, str(path))
-
-
 @pytest.fixture
 def narrow_kl16(monkeypatch):
     """What a narrow kl16.ckpt computes, which `load_autoencoder` then expects."""
     monkeypatch.setitem(autoencoder.KL16_CONFIG, "block_out_channels", KL16_WIDTHS)
     return LDM(KL16_WIDTHS)
+
+
+def save_kl16(path, tensors):
+    torch.save({"model": tensors}, path)
+    return AutoencoderConfig("kl16", 0.2325, str(path))
 
 
 # --- The DC-AE as its file describes it: names and shapes only.
@@ -178,6 +178,9 @@ def test_decoded_pixels_are_clipped_and_rounded_as_numpy_does():
     assert decoded[0, 0, 0, :4].tolist() == [128, 0, 255, 255]
 
 
+# --- Both
+
+
 @pytest.fixture(params=["kl16", "dcae"])
 def convolutional(request, tmp_path):
     """A function of a precision, that loads a narrow autoencoder."""
@@ -202,11 +205,6 @@ def test_precision_moves_latents_and_pixels_by_rounding_alone_and_leaves_latents
     unit = exact.sample(raw, torch.Generator().manual_seed(0))
     levels = (rounded.decode(unit).float() - exact.decode(unit).float()).abs().mean().item()
     assert levels <= 127 * worst
-
-
-def test_convolutions_are_channels_last(convolutional):
-    weights = [m.weight for m in convolutional("float32").module.modules() if isinstance(m, nn.Conv2d)]
-    assert len(weights) > 10 and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 
 
 @pytest.mark.parametrize("convolutional", ["dcae"], indirect=True)
@@ -239,6 +237,8 @@ def test_an_overflow_is_an_error_that_names_the_precision():
 
 def test_images_are_encoded_and_decoded_in_batches_as_at_once(convolutional):
     ae, pixels = convolutional("float32"), random_pixels(5, 3, 64, 64)
+    weights = [m.weight for m in ae.module.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) > 10 and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     raw = ae.encode(pixels, batch=5)
     torch.testing.assert_close(ae.encode(pixels, batch=2), raw)
     unit = ae.sample(raw, torch.Generator().manual_seed(0))
@@ -249,19 +249,23 @@ def test_images_are_encoded_and_decoded_in_batches_as_at_once(convolutional):
     assert (parts.int() - whole.int()).abs().max() <= 1
 
 
-# --- KL-16
+# --- KL-16 and DC-AE
 
 
-def test_the_kl16_has_the_published_tensors():
-    from diffusers import AutoencoderKL
+def test_the_networks_have_the_published_tensors():
+    from diffusers import AutoencoderDC, AutoencoderKL
 
     with torch.device("meta"):
-        module = AutoencoderKL(**autoencoder.KL16_CONFIG)
-    assert sum(p.numel() for p in module.parameters()) == 66_456_019
-    ours = {kl16_official_name(n): tuple(t.shape) for n, t in module.state_dict().items()}
+        modules = AutoencoderKL(**autoencoder.KL16_CONFIG), AutoencoderDC(**autoencoder.DCAE_CONFIG)
+    assert [sum(p.numel() for p in m.parameters()) for m in modules] == [66_456_019, 323_356_460]
+    kl16, dcae = (m.state_dict() for m in modules)
+    ours = {kl16_official_name(n): tuple(t.shape) for n, t in kl16.items()}
     published = {n: tuple(t.shape) for n, t in LDM((128, 128, 256, 256, 512), "meta").tensors.items()}
-    assert len(ours) == len(module.state_dict()) == len(published) == 312
+    assert len(ours) == len(kl16) == len(published) == 312
     assert {n: (*s, 1, 1) if len(s) == 2 else s for n, s in ours.items()} == published
+    shapes = {n: tuple(t.shape) for n, t in dcae_official_layout(dcae).items()}
+    assert len(shapes) == 338 and shapes["encoder.project_in.conv.conv.weight"] == (64, 3, 3, 3)
+    assert shapes["decoder.stages.5.op_list.1.context_module.main.qkv.conv.weight"] == (3072, 1024, 1, 1)
 
 
 def test_a_kl16_checkpoint_computes_what_its_tensors_say(narrow_kl16, tmp_path):
@@ -278,17 +282,12 @@ def test_a_kl16_checkpoint_computes_what_its_tensors_say(narrow_kl16, tmp_path):
     assert images.std() > 0.1
     expected = ((images + 1) / 2 * 255).clamp(0, 255).round()
     assert (ae.decode(moments[:, :16] * 0.2325).float() - expected).abs().max() <= 1  # 1: a value beside a half
-
-
-def test_the_layout_of_diffusers_loads_too(narrow_kl16, tmp_path):
-    ae = load_autoencoder(save_kl16(tmp_path / "kl16.ckpt", narrow_kl16.tensors))
-    # Half precision, as many are published: it is computed in float32 all the same.
+    # The layout of diffusers too; in half precision, as many are published, it is computed in float32 all the same.
     state = {n: t.half().contiguous() for n, t in ae.module.state_dict().items()}
     save_file(state, tmp_path / autoencoder.DIFFUSERS_FILE)
-    again = load_autoencoder(AutoencoderConfig("kl16", 0.2325, str(tmp_path)))
-    pixels = random_pixels(1, 3, 32, 32)
-    assert again.encode(pixels).dtype == torch.float32
-    torch.testing.assert_close(again.encode(pixels), ae.encode(pixels), rtol=0.02, atol=0.02)
+    again = load_autoencoder(AutoencoderConfig("kl16", 0.2325, str(tmp_path))).encode(pixels)
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, raw, rtol=0.02, atol=0.02)
 
 
 def test_kl16_latents_are_drawn_from_the_stored_distribution():
@@ -305,28 +304,13 @@ def test_kl16_latents_are_drawn_from_the_stored_distribution():
         torch.testing.assert_close(ae.sample(raw, torch.Generator().manual_seed(0)), noise * expected * scale)
 
 
-# --- DC-AE
-
-
-def test_the_dcae_has_the_published_size():
-    from diffusers import AutoencoderDC
-
-    with torch.device("meta"):
-        module = AutoencoderDC(**autoencoder.DCAE_CONFIG)
-    assert sum(p.numel() for p in module.parameters()) == 323_356_460
-    published = {n: tuple(t.shape) for n, t in dcae_official_layout(module.state_dict()).items()}
-    assert len(published) == 338
-    assert published["encoder.project_in.conv.conv.weight"] == (64, 3, 3, 3)
-    assert published["decoder.stages.5.op_list.1.context_module.main.qkv.conv.weight"] == (3072, 1024, 1, 1)
-
-
-@pytest.mark.parametrize("layout", ["published", "diffusers"])
-def test_a_dcae_folder_computes_what_diffusers_does(narrow_dcae, tmp_path, layout):
-    state = narrow_dcae.state_dict()
-    if layout == "published":
-        save_file(dcae_official_layout(state), tmp_path / "model.safetensors")
-    else:
-        save_file(state, tmp_path / autoencoder.DIFFUSERS_FILE)
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [(dcae_official_layout, "model.safetensors"), (dict, autoencoder.DIFFUSERS_FILE)],
+    ids=["published", "diffusers"],
+)
+def test_a_dcae_folder_computes_what_diffusers_does(narrow_dcae, tmp_path, layout, name):
+    save_file(layout(narrow_dcae.state_dict()), tmp_path / name)
     ae = load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(tmp_path)))
     pixels = random_pixels(2, 3, 64, 64)
     with torch.inference_mode():
@@ -362,27 +346,27 @@ def test_a_file_with_other_tensors_is_refused_by_name(request, tmp_path, kind, c
     tensors = narrow.tensors if kind == "kl16" else dcae_official_layout(narrow.state_dict())
     changed = {} if changes is dict else tensors | {n: s and torch.zeros(s) for n, s in changes.items()}
     changed = {name: tensor for name, tensor in changed.items() if tensor is not None}
-    if kind == "kl16":
-        cfg, remedy = save_kl16(path, changed), "kl16.ckpt as MAR"
-    else:
-        path = path.with_suffix(".safetensors")
-        save_file(changed, path)
+    if kind == "dcae":
+        save_file(changed, path := path.with_suffix(".safetensors"))
         cfg, remedy = AutoencoderConfig("dcae", 0.3189, str(path)), "dc-ae-f32c32-in-1.0"
+    else:
+        cfg, remedy = save_kl16(path, changed), "kl16.ckpt as MAR"
+        with pytest.raises(ConfigError, match=f"{path}: expected named tensors, found .*model: dict.*kind: dcae"):
+            load_autoencoder(dataclasses.replace(cfg, kind="dcae"))
     with pytest.raises(ConfigError, match=f"{path}.*{message}.*{remedy}") as e:
         load_autoencoder(cfg)
     assert "\n" not in str(e.value)
 
 
-def test_a_kl16_file_is_no_dcae(narrow_kl16, tmp_path):
-    save_kl16(path := tmp_path / "kl16.ckpt", narrow_kl16.tensors)
-    with pytest.raises(ConfigError, match=f"{path}: expected named tensors, found .*model: dict.*kind: dcae"):
-        load_autoencoder(AutoencoderConfig("dcae", 0.3189, str(path)))
-
-
-@pytest.mark.parametrize("kind", [KL16, autoencoder.DCAE])
-def test_latents_of_another_autoencoder_are_refused(kind):
-    with pytest.raises(ConfigError, match=rf"not of 8; set model\.channels: {kind.latent_channels}"):
-        kind(nn.Identity(), 1.0).decode(torch.zeros(1, 8, 2, 2))
+@pytest.mark.parametrize("kind, channels, side", [("kl16", 3, 40), ("kl16", 1, 32), ("dcae", 3, 48)])
+def test_what_an_autoencoder_cannot_take_is_refused(kind, channels, side):
+    ae = {"kl16": KL16, "dcae": autoencoder.DCAE}[kind](nn.Identity(), 1.0)
+    with pytest.raises(ConfigError, match=f"kind: {kind} takes images of 3 .* not {channels} x {side} x {side}"):
+        ae.encode(random_pixels(1, channels, side, side))
+    with pytest.raises(ConfigError, match=rf"not of 8; set model\.channels: {ae.latent_channels}"):
+        ae.decode(torch.zeros(1, 8, 2, 2))
+    with pytest.raises(TypeError, match="uint8"):
+        ae.encode(torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("name", ["kl16.ckpt", "old.ckpt", "kl16.safetensors"])

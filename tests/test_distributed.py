@@ -35,38 +35,42 @@ from emigm.distributed import ALONE, World, join
 from emigm.launching import place, run_stage
 from emigm.model.model import save_model
 from emigm.model.precision import autocast, products
-from emigm.stages.sample import sample
+from emigm.stages.context import StageRun
+from emigm.stages.sample import sample, sample_run
 from emigm.stages.train import train_size
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 
-def together(job, *args, size=2):
-    """[job(world, *args) of every process], in processes connected as torchrun connects them."""
-    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(size)]
-    workers = [FORK.Process(target=_work, args=(w, r, size, port, job, args)) for r, (_, w) in enumerate(pipes)]
+def answers(job, *args, started, size):
+    """(whether it raised, result or traceback) of job(world, *args) in each of the first `started` processes of `size`
+    that wait for each other, connected as torchrun connects them."""
+    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(started)]
+
+    def work(rank, pipe):
+        connect(rank, size, port)
+        try:
+            pipe.send((False, job(join(RunConfig(device="cpu")), *args)))
+        except BaseException:
+            pipe.send((True, traceback.format_exc()))
+
+    workers = [FORK.Process(target=work, args=(rank, writer)) for rank, (_, writer) in enumerate(pipes)]
     for worker in workers:
         worker.start()
-    answers = []
     for (reader, _), worker in zip(pipes, workers, strict=True):
         assert reader.poll(60), "a process hangs or died"
-        answers.append(reader.recv())
+        yield reader.recv()
         worker.join(20)
     for worker in workers:
         worker.kill()
-    for kind, value in answers:
-        if kind == "raised":
-            raise RuntimeError(value)
-    return [value for _, value in answers]
 
 
-def _work(pipe, rank, size, port, job, args):
-    connect(rank, size, port)
-    try:
-        pipe.send(("returned", job(join(RunConfig(device="cpu")), *args)))
-    except BaseException:
-        pipe.send(("raised", traceback.format_exc()))
+def together(job, *args, size=2):
+    """[job(world, *args) of every process]"""
+    done = list(answers(job, *args, started=size, size=size))
+    assert not any(raised for raised, _ in done), done
+    return [result for _, result in done]
 
 
 def trained(world, folder, options):
@@ -79,12 +83,8 @@ def trained(world, folder, options):
 
 def test_processes_that_wait_for_one_that_never_comes_end(monkeypatch):
     monkeypatch.setattr("emigm.distributed.MEETING", datetime.timedelta(seconds=2))
-    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(2)]
-    for rank, (_, writer) in enumerate(pipes):  # and no third
-        FORK.Process(target=_work, args=(writer, rank, 3, port, None, ())).start()
-    for reader, _ in pipes:
-        assert reader.poll(60), "a process waits for ever"
-        assert "DistStoreError" in reader.recv()[1]  # which `in_one_line` says in a line
+    for raised, error in answers(None, started=2, size=3):
+        assert raised and "DistStoreError" in error  # which `in_one_line` says in a line
 
 
 def same(a, b):
@@ -111,17 +111,17 @@ def test_two_processes_train_as_one(tmp_path, recipe, micro_batch):
     assert same(one, other) and close(one, alone, tolerance=5e-4 if recipe is MUON else 2e-6)
 
 
-def killed_and_resumed(world, folder):
-    whole = trained(world, folder / "whole", {})
-    with pytest.raises(Killed):
-        run(folder / "killed", world=world, kill_at=8)
-    world.barrier()
-    return whole, trained(world, folder / "killed", {}), len(list((folder / "killed").rglob("*.pt")))
-
-
 def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path):
-    for whole, resumed, files in together(killed_and_resumed, tmp_path):
-        assert resumed[2] == [5] and same(whole, resumed) and files == 1
+    def job(world):
+        whole = trained(world, tmp_path / "whole", {})
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", world=world, kill_at=8)
+        world.barrier()
+        return whole, trained(world, tmp_path / "killed", {})
+
+    for whole, resumed in together(job):
+        assert resumed[2] == [5] and same(whole, resumed)
+    assert len(list((tmp_path / "killed").rglob("*.pt"))) == 1
 
 
 def rank_of_four(rank, port, folder, slow):
@@ -144,7 +144,7 @@ def test_when_one_of_four_processes_is_killed_all_end_with_one_line_and_the_run_
     # Kept by torchrun, and not before the fork, since it has threads.
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     until = time.monotonic() + 60
-    while not list(tmp_path.rglob("*.pt")):  # after 5 of 12 steps
+    while not list(tmp_path.rglob("*.pt.json")):  # the note of the resume point after 5 of 12 steps
         assert time.monotonic() < until
         time.sleep(0.02)
     ranks[victim].kill()
@@ -159,38 +159,31 @@ def test_when_one_of_four_processes_is_killed_all_end_with_one_line_and_the_run_
     assert resumed[2] == [5] and close(whole, resumed)  # the first step adds four gradients up in another order
 
 
-def without_resume_point_on_the_second(world, folder):
-    with pytest.raises(Killed):
-        run(folder, world=world, kill_at=8)
-    world.barrier()
-    with pytest.raises(ConfigError, match=r"not seen by every process.*file system"):
-        run(folder if world.is_main else folder / "elsewhere", world=world)
-
-
-def bad_loss(world, folder):
+def test_what_one_process_cannot_go_on_with_ends_all(tmp_path):
     latents = LATENTS.clone()
     latents[::2] = float("nan")  # in the first process or the second, or both
-    with pytest.raises(RunError, match="loss is nan at step 0"):
-        run(folder, data=images(latents), world=world)
 
+    def job(world):
+        with pytest.raises(RunError, match="loss is nan at step 0"):
+            run(tmp_path, data=images(latents), world=world)
+        with pytest.raises(Killed):
+            run(tmp_path, world=world, kill_at=8)
+        world.barrier()
+        with pytest.raises(ConfigError, match=r"not seen by every process.*file system"):
+            run(tmp_path if world.is_main else tmp_path / "elsewhere", world=world)
 
-@pytest.mark.parametrize("job", [without_resume_point_on_the_second, bad_loss])
-def test_what_one_process_cannot_go_on_with_ends_all(tmp_path, job):
-    together(job, tmp_path)
-
-
-def primitives(world, folder):
-    world.check_shared(folder / "shared")
-    with pytest.raises(ConfigError, match=r"process 1 does not see.*file system"):
-        world.check_shared(folder / f"of-{world.rank}")
-    mean = world.mean(torch.tensor(float(world.rank)))
-    return list(world.share(5)), world.gather(world.rank), mean.item(), world.is_main, world.peak_memory()
+    together(job)
 
 
 def test_processes_share_gather_and_average(tmp_path):
-    assert together(primitives, tmp_path) == [
-        ([0, 2, 4], [0, 1], 0.5, True, None), ([1, 3], [0, 1], 0.5, False, None)
-    ]  # fmt: skip
+    def job(world):
+        world.check_shared(tmp_path / "shared")
+        with pytest.raises(ConfigError, match=r"process 1 does not see.*file system"):
+            world.check_shared(tmp_path / f"of-{world.rank}")
+        mean = world.mean(torch.tensor(float(world.rank)))
+        return list(world.share(5)), world.gather(world.rank), mean.item(), world.is_main, world.peak_memory()
+
+    assert together(job) == [([0, 2, 4], [0, 1], 0.5, True, None), ([1, 3], [0, 1], 0.5, False, None)]
     assert list(ALONE.share(3)) == [0, 1, 2] and ALONE.gather("x") == ["x"]
 
 
@@ -208,9 +201,9 @@ def files_of(folder):
     return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.npz")}
 
 
-def sampled(world, folder, tiny):
+def in_folder(world, folder, stage, *arguments):
     os.chdir(folder)
-    sample(tiny, "xs", "4")
+    stage(*arguments)
 
 
 @pytest.fixture
@@ -231,7 +224,7 @@ def model_in(tmp_path, monkeypatch):
 def test_two_processes_generate_the_same_files_as_one(model_in, monkeypatch):
     tiny = benchmark()
     one, two = model_in("one", tiny), model_in("two", tiny)
-    together(sampled, two, tiny)
+    together(in_folder, two, sample, tiny, "xs", "4")
     monkeypatch.chdir(one)
     sample(tiny, "xs", "4")
     found = files_of(one / "samples")
@@ -243,25 +236,16 @@ def test_two_processes_generate_the_same_files_as_one(model_in, monkeypatch):
     assert records[0]["results"]["passes"] == records[1]["results"]["passes"]
     assert not (two / ".state" / "tiny" / "sample-xs-4").exists()
 
-
-def test_other_batches_generate_the_same_images(model_in, monkeypatch):
-    found = []
-    for batch in (256, 2):
-        tiny = benchmark(run=RunConfig(device="cpu", sample_batch=batch, encode_batch=batch))
-        tiny = dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, seeds=(0,)))
-        monkeypatch.chdir(model_in(str(batch), tiny))
-        sample(tiny, "xs", "4")
-        found.append(SampleSet("samples/tiny/xs/4/train0-seed0", 22).all()[0].astype(int))
-    assert np.abs(found[0] - found[1]).max() <= 1
+    small = dataclasses.replace(tiny, run=RunConfig(device="cpu", sample_batch=2, encode_batch=2))
+    monkeypatch.chdir(model_in("small", small))  # and other batches give the same images within rounding
+    sample(small, "xs", "4")
+    again, _ = SampleSet(Path("samples/tiny/xs/4/train1-seed0"), 22).all()
+    assert np.abs(again.astype(int) - pixels).max() <= 1
 
 
 def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypatch):
-    from emigm.stages.context import StageRun
-    from emigm.stages.sample import sample_run
-
-    tiny = benchmark()
+    tiny, firsts, done, real = benchmark(), [], [], sampling.draw_images
     monkeypatch.chdir(model_in("a", tiny))
-    firsts = []
 
     def draw(*args):
         firsts.append(args[-1].start)
@@ -269,12 +253,10 @@ def test_a_killed_sampling_run_makes_only_the_missing_chunks(model_in, monkeypat
             raise Killed
         return real(*args)
 
-    real = sampling.draw_images
     monkeypatch.setattr(sampling, "draw_images", draw)
     work = (StageRun(tiny, "sample-xs-4"), "xs", "4", (0, 0))
     with pytest.raises(Killed):
         sample_run(*work, lambda done: None)
-    done = []
     chunks = sample_run(*work, done.append)
     assert firsts == [0, 5, 10, 15, 15, 20] and done[0] == 13 and done[-1] == 22
     assert [cost["images"] for cost in chunks.finish()] == [5, 5, 5, 5, 2] and len(SampleSet(chunks.files, 22)) == 22
@@ -287,18 +269,12 @@ def encoded(folder, tiny, images=48):
         write_latents(folder / "data" / tiny.name / "latents" / part, latents, np.arange(images) % 2, {})
 
 
-def trained_stage(world, folder, tiny):
-    os.chdir(folder)
-    train_size(tiny, "xs")
-
-
 def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, monkeypatch):
-    recipe = {**as_dict(dataclasses.replace(RECIPE, seeds=(0, 1)))}
     gate = dataclasses.replace(benchmark().gate, visible=(0, 8), on_failure="mark", images=16, repeats=2)
-    tiny = benchmark(train=recipe, gate=gate)
+    tiny = benchmark(train=as_dict(dataclasses.replace(RECIPE, seeds=(0, 1))), gate=gate)
     for name in ("one", "two"):
         encoded(tmp_path / name, tiny)
-    together(trained_stage, tmp_path / "two", tiny)
+    together(in_folder, tmp_path / "two", train_size, tiny, "xs")
     monkeypatch.chdir(tmp_path / "one")
     train_size(tiny, "xs")
     records = []
@@ -317,11 +293,9 @@ def test_the_train_stage_under_two_processes_writes_what_one_writes(tmp_path, mo
 
 
 def test_large_latents_are_verified_before_training(tmp_path, monkeypatch):
-    from emigm.data import latents
-
     tiny = benchmark()
     encoded(tmp_path, tiny)
-    monkeypatch.setattr(latents, "CHECKED_ON_OPENING", 0)
+    monkeypatch.setattr("emigm.data.latents.CHECKED_ON_OPENING", 0)
     monkeypatch.chdir(tmp_path)
     shard = next((tmp_path / "data/tiny/latents/train").glob("*.npy"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
@@ -330,19 +304,17 @@ def test_large_latents_are_verified_before_training(tmp_path, monkeypatch):
 
 
 def test_places_are_those_of_torchrun_or_of_srun_where_the_launcher_was_used(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
-    assert place() == (0, 1, 0)  # an interactive allocation
-    monkeypatch.setenv(launching.LAUNCHED, "1")
-    assert place() == (5, 8, 1)
-    for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    assert place() == (2, 4, 0)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+    slurm, torchrun = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    for names, values, expected in (
+        (slurm, "581", (0, 1, 0)),  # an interactive allocation
+        ((launching.LAUNCHED,), "1", (5, 8, 1)),
+        (torchrun, "240", (2, 4, 0)),
+    ):
+        for name, value in zip(names, values, strict=True):
+            monkeypatch.setenv(name, value)
+        assert place() == expected
     with pytest.raises(ConfigError, match=r"4 processes.*MASTER_ADDR and MASTER_PORT.*export"):
         join(RunConfig(device="cpu"))
 
@@ -380,12 +352,11 @@ def test_bf16_on_a_gpu_without_it_is_refused(monkeypatch):
         autocast("bf16", "cuda:0")
 
 
-def stage_with_a_mistake(benchmark):
-    raise ConfigError("something is missing")
-
-
 @pytest.mark.parametrize(("rank", "held_back"), [("0", False), ("1", True)])
 def test_an_error_is_printed_at_once_by_the_main_process_and_held_back_by_others(monkeypatch, capsys, rank, held_back):
+    def stage_with_a_mistake(benchmark):
+        raise ConfigError("something is missing")
+
     slept = []
     monkeypatch.setattr(launching.time, "sleep", slept.append)
     monkeypatch.setattr(sys, "argv", ["stage", "--params", str(ROOT / "params.yaml")])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_model import TINY, random_model
+from test_systems import CODES
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,23 +20,25 @@ from emigm.train import draw_training
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 
 
-@pytest.mark.parametrize("mae", [True, False])
+@pytest.mark.parametrize("cfg", [TINY, dataclasses.replace(TINY, mae=False), CODES], ids=["mae", "no mae", "codes"])
 @pytest.mark.parametrize("batch", [4, 40], ids=["fewer rows than diffusion steps", "more rows"])
-def test_the_closed_form_counts_what_torch_counts(mae, batch):
-    cfg = dataclasses.replace(TINY, mae=mae, dropout=0.0)
-    train = dataclasses.replace(TRAIN, batch=batch)
+def test_the_closed_form_counts_what_torch_counts(cfg, batch):
+    cfg, train = dataclasses.replace(cfg, dropout=0.0), dataclasses.replace(TRAIN, batch=batch)
+    images = torch.randint(5, (batch, 1, 4, 4)) if cfg.codebook else torch.randn(batch, 3, 4, 4)
     draw = draw_training(cfg, train, batch, np.random.default_rng(0), torch.Generator().manual_seed(0))
     model = EMIGM(cfg).train()
     # Fused attention on the CPU has no formula in the counter; its plain form has.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.randn(batch, 3, 4, 4), torch.zeros(batch, dtype=torch.int64), draw).backward()
+        model(images, torch.zeros(batch, dtype=torch.int64), draw).backward()
     assert group_step(cfg, train, batch, len(draw.rows)) == counter.get_total_flops()
 
 
-def test_the_mean_lies_between_the_extremes_and_is_repeatable():
+def test_the_mean_lies_between_the_extremes_is_repeatable_and_adds_groups_up():
     mean = mean_training_step(TINY, TRAIN)
     assert group_step(TINY, TRAIN, 40, 40 * 2) < mean < group_step(TINY, TRAIN, 40, 40 * 16)
     assert mean == mean_training_step(TINY, TRAIN)
+    one = mean_training_step(TINY, dataclasses.replace(TRAIN, batch=8))
+    assert mean_training_step(TINY, dataclasses.replace(TRAIN, mask_group=8)) == pytest.approx(5 * one, rel=1e-9)
 
 
 @pytest.mark.parametrize("mae", [True, False])
@@ -52,9 +55,3 @@ def test_the_closed_form_of_sampling_counts_what_torch_counts(mae, scale):
     times = 2 * 6 * (256 * cfg.head_width + cfg.head_width**2)
     assert counter.get_total_flops() == 5 * one + times
     assert sampling(cfg, sample) == pytest.approx(one, rel=0.2)
-
-
-def test_a_step_of_many_groups_takes_as_much_as_many_steps_of_one():
-    groups = dataclasses.replace(TRAIN, mask_group=8)
-    one = mean_training_step(TINY, dataclasses.replace(TRAIN, batch=8))
-    assert mean_training_step(TINY, groups) == pytest.approx(5 * one, rel=1e-9)

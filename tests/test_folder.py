@@ -90,11 +90,12 @@ def here(tmp_path, monkeypatch):
 def run_stages(benchmark):
     for stage in (prepare, make_extractor, encode, make_reference):
         stage(benchmark)
+    return benchmark
 
 
-def test_own_photos_go_through_the_stages(here):
+def test_own_photos_are_prepared_learned_sampled_scored_and_shown(here):
     write_photos(here / "photos", {"2": 12, "10": 12})
-    run_stages(compose_benchmark("mine"))
+    benchmark = run_stages(compose_benchmark("mine"))
     numbers = {"train_images": 18, "holdout_images": 6, "classes": 2, "shape": [3, 16, 16]}
     assert record("prepare") == numbers | {"class_names": ["2", "10"]}
     train, holdout = (open_images("data/mine/images", part) for part in ("train", "holdout"))
@@ -106,11 +107,6 @@ def test_own_photos_go_through_the_stages(here):
     assert all(np.isfinite(reference["baselines"][b]["fid"]["mean"]) for b in ("holdout", "class_shuffle"))
     assert reference["nearest"]["holdout_to_train"] > 0
 
-
-def test_own_photos_are_learned_sampled_scored_and_shown(here):
-    write_photos(here / "photos", {"2": 12, "10": 12})
-    benchmark = compose_benchmark("mine")
-    run_stages(benchmark)
     train_size(benchmark, "xs")
     sample(benchmark, "xs", "4")
     evaluate(benchmark, "xs")
@@ -141,23 +137,20 @@ def test_photos_of_imagenet_go_through_the_stages(here):
 
 def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here / "home")), monkeypatch.setenv("WEIGHTS", str(here / "weights"))
-    autoencoder = AutoencoderConfig("kl16", 0.2325, "~/vae/kl16.ckpt")
-    extractor = ExtractorConfig("inception", "$WEIGHTS/inception.pth")
-    benchmark = compose_benchmark("mine")
-    evaluation = dataclasses.replace(benchmark.evaluation, reference="${WEIGHTS}/statistics.npz")
-    paths = ("home/vae/kl16.ckpt", "weights/inception.pth", "weights/statistics.npz")
+    paths = ("home/vae/kl16.ckpt", "weights/inception.pth", "weights/statistics.npz", "home/cifar/train.parquet")
     for path in paths:
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).touch()
+    benchmark, autoencoder = compose_benchmark("mine"), AutoencoderConfig("kl16", 0.2325, "~/vae/kl16.ckpt")
     named = SimpleNamespace(
-        autoencoder=autoencoder, extractor=extractor, evaluation=evaluation, data=benchmark.data, sizes=(), weights=""
-    )
-    assert [file.path for file in released_files(named)] == [here / path for path in paths]
+        autoencoder=autoencoder, data=benchmark.data, sizes=(), weights="",
+        extractor=ExtractorConfig("inception", "$WEIGHTS/inception.pth"),
+        evaluation=dataclasses.replace(benchmark.evaluation, reference="${WEIGHTS}/statistics.npz"),
+    )  # fmt: skip
+    assert [file.path for file in released_files(named)] == [here / path for path in paths[:3]]
     assert weight_files(autoencoder.weights) == [here / paths[0]]
     with pytest.raises(ConfigError, match=f"{here}/home/vae/kl16.ckpt: "):
         load_autoencoder(autoencoder)
-    (here / "home" / "cifar").mkdir()
-    (here / "home" / "cifar" / "train.parquet").touch()
     (check,) = doctor.check_data(SimpleNamespace(data=DataConfig("cifar10", "~/cifar")))
     assert check.state == doctor.OK
 
@@ -175,13 +168,10 @@ def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp
     """Its YAML as it stands there, with Inception too; doctor's table has every stage."""
     text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
     example, inception = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    mnist = (ROOT / "benchmarks" / "mnist" / "benchmark.yaml").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos", {str(number): 5 for number in range(10)})
-    for name, source in {
-        "mnist": (ROOT / "benchmarks" / "mnist" / "benchmark.yaml").read_text(encoding="utf-8"),
-        "photos": example,
-        "inception": example + inception,
-    }.items():
+    for name, source in {"mnist": mnist, "photos": example, "inception": example + inception}.items():
         (tmp_path / "benchmarks" / name).mkdir(parents=True)
         (tmp_path / "benchmarks" / name / "benchmark.yaml").write_text(source, encoding="utf-8")
     (tmp_path / "dvc.yaml").touch()
@@ -190,27 +180,20 @@ def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp
     assert (benchmark.sizes, benchmark.model_config("l").tokens, benchmark.extractor.kind) == (("s", "l"), 64, "cnn")
     assert doctor.doctor(benchmark) == 0
     printed = capsys.readouterr().out
-    assert "10 class folders in photos" in printed and "40 training images" in printed
-    assert all(
-        stage in printed for stage in ("prepare", "encode", "reference", "train s", "sample l N=16", "evaluate l")
-    )
+    stages = ("prepare", "encode", "reference", "train s", "sample l N=16", "evaluate l")
+    assert all(text in printed for text in ("10 class folders in photos", "40 training images", *stages))
     assert estimates.cpu(2, "folder") == estimates.cpu(2, "mnist")
     assert compose_benchmark("inception").extractor.weights.endswith(".pth")
 
 
-@pytest.mark.parametrize(
-    ("title", "name"),
-    [
-        ("My photos", "My photos"),
-        ("My photos (32\u00d732 colour)", "My photos"),
-        ("My photos, 32x32", "My photos"),
-        ("My photos (of 3 x 2 cats)", "My photos (of 3 x 2 cats)"),
-        ("64x64", "64x64"),
-    ],
-)
-def test_pages_call_own_photos_by_the_title_without_its_resolution(title, name):
+NAMES = {"My photos": "My photos", "My photos (32\u00d732 colour)": "My photos", "My photos, 32x32": "My photos"}
+NAMES |= dict.fromkeys(["My photos (of 3 x 2 cats)"], "My photos (of 3 x 2 cats)") | {"64x64": "64x64"}
+
+
+@pytest.mark.parametrize("title", NAMES)
+def test_pages_call_own_photos_by_the_title_without_its_resolution(title):
     row = {"benchmark": "mine", "title": title, "dataset": "folder", "resolution": 32, "dry_run": False}
-    assert data_name(pd.DataFrame([row, row])) == name
+    assert data_name(pd.DataFrame([row, row])) == NAMES[title]
 
 
 def folder(root, **changes):
@@ -223,9 +206,9 @@ def test_photos_are_cropped_and_split_by_class_with_the_seed(tmp_path):
     crops = {adm_crop(decode("", p), 16).transpose(2, 0, 1).tobytes() for p in root.glob("*/*.*")}
     assert {i.tobytes() for part in split.values() for i in part[0]} == crops and len(crops) == 12
     assert np.bincount(split["train"][1]).tolist() == [6, 3] and np.bincount(split["holdout"][1]).tolist() == [2, 1]
-    again, other = load_split(folder(root)), load_split(folder(root, split_seed=1))
-    assert np.array_equal(again["holdout"][0], split["holdout"][0])
-    assert not np.array_equal(other["holdout"][0], split["holdout"][0])
+    for seed in (0, 1):
+        again = load_split(folder(root, split_seed=seed))
+        assert np.array_equal(again["holdout"][0], split["holdout"][0]) == (seed == 0)
 
 
 def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
@@ -239,23 +222,20 @@ def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
 
 
 def test_photos_that_cannot_be_a_data_set_are_refused_by_name(tmp_path, monkeypatch):
-    root = write_photos(tmp_path, {"a": 8, "b": 1})
-    with pytest.raises(ConfigError, match=r"holdout = 0\.25 holds out 0 of the 1 photos of class b; .*add photos"):
-        load_split(folder(root))
-    with pytest.raises(ConfigError, match=r"found 2 class folders \(a, b\), expected benchmark\.data\.classes = 3"):
-        load_split(folder(root, classes=3))
-    with pytest.raises(ConfigError, match="found 2 class folders"):
-        load_split(folder(root, classes=1))
-    write_photos(tmp_path / "more", {"a": 8, "b": 8})
+    few, more = write_photos(tmp_path / "few", {"a": 8, "b": 1}), write_photos(tmp_path / "more", {"a": 8, "b": 8})
     for name in ("a/003.png", "b/004.jpg"):
-        (tmp_path / "more" / name).write_text("<html>")
-    with pytest.raises(DecodingError, match=r"2 images do not decode: .*003\.png \(not an image\); .*004\.jpg"):
-        load_split(folder(tmp_path / "more"))
-    monkeypatch.setattr(images, "MOST_BYTES", 10_000)
-    with pytest.raises(
-        ConfigError, match=r"16 photos of 16 x 16 pixels are more than .*lower data\.resolution, or set"
+        (more / name).write_text("<html>")
+    for root, classes, message in (
+        (few, 2, r"holdout = 0\.25 holds out 0 of the 1 photos of class b; .*add photos"),
+        (few, 3, r"found 2 class folders \(a, b\), expected benchmark\.data\.classes = 3"),
+        (few, 1, "found 2 class folders"),
+        (more, 2, r"2 images do not decode: .*003\.png \(not an image\); .*004\.jpg"),
     ):
-        load_split(folder(tmp_path / "more"))
+        with pytest.raises((ConfigError, DecodingError), match=message):
+            load_split(folder(root, classes=classes))
+    monkeypatch.setattr(images, "MOST_BYTES", 10_000)
+    with pytest.raises(ConfigError, match=r"16 photos of 16 x 16 pixels are more than .*lower data\.resolution, or"):
+        load_split(folder(more))
 
 
 @pytest.mark.parametrize(

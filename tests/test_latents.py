@@ -56,24 +56,21 @@ def test_checksums_of_a_large_store_are_shared_by_processes(store, monkeypatch):
 # The stage
 
 
-def a_benchmark(name):
-    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
-    return dataclasses.replace(digits, name=name, images_of=name, data=dataclasses.replace(digits.data, flips=True))
-
-
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    """Writes random images for a benchmark; its latents follow from `encode`."""
+    """Makes a benchmark of a name with random images; its latents follow from `encode`."""
     monkeypatch.chdir(tmp_path)
+    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
+    flipped = dataclasses.replace(digits.data, flips=True)
 
-    def write(benchmark):
+    def benchmark(name):
         rng = np.random.default_rng(0)
         for part, n in (("train", 50), ("holdout", 20)):
             pixels = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
-            save_images(Path("data", benchmark.name, "images", f"{part}.npz"), pixels, np.arange(n) % 10)
-        return benchmark
+            save_images(Path("data", name, "images", f"{part}.npz"), pixels, np.arange(n) % 10)
+        return dataclasses.replace(digits, name=name, images_of=name, data=flipped)
 
-    return write
+    return benchmark
 
 
 def outputs(benchmark):
@@ -85,8 +82,11 @@ def record(benchmark):
     return json.loads(Path("results", benchmark.name, "records", "encode.json").read_text())
 
 
-def test_latents_hold_every_image_and_its_flip(images):
-    benchmark = images(a_benchmark("one"))
+def test_latents_hold_every_image_and_its_flip_anew_for_other_images(images):
+    benchmark = images("one")
+    work = Shards(Path(".state/one/encode/train"), 50, "made from something else", 16)
+    for i, rows in enumerate(work.ranges):
+        work.write(i, np.zeros((len(rows), 2, 1, 8, 8), np.float32))
     encode(benchmark, shard_rows=16)
     pixels = np.load("data/one/images/train.npz")["pixels"] / np.float32(127.5) - 1
     train, holdout = LatentStore("data/one/latents/train"), LatentStore("data/one/latents/holdout")
@@ -102,22 +102,13 @@ def test_latents_hold_every_image_and_its_flip(images):
 
 
 def test_two_processes_write_the_bytes_of_one_whatever_the_batch(images):
-    one, two = images(a_benchmark("one")), images(a_benchmark("two"))
+    one, two = images("one"), images("two")
     encode(one, shard_rows=7)
     two = dataclasses.replace(two, run=dataclasses.replace(two.run, encode_batch=3))
     assert in_processes(2, encode, two, 7) == [0, 0]
     assert len(outputs(one)) == 8 + 3 + 2 and outputs(one) == outputs(two)
     assert record(one)["processes"] == 1 and record(two)["processes"] == 2
     assert not Path(".state/two/encode").exists()
-
-
-def test_other_images_under_the_same_name_are_encoded_anew(images):
-    benchmark = images(a_benchmark("one"))
-    work = Shards(Path(".state/one/encode/train"), 50, "made from something else", 16)
-    for i, rows in enumerate(work.ranges):
-        work.write(i, np.zeros((len(rows), 2, 1, 8, 8), np.float32))
-    encode(benchmark, shard_rows=16)
-    assert LatentStore("data/one/latents/train").rows(np.arange(50)).std() > 0.1
 
 
 @pytest.fixture
@@ -171,7 +162,7 @@ def test_photos_that_do_not_decode_are_counted_over_all_processes(photos, tmp_pa
 
 
 def test_no_images_mean_no_latents_and_the_reason_is_kept(images):
-    benchmark = images(a_benchmark("one"))
+    benchmark = images("one")
     encode(benchmark)
     Path("data/one/images/none.json").write_text('{"reason": "released weights"}')
     encode(benchmark)

@@ -22,6 +22,8 @@ from emigm.model.transfer import upload
 from emigm.sample import draw_images, embed_times, generate, reveal
 from emigm.train import TrainState, draw_training, train_step
 
+LABELS = torch.arange(8) % 5
+DPM, DDPM = SampleConfig(4, 6, 2.0, (0.2, 0.6)), SampleConfig(4, 6, solver="ddpm")
 SYNCHRONISING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"}
 """Operations that make the CPU wait for a GPU."""
 
@@ -42,26 +44,28 @@ class Operations(TorchDispatchMode):
 def training_operations(blocks, mae=True):
     """Operations of drawing a group, and of its loss and gradients."""
     cfg = dataclasses.replace(TINY, dropout=0.0, encoder_blocks=blocks, decoder_blocks=blocks, mae=mae)
-    train = TrainConfig(steps=1, batch=8, lr=1e-3)
-    model = random_model(cfg).train()
-    latents, labels = torch.randn(8, 3, 4, 4), torch.arange(8) % 5
+    recipe, model = TrainConfig(steps=1, batch=8, lr=1e-3), random_model(cfg).train()
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     with Operations() as drawing:
-        draw = draw_training(cfg, train, 8, rng, generator)
+        draw = draw_training(cfg, recipe, 8, rng, generator)
     with Operations() as counted:
-        model(latents, labels, draw).backward()
+        model(torch.ones(8, 3, 4, 4), LABELS, draw).backward()
     return drawing.names, counted.names
 
 
-def sampling_operations(steps, solver_steps, scale=2.0):
-    """Operations of one batch."""
-    model, labels = random_model().requires_grad_(False), torch.arange(8) % 5
-    cfg = SampleConfig(steps, solver_steps, scale, (0.2, 0.6))
-    counts = reveal_counts(cfg.schedule, steps, TINY.tokens, np.random.default_rng(0))
-    draw = draw_images(model, cfg, 0, range(8))
-    reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))  # makes what is kept
+def sample_once(model, cfg, labels=LABELS):
+    """A batch of 8 images; returns the passes of the network."""
+    counts = reveal_counts(cfg.schedule, cfg.steps, TINY.tokens, np.random.default_rng(0))
+    draw, times = draw_images(model, cfg, 0, range(8)), embed_times(model.head, cfg)
+    return reveal(model, labels, cfg, counts, draw, times)[1]
+
+
+def sampling_operations(solver_steps):
+    """Operations of one batch, and passes of the network."""
+    model, cfg = random_model().requires_grad_(False), dataclasses.replace(DPM, solver_steps=solver_steps)
+    sample_once(model, cfg)  # makes what is kept
     with Operations() as counted:
-        _, passes = reveal(model, labels, cfg, counts, draw, embed_times(model.head, cfg))
+        passes = sample_once(model, cfg)
     return counted.names, passes
 
 
@@ -69,15 +73,13 @@ def sampling_operations(steps, solver_steps, scale=2.0):
 def test_a_training_step_dispatches_no_more_operations_than_it_did_and_none_waits(mae):
     drawing, few = training_operations(1, mae)
     _, many = training_operations(3, mae)
-    assert not SYNCHRONISING & {*drawing, *few}
-    assert len(drawing) <= 10
-    assert len(few) <= 420
+    assert not SYNCHRONISING & {*drawing, *few} and len(drawing) <= 10 and len(few) <= 420
     assert (len(many) - len(few)) / 4 <= 32  # of one transformer block
 
 
 def test_a_sampling_run_dispatches_no_more_operations_than_it_did_and_none_waits():
-    few, passes = sampling_operations(4, 6)
-    many, _ = sampling_operations(4, 12)
+    few, passes = sampling_operations(6)
+    many, _ = sampling_operations(12)
     assert passes == 6 and not SYNCHRONISING & set(few)
     assert (len(many) - len(few)) / (4 * 6) <= 38  # of one evaluation of the head, guidance and solver included
     assert (len(few) - 4 * 6 * 38) / passes <= 60  # of one pass of the network
@@ -86,9 +88,8 @@ def test_a_sampling_run_dispatches_no_more_operations_than_it_did_and_none_waits
 def test_times_of_the_solver_are_embedded_once_in_a_run():
     model, calls = random_model(), []
     model.head.time_embed.register_forward_hook(lambda *_: calls.append(1))
-    for solver in ({}, {"solver": "ddpm"}):
-        batches = list(generate(model, torch.arange(8) % 5, SampleConfig(4, 6, 2.0, **solver), seed=0, batch=3))
-        assert len(batches) == 3
+    for cfg in (DPM, DDPM):
+        assert len(list(generate(model, LABELS, cfg, seed=0, batch=3))) == 3
     assert len(calls) == 2
 
 
@@ -152,27 +153,16 @@ def pretended_gpu(monkeypatch):
     diffusion.tables.cache_clear()  # of tensors without values
 
 
-@pytest.mark.parametrize(
-    ("cfg", "counts"),
-    [
-        (SampleConfig(4, 6, 2.0, (0.2, 0.6)), 6),
-        (SampleConfig(4, 6, solver="ddpm"), 6),
-    ],
-)
-def test_all_that_sampling_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, monkeypatch, cfg, counts):
+@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
+def test_all_that_sampling_sends_to_a_gpu_is_pinned_and_nothing_comes_back(pretended_gpu, monkeypatch, cfg):
     """Labels, their distinct classes and which image has which, the solver's times, orders and noise."""
     values = np.arange(8) % 5
     monkeypatch.setattr(torch.Tensor, "numpy", lambda labels: values)  # which sampling looks at on the CPU
     model, labels = EMIGM(TINY).to("cuda").eval().requires_grad_(False), torch.from_numpy(values)
-    reveals = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
-
-    def once():
-        reveal(model, labels, cfg, reveals, draw_images(model, cfg, 0, range(8)), embed_times(model.head, cfg))
-
-    once()  # makes what is kept
+    sample_once(model, cfg, labels)  # makes what is kept
     with Transfers(pretended_gpu) as seen:
-        once()
-    assert seen.count == counts
+        sample_once(model, cfg, labels)
+    assert seen.count == 6
 
 
 @pytest.mark.parametrize("mae", [True, False])
@@ -214,14 +204,12 @@ def test_a_copy_that_waits_is_seen(pretended_gpu):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_never_waited_for():
-    model, labels = random_model().to("cuda"), torch.arange(8) % 5
-    cfg = SampleConfig(4, 6, 2.0, (0.2, 0.6))
-    counts = reveal_counts(cfg.schedule, 4, TINY.tokens, np.random.default_rng(0))
+    model = random_model().to("cuda")
     recipe, world = TrainConfig(steps=9, batch=8, lr=1e-3, mask_group=4), World(0, 1, "cuda")
-    batch, state = (torch.randn(8, 3, 4, 4), labels), TrainState.initial(TINY, recipe, 0, world)
+    batch, state = (torch.randn(8, 3, 4, 4), LABELS), TrainState.initial(TINY, recipe, 0, world)
 
     def once(step):
-        reveal(model, labels, cfg, counts, draw_images(model, cfg, 0, range(8)), embed_times(model.head, cfg))
+        sample_once(model, DPM)
         train_step(state, recipe, Pixels(1.0), *(upload(t, "cuda") for t in batch), step, seed=0, world=world)
 
     once(0)  # makes what is kept

@@ -53,11 +53,14 @@ def float64(monkeypatch, arrays):
     monkeypatch.setattr(sampling, "dpm_solver_plan", plan)
 
 
-def use(request, precision):
-    """The type of a precision, with our casts lifted in float64; otherwise tables are float32, as the official ones."""
+@pytest.fixture
+def case(request):
+    """(solver, its dtype, temperature, tolerance), with our casts lifted in float64; otherwise tables are float32, as
+    the official ones."""
+    solver, precision = request.param
     if precision == "float64":
         request.getfixturevalue("float64")
-    return getattr(torch, precision)
+    return solver, getattr(torch, precision), *SOLVERS[request.param]
 
 
 def load(arrays, dtype=torch.float64, **changes):
@@ -104,6 +107,11 @@ def named(arrays, prefix):
     return {name.removeprefix(prefix): t for name, t in arrays.items() if name.startswith(prefix)}
 
 
+def assert_equal(mine, wanted, tolerance=1e-10):
+    for name, tensor in wanted.items():
+        assert relative(mine[name], tensor) < tolerance, name
+
+
 def assert_norms(mine, arrays):
     """The norms of gradients are the official ones."""
     norms = named(arrays, "gradient_norm/")
@@ -116,14 +124,12 @@ def assert_norms(mine, arrays):
 def test_training_loss_and_gradients_match_the_official_ones(arrays, float64):
     model, inputs = load(arrays), (arrays["latents"].double(), arrays["labels"])
     weighted = model(*inputs, draw(arrays, "loss", arrays["loss/elbo/weight"]))
-    assert relative(weighted, arrays["loss/elbo/float64"]) < 1e-10
     loss = model(*inputs, draw(arrays, "loss"))
-    assert relative(loss, arrays["loss/one/float64"]) < 1e-10
+    assert_equal({"elbo": weighted, "one": loss}, {n: arrays[f"loss/{n}/float64"] for n in ("elbo", "one")})
     loss.backward()
     mine = gradients(model)
     assert_norms(mine, arrays)
-    for name, wanted in named(arrays, "gradient/").items():
-        assert relative(mine[name], wanted) < 1e-10, name
+    assert_equal(mine, named(arrays, "gradient/"))
 
 
 def test_loss_keeps_its_precision_in_float32_at_the_first_diffusion_times(arrays):
@@ -131,31 +137,28 @@ def test_loss_keeps_its_precision_in_float32_at_the_first_diffusion_times(arrays
     model = load(arrays, torch.float32)
     loss = model(arrays["latents"], arrays["labels"], draw(arrays, "loss", dtype=torch.float32))
     loss.backward()
-    assert relative(loss, arrays["loss/one/float32"]) < 2e-6
-    assert relative(loss, arrays["loss/one/float64"]) < 2e-6
-    mine = gradients(model)
-    for name, norm in named(arrays, "gradient_norm_float32/").items():
-        assert relative(mine[name].norm(), norm) < 1e-5, name
+    for precision in ("float32", "float64"):
+        assert relative(loss, arrays[f"loss/one/{precision}"]) < 2e-6
+    norms = {name: gradient.norm() for name, gradient in gradients(model).items()}
+    assert_equal(norms, named(arrays, "gradient_norm_float32/"), 1e-5)
 
 
 @pytest.mark.parametrize("scale", [1, 4])
 @pytest.mark.parametrize("steps", [8, 14])
-@pytest.mark.parametrize("case", [*SOLVERS])
-def test_solvers_match_the_official_ones(arrays, request, case, steps, scale):
-    (solver, precision), (temperature, tolerance) = case, SOLVERS[case]
-    dtype = use(request, precision)
+@pytest.mark.parametrize("case", SOLVERS, indirect=True)
+def test_solvers_match_the_official_ones(arrays, case, steps, scale):
+    solver, dtype, temperature, tolerance = case
     cfg = SampleConfig(1, steps, float(scale), solver=solver, temperature=temperature)
     noise = arrays[f"solver/{solver}/{steps}/{scale if solver == 'ddpm' else 1}/noise"].to(dtype)
     z = list(arrays["solver/z"].to(dtype))[: 1 if scale == 1 else 2]
-    network = load(arrays, dtype).head
-    tokens = sampling.sample_tokens(network, z, noise, cfg, sampling.embed_times(network, cfg), cfg.cfg_scale)
-    assert relative(tokens, arrays[f"solver/{solver}/{steps}/{scale}/{precision}"]) < tolerance
+    head = load(arrays, dtype).head
+    tokens = sampling.sample_tokens(head, z, noise, cfg, sampling.embed_times(head, cfg), cfg.cfg_scale)
+    assert relative(tokens, arrays[f"solver/{solver}/{steps}/{scale}/{str(dtype)[6:]}"]) < tolerance
 
 
-@pytest.mark.parametrize("case", [("dpm-solver", "float32"), ("ddpm", "float64")])
-def test_whole_sampler_matches_the_official_loop(arrays, request, case):
-    (solver, precision), (temperature, tolerance) = case, SOLVERS[case]
-    dtype = use(request, precision)
+@pytest.mark.parametrize("case", [("dpm-solver", "float32"), ("ddpm", "float64")], indirect=True)
+def test_whole_sampler_matches_the_official_loop(arrays, case):
+    solver, dtype, temperature, tolerance = case
     cfg = SampleConfig(5, 8, 4.0, (0.1, 0.6), solver=solver, temperature=temperature)
     counts, order, noise, wanted = (arrays[f"sampler/{solver}/{n}"] for n in ("counts", "order", "noise", "latents"))
     model = load(arrays, dtype)
@@ -191,8 +194,7 @@ def test_training_steps_match_the_official_loop(arrays, float64, train):
     assert relative(torch.stack(norms), arrays["training/gradient_norms"]) < 1e-10
     for values, what in ((dict(model.named_parameters()), "weights"), (result.ema, "ema")):
         mine = {official_name(name): p.detach() for name, p in values.items()}
-        for name, wanted in named(arrays, f"training/{what}/").items():
-            assert relative(mine[name], wanted) < 1e-10, name
+        assert_equal(mine, named(arrays, f"training/{what}/"))
 
 
 @pytest.mark.parametrize("micro_batch", [None, 3])
@@ -235,13 +237,10 @@ def test_rounding_is_the_distance_from_float32_over_the_official_one():
     assert np.isnan(parity.rounding([t * torch.nan for t in exact], whole, exact))
 
 
-def test_a_difference_that_is_not_a_number_is_beyond_tolerance(monkeypatch, capsys):
+def test_the_table_has_all_comparisons_and_a_difference_that_is_not_a_number_is_beyond_tolerance(monkeypatch, capsys):
+    assert sum(len(settings) * len(names) * len(limits) for _, settings, names, limits in parity.COMPARISONS) == 111
     rows = [parity.Row("a", 0.0, 0.0), parity.Row("b", float("nan"), 1e-5)]
     for n, status in ((1, 0), (2, 1)):
         monkeypatch.setattr(parity, "run_parity", lambda official, n=n: rows[:n])
         assert parity.main("clone") == status
         assert ("BEYOND" in capsys.readouterr().out) == bool(status)
-
-
-def test_the_table_has_all_comparisons():
-    assert sum(len(settings) * len(names) * len(limits) for _, settings, names, limits in parity.COMPARISONS) == 111

@@ -52,9 +52,10 @@ def test_watching_changes_no_image_and_a_token_appears_once_and_stays(model, cfg
         assert torch.equal(steps[:4] > step, of_first[step - 1][1])
 
 
-def made_up(n=20, side=6, channels=1, tokens=9, last=4):
+def made_up(side=6, channels=1, tokens=9):
+    """20 images, and the step of four at which each of their tokens is revealed."""
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (n, channels, side, side), dtype=np.uint8), rng.integers(1, last + 1, (n, tokens))
+    return rng.integers(0, 256, (20, channels, side, side), dtype=np.uint8), rng.integers(1, 5, (20, tokens))
 
 
 def test_what_later_steps_reveal_is_grey_and_the_last_step_leaves_the_image():
@@ -67,16 +68,12 @@ def test_what_later_steps_reveal_is_grey_and_the_last_step_leaves_the_image():
         assert np.array_equal(half[i][cell], pixels[i][cell]) == (steps[i, token] <= 2)
 
 
-@pytest.mark.parametrize(("side", "shown"), [(8, 88), (21, 84), (100, 100), (256, 128), (400, 200)])
-def test_images_are_enlarged_and_reduced_by_integers(side, shown):
-    pixels = np.arange(side * side).reshape(1, 1, side, side).astype(np.uint8)
-    seen = to_look_at(pixels)
-    assert seen.shape == (1, 1, shown, shown) and seen.dtype == np.uint8
-    if shown >= side:
-        assert np.array_equal(seen[..., :: shown // side, :: shown // side], pixels)
-
-
-def test_a_row_has_every_step_or_evenly_spaced_ones_to_the_last():
+def test_images_are_enlarged_and_reduced_by_integers_and_a_row_has_every_step_or_evenly_spaced_ones_to_the_last():
+    for side, shown in ((8, 88), (21, 84), (100, 100), (256, 128), (400, 200)):
+        pixels = np.arange(side * side).reshape(1, 1, side, side).astype(np.uint8)
+        seen = to_look_at(pixels)
+        assert seen.shape == (1, 1, shown, shown) and seen.dtype == np.uint8
+        assert shown < side or np.array_equal(seen[..., :: shown // side, :: shown // side], pixels)
     assert columns_of(16, 84) == list(range(1, 17)) and columns_of(4, 84) == [1, 2, 3, 4]
     many = columns_of(128, 128)
     assert many[0] == 1 and many[-1] == 128 and len(many) < 17
@@ -99,7 +96,7 @@ def test_an_animation_shows_each_step_and_stands_for_the_end_where_nothing_moves
 
 
 def test_of_large_photos_an_animation_shows_as_many_rows_as_stay_small(tmp_path):
-    pixels, steps = made_up(n=20, side=256, channels=3, tokens=64)  # noise, which does not compress
+    pixels, steps = made_up(side=256, channels=3, tokens=64)  # noise, which does not compress
     shown = save_animation(tmp_path / "a.png", pixels, steps, last=4, columns=5)
     assert 5 <= shown < 20 and (tmp_path / "a.png").stat().st_size < MOST
     with pytest.raises(ValueError, match="an animation of 20 images"):
@@ -107,24 +104,18 @@ def test_of_large_photos_an_animation_shows_as_many_rows_as_stay_small(tmp_path)
     assert not (tmp_path / "b.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("n", "classes", "columns", "expected"),
-    [
+def test_a_row_holds_one_class_unless_classes_are_many_or_images_few_and_a_grid_of_large_photos_stays_small():
+    for n, classes, columns, expected in (
         (9, 3, 2, [[0, 3], [1, 4], [2, 5]]),
         (8, 64, 3, [[0, 1, 2], [3, 4, 5]]),
         (2, 64, 3, [[0, 1]]),
         (2, 3, 3, [[0, 1]]),
         (1, 1000, 3, [[0]]),
-    ],
-)
-def test_a_row_holds_one_class_unless_classes_are_many_or_images_few(n, classes, columns, expected):
-    numbered = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 3, 3))
-    grid = grid_of(numbered, classes, columns)
-    assert grid[::4, ::4].tolist() == expected
-    assert (grid[3::4] == 96).all() and (grid[:, 3::4] == 96).all()  # set apart by grey
-
-
-def test_a_grid_of_large_photos_stays_small():
+    ):
+        numbered = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 3, 3))
+        grid = grid_of(numbered, classes, columns)
+        assert grid[::4, ::4].tolist() == expected
+        assert (grid[3::4] == 96).all() and (grid[:, 3::4] == 96).all()  # set apart by grey
     grid = grid_of(np.zeros((40, 3, 256, 256), np.uint8), classes=1000, columns=12)
     assert grid.shape[2] == 3 and max(grid.shape) <= SIDE
 
@@ -135,7 +126,7 @@ def written():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A checkout where the stage has drawn images of random weights, the benchmark, and its size."""
+    """A checkout where the stage has drawn images of random weights of H, and the benchmark."""
     root = checkout(tmp_path_factory.mktemp("reveal"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
@@ -145,15 +136,15 @@ def made(tmp_path_factory):
         save_model(Path("models/mnist/h/seed0"), random_model(cfg).state_dict(), cfg, seed=0,
                    autoencoder=benchmark.autoencoder.space)  # fmt: skip
         make_pictures(benchmark, "h")
-    return root, benchmark, "h"
+    return root, benchmark
 
 
 @pytest.fixture
 def drawn(made, monkeypatch):
-    """The stage's folder, the benchmark, the size and the record."""
+    """The stage's folder, the benchmark and the record."""
     monkeypatch.chdir(made[0])
-    record = json.loads(Path(f"results/mnist/records/reveal-{made[2]}.json").read_text())
-    return Path("results/mnist") / FOLDER, *made[1:], record
+    record = json.loads(Path("results/mnist/records/reveal-h.json").read_text())
+    return Path("results/mnist") / FOLDER, made[1], record
 
 
 def tile(path, row, column):
@@ -161,11 +152,11 @@ def tile(path, row, column):
 
 
 def test_the_stage_draws_the_images_of_the_sample_stage_and_the_same_bytes_again(drawn):
-    folder, benchmark, size, record = drawn
+    folder, benchmark, record = drawn
 
     def sampled(**changes):
-        cfg = dataclasses.replace(benchmark.sample_config(size, "16"), **changes)
-        sampler = Sampler(benchmark, size, Path("models/mnist/h/seed0"), cfg, train_seed=0, device="cpu")
+        cfg = dataclasses.replace(benchmark.sample_config("h", "16"), **changes)
+        sampler = Sampler(benchmark, "h", Path("models/mnist/h/seed0"), cfg, train_seed=0, device="cpu")
         pixels, _, _ = next(sampler.chunks(0, [(0, benchmark.evaluation.chunk)]))
         return to_look_at(pixels)[:, 0].astype(int)
 
@@ -182,12 +173,12 @@ def test_the_stage_draws_the_images_of_the_sample_stage_and_the_same_bytes_again
         assert abs(tile(folder / "neighbours.png", 0, i) - wanted[i]).max() <= 1
     assert record["outputs"].keys() == written().keys() and len(written()) == 4
     before = written()
-    make_pictures(benchmark, size)
+    make_pictures(benchmark, "h")
     assert written() == before
 
 
 def test_the_record_says_what_is_shown(drawn):
-    results, settings = drawn[3]["results"], drawn[3]["settings"]
+    results, settings = drawn[2]["results"], drawn[2]["settings"]
     assert (settings["size"], settings["budget"], settings["tokens"]) == ("h", "16", 49)
     assert results["animated"] == {"images": ANIMATED, "columns": 10} and results["steps_shown"][-1] == 16
     assert list(results["schedules"]) == ["exp", "cosine", "linear"]

@@ -1,6 +1,7 @@
 """Generation: a function of (weights, seed, image index)."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -32,41 +33,42 @@ def latents(model, labels, cfg, **options):
     return torch.cat([p.latents for p in generate(model, labels, cfg, chunk=4, **options)])
 
 
-@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
-def test_an_image_is_a_function_of_weights_seed_and_index(cfg):
-    """Whatever the batch, and whether or not the others are made; the same call gives the same bits."""
-    model = random_model()
-    whole = latents(model, LABELS, cfg, seed=3, batch=100)
-    assert torch.equal(latents(model, LABELS, cfg, seed=3, batch=100), whole)
+BOTH = pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
+close = functools.partial(torch.allclose, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dpm-solver", "ddpm", *SYSTEMS])
+def test_an_image_is_a_function_of_weights_seed_index_and_class(monkeypatch, name):
+    """Whatever the batch, whether or not the others are made, and whether or not noise is drawn ahead; the same call
+    gives the same bits."""
+    cfg = {"dpm-solver": DPM, "ddpm": DDPM, **SYSTEMS}[name]
+    model = random_model(CODES if name in SYSTEMS else TINY, 1)
+    labels = LABELS % model.cfg.classes
+    whole = latents(model, labels, cfg, seed=3, batch=100)
+    if name in SYSTEMS:
+        assert whole.dtype == torch.int64 and whole.shape == (11, 1, 4, 4)
+        assert set(whole.unique().tolist()) == set(range(CODES.codebook))
+    assert torch.equal(latents(model, labels, cfg, seed=3, batch=100), whole)
     for batch in (1, 3, 4):
-        assert torch.allclose(latents(model, LABELS, cfg, seed=3, batch=batch), whole, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(latents(model, LABELS, cfg, seed=3, ranges=[(5, 9)]), whole[5:9], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_ranges_are_the_same_images_whether_or_not_their_noise_is_drawn_ahead(monkeypatch, threaded):
-    model = random_model()
-    whole = latents(model, LABELS, DPM, seed=3)
-    monkeypatch.setattr(sampling, "ahead", lambda read, items, **_: ahead(read, items, threaded=threaded))
-    some = latents(model, LABELS, DPM, seed=3, ranges=[(8, 11), (0, 2)])
-    assert torch.allclose(some, torch.cat([whole[8:11], whole[:2]]), rtol=1e-4, atol=1e-4)
-
-
-def test_seed_index_and_class_each_change_the_image():
-    model = random_model()
-    base = latents(model, LABELS[:1], DPM, seed=0)
-    assert not torch.allclose(latents(model, LABELS[:1], DPM, seed=1), base)
-    assert not torch.allclose(latents(model, LABELS[[0, 0]], DPM, seed=0, ranges=[(1, 2)]), base)
-    assert not torch.allclose(latents(model, LABELS[1:2], DPM, seed=0), base)
+        assert close(latents(model, labels, cfg, seed=3, batch=batch), whole)
+    assert close(latents(model, labels, cfg, seed=3, ranges=[(5, 9)]), whole[5:9])
+    changes = [(labels[:1], {"seed": 1}), (labels[[0, 0]], {"ranges": [(1, 2)]}), (labels[1:2], {})]
+    for other, options in changes[:2] if name in SYSTEMS else changes:  # a code need not change with the class
+        assert not close(latents(model, other, cfg, **{"seed": 3, **options}), whole[:1])
+    for threaded in (False, True):
+        monkeypatch.setattr(sampling, "ahead", lambda read, items, t=threaded, **_: ahead(read, items, threaded=t))
+        some = latents(model, labels, cfg, seed=3, ranges=[(8, 11), (0, 2)])
+        assert close(some, torch.cat([whole[8:11], whole[:2]]))
 
 
 def test_the_network_is_called_as_often_as_counted_and_as_the_schedule_says():
     model, calls = random_model(), []
     model.backbone.register_forward_hook(lambda *_: calls.append(1))
-    counts = reveal_counts(DPM.schedule, DPM.steps, TINY.tokens, random_stream(0, COUNTS, 0))
-    assert (counts > 0).all()
+    drawn = [reveal_counts(DPM.schedule, DPM.steps, TINY.tokens, random_stream(0, COUNTS, i)) for i in (0, 0, 1)]
     (batch,) = generate(model, LABELS[:4], DPM, seed=0, chunk=4)
-    assert batch.passes == len(calls) == nfe(DPM.steps, DPM.cfg_scale, DPM.cfg_interval) == 6
+    assert batch.passes == len(calls) == nfe(DPM.steps, DPM.cfg_scale, DPM.cfg_interval) == 6 and (drawn[0] > 0).all()
+    # Reveal counts are shared within a chunk and differ between chunks.
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -91,14 +93,8 @@ def test_guidance_outside_its_interval_changes_nothing():
     assert torch.equal(a, b)
 
 
-GROWTH = {
-    "constant": lambda r: 1.0,
-    "linear": lambda r: r,
-    "power": lambda r: r**2,
-    "cubic": lambda r: r**3,
-    "exp": lambda r: 1 - np.exp(-5 * r),
-    "cosine": lambda r: np.cos(np.pi / 2 * (1 - r)),
-}
+GROWTH = {"constant": lambda r: 1.0, "linear": lambda r: r, "power": lambda r: r**2, "cubic": lambda r: r**3}
+GROWTH |= {"exp": lambda r: 1 - np.exp(-5 * r), "cosine": lambda r: np.cos(np.pi / 2 * (1 - r))}
 
 
 @pytest.mark.parametrize("schedule", GROWTH)
@@ -125,48 +121,37 @@ def test_the_scale_of_a_step_follows_from_the_share_revealed_after_it(monkeypatc
     shares = [(~mask).float().mean().item() for _, mask in kept]
     assert [conditions for conditions, _ in used] == [2, 2, 2, 1] and batch.passes == nfe(4, 3.0, (0.2, 1.0)) == 7
     assert [scale for _, scale in used] == pytest.approx([1 + 2 * GROWTH[schedule](share) for share in shares])
-    first = dataclasses.replace(cfg, cfg_scale=used[0][1], cfg_schedule="constant")
-    constant, of_constant = steps(first)
+    constant, of_constant = steps(dataclasses.replace(cfg, cfg_scale=used[0][1], cfg_schedule="constant"))
     assert torch.equal(of_constant[0][0], kept[0][0])
     if cfg.solver != "categorical":  # whose codes need not change with the scale of later steps
         assert torch.equal(constant.latents, batch.latents) == (schedule == "constant")
 
 
-def test_reveal_counts_are_shared_within_a_chunk_and_differ_between_chunks():
-    drawn = [reveal_counts("exp", 4, 256, random_stream(0, COUNTS, i)) for i in (0, 0, 1)]
-    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+@pytest.mark.parametrize(("labels", "message"), [([], "zero images"), ([9], r"0\.\.4")])
+def test_zero_images_and_unknown_classes_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        list(generate(random_model(), torch.tensor(labels, dtype=torch.int64), DPM, seed=0))
 
 
-def test_zero_images_and_unknown_classes_are_refused():
-    model = random_model()
-    with pytest.raises(ValueError, match="zero images"):
-        list(generate(model, LABELS[:0], DPM, seed=0))
-    with pytest.raises(ValueError, match=r"0\.\.4"):
-        list(generate(model, torch.tensor([9]), DPM, seed=0))
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
-@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
-def test_half_precision_gives_nearly_the_same_images_and_keeps_the_solver_in_float32(cfg, precision, dtype):
-    model, inside = random_model(), []
+@pytest.mark.parametrize(
+    ("precision", "dtype", "off"),
+    [("float32", torch.float32, 0), ("bf16", torch.bfloat16, 0.05), ("float16", torch.float16, 0.01)],
+)
+@BOTH
+def test_half_precision_gives_nearly_the_same_images_and_keeps_the_solver_in_float32(cfg, precision, dtype, off):
+    """And weights that are cast once give the same bits."""
+    model, cast, inside = random_model().requires_grad_(False), random_model().requires_grad_(False), []
+    exact = latents(model, LABELS, cfg, seed=0)
     model.head.input_proj.register_forward_hook(lambda _, args, out: inside.append((args[0].dtype, out.dtype)))
     half = dataclasses.replace(cfg, precision=precision)
-    rounded, exact = latents(model, LABELS, half, seed=0), latents(model, LABELS, cfg, seed=0)
-    assert rounded.dtype == torch.float32
-    assert set(inside[: len(inside) // 2]) == {(torch.float32, dtype)}
-    assert set(inside[len(inside) // 2 :]) == {(torch.float32, torch.float32)}
-    assert 0 < (rounded - exact).abs().mean() < (0.05 if precision == "bf16" else 0.01) * exact.std()
-
-
-@pytest.mark.parametrize("cfg", [DPM, DDPM], ids=["dpm-solver", "ddpm"])
-@pytest.mark.parametrize("precision", ["float32", "bf16", "float16"])
-def test_weights_that_are_cast_once_give_the_same_bits(cfg, precision):
-    cfg = dataclasses.replace(cfg, precision=precision)
-    model, cast = random_model().requires_grad_(False), random_model().requires_grad_(False)
+    rounded = latents(model, LABELS, half, seed=0)
+    assert rounded.dtype == torch.float32 and set(inside) == {(torch.float32, dtype)}
+    difference = (rounded - exact).abs().mean()
+    assert 0 < difference < off * exact.std() if off else difference == 0
     cast_linear(cast, precision)
-    types = {p.dtype for p in cast.parameters()}
-    assert len(types) == (1 if precision == "float32" else 2) and cast.backbone.fake_latent.dtype == torch.float32
-    assert torch.equal(latents(model, LABELS, cfg, seed=0), latents(cast, LABELS, cfg, seed=0))
+    assert {p.dtype for p in cast.parameters()} == {torch.float32, dtype}
+    assert cast.backbone.fake_latent.dtype == torch.float32
+    assert torch.equal(latents(cast, LABELS, half, seed=0), rounded)
 
 
 @pytest.mark.parametrize(("precision", "message"), [("float16", "65504; set precision"), ("float32", "in float32")])
@@ -217,33 +202,18 @@ def test_a_gpu_attends_by_flash_attention(precision):
         list(generate(model, torch.arange(4), SampleConfig(2, 3, precision=precision), seed=0))
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """The folder of 11 images in chunks of 4, of seed 1; their pixels and labels."""
-    pixels = np.random.default_rng(0).integers(0, 256, (11, 1, 2, 2)).astype(np.uint8)
-    write_samples(tmp_path / "s", pixels, np.arange(11) % 3, 4, seed=1)
-    return tmp_path / "s", pixels, np.arange(11) % 3
-
-
-def test_images_come_back_in_order_chunk_by_chunk(saved):
-    folder, pixels, labels = saved
-    found = SampleSet(folder, 11, seed=1)
-    assert found.ranges == chunk_ranges(11, 4) == [(0, 4), (4, 8), (8, 11)] and len(found) == 11
-    assert [len(p) for p, _ in found] == [4, 4, 3]
-    assert np.array_equal(found.all()[0], pixels) and np.array_equal(found.all()[1], labels)
+def test_images_come_back_in_order_chunk_by_chunk_and_a_folder_without_just_them_is_refused(tmp_path):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (11, 1, 2, 2)).astype(np.uint8), np.arange(11) % 3
+    write_samples(folder := tmp_path / "s", pixels, labels, 4, seed=1)
+    samples = SampleSet(folder, 11, seed=1)
+    assert samples.ranges == chunk_ranges(11, 4) == [(0, 4), (4, 8), (8, 11)] and len(samples) == 11
+    assert [len(p) for p, _ in samples] == [4, 4, 3]
+    assert np.array_equal(samples.all()[0], pixels) and np.array_equal(samples.all()[1], labels)
     assert [p.name for p in folder.parent.iterdir()] == ["s"]
-
-
-def test_a_folder_without_just_the_images_that_are_needed_is_refused(saved):
-    folder = saved[0]
     (folder / "notes.npz").touch()  # no chunk
-    for images, facts, message in (
-        (8, {}, "expected 8 in all"),
-        (12, {}, "expected 12 in all"),
-        (11, {"seed": 0}, "images are of seed 1, expected 0"),
-    ):
+    for images, seed, message in ((8, 1, "8 in all"), (12, 1, "12 in all"), (11, 0, "are of seed 1, expected 0")):
         with pytest.raises(ConfigError, match=message):
-            SampleSet(folder, images, **facts)
+            SampleSet(folder, images, seed=seed)
     (folder / chunk_name(4, 8)).unlink()
     with pytest.raises(ConfigError, match="holds 4 images without a gap, expected 11"):
         SampleSet(folder, 11)

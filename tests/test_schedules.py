@@ -26,14 +26,10 @@ NAMES = sorted(ALL_SCHEDULES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_slope_is_the_derivative_of_gamma(name):
+def test_gamma_rises_from_nearly_0_to_nearly_1_by_its_slope(name):
     t, h = np.linspace(0.05, 0.95, 19), 1e-6
     slope = ALL_SCHEDULES[name](t)[1]
     assert np.allclose(slope, (gamma(name, t + h) - gamma(name, t - h)) / (2 * h), rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gamma_rises_from_nearly_0_to_nearly_1(name):
     g = gamma(name, np.linspace(0, 1, 101))
     assert g[0] == pytest.approx(0, abs=1e-12) and g[-1] == pytest.approx(1, abs=0.01)
     assert (np.diff(g) > 0).all()
@@ -69,16 +65,21 @@ def test_mars_ratio_is_scipys_truncated_normal_and_its_count_the_ceiling():
         assert counts.mean() == pytest.approx(np.ceil(49 * ratios).mean(), abs=0.3)
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("masking", ["independent", "exact_count"])
-def test_images_with_a_time_each_have_the_mask_counts_of_their_times(masking):
-    t, counts = draw_mask_counts("exp", 0.0, 16, 20_000, np.random.default_rng(0), masking)
-    assert len(np.unique(t)) == len(t) == len(counts)
-    expected = 16 * gamma("exp", t)
-    assert np.corrcoef(counts, expected)[0, 1] > 0.85
-    if masking == "exact_count":
-        assert np.array_equal(counts, np.ceil(expected))
-    else:
+def test_mask_counts_are_those_of_their_times(name, masking):
+    """Of images with a time each; of a group with one."""
+    t, counts = draw_mask_counts(name, 0.0, 16, 20_000, np.random.default_rng(0), masking)
+    expected = 16 * gamma(name, t)
+    assert len(np.unique(t)) == len(t) == len(counts) and np.corrcoef(counts, expected)[0, 1] > 0.85
+    if masking == "independent":
         assert counts.mean() == pytest.approx(expected.mean(), abs=0.1)
+        return
+    assert np.array_equal(counts, np.ceil(expected))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        (t,), (count,) = draw_mask_counts(name, 0.0, 64, 1, rng, masking, shared=True)
+        assert count == np.ceil(64 * float(gamma(name, t))) and 1 <= count <= 64
 
 
 def test_a_group_without_any_masked_token_is_drawn_again():
@@ -87,42 +88,25 @@ def test_a_group_without_any_masked_token_is_drawn_again():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("steps", "tokens"), [(1, 16), (4, 16), (16, 16), (16, 256), (128, 256)])
-def test_reveal_counts_reveal_every_token_once(name, steps, tokens):
-    counts = reveal_counts(name, steps, tokens, np.random.default_rng(0))
-    assert len(counts) == steps and counts.sum() == tokens
-    spent = np.cumsum(counts)
-    assert (counts[: np.searchsorted(spent, tokens) + 1] >= 1).all()
-    assert reveal_probability(name, steps)[-1] == 1.0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_expected_reveal_counts_are_the_mean_of_the_drawn_ones(name):
+def test_reveal_counts_reveal_every_token_once_and_their_mean_is_the_expected(name):
+    for steps, tokens in ((1, 16), (4, 16), (16, 16), (16, 256), (128, 256)):
+        counts = reveal_counts(name, steps, tokens, np.random.default_rng(0))
+        assert len(counts) == steps and counts.sum() == tokens and reveal_probability(name, steps)[-1] == 1.0
+        assert (counts[: np.searchsorted(np.cumsum(counts), tokens) + 1] >= 1).all()
     rng = np.random.default_rng(0)
     drawn = np.array([reveal_counts(name, 8, 64, rng) for _ in range(4000)])
     error = drawn.std(axis=0) / np.sqrt(len(drawn))
     assert (np.abs(drawn.mean(axis=0) - expected_reveal_counts(name, 8, 64)) < 5 * error + 1e-9).all()
-
-
-def test_exp_predicts_fewer_tokens_early_than_linear_and_cosine():
-    first = {n: expected_reveal_counts(n, 16, 256)[:4].sum() for n in NAMES}
+    first = {n: expected_reveal_counts(n, 16, 256)[:4].sum() for n in ("exp", "cosine", "linear")}
     assert first["exp"] < first["cosine"] < first["linear"]
 
 
-# N, interval, guided steps as counted in the official sampler's loop.
-BUDGETS = [
-    (16, (0.1, 0.3), 3),
-    (16, (0.2, 0.4), 3),
-    (128, (0.18, 0.6), 53),
-    (128, (0.05, 0.4), 45),
-    (128, (0.3, 0.7), 51),
-    (16, (0.15, 0.35), 3),
-    (64, (0.25, 0.5), 16),
-]
-
-
-@pytest.mark.parametrize(("steps", "interval", "guided"), BUDGETS)
-def test_nfe_of_the_papers_budgets(steps, interval, guided):
+@pytest.mark.parametrize(
+    ("steps", "interval", "guided"),  # as counted in the official sampler's loop
+    [(16, (0.1, 0.3), 3), (16, (0.2, 0.4), 3), (128, (0.18, 0.6), 53), (128, (0.05, 0.4), 45), (128, (0.3, 0.7), 51),
+     (16, (0.15, 0.35), 3), (64, (0.25, 0.5), 16)],
+)  # fmt: skip
+def test_nfe_of_the_papers_sampling_configurations(steps, interval, guided):
     assert nfe(steps, 4.0, interval) == steps + guided
 
 

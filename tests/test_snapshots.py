@@ -20,35 +20,22 @@ from emigm.stages.sample import sample
 from emigm.stages.snapshots import score_snapshots
 from emigm.stages.train import train_size
 
-CHANGES = {
-    "extractor.training.steps": 5,
-    "train.steps": 8,
-    "train.warmup_steps": 1,
-    "train.snapshots": [0.25, 0.5],
-    "evaluation.images": 60,
-    "evaluation.snapshots": "{budget: '4', images: 60}",
-}
 REPO = Path(__file__).parents[1]
+CHANGES = {"extractor.training.steps": 5, "train.steps": 8, "train.warmup_steps": 1, "train.snapshots": [0.25, 0.5]}
+CHANGES |= {"evaluation.images": 60, "evaluation.snapshots": "{budget: '4', images: 60}"}
 SMALL = [f"benchmark.{key}={value}" for key, value in CHANGES.items()]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A tiny benchmark up to its trained model, in whose folder the tests run."""
-    benchmark = compose_benchmark("smoke", SMALL, REPO)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("smoke"))
-        for stage in (prepare, make_extractor, encode, make_reference):
-            stage(benchmark)
-        train_size(benchmark, "xs")
-        yield benchmark
 
 
 def record(name):
     return read_record(f"results/smoke/records/{name}.json")["results"]
 
 
-def test_training_leaves_a_model_folder_and_the_cost_of_every_snapshot(trained):
+def test_training_leaves_snapshots_and_their_costs_and_they_are_scored_as_the_final_weights_are(tmp_path, monkeypatch):
+    trained = compose_benchmark("smoke", SMALL, REPO)
+    monkeypatch.chdir(tmp_path)
+    for stage in (prepare, make_extractor, encode, make_reference):
+        stage(trained)
+    train_size(trained, "xs")
     models = [Path("models/smoke/xs/seed0", name) for name in ("snapshot-2", "snapshot-4", ".")]
     weights = [load_model(m, expect=trained.model_config("xs")).head.input_proj.weight for m in models]
     assert [read_model_config(m)[1]["steps"] for m in models] == [2, 4, 8]
@@ -57,8 +44,6 @@ def test_training_leaves_a_model_folder_and_the_cost_of_every_snapshot(trained):
     assert record("train-xs")["snapshots"] == [{"step": n, "images": 64 * n, "flops": flops * n} for n in (2, 4)]
     assert not Path(".state/smoke/train-xs").exists()
 
-
-def test_snapshots_are_scored_as_the_final_weights_are(trained):
     score_snapshots(trained, "xs")
     sample(trained, "xs", "4")
     evaluate(trained, "xs")

@@ -7,19 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.autoencoders.autoencoder import load_autoencoder
 from emigm.autoencoders.codebook import fit_codebook, save_codebook
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
-from emigm.flops import group_step
 from emigm.gate import context_errors
 from emigm.io import sha256
 from emigm.model.model import EMIGM
-from emigm.model.schedules import draw_mask_counts, exact_reveal_counts, gamma
+from emigm.model.schedules import exact_reveal_counts
 from emigm.records.record import read_record
 from emigm.sample import generate, most_confident, sample_codes
 from emigm.stages.encode import encode
@@ -42,33 +39,20 @@ SYSTEMS = {
 }
 
 
-def maskgit(**changes):
-    return dataclasses.replace(SYSTEMS["MaskGIT"], **changes)
-
-
-def draw(cfg=CODES, train=TRAIN, seed=3):  # 4 of 16 tokens are visible
-    return draw_training(cfg, train, train.batch, np.random.default_rng(seed), torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "exp"])
-def test_an_exact_count_is_the_ceiling_of_l_gamma(schedule):
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        (t,), (count,) = draw_mask_counts(schedule, 0.0, 64, 1, rng, "exact_count", shared=True)
-        assert count == math.ceil(64 * float(gamma(schedule, t))) and 1 <= count <= 64
+def draw():  # 4 of 16 tokens are visible
+    return draw_training(CODES, TRAIN, TRAIN.batch, np.random.default_rng(3), torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize(("steps", "tokens"), [(8, 64), (16, 256), (64, 256), (16, 16), (20, 16), (1, 9)])
 def test_exact_reveal_counts_are_mars_cosine_rule(steps, tokens):
     """floor(L cos(pi/2 n/N)) tokens stay masked after step n, but at least one is revealed at every step."""
-    left, expected = tokens, []
-    for n in range(1, steps + 1):
+    left, counts = tokens, exact_reveal_counts("cosine", steps, tokens)
+    for n, count in enumerate(counts.tolist(), 1):
         stay = 0 if n == steps else math.floor(tokens * math.cos(math.pi / 2 * n / steps))
-        after = max(0, min(left - 1, stay)) if left else 0
-        expected.append(left - after)
+        after = max(0, min(left - 1, stay))
+        assert count == left - after
         left = after
-    counts = exact_reveal_counts("cosine", steps, tokens)
-    assert counts.tolist() == expected and counts.sum() == tokens
+    assert len(counts) == steps and left == 0
 
 
 def test_the_categorical_loss_starts_at_the_entropy_of_equal_chances_and_is_cross_entropy():
@@ -93,13 +77,6 @@ def test_codes_at_masked_positions_are_never_read_and_visible_ones_are():
     assert torch.equal(a, b) and not torch.allclose(a, c)
 
 
-def test_the_closed_form_of_flops_counts_the_categorical_head():
-    d, model = draw(), EMIGM(CODES).train()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.randint(5, (8, 1, 4, 4)), torch.zeros(8, dtype=torch.int64), d).backward()
-    assert group_step(CODES, TRAIN, 8, len(d.rows)) == counter.get_total_flops()
-
-
 def kmeans_of(pixels, folder, codes=6, patch=2):
     save_codebook(folder / "codebook.npz", fit_codebook(pixels, codes, patch))
     weights = str(folder / "codebook.npz")
@@ -114,24 +91,6 @@ def few_patches(images=40, channels=3, kinds=6):
     return chosen.transpose(0, 3, 1, 4, 2, 5).reshape(images, channels, 4, 6)
 
 
-def test_a_codebook_of_all_patches_that_occur_loses_nothing(tmp_path):
-    pixels = few_patches()
-    kmeans = load_autoencoder(kmeans_of(pixels, tmp_path))
-    raw = kmeans.encode(torch.from_numpy(pixels))
-    assert raw.shape == (40, 1, 2, 3) and raw.dtype == torch.float32 and set(raw.unique().tolist()) == set(range(6))
-    assert torch.equal(kmeans.decode(kmeans.sample(raw)), torch.from_numpy(pixels))
-
-
-def test_codes_of_patches_are_the_nearest_centres_whatever_the_batch(tmp_path):
-    pixels = np.random.default_rng(1).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8)
-    kmeans = load_autoencoder(kmeans_of(pixels, tmp_path))
-    raw = kmeans.encode(torch.from_numpy(pixels), batch=60)
-    assert torch.equal(raw, kmeans.encode(torch.from_numpy(pixels), batch=7))
-    patch = pixels[5, :, 2:, :2].reshape(1, -1) / 127.5 - 1  # second row, first column
-    assert raw[5, 0, 1, 0] == ((kmeans.centres.numpy() - patch) ** 2).sum(1).argmin()
-    assert np.array_equal(fit_codebook(pixels, 6, 2), fit_codebook(pixels, 6, 2))
-
-
 def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_path):
     cfg, path = kmeans_of(few_patches(), tmp_path), tmp_path / "codebook.npz"
     with pytest.raises(ConfigError, match=r"6 patches of 12 numbers, not 7 of 2 x 2.*dvc repro"):
@@ -143,19 +102,16 @@ def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_pa
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(ConfigError, match=rf"codebook\.npz: {message}.*dvc repro"):
             load_autoencoder(cfg)
-
-
-OVERRIDES = {
-    "autoencoder.codebook": 32,
-    "model.codebook": 32,
-    "extractor.training.steps": 5,
-    "evaluation.images": 20,
-    "evaluation.chunk": 10,
-}
+    with pytest.raises(ConfigError, match=r"codebook = 7: the images have only 6 different patches"):
+        fit_codebook(few_patches(), 7, 2)
+    with pytest.raises(ConfigError, match=r"patch = 4 does not divide images of 4 x 6"):
+        fit_codebook(few_patches(), 4, 4)
 
 
 def test_the_record_of_codes_says_what_they_lose_and_the_reference_scores_it(tmp_path, monkeypatch):
-    overrides = [f"benchmark.{key}={value}" for key, value in OVERRIDES.items()]
+    overrides = {"autoencoder.codebook": 32, "model.codebook": 32, "extractor.training.steps": 5}
+    overrides |= {"evaluation.images": 20, "evaluation.chunk": 10, "evaluation.kid_subset": 10}
+    overrides = [f"benchmark.{key}={value}" for key, value in overrides.items()]
     benchmark = compose_benchmark("codes", overrides, Path(__file__).parents[1])
     monkeypatch.chdir(tmp_path)
     for stage in (prepare, make_extractor, encode, make_reference):
@@ -169,37 +125,48 @@ def test_the_record_of_codes_says_what_they_lose_and_the_reference_scores_it(tmp
     assert baselines["reconstruction"]["fid"]["mean"] > baselines["holdout"]["fid"]["mean"]
 
 
-def test_a_codebook_that_cannot_be_fitted_is_refused():
-    with pytest.raises(ConfigError, match=r"codebook = 7: the images have only 6 different patches"):
-        fit_codebook(few_patches(), 7, 2)
+NORMAL = dataclasses.replace(TRAIN, masking="truncated_normal", schedule=None, t_min=None)
+KMEANS = AutoencoderConfig("kmeans", codebook=4, weights="x", patch=2)
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("fits", "changes", "message"),
     [
-        (lambda: maskgit(solver_steps=8), "solver_steps has no effect for solver: categorical"),
-        (lambda: maskgit(choice_temperature=None), "choice_temperature is missing"),
-        (lambda: maskgit(solver="dpm-solver", solver_steps=8), "needs solver: categorical"),
-        (lambda: maskgit(temperature=1.0), "temperature has no effect.* solver: categorical"),
-        (lambda: dataclasses.replace(CODES, codebook=None), "codebook is missing for conditional: categorical"),
-        (lambda: dataclasses.replace(CODES, patch=2), "a token of conditional: categorical is one code"),
-        (
-            lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", schedule="exp"),
-            "schedule has no effect for masking: truncated_normal",
-        ),
-        (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", t_min=0.0), "t_min has no effect"),
-        (lambda: TrainConfig(1, 1, 1e-3, masking="truncated_normal", weight="elbo"), "needs a masking time"),
-        (lambda: AutoencoderConfig("kmeans", patch=4, weights="x"), "codebook is missing for kind: kmeans"),
-        (lambda: AutoencoderConfig("kmeans", codebook=4, weights="x"), "patch is missing for kind: kmeans"),
-        (lambda: AutoencoderConfig("kl16", weights="x", patch=2), "patch has no effect for kind: kl16"),
-        (lambda: AutoencoderConfig("pixels", precision="float16"), "precision: float16 has no effect for kind: pixels"),
-        (lambda: AutoencoderConfig("pixels", codebook=4), "codebook has no effect for kind: pixels"),
-        (lambda: AutoencoderConfig("kmeans", codebook=4, weights="x", patch=2, scale=2.0), "scale = 2.0 has no effect"),
+        (SYSTEMS["MaskGIT"], {"solver_steps": 8}, "solver_steps has no effect for solver: categorical"),
+        (SYSTEMS["MaskGIT"], {"choice_temperature": None}, "choice_temperature is missing"),
+        (SYSTEMS["MaskGIT"], {"solver": "dpm-solver", "solver_steps": 8}, "needs solver: categorical"),
+        (SYSTEMS["MaskGIT"], {"temperature": 1.0}, "temperature has no effect.* solver: categorical"),
+        (CODES, {"codebook": None}, "codebook is missing for conditional: categorical"),
+        (CODES, {"patch": 2}, "a token of conditional: categorical is one code"),
+        (NORMAL, {"schedule": "exp"}, "schedule has no effect for masking: truncated_normal"),
+        (NORMAL, {"t_min": 0.0}, "t_min has no effect"),
+        (NORMAL, {"weight": "elbo"}, "needs a masking time"),
+        (KMEANS, {"codebook": None}, "codebook is missing for kind: kmeans"),
+        (KMEANS, {"patch": None}, "patch is missing for kind: kmeans"),
+        (KMEANS, {"kind": "kl16", "codebook": None}, "patch has no effect for kind: kl16"),
+        (AutoencoderConfig("pixels"), {"precision": "float16"}, "precision: float16 has no effect for kind: pixels"),
+        (AutoencoderConfig("pixels"), {"codebook": 4}, "codebook has no effect for kind: pixels"),
+        (KMEANS, {"scale": 2.0}, "scale = 2.0 has no effect"),
     ],
 )
-def test_choices_that_do_not_fit_are_refused_by_name(make, message):
+def test_choices_that_do_not_fit_are_refused_by_name(fits, changes, message):
     with pytest.raises(ConfigError, match=message):
-        make()
+        dataclasses.replace(fits, **changes)
+
+
+def test_codes_of_patches_are_the_nearest_centres_whatever_the_batch(tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (60, 1, 4, 4), dtype=np.uint8)
+    kmeans = load_autoencoder(kmeans_of(pixels, tmp_path))
+    raw = kmeans.encode(torch.from_numpy(pixels), batch=60)
+    assert torch.equal(raw, kmeans.encode(torch.from_numpy(pixels), batch=7))
+    patch = pixels[5, :, 2:, :2].reshape(1, -1) / 127.5 - 1  # second row, first column
+    assert raw[5, 0, 1, 0] == ((kmeans.centres.numpy() - patch) ** 2).sum(1).argmin()
+    assert np.array_equal(fit_codebook(pixels, 6, 2), fit_codebook(pixels, 6, 2))
+    pixels = few_patches()  # a codebook of all patches that occur loses nothing
+    kmeans = load_autoencoder(kmeans_of(pixels, tmp_path))
+    raw = kmeans.encode(torch.from_numpy(pixels))
+    assert raw.shape == (40, 1, 2, 3) and raw.dtype == torch.float32 and set(raw.unique().tolist()) == set(range(6))
+    assert torch.equal(kmeans.decode(kmeans.sample(raw)), torch.from_numpy(pixels))
 
 
 @pytest.fixture(scope="module")
@@ -208,18 +175,6 @@ def random_codes_model():
     model = EMIGM(CODES).eval().requires_grad_(False)
     torch.nn.init.normal_(model.head.logits.weight)
     return model
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_codes_do_not_depend_on_the_batch_they_are_made_in(random_codes_model, name):
-    labels = torch.arange(12) % 3
-    runs = [
-        torch.cat([p.latents for p in generate(random_codes_model, labels, SYSTEMS[name], seed=3, chunk=6, batch=b)])
-        for b in (6, 4, 1)
-    ]
-    assert runs[0].dtype == torch.int64 and runs[0].shape == (12, 1, 4, 4)
-    assert runs[0].min() >= 0 and runs[0].max() < 5 and len(runs[0].unique()) > 1
-    assert all(torch.equal(runs[0], other) for other in runs[1:])
 
 
 def test_codes_are_drawn_with_their_probabilities():
@@ -240,13 +195,11 @@ def test_without_noise_the_most_confident_tokens_are_kept_and_with_much_noise_an
     torch.testing.assert_close(kept, torch.full((4,), 0.25), rtol=0, atol=0.02)
 
 
-def test_every_token_is_revealed_once_with_more_steps_than_tokens(random_codes_model):
-    cfg = maskgit(steps=20, cfg_scale=1.0)
-    made = next(generate(random_codes_model, torch.zeros(3, dtype=torch.int64), cfg, seed=0))
-    assert made.passes == 16
-
-
-def test_the_gate_measures_cross_entropy_of_a_categorical_model(random_codes_model):
-    codes, labels = torch.randint(5, (64, 1, 4, 4)), torch.zeros(64, dtype=torch.int64)
+def test_every_token_is_revealed_once_with_more_steps_than_tokens_and_the_gate_measures_cross_entropy(
+    random_codes_model,
+):
+    cfg, labels = dataclasses.replace(SYSTEMS["MaskGIT"], steps=20, cfg_scale=1.0), torch.zeros(64, dtype=torch.int64)
+    assert next(generate(random_codes_model, labels[:3], cfg, seed=0)).passes == 16
+    codes = torch.randint(5, (64, 1, 4, 4))
     errors = context_errors(random_codes_model, codes, labels, (0, 8), seed=0, repeats=2)
     assert all(e > math.log(5) - 0.2 for e in errors.values())  # random weights know nothing of random codes

@@ -1,8 +1,8 @@
 """Training: optimizer, schedule, EMA, resume, and the context gate."""
 
-import dataclasses
 import re
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,26 +21,16 @@ from emigm.model.model import EMIGM
 from emigm.model.precision import autocast
 from emigm.pools import ahead
 from emigm.sample import generate
-from emigm.train import (
-    MuonAndAdamW,
-    TrainState,
-    batch_indices,
-    batch_share,
-    batch_views,
-    draw_training,
-    ema_decay,
-    learning_rate,
-    make_optimizer,
-    micro_batches,
-    parameter_groups,
-    train,
-    train_step,
-    update_ema,
-)
+from emigm.train import MuonAndAdamW, TrainState, batch_indices, batch_views, draw_training, train_step
 
-MODEL = dataclasses.replace(TINY, channels=1, classes=2, dropout=0.1)
+MODEL = replace(TINY, channels=1, classes=2, dropout=0.1)
+CATEGORICAL = replace(MODEL, conditional="categorical", codebook=5)
+EXACT = replace(MODEL, dropout=0.0)
+"""Dropout's masks depend on the split of a batch, so what compares splits goes without."""
 RECIPE = TrainConfig(steps=12, batch=8, mask_group=4, lr=1e-3, warmup_steps=2, checkpoint_every=5, lr_schedule="cosine")
-MUON = dataclasses.replace(RECIPE, optimizer="muon", muon_lr=5e-3)
+FLOAT16 = replace(RECIPE, precision="float16")
+MUON = replace(RECIPE, optimizer="muon", muon_lr=5e-3)
+SNAPSHOTS = replace(RECIPE, snapshots=(0.25, 0.5, 2 / 3))  # after 3, 6 and 8 steps; resume points at 5, 10
 LATENTS = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 LABELS = np.arange(32) % 2
 
@@ -51,37 +41,8 @@ def images(latents=LATENTS, labels=LABELS, views=1, large=False):
     return SimpleNamespace(labels=labels, views=views, large=large, rows=lambda i, v: stored[i, v])
 
 
-CATEGORICAL = dataclasses.replace(MODEL, conditional="categorical", codebook=5)
-EXACT = dataclasses.replace(MODEL, dropout=0.0)
-"""Dropout's masks depend on the split of a batch, so what compares splits goes without."""
-
-
-def start(cfg, seed):
-    """The model a run starts from."""
-    torch.manual_seed(seed)
-    return EMIGM(cfg).train()
-
-
 class Killed(Exception):
     pass
-
-
-def equal(a, b):
-    """Whether two states, or results, hold the same weights bit for bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def killed(folder, recipe, at=8, **options):
-    """A run that was killed after `at` steps."""
-    with pytest.raises(Killed):
-        run(folder, recipe, kill_at=at, **options)
-
-
-def steps_done(folder, recipe, **options):
-    """After how many steps a run goes on in this folder."""
-    begun = []
-    run(folder, recipe, on_start=begun.append, **options)
-    return begun[0]
 
 
 def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill_at=None, **options):
@@ -92,16 +53,42 @@ def run(folder, recipe=RECIPE, data=None, *, model=MODEL, autoencoder=None, kill
             raise Killed
 
     options = {"seed": 0, "state_folder": folder, "data_id": "data", "on_step": on_step, **options}
-    return train(model, recipe, images() if data is None else data, autoencoder or Pixels(1.0), **options)
+    return training.train(model, recipe, images() if data is None else data, autoencoder or Pixels(1.0), **options)
 
 
-FLOAT16 = dataclasses.replace(RECIPE, precision="float16")
+def killed(folder, recipe, at=8):
+    """A run that was killed after `at` steps."""
+    with pytest.raises(Killed):
+        run(folder, recipe, kill_at=at)
 
 
-MUON16 = dataclasses.replace(MUON, precision="float16", ema_warmup=True)
+def steps_done(folder, recipe, **options):
+    """After how many steps a run goes on in this folder."""
+    begun = []
+    run(folder, recipe, on_start=begun.append, **options)
+    return begun[0]
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, FLOAT16, MUON, MUON16], ids=["float32", "float16", "muon", "muon16"])
+def equal(a, b):
+    """Whether two states hold the same weights bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def start(cfg, seed):
+    """The model a run starts from."""
+    torch.manual_seed(seed)
+    return EMIGM(cfg).train()
+
+
+def draw(model, recipe, batch=8):
+    return draw_training(model, recipe, batch, np.random.default_rng(0), torch.Generator().manual_seed(0))
+
+
+# Resume points and snapshots
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, FLOAT16, MUON, replace(MUON, precision="float16", ema_warmup=True)],
+                         ids=["float32", "float16", "muon", "muon16"])  # fmt: skip
 def test_a_killed_run_resumes_at_its_last_resume_point_to_the_same_weights_and_curve(tmp_path, recipe):
     whole, begun, steps = run(tmp_path / "a", recipe), [], []
     killed(tmp_path / "b", recipe)
@@ -123,10 +110,7 @@ def test_a_killed_run_resumes_at_its_last_resume_point_to_the_same_weights_and_c
 )
 def test_only_settings_and_data_that_change_the_run_discard_a_resume_point(tmp_path, change, data, resumed):
     killed(tmp_path, RECIPE)
-    assert steps_done(tmp_path, dataclasses.replace(RECIPE, **change), data_id=data) == resumed
-
-
-SNAPSHOTS = dataclasses.replace(RECIPE, snapshots=(0.25, 0.5, 2 / 3))  # after 3, 6 and 8 steps; resume points at 5, 10
+    assert steps_done(tmp_path, replace(RECIPE, **change), data_id=data) == resumed
 
 
 @pytest.fixture(scope="module")
@@ -143,47 +127,27 @@ def test_snapshots_are_the_same_however_a_run_was_interrupted(tmp_path, with_sna
 
 
 def test_a_snapshot_has_the_weights_of_a_run_that_ends_there(tmp_path):
-    constant = dataclasses.replace(RECIPE, lr_schedule="constant")  # whose shorter run is the start of a longer one
-    short = run(tmp_path / "short", dataclasses.replace(constant, steps=6))
-    long = run(tmp_path / "long", dataclasses.replace(constant, snapshots=(0.5,)))
+    constant = replace(RECIPE, lr_schedule="constant")  # whose shorter run is the start of a longer one
+    short = run(tmp_path / "short", replace(constant, steps=6))
+    long = run(tmp_path / "long", replace(constant, snapshots=(0.5,)))
     assert equal(long.snapshots[6].load(), short.ema)
 
 
-def test_a_run_starts_over_where_a_snapshot_of_its_past_is_missing(tmp_path):
+def test_a_run_starts_over_where_a_snapshot_of_its_past_is_missing_and_ends_where_a_resume_point_is_damaged(tmp_path):
     killed(tmp_path, RECIPE)  # a resume point at 5, none of its past kept
     assert steps_done(tmp_path, SNAPSHOTS) == 0
     assert all(point.exists() for point in run(tmp_path, SNAPSHOTS).snapshots.values())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"snapshots": s}, "snapshots") for s in ((0.0,), (1.0,), (0.5, 0.51), (0.01,))]
-    + [({"batch": 100, "mask_group": 64}, r"batch = 100 is not a multiple of mask_group = 64")],
-)
-def test_snapshots_outside_the_run_and_a_batch_of_unequal_groups_are_refused(change, message):
-    with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(RECIPE, **change)
-
-
-def test_a_damaged_resume_point_is_named(tmp_path):
-    run(tmp_path)
-    (file,) = tmp_path.rglob("*.pt")
-    file.write_bytes(file.read_bytes()[:1000])
+    for file in tmp_path.rglob("*.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"train-.*\.pt: damaged"):
-        run(tmp_path)
-
-
-def test_training_seeds_differ_and_repeat(tmp_path):
-    a, b, c = (run(tmp_path / n, seed=s).ema["head.input_proj.weight"] for n, s in (("a", 0), ("b", 0), ("c", 1)))
-    assert torch.equal(a, b) and not torch.equal(a, c)
+        run(tmp_path, SNAPSHOTS)
 
 
 def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp_path):
     with pytest.raises(RunError, match="loss is nan at step 0"):
         run(tmp_path, data=images(torch.full_like(LATENTS, float("nan"))))
     assert not list(tmp_path.rglob("*.pt"))
-    good = images()
-    steps = []
+    good, steps = images(), []
 
     def rows(index, view):
         steps.append(1)
@@ -196,37 +160,30 @@ def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp
     assert steps_done(tmp_path, SNAPSHOTS) == 5
 
 
-def test_warm_up_is_linear_and_cosine_ends_near_zero():
-    rates = [learning_rate(dataclasses.replace(RECIPE, steps=100, warmup_steps=10), s) for s in range(100)]
-    assert rates[0] == 0 and rates[5] == pytest.approx(0.5e-3) and max(rates) == rates[10] == 1e-3
-    assert rates[-1] < 1e-6 and learning_rate(dataclasses.replace(RECIPE, lr_schedule="constant"), 11) == 1e-3
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"snapshots": s}, "snapshots") for s in ((0.0,), (1.0,), (0.5, 0.51), (0.01,))]
+    + [
+        ({"batch": 100, "mask_group": 64}, r"batch = 100 is not a multiple of mask_group = 64"),
+        ({"optimizer": "muon"}, r"^muon_lr is missing for optimizer: muon"),
+        ({"muon_lr": 0.01}, r"^muon_lr has no effect for optimizer: adamw; remove it"),
+    ],
+)
+def test_settings_of_training_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(RECIPE, **change)
 
 
-def test_every_mask_schedule_trains_and_generates(tmp_path):
-    for schedule in ("linear", "cosine", "exp", "log-exp"):
-        result = run(tmp_path / schedule, dataclasses.replace(RECIPE, schedule=schedule))
-        model = EMIGM(MODEL).eval()
-        model.load_state_dict(result.ema)
-        sampling = SampleConfig(steps=3, solver_steps=3, schedule=schedule)
-        (batch,) = generate(model, torch.zeros(2, dtype=torch.int64), sampling, seed=0)
-        assert np.isfinite([loss for _, loss in result.curve]).all() and batch.latents.isfinite().all()
+# Rates, averages and optimizers
 
 
-def test_weight_decay_spares_biases_norms_and_the_head():
-    model = EMIGM(MODEL)
-    spared, decayed = parameter_groups(model, 0.02)
-    assert spared["weight_decay"] == 0 and decayed["weight_decay"] == 0.02
-    chosen = {id(p) for p in decayed["params"]}
-    names = {n for n, p in model.named_parameters() if id(p) in chosen}
-    assert "backbone.class_emb.weight" in names and "backbone.encoder_blocks.0.attn.qkv.weight" in names
-    assert not any(n.endswith(".bias") or n.startswith("head.") or ".norm" in n for n in names)
-    assert len(spared["params"]) + len(decayed["params"]) == len(list(model.parameters()))
-
-
-def test_ema_is_the_exponential_average():
-    ema, new = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, -2.0])]
-    update_ema(ema, new, 0.9)
-    assert torch.allclose(ema[0], torch.tensor([1.2, 1.6]))
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exp", "log-exp"])
+def test_every_mask_schedule_trains_and_generates(tmp_path, schedule):
+    result, model = run(tmp_path, replace(RECIPE, schedule=schedule)), EMIGM(MODEL).eval()
+    model.load_state_dict(result.ema)
+    sampling = SampleConfig(steps=3, solver_steps=3, schedule=schedule)
+    (batch,) = generate(model, torch.zeros(2, dtype=torch.int64), sampling, seed=0)
+    assert np.isfinite([loss for _, loss in result.curve]).all() and batch.latents.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -239,11 +196,11 @@ def test_ema_is_the_exponential_average():
 )
 def test_the_average_holds_the_initial_weights_by_the_product_of_the_decays(ema, warmup, share):
     """Under parameters that do not move: fed to the update, and in training at a vanishing rate."""
-    cfg = dataclasses.replace(RECIPE, steps=20, lr=1e-12, weight_decay=0.0, ema=ema, ema_warmup=warmup)
-    average = [torch.ones(3, dtype=torch.float64)]
+    cfg = replace(RECIPE, steps=20, lr=1e-12, weight_decay=0.0, ema=ema, ema_warmup=warmup)
+    average, new = [torch.ones(3, dtype=torch.float64)], [torch.full((3,), -2.0, dtype=torch.float64)]
     for s in range(1, 21):
-        update_ema(average, [torch.zeros(3, dtype=torch.float64)], ema_decay(cfg, s))
-    assert average[0].tolist() == pytest.approx([share] * 3, rel=1e-12)
+        training.update_ema(average, new, training.ema_decay(cfg, s))
+    assert average[0].tolist() == pytest.approx([3 * share - 2] * 3, rel=1e-12)
     state = TrainState.initial(EXACT, cfg, seed=0)
     state.ema = {name: p + 1 for name, p in state.ema.items()}
     for step in range(20):
@@ -252,18 +209,27 @@ def test_the_average_holds_the_initial_weights_by_the_product_of_the_decays(ema,
         assert torch.allclose(held - p, torch.full_like(p, float(share)), atol=1e-5)
 
 
+def test_weight_decay_spares_biases_norms_and_the_head():
+    model = EMIGM(MODEL)
+    spared, decayed = training.parameter_groups(model, 0.02)
+    assert spared["weight_decay"] == 0 and decayed["weight_decay"] == 0.02
+    chosen = {id(p) for p in decayed["params"]}
+    names = {n for n, p in model.named_parameters() if id(p) in chosen}
+    assert "backbone.class_emb.weight" in names and "backbone.encoder_blocks.0.attn.qkv.weight" in names
+    assert not any(n.endswith(".bias") or n.startswith("head.") or ".norm" in n for n in names)
+    assert len(spared["params"]) + len(decayed["params"]) == len(list(model.parameters()))
+
+
 @pytest.mark.parametrize("model", [MODEL, CATEGORICAL], ids=["diffusion", "categorical"])
 def test_muon_takes_the_matrices_of_hidden_layers_adamw_all_else_and_each_parameter_one_group(model):
     model = EMIGM(model)
     names = {id(p): name for name, p in model.named_parameters()}
-    optimizer = make_optimizer(model, dataclasses.replace(MUON, weight_decay=0.3))
+    optimizer = training.make_optimizer(model, replace(MUON, weight_decay=0.3))
     muon, adamw = ([names[id(p)] for g in part.param_groups for p in g["params"]] for part in optimizer.parts)
     assert sorted(muon + adamw) == sorted(names.values())
+    backbone = {f"backbone.{n}" for n in ("encoder_blocks", "decoder_embed", "decoder_blocks")}
     hidden = {".".join(name.split(".")[:2]) for name in muon}
-    assert hidden == {f"backbone.{n}" for n in ("encoder_blocks", "decoder_embed", "decoder_blocks")} | {
-        "head.cond_embed",
-        "head.res_blocks",
-    }
+    assert hidden == backbone | {"head.cond_embed", "head.res_blocks"}
     left = [n for n in adamw if n.startswith(tuple(hidden)) and not n.endswith(".bias")]
     assert all("norm" in n or "ln" in n or n.split(".")[3:] == ["0", "weight"] for n in left)
     decays = {names[id(p)]: (g["weight_decay"], g["lr"]) for g in optimizer.param_groups for p in g["params"]}
@@ -271,32 +237,26 @@ def test_muon_takes_the_matrices_of_hidden_layers_adamw_all_else_and_each_parame
     assert decays["backbone.class_emb.weight"] == (0.3, 1e-3) and decays["head.cond_embed.bias"] == (0, 1e-3)
 
 
-def test_a_step_under_muon_is_that_of_both_optimizers_at_the_same_factor_of_their_rates():
+def test_a_step_under_muon_is_that_of_both_optimizers_at_the_same_factor_of_their_rates(monkeypatch):
     state, mine = TrainState.initial(EXACT, MUON, seed=0), TrainState.initial(EXACT, MUON, seed=0)
-    labels = torch.from_numpy(LABELS[:8])
     assert isinstance(state.optimizer, MuonAndAdamW)
+
+    def clip(parameters, _):
+        """Puts our gradients in the place of the loss's."""
+        for p, ours in zip(parameters, mine.parameters, strict=True):
+            p.grad = ours.grad.clone()
+        return torch.ones(())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     for step in range(4):  # the warm-up has two
-        for p, q in zip(mine.parameters, state.parameters, strict=True):
-            p.grad = torch.full_like(q, 0.1 * (step + 1)) + q.detach()
+        for p in mine.parameters:
+            p.grad = torch.full_like(p, 0.1 * (step + 1)) + p.detach()
         for part, rate in zip(mine.optimizer.parts, (5e-3, 1e-3), strict=True):
             for group in part.param_groups:
-                group["lr"] = rate * learning_rate(MUON, step) / MUON.lr
+                group["lr"] = rate * training.learning_rate(MUON, step) / MUON.lr
             part.step()
-        train_step_with(state, [p.grad for p in mine.parameters], labels, step)
+        train_step(state, MUON, Pixels(1.0), LATENTS[:8], torch.from_numpy(LABELS[:8]), step, seed=0)
         assert all(map(torch.allclose, state.parameters, mine.parameters))
-
-
-def train_step_with(state, gradients, labels, step):
-    """A training step whose gradients are these instead of the loss's."""
-    with pytest.MonkeyPatch.context() as patch:
-
-        def clip(parameters, _):
-            for p, gradient in zip(parameters, gradients, strict=True):
-                p.grad = gradient.clone()
-            return torch.ones(())
-
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-        train_step(state, MUON, Pixels(1.0), LATENTS[:8], labels, step, seed=0)
 
 
 def test_a_step_that_overflows_is_skipped_by_both_optimizers():
@@ -314,44 +274,34 @@ def test_a_step_that_overflows_is_skipped_by_both_optimizers():
         assert all(torch.equal(a, b) == overflows for a, b in zip(before, state.parameters, strict=True))
 
 
-def test_muons_rate_is_needed_with_muon_and_refused_without():
-    with pytest.raises(ConfigError, match=r"^muon_lr is missing for optimizer: muon"):
-        dataclasses.replace(RECIPE, optimizer="muon")
-    with pytest.raises(ConfigError, match=r"^muon_lr has no effect for optimizer: adamw; remove it"):
-        dataclasses.replace(RECIPE, muon_lr=0.01)
+# Batches
 
 
-def test_epochs_are_permutations_that_depend_on_the_seed():
+def test_epochs_are_permutations_that_depend_on_the_seed_and_processes_share_each_batch():
     epoch = np.concatenate([batch_indices(step, 32, 8, seed=0) for step in range(4)])
     assert sorted(epoch) == list(range(32))
-    assert not np.array_equal(batch_indices(0, 32, 8, 0), batch_indices(4, 32, 8, 0))
-    assert not np.array_equal(batch_indices(0, 32, 8, 0), batch_indices(0, 32, 8, 1))
+    for step, seed in ((4, 0), (0, 1)):
+        assert not np.array_equal(batch_indices(0, 32, 8, 0), batch_indices(step, 32, 8, seed))
     with pytest.raises(ConfigError, match="larger than the training set"):
         batch_indices(0, 4, 8, 0)
+    for size in (1, 2, 4):
+        shares = [training.batch_share(8, World(rank, size, "cpu")) for rank in range(size)]
+        assert np.concatenate([np.arange(8)[s] for s in shares]).tolist() == list(range(8))
+    with pytest.raises(ConfigError, match=r"train\.batch = 8 .*3 processes.*run\.launcher"):
+        training.batch_share(8, World(0, 3, "cpu"))
 
 
-def test_views_are_chosen_with_equal_chance_and_alike_in_every_process():
+def test_views_are_chosen_with_equal_chance_and_alike_in_every_process(tmp_path):
     views = np.concatenate([batch_views(step, 2, 64, seed=0) for step in range(40)])
     assert set(views) == {0, 1} and abs(views.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(views))
     assert np.array_equal(batch_views(3, 2, 64, seed=0), batch_views(3, 2, 64, seed=0))
     assert not np.array_equal(batch_views(3, 2, 64, seed=0), batch_views(4, 2, 64, seed=0))
     assert (batch_views(3, 1, 64, seed=0) == 0).all()
-
-
-def test_a_flip_is_trained_on_where_there_is_one(tmp_path):
-    seen = []
+    seen = []  # a flip is trained on where there is one
     data = images(LATENTS[:, None].expand(-1, 2, -1, -1, -1), views=2)
     rows, data.rows = data.rows, lambda i, v: seen.append(v) or rows(i, v)
     run(tmp_path, data=data)
     assert set(np.concatenate(seen)) == {0, 1}
-
-
-def test_the_shares_of_all_processes_are_the_global_batch():
-    for size in (1, 2, 4):
-        shares = [batch_share(8, World(rank, size, "cpu")) for rank in range(size)]
-        assert np.concatenate([np.arange(8)[s] for s in shares]).tolist() == list(range(8))
-    with pytest.raises(ConfigError, match=r"train\.batch = 8 .*3 processes.*run\.launcher"):
-        batch_share(8, World(0, 3, "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -359,14 +309,14 @@ def test_the_shares_of_all_processes_are_the_global_batch():
     [(slice(0, 8), 8, 3), (slice(8, 16), 4, 8), (slice(4, 9), 8, 1), (slice(0, 8), 8, None), (slice(4, 12), 8, None)],
 )
 def test_micro_batches_cover_the_share_within_groups_and_keep_below_their_limit(rows, group, most):
-    parts = micro_batches(rows, group, most)
+    parts = training.micro_batches(rows, group, most)
     assert np.concatenate([np.arange(20)[p] for p in parts]).tolist() == list(range(rows.start, rows.stop))
     assert all(p.stop - p.start <= (most or group) and p.start // group == (p.stop - 1) // group for p in parts)
 
 
 @pytest.mark.parametrize(("mae", "weight"), [(True, "one"), (True, "elbo"), (False, "elbo")])
 def test_any_split_of_a_batch_of_groups_trains_alike(tmp_path, mae, weight):
-    model, recipe = dataclasses.replace(EXACT, mae=mae), dataclasses.replace(RECIPE, weight=weight)
+    model, recipe = replace(EXACT, mae=mae), replace(RECIPE, weight=weight)
     whole = run(tmp_path / "a", recipe, model=model)
     for most in (1, 3):
         parts = run(tmp_path / str(most), recipe, model=model, micro_batch=most)
@@ -374,94 +324,69 @@ def test_any_split_of_a_batch_of_groups_trains_alike(tmp_path, mae, weight):
         assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
 
 
-def test_every_group_has_its_masking_time_and_loss_and_gradients_are_the_means_of_the_groups(tmp_path, monkeypatch):
-    """As the official code: a mean over the masked tokens of each GPU, whose gradients are then averaged."""
-    recipe = dataclasses.replace(RECIPE, mask_group=4, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
-    drawn, gradients, clip = [], [], torch.nn.utils.clip_grad_norm_
+@pytest.fixture
+def clipped(monkeypatch):
+    """[(gradients, norm) of every step], as they come to be clipped."""
+    kept, clip = [], torch.nn.utils.clip_grad_norm_
 
     def keep(parameters, limit):
-        gradients.append([p.grad.clone() for p in parameters])
-        return clip(parameters, limit)
+        gradients = [p.grad.clone() for p in parameters]
+        kept.append((gradients, clip(parameters, limit)))
+        return kept[-1][1]
 
-    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
+    return kept
+
+
+def test_every_group_has_its_masking_time_and_loss_and_gradients_are_the_means_of_the_groups(
+    tmp_path, monkeypatch, clipped
+):
+    """As the official code: a mean over the masked tokens of each GPU, whose gradients are then averaged."""
+    recipe = replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
+    drawn, counts = [], []
+    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
     for seed in range(4):
+        drawn.clear()
         result, model = run(tmp_path / str(seed), recipe, model=EXACT, seed=seed), start(EXACT, seed)
         losses = []
-        for group, draw in zip(torch.from_numpy(batch_indices(0, 32, 8, seed)).split(4), drawn[-2:], strict=True):
-            losses.append(model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)[0].mean())
+        for group, d in zip(torch.from_numpy(batch_indices(0, 32, 8, seed)).split(2), drawn, strict=True):
+            losses.append(model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], d)[0].mean())
         torch.stack(losses).mean().backward()
         assert result.curve == [(1, pytest.approx(torch.stack(losses).mean().item(), rel=1e-5))]
-        for p, gradient in zip(model.parameters(), gradients[-1], strict=True):
+        for p, gradient in zip(model.parameters(), clipped[-1][0], strict=True):
             torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
-    counts = {(int(a.counts[0]), int(b.counts[0])) for a, b in zip(drawn[::2], drawn[1::2], strict=True)}
-    assert any(a != b for a, b in counts) and all(len(set(d.counts)) == 1 for d in drawn)
+        counts += [set(d.counts.tolist()) for d in drawn]
+    assert all(len(count) == 1 for count in counts) and len(set.union(*counts[:4])) > 1
 
 
 @pytest.mark.parametrize(
     ("mae", "mask_times", "shared"),
-    [
-        (True, "auto", True),
-        (True, "group", True),
-        (False, "auto", False),
-        (False, "image", False),
-        (False, "group", True),
-    ],
-)
+    [(True, "auto", True), (True, "group", True), (False, "auto", False), (False, "image", False),
+     (False, "group", True)],
+)  # fmt: skip
 @pytest.mark.parametrize("masking", ["independent", "exact_count", "truncated_normal"])
 def test_masking_times_are_a_groups_or_an_images(mae, mask_times, shared, masking):
-    model = dataclasses.replace(MODEL, mae=mae)
+    model = replace(MODEL, mae=mae)
     recipe = TrainConfig(steps=1, batch=64, lr=1e-3, masking=masking, mask_times=mask_times)
-    draw = draw_training(model, recipe, 64, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    assert (len(set(draw.counts.tolist())) == 1) == shared and len(draw.rows) == draw.counts.sum()
+    drawn = draw(model, recipe, 64)
+    assert (len(set(drawn.counts.tolist())) == 1) == shared and len(drawn.rows) == drawn.counts.sum()
     if not mae:
-        assert EMIGM(model)(LATENTS.repeat(2, 1, 1, 1), torch.from_numpy(LABELS).repeat(2), draw).isfinite()
-    if mae and masking == "independent":  # the default draws what it always drew
-        auto = draw_training(model, dataclasses.replace(recipe, mask_times="auto"), 64, np.random.default_rng(0),
-                             torch.Generator().manual_seed(0))  # fmt: skip
-        assert torch.equal(auto.rows, draw.rows) and torch.equal(auto.noise, draw.noise)
+        assert EMIGM(model)(LATENTS.repeat(2, 1, 1, 1), torch.from_numpy(LABELS).repeat(2), drawn).isfinite()
+    elif masking == "independent":  # the default draws what it always drew
+        auto = draw(model, replace(recipe, mask_times="auto"), 64)
+        assert torch.equal(auto.rows, drawn.rows) and torch.equal(auto.noise, drawn.noise)
 
 
 def test_the_elbos_weight_is_that_of_the_groups_time_where_images_share_one():
-    model = dataclasses.replace(MODEL, mae=False)
     recipe = TrainConfig(steps=1, batch=8, lr=1e-3, weight="elbo", mask_times="group", schedule="log-exp")
-    draws = [
-        draw_training(m, recipe, 8, np.random.default_rng(0), torch.Generator().manual_seed(0)) for m in (MODEL, model)
-    ]
-    assert torch.equal(draws[0].weight, draws[1].weight) and len(set(draws[1].weight.tolist())) == 1
+    a, b = (draw(model, recipe).weight for model in (MODEL, replace(MODEL, mae=False)))
+    assert torch.equal(a, b) and len(set(b.tolist())) == 1
 
 
-def test_gradients_of_a_batch_are_the_mean_of_its_groups_gradients(tmp_path, monkeypatch):
-    recipe = dataclasses.replace(RECIPE, mask_group=2, steps=1, warmup_steps=0, label_dropout=0.0, grad_clip=1e6)
-    drawn, gradients = [], []
-    clip = torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(training, "draw_training", lambda *a: drawn.append(draw_training(*a)) or drawn[-1])
-    monkeypatch.setattr(
-        torch.nn.utils, "clip_grad_norm_", lambda p, n: gradients.append([q.grad.clone() for q in p]) or clip(p, n)
-    )
-    run(tmp_path, recipe, model=EXACT)
-    model, chosen = start(EXACT, 0), torch.from_numpy(batch_indices(0, 32, 8, 0))
-    for group, draw in zip(chosen.split(2), drawn, strict=True):
-        loss, _ = model.token_losses(LATENTS[group], torch.from_numpy(LABELS)[group], draw)
-        (loss.mean() / 4).backward()
-    for p, gradient in zip(model.parameters(), gradients[0], strict=True):
-        torch.testing.assert_close(gradient, p.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_a_batch_that_is_no_multiple_of_its_groups_is_refused():
-    with pytest.raises(ConfigError, match=r"batch = 100 is not a multiple of mask_group = 64"):
-        dataclasses.replace(RECIPE, batch=100, mask_group=64)
-
-
-def test_accumulation_trains_as_no_accumulation_does(tmp_path):
-    whole = run(tmp_path / "a", model=EXACT)
-    parts = run(tmp_path / "b", model=EXACT, micro_batch=3)
-    assert dict(parts.curve) == pytest.approx(dict(whole.curve), rel=1e-5)
-    assert all(torch.allclose(whole.ema[k], parts.ema[k], atol=1e-5) for k in whole.ema)
-
-
-def test_reading_ahead_changes_nothing(tmp_path):
-    assert run(tmp_path / "a").curve == run(tmp_path / "b", data=images(large=True)).curve
+def test_reading_ahead_changes_nothing_and_seeds_do(tmp_path):
+    first, again = run(tmp_path / "a"), run(tmp_path / "b", data=images(large=True))
+    assert first.curve == again.curve and equal(first.ema, again.ema)
+    assert not equal(first.ema, run(tmp_path / "c", seed=1).ema)
 
 
 def test_batches_are_read_in_a_thread_one_step_ahead_and_a_failed_read_ends_the_run():
@@ -474,16 +399,14 @@ def test_batches_are_read_in_a_thread_one_step_ahead_and_a_failed_read_ends_the_
         read.append(step)
         return step * step
 
-    batches = ahead(reader, range(3, 6), threaded=True)
-    assert list(batches) == [9, 16, 25] and read == [3, 4, 5] and threading.get_ident() not in threads
-    assert list(ahead(reader, range(3, 3), threaded=True)) == []
+    assert list(ahead(reader, range(3, 6), threaded=True)) == [9, 16, 25] and read == [3, 4, 5]
+    assert threading.get_ident() not in threads and list(ahead(reader, range(3, 3), threaded=True)) == []
     with pytest.raises(ConfigError, match="gone"):
         list(ahead(reader, range(8, 10), threaded=True))
 
 
 def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
-    raw = torch.cat([LATENTS, torch.zeros_like(LATENTS)], dim=1)
-    drawn = []
+    raw, drawn = torch.cat([LATENTS, torch.zeros_like(LATENTS)], dim=1), []
 
     class Spy(KL16):
         def sample(self, raw, generator=None, *, noise=None):
@@ -497,80 +420,58 @@ def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
     assert torch.stack(drawn).std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_bf16_keeps_weights_and_loss_in_float32_and_trains_alike(tmp_path):
-    recipe = dataclasses.replace(RECIPE, precision="bf16")
-    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", recipe=recipe)
-    assert all(t.dtype == torch.float32 for t in rounded.ema.values())
-    assert rounded.curve != exact.curve
-    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.02)
-    draw = draw_training(MODEL, RECIPE, 8, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    with autocast("bf16", "cpu"):
-        loss, mse = random_model(MODEL).token_losses(LATENTS[:8], torch.from_numpy(LABELS[:8]), draw)
-    assert loss.dtype == mse.dtype == torch.float32
+# Half precision
 
 
-def test_float16_scales_the_loss_and_trains_alike(tmp_path):
-    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", FLOAT16)
-    assert all(t.dtype == torch.float32 for t in rounded.ema.values())
-    assert rounded.curve != exact.curve
-    assert exact.skipped == 0 and rounded.skipped <= 2  # until the scale has come down
-    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=0.005)
-
-
-def test_gradients_are_unscaled_before_they_are_clipped(tmp_path, monkeypatch):
-    norms, clip = [], torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: norms.append(clip(*args)) or norms[-1])
-    run(tmp_path / "a"), run(tmp_path / "b", recipe=FLOAT16)
-    exact, rounded = (torch.stack(part) for part in (norms[: RECIPE.steps], norms[RECIPE.steps :]))
-    kept = rounded.isfinite()  # the others are those of steps that are skipped
-    assert kept.sum() >= RECIPE.steps - 2 and torch.allclose(exact[kept], rounded[kept], rtol=0.05)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("float16", 0.005)])
+def test_half_precision_keeps_weights_and_loss_in_float32_and_trains_alike(tmp_path, clipped, precision, tolerance):
+    exact, rounded = run(tmp_path / "a"), run(tmp_path / "b", replace(RECIPE, precision=precision))
+    assert all(t.dtype == torch.float32 for t in rounded.ema.values()) and rounded.curve != exact.curve
+    assert dict(rounded.curve) == pytest.approx(dict(exact.curve), rel=tolerance)
+    assert exact.skipped == 0 and rounded.skipped <= 2 * (precision == "float16")  # until the scale has come down
+    with autocast(precision, "cpu"):
+        losses = random_model(MODEL).token_losses(LATENTS[:8], torch.from_numpy(LABELS[:8]), draw(MODEL, RECIPE))
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    norms = torch.stack([norm for _, norm in clipped]).view(2, -1)  # of gradients that are unscaled before they are
+    kept = norms[1].isfinite()  # the others are those of steps that are skipped
+    assert kept.sum() >= RECIPE.steps - 2 and torch.allclose(*norms[:, kept], rtol=0.05)
 
 
 def test_a_step_whose_gradients_overflow_is_skipped_and_counted(tmp_path, monkeypatch):
     scaler = torch.amp.GradScaler
     # The loss times 2^40 does not fit into float16; halved so often that it does, training goes on.
-    monkeypatch.setattr(
-        torch.amp, "GradScaler", lambda kind, enabled: scaler(kind, init_scale=2.0**40, enabled=enabled)
-    )
-    recipe = dataclasses.replace(FLOAT16, steps=40, label_dropout=0.0)
-    started, result = start(MODEL, 0), run(tmp_path / "a", recipe=recipe)
+    large = lambda kind, enabled: scaler(kind, init_scale=2.0**40, enabled=enabled)  # noqa: E731
+    monkeypatch.setattr(torch.amp, "GradScaler", large)
+    recipe = replace(FLOAT16, steps=40, label_dropout=0.0)
+    started, result = start(MODEL, 0), run(tmp_path / "a", recipe)
     assert 5 <= result.skipped < 40
     assert any(not torch.equal(p, result.ema[name]) for name, p in started.named_parameters())
     killed(tmp_path / "b", recipe, 23)
-    assert run(tmp_path / "b", recipe=recipe).skipped == result.skipped  # those before the kill are counted too
+    assert run(tmp_path / "b", recipe).skipped == result.skipped  # those before the kill are counted too
 
 
-def context_free(model: EMIGM) -> EMIGM:
-    """The model with every visible token made invisible to the others: its attention adds nothing."""
-    with torch.no_grad():
-        for block in [*model.backbone.encoder_blocks, *model.backbone.decoder_blocks]:
-            block.attn.proj.weight.zero_()
-    return model
+# The gate
 
 
 def test_the_gate_stops_a_model_that_ignores_context_and_says_why():
-    errors = context_errors(
-        context_free(random_model()), torch.randn(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64), (0, 8, 15), seed=0
-    )
+    model, latents, labels = random_model(), torch.randn(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64)
+    once, twice = (context_errors(model, latents, labels, visible, seed=0) for visible in ((0, 8), (0, 0, 8)))
+    assert once == twice  # a number of visible tokens asked for twice changes no error
+    with torch.no_grad():  # attention adds nothing: no visible token is seen by the others
+        for block in [*model.backbone.encoder_blocks, *model.backbone.decoder_blocks]:
+            block.attn.proj.weight.zero_()
+    errors = context_errors(model, latents, labels, (0, 8, 15), seed=0)
     assert errors[0] == pytest.approx(errors[8], rel=1e-5) == pytest.approx(errors[15], rel=1e-5)
     with pytest.raises(RunError, match=r"digits-xs.*ignores context.*class and position"):
         check_context(errors, GateConfig(visible=(0, 8, 15)), "digits-xs")
 
 
-def test_a_number_of_visible_tokens_asked_for_twice_changes_no_error():
-    model, latents, labels = random_model(), torch.randn(8, 3, 4, 4), torch.zeros(8, dtype=torch.int64)
-    once, twice = (context_errors(model, latents, labels, visible, seed=0) for visible in ((0, 8), (0, 0, 8)))
-    assert once == twice
-
-
 def test_the_gate_lets_a_model_pass_that_learned_context(tmp_path):
     """Images whose tokens are all equal: one visible token tells everything."""
     level = torch.randn(512, 1, 1, 1, generator=torch.Generator().manual_seed(1))
-    latents = level.expand(512, 1, 4, 4).contiguous()
-    labels = np.zeros(512, dtype=np.int64)
-    cfg = dataclasses.replace(MODEL, dropout=0.0, init_std=0.5)
+    latents, cfg = level.expand(512, 1, 4, 4).contiguous(), replace(EXACT, init_std=0.5)
     recipe = TrainConfig(steps=250, batch=64, lr=3e-3, weight_decay=0.0, ema=0.98, warmup_steps=10)
-    result = run(tmp_path, recipe, images(latents, labels), model=cfg)
+    result = run(tmp_path, recipe, images(latents, np.zeros(512, dtype=np.int64)), model=cfg)
     model = EMIGM(cfg).eval()
     model.load_state_dict(result.ema)
     errors = context_errors(model, latents[:128], torch.zeros(128, dtype=torch.int64), (0, 4, 8), seed=0)

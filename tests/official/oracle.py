@@ -45,11 +45,8 @@ Calls = dict[str, list[tuple[tuple, Any]]]
 @contextlib.contextmanager
 def official_code(folder: str | Path, device: str = "cpu") -> Iterator[SimpleNamespace]:
     """The official modules (`.emigm`, `.diffloss`, `.misc`, ...), usable while the block runs: on a GPU as they are,
-    on the CPU with stand-ins for what asks for a GPU.
-
-    Raises:
-        ConfigError: the folder is no clone of the official code, or a package it needs is missing.
-    """
+    on the CPU with stand-ins for what asks for a GPU. Raises ConfigError where the folder is no clone of the official
+    code, or a package it needs is missing."""
     folder = Path(folder).resolve()
     if not (folder / "models" / "emigm.py").is_file():
         raise ConfigError(f"{folder}: no models/emigm.py here; give a clone of github.com/ML-GSAI/eMIGM")
@@ -83,11 +80,8 @@ def official_code(folder: str | Path, device: str = "cpu") -> Iterator[SimpleNam
 
 @contextlib.contextmanager
 def in_float64(code: SimpleNamespace) -> Iterator[None]:
-    """float64 by default, and in place of every cast to float32, in both codes.
-
-    As it stands the official head cannot run in float64 (its time features are float32), and its diffusion and solver
-    tables are rounded to float32.
-    """
+    """float64 by default, and in place of every cast to float32, in both codes. As it stands the official head cannot
+    run in float64 (its time features are float32), and its diffusion and solver tables are rounded to float32."""
     schedule = functools.partial(code.dpm_solver.NoiseScheduleVP, dtype=torch.float64)
     plan = functools.partial(diffusion.dpm_solver_plan, dtype=torch.float64)
     torch.set_default_dtype(torch.float64)
@@ -122,25 +116,15 @@ def watch(owner: Any, *names: str) -> Iterator[Calls]:
 def build(code: SimpleNamespace, cfg: ModelConfig, make: Callable | None = None, **options: Any) -> nn.Module:
     """The official model of an architecture; `make` is one of its size functions, which fix the transformer."""
     if make is None:
-        for side in ("encoder", "decoder"):
-            options |= {f"{side}_embed_dim": cfg.width, f"{side}_num_heads": cfg.heads}
-        options |= {"encoder_depth": cfg.encoder_blocks, "decoder_depth": cfg.decoder_blocks}
+        for side, blocks in (("encoder", cfg.encoder_blocks), ("decoder", cfg.decoder_blocks)):
+            options |= {f"{side}_embed_dim": cfg.width, f"{side}_num_heads": cfg.heads, f"{side}_depth": blocks}
         options |= {"norm_layer": functools.partial(nn.LayerNorm, eps=1e-6), "mlp_ratio": cfg.mlp_ratio}
     return (make or code.emigm.eMIGM)(
-        img_size=cfg.grid,
-        vae_stride=1,
-        patch_size=cfg.patch,
-        vae_embed_dim=cfg.channels,
-        class_num=cfg.classes,
-        attn_dropout=cfg.dropout,
-        proj_dropout=cfg.dropout,
-        buffer_size=cfg.buffer,
-        diffloss_d=cfg.head_blocks,
-        diffloss_w=cfg.head_width,
-        use_mae=cfg.mae,
-        use_unsup_cfg=cfg.cfg_with_mask,
+        img_size=cfg.grid, vae_stride=1, patch_size=cfg.patch, vae_embed_dim=cfg.channels, class_num=cfg.classes,
+        attn_dropout=cfg.dropout, proj_dropout=cfg.dropout, buffer_size=cfg.buffer,
+        diffloss_d=cfg.head_blocks, diffloss_w=cfg.head_width, use_mae=cfg.mae, use_unsup_cfg=cfg.cfg_with_mask,
         **{"mask_strategy": "exp", **options},
-    )
+    )  # fmt: skip
 
 
 def sampling_options(cfg: SampleConfig) -> dict[str, Any]:
@@ -204,15 +188,9 @@ def trainer(
     """What trains the official model for an epoch, of `epoch` batches of (unit latents, labels), without what it
     prints; and its EMA weights in the order of its parameters."""
     recipe = SimpleNamespace(
-        lr=cfg.lr,
-        min_lr=0.0,
-        lr_schedule=cfg.lr_schedule,
-        warmup_epochs=cfg.warmup_steps / epoch,
-        epochs=1,
-        grad_clip=cfg.grad_clip,
-        ema_rate=cfg.ema,
-        use_dc_ae=True,  # the batches are latents as they are
-    )
+        lr=cfg.lr, min_lr=0.0, lr_schedule=cfg.lr_schedule, warmup_epochs=cfg.warmup_steps / epoch, epochs=1,
+        grad_clip=cfg.grad_clip, ema_rate=cfg.ema, use_dc_ae=True,  # the batches are latents as they are
+    )  # fmt: skip
     parameters = list(theirs.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(code.misc.add_weight_decay(theirs, cfg.weight_decay), cfg.lr, cfg.betas)
@@ -228,11 +206,8 @@ def trainer(
 def train_epoch(
     code: SimpleNamespace, theirs: nn.Module, model: ModelConfig, cfg: TrainConfig, batches: list[tuple]
 ) -> tuple[list[Tensor], list[TrainingDraw], list[float]]:
-    """Train the official model for an epoch of `batches`, (unit latents, labels) each.
-
-    Returns:
-        EMA weights in the order of its parameters, the draws, and the gradients' norms before the clip.
-    """
+    """Train the official model for an epoch of `batches`, (unit latents, labels) each. Returns EMA weights in the order
+    of its parameters, the draws, and the gradients' norms before the clip."""
     run, average = trainer(code, theirs, cfg, len(batches))
     with (
         watch(torch, "rand", "randint", "randn_like") as drawn,
@@ -248,8 +223,7 @@ def _training_draws(theirs: nn.Module, cfg: ModelConfig, batch: int, calls: Call
     """Every step's draw. The official code draws for all L tokens, ours for the masked ones."""
     uniforms = [result for _, result in calls["rand"] if result.shape == (batch,)]  # those of the class dropout
     steps = zip(calls["random_masking"], uniforms, calls["randint"], calls["randn_like"], strict=True)
-    every = (theirs.diffusion_batch_mul, batch, cfg.tokens)  # (R, B, L)
-    draws = []
+    every, draws = (theirs.diffusion_batch_mul, batch, cfg.tokens), []  # (R, B, L)
     for (_, (mask, t, schedule)), uniform, (_, time), (_, noise) in steps:
         masked = mask.nonzero()[:, 1].view(batch, -1)
         time = time.view(every).gather(2, masked.expand(every[0], -1, -1))  # (R, B, m)
@@ -262,37 +236,22 @@ def _training_draws(theirs: nn.Module, cfg: ModelConfig, batch: int, calls: Call
 def draw_of(
     tokens: int, masked: Tensor, dropped: Tensor, time: Tensor, noise: Tensor, weight: float = 1.0
 ) -> TrainingDraw:
-    """A draw of L = `tokens` in the form ours takes.
-
-    masked (B, m): positions of each image's masked tokens; dropped (B,); time (R, B, m); noise (R, B, m, C); `weight`
-    of the mean loss.
-    """
-    (b, m), repeats = masked.shape, len(time)
-    return TrainingDraw(
-        counts=np.full(b, m),
-        rows=(masked + tokens * torch.arange(b)[:, None]).flatten(),
-        weight=torch.full((b,), weight / (repeats * b * m), dtype=torch.float64),
-        dropped=dropped,
-        time=time.flatten(1),
-        noise=noise.flatten(1, 2),
-    )
+    """A draw of L = `tokens` in the form ours takes: masked (B, m), positions of each image's masked tokens; dropped
+    (B,); time (R, B, m); noise (R, B, m, C); `weight` of the mean loss."""
+    (b, m), rows = masked.shape, (masked + tokens * torch.arange(len(masked))[:, None]).flatten()
+    weights = torch.full((b,), weight / (len(time) * b * m), dtype=torch.float64)
+    return TrainingDraw(np.full(b, m), rows, weights, dropped, time=time.flatten(1), noise=noise.flatten(1, 2))
 
 
 @torch.no_grad()
 def solve(code: SimpleNamespace, head: DiffusionHead, z: list[Tensor], cfg: SampleConfig) -> tuple[Tensor, Tensor]:
-    """Tokens (M, C) the official solvers make with the weights of `head`, and the noise they drew (K or 1, M, C).
-
-    z: [conditional] or [conditional, unconditional], each (M, D).
-    """
+    """Tokens (M, C) the official solvers make with the weights of `head`, and the noise they drew (K or 1, M, C); z:
+    [conditional] or [conditional, unconditional], each (M, D)."""
     rows, width = z[0].shape
     theirs = code.diffloss.DiffLoss(
-        target_channels=head.input_proj.in_features,
-        z_channels=width,
-        depth=len(head.res_blocks),
-        width=head.cond_embed.out_features,
-        num_sampling_steps=str(cfg.solver_steps),
-        sampling_algo=cfg.solver,
-    ).to(z[0].dtype)
+        target_channels=head.input_proj.in_features, z_channels=width, depth=len(head.res_blocks),
+        width=head.cond_embed.out_features, num_sampling_steps=str(cfg.solver_steps), sampling_algo=cfg.solver,
+    ).to(z[0].dtype)  # fmt: skip
     theirs.net.load_state_dict(head.state_dict())
     with watch(torch, "randn", "randn_like") as drawn:
         tokens = theirs.sample(torch.cat(z), 1.0 if cfg.temperature is None else cfg.temperature, cfg.cfg_scale)
@@ -306,8 +265,7 @@ def generate(
     theirs: nn.Module, labels: Tensor, model: ModelConfig, cfg: SampleConfig
 ) -> tuple[Tensor, np.ndarray, sampling.ImageDraw]:
     """Unit latents (B, channels, grid, grid) of the official sampler, its reveal counts (N,) and its draws."""
-    batch = len(labels)
-    temperature = 1.0 if cfg.temperature is None else cfg.temperature
+    batch, temperature = len(labels), 1.0 if cfg.temperature is None else cfg.temperature
     with watch(torch, "randn", "randn_like") as drawn, watch(theirs, "forward_mae_encoder") as passes:
         latents = theirs.sample_tokens(batch, cfg.steps, cfg.cfg_scale, cfg.cfg_schedule, labels, temperature)
 

@@ -56,10 +56,8 @@ VARIANTS = {
     ", no MAE trick": {"mae": False},
     ", own mask token, no MAE trick": {"cfg_with_mask": False, "mae": False},
 }
-SOLVERS = {
-    "dpm-solver": SampleConfig(6, 8, 4.0, (0.1, 0.6)),
-    "ddpm, temperature 0.7": SampleConfig(6, 8, 4.0, (0.1, 0.6), solver="ddpm", temperature=0.7),
-}
+SOLVERS = {"dpm-solver": SampleConfig(6, 8, 4.0, (0.1, 0.6))}
+SOLVERS["ddpm, temperature 0.7"] = replace(SOLVERS["dpm-solver"], solver="ddpm", temperature=0.7)
 DDPM_FLOAT64 = 1e-9
 """Tolerance: the official respaced process gets alpha bar back from its betas; at the noisiest step beta is within 1e-6
 of 1, and 1 - beta keeps ten digits."""
@@ -81,11 +79,8 @@ class Row(NamedTuple):
 
 
 def run_parity(official: str | Path) -> list[Row]:
-    """All comparisons with the official code in the clone `official`; takes a minute or two on a CPU.
-
-    Raises:
-        ConfigError: the folder is no clone of it, or a package it needs is missing.
-    """
+    """All comparisons with the official code in the clone `official`; takes a minute or two on a CPU. Raises
+    ConfigError where the folder is no clone of it, or a package it needs is missing."""
     rows = []
     with oracle.official_code(official) as code:
         for compute, settings, names, tolerances in COMPARISONS:
@@ -99,10 +94,8 @@ def run_parity(official: str | Path) -> list[Row]:
 def differences(code: SimpleNamespace, compute: Callable[..., Iterator[Result]], precision: str) -> list[float]:
     """Of everything that `compute` yields, in a precision."""
     if precision in HALVES:
-        return [
-            rounding(ours, theirs, exact)
-            for (ours, theirs), (_, exact) in zip(compute(precision=precision), compute(), strict=True)
-        ]
+        pairs = zip(compute(precision=precision), compute(), strict=True)
+        return [rounding(ours, theirs, exact) for (ours, theirs), (_, exact) in pairs]
     with oracle.in_float64(code) if precision == "float64" else contextlib.nullcontext():
         return [difference(*result) if isinstance(result, tuple) else result for result in compute()]
 
@@ -215,13 +208,9 @@ def with_gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
 
 
 def losses(
-    code: SimpleNamespace,
-    variant: str = "",
-    schedule: str = "exp",
-    weighted: bool = False,
-    together: bool = False,
+    code: SimpleNamespace, variant: str = "", schedule: str = "exp", weighted: bool = False, together: bool = False,
     precision: Precision = "float32",
-) -> Iterator[Result]:
+) -> Iterator[Result]:  # fmt: skip
     """Training loss and gradients, as two results or one, dropout off; half the classes are dropped, and every third
     diffusion time is 0, where the loss has its likelihood term."""
     randint = torch.randint
@@ -327,7 +316,7 @@ def reveal_counts(code: SimpleNamespace, schedule: str, steps: int) -> Iterator[
 def network_passes(
     code: SimpleNamespace, models: str, steps: int, low: float, high: float, expected: int
 ) -> Iterator[Result]:
-    """Passes of the network for an image, guided in (low, high], counted in the official loop."""
+    """Forward passes for an image, guided in (low, high], counted in the official loop."""
     torch.manual_seed(7)
     model, passes, _ = oracle.without_networks(code, replace(TINY, grid=16), cfg_t_min=low, cfg_t_max=high)
     model.sample_tokens(1, steps, cfg=4.0, labels=torch.tensor([0]))
@@ -422,15 +411,11 @@ MASKED = [("exp", 0.2), ("exp", 0.0), ("cosine", 0.0), ("linear", 0.0)]
 REVEALED = list(itertools.product(schedules.SCHEDULES, (12, 36)))
 """At 36 steps, as many as tokens, the rule of at least one decides most of them."""
 BUDGETS = [
-    ("256 xs, s, b, l", 16, 0.1, 0.3, 19),
-    ("256 h", 16, 0.2, 0.4, 19),
-    ("256 xs, s, l", 128, 0.18, 0.6, 181),
-    ("256 b", 128, 0.05, 0.4, 173),
-    ("256 h, many steps", 128, 0.3, 0.7, 179),
-    ("512 all", 16, 0.15, 0.35, 19),
-    ("512 all, many steps", 64, 0.25, 0.5, 80),
-]
-"""Steps N, guidance interval and passes of the nine models at their two budgets each."""
+    ("256 xs, s, b, l", 16, 0.1, 0.3, 19), ("256 h", 16, 0.2, 0.4, 19),
+    ("256 xs, s, l", 128, 0.18, 0.6, 181), ("256 b", 128, 0.05, 0.4, 173), ("256 h, many steps", 128, 0.3, 0.7, 179),
+    ("512 all", 16, 0.15, 0.35, 19), ("512 all, many steps", 64, 0.25, 0.5, 80),
+]  # fmt: skip
+"""Steps N, guidance interval and passes of the nine models at their two sampling configurations each."""
 RATES = [("constant", 20), ("cosine", 20), ("cosine", 0)]
 ROUNDED = "{p}: rounding over the official code's"
 MASKS, REVEALS = "distribution of the masked tokens, {}, t_min {:g}", "distribution of the reveal counts, {}, N {}"
