@@ -3,12 +3,11 @@
 import hashlib
 import json
 import shutil
-import socket
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from loopback import COMMIT, CONTENT, File
+from stored import free_port
 
 from emigm import cli
 from emigm.config.benchmark import is_random
@@ -17,15 +16,12 @@ from emigm.config.errors import ConfigError
 from emigm.config.schema import ReleasedConfig
 from emigm.paper.settings import PAPER_MODELS
 from emigm.tools import artefacts, doctor, fetch
-from emigm.tools.artefacts import HubFile, ReleasedFile, released_files
+from emigm.tools.artefacts import HubFile, ReleasedFile
 from emigm.tools.fetch import fetch_official, obtain
 
-make_random = import_module(fetch.MAKE_RANDOM).make_random
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
 pytestmark = pytest.mark.usefixtures("checkout", "at_once")
-PLACE = Path("weights/w.ckpt")
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PLACE, RECORD = Path("weights/w.ckpt"), Path("weights/fetched.json")
 ON_HUB = ReleasedFile("checkpoint", PLACE, (HubFile("them/model", "256/w.pth"),))
 
 
@@ -39,21 +35,16 @@ def item(server, *paths, published=None):
     return ReleasedFile("weights", PLACE, tuple(server.url + p for p in paths), published)
 
 
-def parts():
-    return list(Path("weights").glob(".*.part"))
-
-
-def record():
-    return json.loads(Path("weights/fetched.json").read_text())
+def nothing_is_left():
+    return not PLACE.exists() and not RECORD.exists() and not list(Path("weights").glob(".*.part"))
 
 
 def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server):
     server.files["/w"] = File()
     assert obtain(item(server, "/w")) is None
-    assert PLACE.read_bytes() == CONTENT and not parts()
+    assert PLACE.read_bytes() == CONTENT and not list(Path("weights").glob(".*.part"))
     expected = {"sha256": SHA256, "bytes": len(CONTENT), "from": f"{server.url}/w"}
-    assert record() == {"weights/w.ckpt": expected}
-    assert artefacts.recorded("w.ckpt") == SHA256 and artefacts.recorded("other") is None
+    assert json.loads(RECORD.read_text()) == {"weights/w.ckpt": expected}
     asked = len(server.requests)
     assert obtain(item(server, "/w")) is None and len(server.requests) == asked
     PLACE.write_bytes(b"damaged")
@@ -61,6 +52,10 @@ def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server)
     PLACE.unlink()
     server.files["/w"] = File(b"new", {"ETag": '"2"'})
     assert "the SHA-256 in weights/fetched.json is" in obtain(item(server, "/w")) and not PLACE.exists()
+    for text in ("{", "[]", '{"a": 1}', '{"a": {}}'):
+        RECORD.write_text(text)
+        with pytest.raises(ConfigError, match=r"weights/fetched.json: .*; delete it, and `emigm fetch` writes it"):
+            obtain(item(server, "/w"))
 
 
 @pytest.mark.parametrize(
@@ -78,24 +73,23 @@ def test_an_interrupted_download_goes_on(server, monkeypatch, then, content):
     with monkeypatch.context() as once:
         once.setattr(fetch, "TRIES", 1)
         assert "no mirror gave it" in obtain(item(server, "/w"))
-    assert not PLACE.exists() and not Path("weights/fetched.json").exists()
-    (part,) = parts()
+    assert not PLACE.exists() and not RECORD.exists()
+    (part,) = Path("weights").glob(".*.part")
     done, before = part.stat().st_size, len(server.requests)
     assert 0 < done < len(CONTENT)
     server.files["/w"] = then
     assert obtain(item(server, "/w")) is None
-    assert PLACE.read_bytes() == content and not parts()
+    assert PLACE.read_bytes() == content and not part.exists()
     assert server.requests[before] == ("GET", "/w", f"bytes={done}-")
 
 
 def test_a_download_that_was_killed_before_its_check_is_checked(server):
     server.files["/w"] = File()
-    part = fetch.receive(f"{server.url}/w", Path("w.ckpt"), {})
-    assert part.read_bytes() == CONTENT and part != Path("w.ckpt")
-    assert fetch.receive(f"{server.url}/w", Path("w.ckpt"), {}) == part and server.sent == len(CONTENT)
+    for _ in range(2):
+        part = fetch.receive(f"{server.url}/w", Path("w.ckpt"), {})
+        assert part.read_bytes() == CONTENT and part != Path("w.ckpt") and server.sent == len(CONTENT)
     server.files["/w"] = File(b"shorter", {"ETag": '"2"'})
-    part = fetch.download(f"{server.url}/w", Path("w.ckpt"), {})
-    assert part.read_bytes() == b"shorter"
+    assert fetch.download(f"{server.url}/w", Path("w.ckpt"), {}).read_bytes() == b"shorter"
 
 
 @pytest.mark.parametrize(
@@ -111,47 +105,35 @@ def test_what_is_wrong_is_named_and_the_next_mirror_is_asked(server, file, reaso
     server.files["/bad"], server.files["/good"] = file, File()
     problem = obtain(item(server, "/bad", published=SHA256))
     assert problem.startswith("weights/w.ckpt: no mirror gave it; put it there by hand.")
-    assert f"{server.url}/bad (" in problem and reason in problem and "\n" not in problem
-    assert not PLACE.exists() and not parts() and not Path("weights/fetched.json").exists()
+    assert f"{server.url}/bad (" in problem and reason in problem and "\n" not in problem and nothing_is_left()
     assert obtain(item(server, "/bad", "/good", published=SHA256)) is None
-    assert record()["weights/w.ckpt"]["from"] == f"{server.url}/good"
+    assert json.loads(RECORD.read_text())["weights/w.ckpt"]["from"] == f"{server.url}/good"
 
 
-def test_no_network_is_one_clear_error():
-    with socket.socket() as s:  # a port where nobody listens
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    problem = obtain(ReleasedFile("weights", PLACE, (f"http://127.0.0.1:{port}/w",)))
-    assert f"http://127.0.0.1:{port}/w (Failed to establish a new connection: [Errno" in problem
-    assert "\n" not in problem and not parts()
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": {}}'])
-def test_a_damaged_record_is_one_clear_error(server, text):
-    Path("weights").mkdir()
-    Path("weights/fetched.json").write_text(text)
-    with pytest.raises(ConfigError, match=r"weights/fetched.json: .*; delete it, and `emigm fetch` writes it again"):
-        obtain(item(server, "/w"))
-
-
-def test_a_disk_without_room_is_told_before_anything_is_written(server, monkeypatch):
+def test_without_a_network_or_room_on_the_disk_nothing_is_written(server, monkeypatch):
+    nobody = f"http://127.0.0.1:{free_port()}/w"
+    problem = obtain(ReleasedFile("weights", PLACE, (nobody,)))
+    assert f"{nobody} (Failed to establish a new connection: [Errno" in problem and "\n" not in problem
     server.files["/w"] = File()
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 1})())
-    assert "do not fit on this disk" in obtain(item(server, "/w")) and not parts()
+    assert "do not fit on this disk" in obtain(item(server, "/w")) and nothing_is_left()
 
 
 def test_a_file_of_the_hub_is_checked_and_fetched_again_as_it_was_the_first_time(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.put("them/model", "256/w.pth", CONTENT, published="d" * 64)
-    assert "the Hub's SHA-256 is dddd" in obtain(ON_HUB)
-    assert not parts() and not PLACE.exists()
+    assert "the Hub's SHA-256 is dddd" in obtain(ON_HUB) and nothing_is_left()
     server.put("them/model", "256/w.pth", CONTENT)
-    assert obtain(ON_HUB) is None and record()["weights/w.ckpt"]["commit"] == COMMIT
+    assert obtain(ON_HUB) is None and json.loads(RECORD.read_text())["weights/w.ckpt"]["commit"] == COMMIT
     PLACE.unlink()
     server.put("them/model", "256/w.pth", b"new", "e" * 40)
     assert obtain(ON_HUB) is None and PLACE.read_bytes() == CONTENT
+    server.files = {"/w": File()}  # the token is for the Hub alone
+    assert obtain(item(server, "/w")._replace(path=Path("weights/other"))) is None
+    tokens = {path.split("/")[1]: token for path, token in server.tokens.items()}
+    assert (tokens["w"], tokens["them"]) == (None, "Bearer hf_secret")
     PLACE.unlink()
-    server.files.clear()
-    assert "https://huggingface.co/them/model (" in obtain(ON_HUB) and not parts()
+    assert "https://huggingface.co/them/model (" in obtain(ON_HUB) and not list(Path("weights").glob(".*.part"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     asked = len(server.requests)
     assert "offline" in obtain(ON_HUB).lower() and len(server.requests) == asked
@@ -167,27 +149,18 @@ def test_the_train_stage_gets_a_checkpoint_that_is_absent(server):
     assert fetch_official(released, "xs") == Path("weights/emigm/256/x.pth")
 
 
-def test_the_hubs_token_goes_to_the_hub_alone(server, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    server.put("them/model", "256/w.pth", CONTENT)
-    server.files["/w"] = File()
-    assert obtain(ON_HUB) is obtain(item(server, "/w")._replace(path=Path("weights/other"))) is None
-    assert server.tokens.pop("/w") is None and set(server.tokens.values()) == {"Bearer hf_secret"}
-
-
 @pytest.mark.parametrize("name", ["imagenet256", "imagenet512"])
 def test_all_that_doctor_misses_is_fetched_and_then_nothing_is_missing(server, monkeypatch, capsys, name):
     benchmark = compose_benchmark(name)
     missing = [c for c in doctor.check_files(benchmark) if c.state != doctor.OK]
     assert all(f"emigm fetch {name}" in c.remedy for c in missing)
     mirrors = {kind: (*[f"{server.url}/none"] * (len(m) - 1), m[-1]) for kind, m in artefacts.MIRRORS.items()}
-    mirrors["inception"] = (f"{server.url}/inception",)
-    monkeypatch.setattr(artefacts, "MIRRORS", mirrors)
+    monkeypatch.setattr(artefacts, "MIRRORS", mirrors | {"inception": (f"{server.url}/inception",)})
     monkeypatch.setattr(artefacts, "REFERENCE_HOST", server.url)
     monkeypatch.setitem(artefacts.PUBLISHED, "inception", SHA256)
     side = benchmark.data.resolution
     server.files = {"/inception": File(), f"/{side}/{artefacts.REFERENCES[side]}": File()}
-    files = list(released_files(benchmark))
+    files = list(artefacts.released_files(benchmark))
     for mirror in (m for file in files for m in file.mirrors if isinstance(m, HubFile)):
         server.put(mirror.repository, mirror.name, CONTENT)
     assert cli.main(["fetch", name]) == 0
@@ -195,16 +168,13 @@ def test_all_that_doctor_misses_is_fetched_and_then_nothing_is_missing(server, m
     assert all(c.state == doctor.OK for c in doctor.check_files(benchmark))
 
 
-def test_what_cannot_be_fetched_is_explained_and_embedded_data_need_nothing(capsys, monkeypatch):
+def test_what_cannot_be_fetched_is_explained_and_keeps_no_other_file_away(capsys, monkeypatch):
     monkeypatch.setattr(fetch, "obtain", lambda file: None)
     assert cli.main(["fetch", "imagenet256", "-S", "benchmark.weights=trained"]) == 0
     out = capsys.readouterr().out
     assert "image-net.org" in out and "imagenet/train" in out and "1000 classes" in out
     assert cli.main(["fetch", "smoke"]) == 0
     assert capsys.readouterr().out == "smoke: nothing to fetch; `emigm doctor smoke` says what it takes to run\n"
-
-
-def test_one_failure_does_not_keep_the_other_files_away(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(fetch, "obtain", lambda file: asked.append(file.what) or f"{file.what}: no")
     assert cli.main(["fetch", "imagenet256", "-S", "benchmark.sizes=[xs]"]) == 1
@@ -215,8 +185,7 @@ def test_one_failure_does_not_keep_the_other_files_away(monkeypatch, capsys):
 @pytest.mark.parametrize("key", PAPER_MODELS, ids=str)
 def test_released_names_are_the_files_of_the_benchmarks(key):
     resolution, size = key
-    released = compose_benchmark(f"imagenet{resolution}").released
-    file = artefacts.released_file(resolution, size)
+    released, file = compose_benchmark(f"imagenet{resolution}").released, artefacts.released_file(resolution, size)
     assert (file.repository, file.name) == (released.repository, released.files[size])
 
 
@@ -247,39 +216,39 @@ def test_the_files_of_a_dry_run_are_random_and_what_reads_the_real_ones_reads_th
     shutil.rmtree("random")  # 380 MB
 
 
-@pytest.mark.parametrize(
-    "key", ["data.root", "data.holdout_root", "evaluation.reference", "autoencoder.weights", "extractor.weights"]
-)
-def test_random_files_are_for_dry_runs_alone(checkout, key):
+def test_random_files_are_for_dry_runs_alone_however_their_path_is_written(checkout):
     """No stage and no command reads a benchmark that could take them for the real ones."""
-    named = f"benchmark.{key}=random/a"
-    with pytest.raises(ConfigError, match=f"{key} = random/a: only a dry run takes random files; name the real one"):
-        compose_benchmark("imagenet256", [named])
-    assert compose_benchmark("imagenet256", [named, "benchmark.dry_run=true"]).random_files == {key: Path("random/a")}
-
-
-def test_a_path_is_random_by_its_folder_however_it_is_written(checkout):
+    for part in ("data.root", "data.holdout_root", "evaluation.reference", "autoencoder.weights", "extractor.weights"):
+        named = f"benchmark.{part}=random/a"
+        with pytest.raises(ConfigError, match=f"{part} = random/a: only a dry run takes random files; name the real"):
+            compose_benchmark("imagenet256", [named])
+        dry_run = compose_benchmark("imagenet256", [named, "benchmark.dry_run=true"])
+        assert dry_run.random_files == {part: Path("random/a")}
     Path("link").symlink_to("random")
     assert all(map(is_random, ("random/a", "./random/b/c", "weights/../random/a", "link/a", checkout / "random/a")))
     assert not any(map(is_random, (None, "random", "weights/random/a", "/random/a", "weights/kl16.ckpt")))
 
 
-def test_random_files_that_cannot_be_made_are_refused(checkout):
+def test_random_files_that_cannot_be_made_are_refused(monkeypatch):
     other = compose_benchmark("imagenet512", ["benchmark.autoencoder.weights=random/a", "benchmark.dry_run=true"])
     with pytest.raises(ConfigError, match="random ones are made of kind: kl16, not of dcae; name real ones"):
         fetch.fetch(other)
     assert not Path("random").exists()
-    settings = [f"benchmark.{part}.classes=3" for part in ("data", "model")]
+    photos = Path("random/photos")
+    names = ("extractor.weights", "autoencoder.weights", "evaluation.reference")
+    changes = [f"benchmark.{name}=real" for name in names]
+    changes += [f"benchmark.{part}.classes=3" for part in ("data", "model")]
+    three = compose_benchmark("imagenet256-dry", changes)
+    monkeypatch.setattr(fetch, "obtain", lambda file: None)
     for part in ("class0000", "class0001"):
-        (Path("random/photos") / part).mkdir(parents=True)
-    only_photos = {"data.root": Path("random/photos")}
+        (photos / part).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"random/photos: 2 class folders, not 3; delete it and fetch again"):
-        make_random(compose_benchmark("imagenet256-dry", settings), only_photos)
-    shutil.rmtree("random/photos")
+        fetch.fetch(three)
+    shutil.rmtree(photos)
     Path("random/.photos.begun/class0007").mkdir(parents=True)  # of a call that was killed
-    make_random(compose_benchmark("imagenet256-dry", settings), only_photos)
-    photos = [f"random/photos/class000{label}/0.jpeg" for label in range(3)]
-    assert sorted(map(str, Path("random").rglob("*.*"))) == photos
+    fetch.fetch(three)
+    expected = [f"random/photos/class000{label}/0.jpeg" for label in range(3)]
+    assert sorted(map(str, Path("random").rglob("*.*"))) == expected
 
 
 @pytest.mark.parametrize(("locked", "status"), [(True, 0), (None, 0), (False, 1)])
