@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from dvc.repo import Repo
 from stored import FORK, write_samples
+from test_bad_input import leaves
 from test_evaluation import TREE
 
 from emigm.cli import main
@@ -230,13 +232,6 @@ def test_a_flipped_bit_in_any_tracked_file_is_refused(verify):
         assert not verify().holds, path
         path.write_bytes(content)
     assert verify().holds
-
-
-def leaves(tree, path=()):
-    """Paths of everything in a JSON tree but the root."""
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
-        yield (*path, key)
-        yield from leaves(value, (*path, key))
 
 
 PARTS = ("results", "settings", "inputs", "outputs", "stage")
@@ -506,7 +501,8 @@ def test_images_that_the_weights_do_not_give_are_refused_but_for_rounding_elsewh
     for folder in Path("samples/tiny/xs").glob("*/*"):
         samples = SampleSet(folder, 24)
         pixels, labels = samples.all()
-        write_samples(folder, change(pixels), labels, 12, **samples.facts)
+        forged = np.concatenate([change(pixels[:12]), pixels[12:]])
+        write_samples(folder, forged, labels, 12, **samples.facts)
         written = {f"{folder.as_posix()}/index.json": sha256(folder / "index.json")}
         edit(f"sample-xs-{folder.parent.name}", lambda r, forged=written: r["outputs"].update(forged))
         edit("evaluate-xs", lambda r, forged=written: r["inputs"].update(forged))
@@ -514,7 +510,7 @@ def test_images_that_the_weights_do_not_give_are_refused_but_for_rounding_elsewh
         edit(stage, lambda r: r["provenance"].update(device="CPU: another"))
     accept_all()
     assert verify().holds
-    found = verify("--deep")
+    found = verify("--deep", "--seed", 3)  # draws the first chunk
     assert found.holds == ("rounding" in said) and re.search(said, found.said)
 
 
