@@ -33,6 +33,12 @@ def make(*paths, content=b""):
         path.write_bytes(content)
 
 
+def stages(device, *changes, name="imagenet256"):
+    """Cost of every stage, by name, of models of a hundred million parameters."""
+    benchmark = compose_benchmark(name, [f"benchmark.{change}" for change in changes])
+    return {cost.stage: cost for cost in costs(benchmark, device, dict.fromkeys(benchmark.sizes, 10**8))}
+
+
 def states(checks):
     return [(check.state, check.status) for check in checks]
 
@@ -126,8 +132,7 @@ def test_gpus_share_every_batch_and_divide_the_time(one_a100, capsys, gpus, shar
     out = capsys.readouterr().out
     row = next(line.split() for line in out.splitlines() if line.startswith("h "))
     assert row[1:4] == ["2048", str(share), str(passes)] and "Not divided" in out
-    benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    alone = {c.stage: c.seconds for c in costs(benchmark, A100, dict.fromkeys(benchmark.sizes, 0))}
+    alone = {name: cost.seconds for name, cost in stages(A100, "weights=trained").items()}
     times = (alone["train h"], alone["sample h N=16"] + alone["sample h N=128"])
     assert " ".join(row[4:]) == " ".join(doctor.duration(seconds / gpus) for seconds in times)
 
@@ -139,7 +144,7 @@ def test_gpus_that_cannot_share_the_batch_of_every_size_are_refused(refused, gpu
 
 
 def test_a_full_disk_is_told(monkeypatch):
-    estimated = list(costs(compose_benchmark("cifar10"), A100, dict.fromkeys(("xs", "s", "b"), 10**7)))
+    estimated = list(stages(A100, name="cifar10").values())
     needed = sum(c.disk for c in estimated)
     for free, linked, state in ((1.9, False, "MISSING"), (2.1, False, "ok"), (1.1, True, "ok"), (0.9, True, "MISSING")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("", (), {"free": free * needed})())
@@ -148,11 +153,8 @@ def test_a_full_disk_is_told(monkeypatch):
 
 
 def test_costs_grow_with_images_and_fall_with_devices():
-    parameters = dict.fromkeys(("xs", "s", "b", "l", "h"), 10**8)
-
-    def total(device, *overrides):
-        changes = [f"benchmark.{override}" for override in overrides]
-        return sum(c.seconds for c in costs(compose_benchmark("imagenet256", changes), device, parameters))
+    def total(device, *changes):
+        return sum(cost.seconds for cost in stages(device, *changes).values())
 
     one = total(A100)
     assert total(A100._replace(count=8)) == pytest.approx(one / 8)
@@ -166,8 +168,7 @@ def test_costs_grow_with_images_and_fall_with_devices():
 
 
 def test_latents_and_samples_take_the_space_they_hold():
-    benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    disk = {c.stage: c.disk for c in costs(benchmark, A100, dict.fromkeys(benchmark.sizes, 10**8))}
+    disk = {name: cost.disk for name, cost in stages(A100, "weights=trained").items()}
     assert disk["encode"] == (2 * 1_281_167 + 50_000) * 16 * 16 * 32 * 4  # means and log-variances, float32
     assert disk["sample xs N=16"] == 50_000 * 256 * 256 * 3
     assert disk["train h"] == 4e8

@@ -1,7 +1,8 @@
-"""`emigm fetch` against a server on the loopback address: whole files or none, resumed, checked, recorded."""
+"""`emigm fetch` against a server on the loopback address: whole files or none, checked, recorded."""
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -28,21 +29,26 @@ ON_HUB = ReleasedFile("checkpoint", PLACE, (HubFile("them/model", "256/w.pth"),)
 @pytest.fixture
 def at_once(monkeypatch):
     """Tries follow each other without a pause."""
-    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setattr(fetch, "PAUSE", 0.0, raising=False)
 
 
 def item(server, *paths, published=None):
     return ReleasedFile("weights", PLACE, tuple(server.url + p for p in paths), published)
 
 
-def nothing_is_left():
-    return not PLACE.exists() and not RECORD.exists() and not list(Path("weights").glob(".*.part"))
+def left():
+    """What an unfinished download has left."""
+    return list(Path("weights").glob(".*.part"))
+
+
+def nothing_is_written():
+    return not PLACE.exists() and not RECORD.exists() and not left()
 
 
 def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server):
     server.files["/w"] = File()
     assert obtain(item(server, "/w")) is None
-    assert PLACE.read_bytes() == CONTENT and not list(Path("weights").glob(".*.part"))
+    assert PLACE.read_bytes() == CONTENT and not left()
     expected = {"sha256": SHA256, "bytes": len(CONTENT), "from": f"{server.url}/w"}
     assert json.loads(RECORD.read_text()) == {"weights/w.ckpt": expected}
     asked = len(server.requests)
@@ -58,45 +64,22 @@ def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server)
             obtain(item(server, "/w"))
 
 
-@pytest.mark.parametrize(
-    ("then", "content"),
-    [
-        (File(), CONTENT),  # goes on where it stopped
-        (File(ranges=False), CONTENT),  # starts again
-        (File(CONTENT[::-1], {"ETag": '"2"'}), CONTENT[::-1]),  # is never mixed with another version
-        (File(cut=1_500_000), CONTENT),  # breaks again and again
-    ],
-    ids=["whole", "without ranges", "changed", "breaking"],
-)
-def test_an_interrupted_download_goes_on(server, monkeypatch, then, content):
-    server.files["/w"] = File(cut=3_000_000)
-    with monkeypatch.context() as once:
-        once.setattr(fetch, "TRIES", 1)
+def test_an_interrupted_download_leaves_no_file_and_the_next_call_gets_the_whole_one(server):
+    for content in (CONTENT, CONTENT[::-1]):  # or that of another version
+        PLACE.unlink(missing_ok=True)
+        server.files["/w"] = File(cut=3_000_000, ranges=False)
         assert "no mirror gave it" in obtain(item(server, "/w"))
-    assert not PLACE.exists() and not RECORD.exists()
-    (part,) = Path("weights").glob(".*.part")
-    done, before = part.stat().st_size, len(server.requests)
-    assert 0 < done < len(CONTENT)
-    server.files["/w"] = then
-    assert obtain(item(server, "/w")) is None
-    assert PLACE.read_bytes() == content and not part.exists()
-    assert server.requests[before] == ("GET", "/w", f"bytes={done}-")
-
-
-def test_a_download_that_was_killed_before_its_check_is_checked(server):
-    server.files["/w"] = File()
-    for _ in range(2):
-        part = fetch.receive(f"{server.url}/w", Path("w.ckpt"), {})
-        assert part.read_bytes() == CONTENT and part != Path("w.ckpt") and server.sent == len(CONTENT)
-    server.files["/w"] = File(b"shorter", {"ETag": '"2"'})
-    assert fetch.download(f"{server.url}/w", Path("w.ckpt"), {}).read_bytes() == b"shorter"
+        assert not PLACE.exists() and not RECORD.exists()
+        server.files["/w"] = File(content, {"ETag": f'"{content[:1]}"'})
+        assert obtain(item(server, "/w")) is None and PLACE.read_bytes() == content and not left()
+        RECORD.unlink()
 
 
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        (File(b"", {}, 404), "HTTP 404"),
-        (File(b"", {}, 503), "HTTP 503"),
+        (File(b"", {}, 404), "HTTP.* 404"),
+        (File(b"", {}, 503), "HTTP.* 503"),
         (File(b"<html>", {"Content-Type": "text/html; charset=utf-8"}), "a web page came in place of the file"),
         (File(CONTENT[:-1]), "the published SHA-256 is"),
     ],
@@ -105,24 +88,23 @@ def test_what_is_wrong_is_named_and_the_next_mirror_is_asked(server, file, reaso
     server.files["/bad"], server.files["/good"] = file, File()
     problem = obtain(item(server, "/bad", published=SHA256))
     assert problem.startswith("weights/w.ckpt: no mirror gave it; put it there by hand.")
-    assert f"{server.url}/bad (" in problem and reason in problem and "\n" not in problem and nothing_is_left()
+    assert (
+        f"{server.url}/bad (" in problem and re.search(reason, problem) and "\n" not in problem and nothing_is_written()
+    )
     assert obtain(item(server, "/bad", "/good", published=SHA256)) is None
     assert json.loads(RECORD.read_text())["weights/w.ckpt"]["from"] == f"{server.url}/good"
 
 
-def test_without_a_network_or_room_on_the_disk_nothing_is_written(server, monkeypatch):
+def test_no_network_is_one_clear_error():
     nobody = f"http://127.0.0.1:{free_port()}/w"
     problem = obtain(ReleasedFile("weights", PLACE, (nobody,)))
-    assert f"{nobody} (Failed to establish a new connection: [Errno" in problem and "\n" not in problem
-    server.files["/w"] = File()
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 1})())
-    assert "do not fit on this disk" in obtain(item(server, "/w")) and nothing_is_left()
+    assert re.search(rf"{nobody} \(.*\[Errno", problem) and "\n" not in problem and nothing_is_written()
 
 
 def test_a_file_of_the_hub_is_checked_and_fetched_again_as_it_was_the_first_time(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server.put("them/model", "256/w.pth", CONTENT, published="d" * 64)
-    assert "the Hub's SHA-256 is dddd" in obtain(ON_HUB) and nothing_is_left()
+    assert "the Hub's SHA-256 is dddd" in obtain(ON_HUB) and nothing_is_written()
     server.put("them/model", "256/w.pth", CONTENT)
     assert obtain(ON_HUB) is None and json.loads(RECORD.read_text())["weights/w.ckpt"]["commit"] == COMMIT
     PLACE.unlink()
@@ -133,7 +115,7 @@ def test_a_file_of_the_hub_is_checked_and_fetched_again_as_it_was_the_first_time
     tokens = {path.split("/")[1]: token for path, token in server.tokens.items()}
     assert (tokens["w"], tokens["them"]) == (None, "Bearer hf_secret")
     PLACE.unlink()
-    assert "https://huggingface.co/them/model (" in obtain(ON_HUB) and not list(Path("weights").glob(".*.part"))
+    assert "https://huggingface.co/them/model (" in obtain(ON_HUB) and not left()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     asked = len(server.requests)
     assert "offline" in obtain(ON_HUB).lower() and len(server.requests) == asked

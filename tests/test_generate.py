@@ -1,4 +1,5 @@
-"""`emigm generate`: the images are those of the API, the settings the model's own unless an option replaces them."""
+"""The Python API; `emigm generate`, whose images are those of the API, with the model's own settings unless an option
+replaces them; checkpoints in and out."""
 
 import dataclasses
 import json
@@ -9,11 +10,13 @@ from PIL import Image
 from test_model import TINY, random_model
 
 from emigm import cli
-from emigm.api import load_generator
+from emigm.api import Generator, load_generator
 from emigm.config.compose import compose_benchmark
+from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.model import save_model
+from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import generate
 
 CFG = dataclasses.replace(TINY, channels=1)
@@ -31,6 +34,12 @@ def make(folder, seed=0, **facts):
 def model(checkout):
     """A model folder that names its sampling settings."""
     return make(checkout / "model", sampling=as_dict(OWN))
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A model folder that names none."""
+    return make(tmp_path / "bare")
 
 
 def run(model, *options):
@@ -54,12 +63,11 @@ def test_the_grid_holds_the_images_of_the_api_enlarged_and_says_how_it_came_abou
 
 
 def test_settings_are_those_of_the_options_the_model_or_its_benchmarks_largest_budget(
-    model, tmp_path, monkeypatch, refused
+    model, bare, tmp_path, monkeypatch, refused
 ):
     options = ["--steps", "3", "--cfg-interval", "0.1", "0.5", "--schedule", "cosine", "--precision", "bf16"]
     changed = {"steps": 3, "cfg_interval": [0.1, 0.5], "schedule": "cosine", "precision": "bf16"}
     assert run(model, *options)["sampling"] == as_dict(OWN) | changed
-    bare = make(tmp_path / "bare")
     said = refused("generate", "--device", "cpu", bare, "--classes", 1, "--out", "grid.png", "--cfg-scale", 2)
     assert "give --steps and --solver-steps" in said
     assert run(bare, "--steps", "2", "--solver-steps", "3")["sampling"] == as_dict(SampleConfig(2, 3))
@@ -104,3 +112,55 @@ def test_numbers_and_ranges_are_understood_and_what_is_none_is_refused_with_an_e
         with pytest.raises(SystemExit):
             cli.main(["generate", "m", f"--classes={text}", "--out", "a.png"])
         assert "such as 0,2,5-7" in capsys.readouterr().err
+
+
+# The API
+
+
+def test_a_generator_makes_one_row_a_seed_and_one_picture_a_class(bare):
+    rows = load_generator(bare)(classes=[0, 3, 3], seeds=[1, 2], sampling=OWN)
+    assert [len(row) for row in rows] == [3, 3]
+    assert all(isinstance(p, Image.Image) and p.size == (4, 4) and p.mode == "L" for row in rows for p in row)
+    again = Generator.from_pretrained(bare)([0, 3, 3], [2], OWN)[0]
+    assert again[1].tobytes() == rows[1][1].tobytes() != rows[0][1].tobytes()
+
+
+def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(bare, tmp_path):
+    save_model(tmp_path / "none", random_model(CFG).state_dict(), CFG)
+    for work, message in (
+        (lambda: load_generator(bare).latents([0], seed=0), "give a SampleConfig"),
+        (lambda: load_generator(tmp_path / "none"), "names no autoencoder"),
+        (lambda: load_generator("256-xxl"), r"no such folder or file, and none of the released models \(256-xs, "),
+        (lambda: load_generator(bare, autoencoder="kl16.ckpt"), "takes no weights of others"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            work()
+
+
+@pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS)
+def test_the_papers_settings_are_those_of_its_budgets(resolution, size):
+    low, high = (paper_sampling(resolution, size, n) for n in (16, {256: 128, 512: 64}[resolution]))
+    assert (low.solver_steps, high.solver_steps, low.cfg_scale, high.cfg_scale) == (8, 14, 4.0, 4.0)
+    assert high.cfg_interval == {"b": (0.05, 0.4), "h": (0.3, 0.7)}.get(size, (0.18, 0.6)) or resolution == 512
+    with pytest.raises(ConfigError, match="the paper's budgets"):
+        paper_sampling(resolution, size, 32)
+
+
+def test_the_command_line_exports_and_imports_a_checkpoint_and_names_mistakes(bare, tmp_path, refused, capsys):
+    exported, again = tmp_path / "tiny.pth", tmp_path / "again"
+    assert cli.main(["export", bare, str(exported)]) == 0
+    assert "tiny.pth" in refused("import", exported, again)  # none of the nine
+    assert "none.pth: no such file" in refused("import", tmp_path / "none.pth", again)
+    assert "a model folder already" in refused("import", bare, again)
+    with pytest.raises(SystemExit):
+        cli.main(["import", "a", "b", "--model", "256-xxl"])
+    assert "256-xs" in capsys.readouterr().err
+    again.mkdir()
+    (again / "thesis.tex").write_text("mine")
+    said = refused("import", exported, again)
+    assert said.endswith("holds other files than a model's (thesis.tex); name a new folder")
+    assert [p.name for p in again.iterdir()] == ["thesis.tex"]
+    (again / "thesis.tex").unlink()
+    for name in ("model.safetensors", "config.json", ".model.safetensors.1.tmp"):  # a model, and what a kill left
+        (again / name).touch()
+    assert "none.pth: no such file" in refused("import", tmp_path / "none.pth", again)

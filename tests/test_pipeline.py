@@ -111,7 +111,7 @@ def test_every_notebook_is_run_by_a_stage_and_bytecode_is_no_change_of_code():
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_composed_files_are_what_their_sources_say_and_every_benchmark_runs_the_one_chain(name):
-    """And what a benchmark says of its images is what the one that makes them says."""
+    """And what a benchmark says of images and models that another makes is what that one says."""
     path = ROOT / params_file(name)
     assert path.read_text(encoding="utf-8") == composed_text(name, ROOT), "run `emigm compose`"
     assert path.with_name("dvc.yaml").read_bytes() == CHAIN.read_bytes(), "run `emigm compose`"
