@@ -67,7 +67,7 @@ def test_a_file_is_put_into_place_recorded_and_from_then_on_only_checked(server)
 def test_an_interrupted_download_leaves_no_file_and_the_next_call_gets_the_whole_one(server):
     for content in (CONTENT, CONTENT[::-1]):  # or that of another version
         PLACE.unlink(missing_ok=True)
-        server.files["/w"] = File(cut=3_000_000, ranges=False)
+        server.files["/w"] = File(cut=3_000_000)
         assert "no mirror gave it" in obtain(item(server, "/w"))
         assert not PLACE.exists() and not RECORD.exists()
         server.files["/w"] = File(content, {"ETag": f'"{content[:1]}"'})

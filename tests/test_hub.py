@@ -38,9 +38,9 @@ def test_a_repository_is_loaded_and_cached(server, tmp_path, refused):
     folder = make(tmp_path / "model", sampling=as_dict(OWN))
     put_folder(server, "me/tiny", folder)
     assert load_generator("me/tiny").sampling == OWN and picture("me/tiny") == picture(folder)
-    bodies = sum(method == "GET" for method, *_ in server.requests)
+    bodies = sum(method == "GET" for method, _ in server.requests)
     assert picture("me/tiny") == picture(folder)
-    assert sum(method == "GET" for method, *_ in server.requests) == bodies
+    assert sum(method == "GET" for method, _ in server.requests) == bodies
     said = refused("generate", "me/none", "--classes", "0", "--out", "a.png")
     assert "me/none: config.json is neither in the Hub's cache nor" in said and "check the name" in said
 
