@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 LOCK, SITE = "requirements.lock", "docs/requirements.lock"
 
 
-def composed(name, *changes):
-    return compose_benchmark(name, changes, ROOT)
+def composed(name):
+    return compose_benchmark(name, (), ROOT)
 
 
 def test_every_benchmark_is_valid_and_named_after_its_file_and_random_files_are_a_dry_runs_alone():
@@ -51,13 +51,6 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     real = dataclasses.replace(dry.autoencoder, weights=full.autoencoder.weights, precision="float16")
     assert full.autoencoder == real
     assert full.extractor == dataclasses.replace(dry.extractor, weights=full.extractor.weights)
-
-
-def test_an_override_replaces_a_key_of_the_composed_benchmark():
-    changed = composed("imagenet256", "benchmark.weights=trained", "benchmark.sampling.16.settings.precision=bf16")
-    assert changed.weights == "trained" and changed.sample_config("h", "16").precision == "bf16"
-    with pytest.raises(ConfigError, match=r"unknown benchmark 'imagenet64'; did you mean 'imagenet256'.*mnist"):
-        composed("imagenet64")
 
 
 def test_a_sampler_that_cannot_draw_the_models_tokens_is_refused_where_it_is_run():

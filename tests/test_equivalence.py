@@ -288,8 +288,8 @@ def outcomes(change, seeds, pairs):
 
 def outcomes_of_ablations(pairs):
     """The same of methods that scatter unequally, three seeds each and nothing worse."""
-    rng = np.random.default_rng(0)
-    sizes = sorted(path.stem.removeprefix("train-") for path in (RESULTS / "ablations/records").glob("train-*.json"))
+    rng, folder = np.random.default_rng(0), RESULTS / "ablations/records"
+    sizes = sorted(path.stem.removeprefix("train-") for path in folder.glob("train-*.json"))
     return Counter(compare(*two_machines(rng, 3, "ablations", sizes)).status for _ in range(pairs))
 
 
@@ -308,8 +308,7 @@ def outcomes_of_ablations(pairs):
 def test_how_often_machines_that_draw_every_training_anew_reproduce_each_other(change, seeds, reproduced, differs):
     """Of 40 pairs, where the rule's docstring gives the same of 100."""
     counts = outcomes(change, seeds, 40)
-    assert reproduced[0] <= counts[REPRODUCED] <= reproduced[1]
-    assert differs[0] <= counts[DIFFERS] <= differs[1]
+    assert reproduced[0] <= counts[REPRODUCED] <= reproduced[1] and differs[0] <= counts[DIFFERS] <= differs[1]
 
 
 def test_methods_that_scatter_unequally_are_seldom_told_to_differ_by_chance():

@@ -73,12 +73,6 @@ def notebooks_of(stage: dict) -> set[str]:
     return {name for tree in trees for name in tree["notebooks"]}
 
 
-def test_imports_inside_functions_are_seen():
-    source = "def f():\n    from emigm.autoencoders import autoencoder"
-    assert "emigm.autoencoders.autoencoder" in imported_modules(source)
-    assert imported_files(source) == {"emigm/autoencoders/autoencoder.py"}
-
-
 @pytest.mark.parametrize("name", [name for name in STAGES if name.startswith("chain:")])
 def test_a_stage_depends_on_the_numeric_code_it_imports_and_on_no_other(name):
     """A change of code that cannot change a number makes no result stale."""
