@@ -105,7 +105,7 @@ def test_the_images_are_looked_for():
     make(*(f"{folder}/{label}/a.JPEG" for folder in folders for label in ("n01", "n02")))
     assert states(doctor.check_data(trained)) == [("ok", f"2 class folders in {folder}") for folder in folders]
     make("imagenet/val/n03/a.JPEG")
-    assert states(doctor.check_data(trained))[1][1] == "3 class folders in imagenet/val, not 2"
+    assert states(doctor.check_data(trained))[1] == ("MISSING", "3 class folders in imagenet/val, not 2")
 
 
 def test_a_dry_run_is_told_that_its_random_files_are_made():

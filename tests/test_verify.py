@@ -158,12 +158,6 @@ def rescore(change: float, other: float | None = None):
     return edited
 
 
-def rerun(stage: str, **made) -> None:
-    """As if a stage had run again with the same outcome."""
-    edit(stage, lambda record: record["provenance"].update(made or {"commit": "c0de"}))
-    accept_all()
-
-
 # Whole
 
 
@@ -309,14 +303,9 @@ def test_another_machine_s_results_within_the_margin_are_reproduced(verify, thei
     assert found.holds and again == identical + within < cells and within == 2
     assert found.tiny.stages_run_again == ["evaluate-xs"] and "reproduced evaluate-xs 4 fid: " in found.said
     assert verify("--against", theirs.parent).tiny == found.tiny
-
-
-def test_cells_of_stages_that_did_not_run_are_not_counted(verify):
-    rerun("encode")
-    found = verify()
-    again = [cell for cell in found.tiny.cells if cell["cell"].startswith("encode ")]
-    said = f"reproduced: {len(again)} of {len(found.tiny.cells)} cells made again, {len(again)} identical"
-    assert found.verdict == said and [c for c in found.tiny.cells if c["made_again"]] == again
+    (theirs / "tiny/records/encode.json").write_text("{")
+    found = verify("--against", theirs)
+    assert not found.holds and f"{theirs}: {RECORDS}/encode.json: not valid JSON" in found.problems
 
 
 UNDECIDED = "undecided: 1 metric shown neither to be the same nor to differ, the first tiny evaluate fid: mean diff"
@@ -336,12 +325,6 @@ def test_what_differs_or_scatters_too_much_to_tell_is_named(verify, theirs, chan
     assert status in {metric["status"] for metric in found.tiny.metrics}
     cell = next(c for c in found.tiny.cells if c["cell"] == "evaluate-xs 4 fid")
     assert (abs(cell["ours"] - cell["theirs"]) > cell["margin"]) == (cell["status"] == "undecided")
-
-
-def test_a_stranger_s_damaged_results_are_refused(verify, theirs):
-    (theirs / "tiny/records/encode.json").write_text("{")
-    found = verify("--against", theirs)
-    assert not found.holds and f"{theirs}: {RECORDS}/encode.json: not valid JSON" in found.problems
 
 
 def test_results_are_compared_with_a_revision_or_an_experiment(verify, refused):
@@ -405,19 +388,23 @@ def test_other_settings_are_a_difference_and_make_neither_side_less_whole(verify
     assert "    differs: train-xs settings gate.repeats" in found.said
 
 
-def test_a_verdict_is_logged_in_one_line_after_those_that_are_there(verify, refused):
+def test_cells_of_stages_that_ran_are_counted_and_the_verdict_is_logged_after_those_that_are_there(verify, refused):
     logged = Path("log.jsonl")
     assert "log.jsonl: nothing to log, since no stage has run again here" in refused("verify", "--log", logged)
-    rerun("encode")
-    for number, verdict in ((1, "reproduced"), (2, "not whole")):
+    edit("encode", lambda r: r["provenance"].update(commit="c0de"))  # run again with the same outcome
+    accept_all()
+    for number in (1, 2):
         found = verify("--log", logged, "--note", "in a hurry")
-        lines = list(map(json.loads, logged.read_text().splitlines()))
-        line = lines[-1]
-        assert len(lines) == number and line["holds"] == found.holds == (number == 1)
-        assert line["verdict"] == found.verdict and found.verdict.startswith(verdict)
+        line = json.loads(logged.read_text().splitlines()[-1])
+        assert logged.read_text().count("\n") == number and line["holds"] == found.holds == (number == 1)
+        assert line["verdict"] == found.verdict and found.verdict.startswith(("reproduced", "not whole")[number - 1])
         assert len(line["against"]) == 40 and line["note"] == "in a hurry" and "c0de" in line["commit"]
+        again = [cell for cell in found.tiny.cells if cell["cell"].startswith("encode ")]
         (one,) = line["benchmarks"].values()
-        assert one["differs"] == 0 < one["identical"] and len(one["devices"]) == 2
+        assert one["differs"] == 0 < one["identical"] == len(again) and len(one["devices"]) == 2
+        assert [cell for cell in found.tiny.cells if cell["made_again"]] == again
+        cells = f"{len(again)} of {len(found.tiny.cells)} cells made again, {len(again)} identical"
+        assert number == 2 or found.verdict == f"reproduced: {cells}"
         flip(next(Path("results").rglob("*.png")))
 
 
