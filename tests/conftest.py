@@ -1,6 +1,7 @@
 """Two test processes share two cores, so each keeps to one thread; and the places that many tests start from."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,30 @@ def checkout(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(REPO / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that ends in one line, an error, and returns that line."""
+    from emigm import cli
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert cli.main([*map(str, arguments)]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1, said
+        return said.rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def workspace(whole, tmp_path, monkeypatch):
+    """A copy, to damage, of the folder that a test module has as `whole`."""
+    folder = tmp_path / "workspace"
+    shutil.copytree(whole, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture

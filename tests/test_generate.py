@@ -1,4 +1,5 @@
-"""`emigm generate`: the images are those of the API, the settings the model's own unless an option replaces them."""
+"""The Python API; `emigm generate`, whose images are those of the API, with the model's own settings unless an option
+replaces them; checkpoints in and out."""
 
 import dataclasses
 import json
@@ -9,115 +10,157 @@ from PIL import Image
 from test_model import TINY, random_model
 
 from emigm import cli
-from emigm.api import load_generator
+from emigm.api import Generator, load_generator
 from emigm.config.compose import compose_benchmark
+from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.model import save_model
+from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.tools import generate
-from emigm.tools.generate import labelled
 
 CFG = dataclasses.replace(TINY, channels=1)
 OWN = SampleConfig(steps=2, solver_steps=3, cfg_scale=2.0, cfg_interval=(0.2, 0.8))
 
 
-def make(folder, **facts):
-    save_model(folder, random_model(CFG).state_dict(), CFG, autoencoder=as_dict(AutoencoderConfig("pixels")), **facts)
+def make(folder, seed=0, **facts):
+    """A model folder of random weights that generates pixels; returns its path."""
+    facts = {"autoencoder": as_dict(AutoencoderConfig("pixels"))} | facts
+    save_model(folder, random_model(CFG, seed=seed).state_dict(), CFG, **facts)
     return str(folder)
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(checkout):
     """A model folder that names its sampling settings."""
-    return make(tmp_path / "model", sampling=as_dict(OWN))
+    return make(checkout / "model", sampling=as_dict(OWN))
 
 
-def run(*arguments):
-    return cli.main(["generate", "--device", "cpu", *map(str, arguments)])
+@pytest.fixture
+def bare(tmp_path):
+    """A model folder that names none."""
+    return make(tmp_path / "bare")
 
 
-def note(path):
-    return json.loads(Image.open(path).text["emigm"])
+def run(model, *options):
+    """Images of class 1, unless other classes are named; returns the settings that the grid notes."""
+    assert cli.main(["generate", "--device", "cpu", "--classes", "1", "--out", "new/grid.png", model, *options]) == 0
+    return json.loads(Image.open("new/grid.png").text["emigm"])
 
 
-def test_the_grid_holds_the_images_of_the_api_enlarged_and_says_how_it_came_about(model, tmp_path, capsys):
-    out = tmp_path / "new" / "grid.png"
-    assert run(model, "--classes", "0,2-3", "--seeds", "4,5", "--out", out, "--batch", 2) == 0
-    assert note(out) == {"model": model, "classes": [0, 2, 3], "seeds": [4, 5], "sampling": as_dict(OWN)}
+def test_the_grid_holds_the_images_of_the_api_enlarged_and_says_how_it_came_about(model, capsys):
+    note = run(model, "--classes", "0,2-3", "--seeds", "4,5", "--batch", "2")
+    assert note == {"model": model, "classes": [0, 2, 3], "seeds": [4, 5], "sampling": as_dict(OWN)}
     assert "2 seeds x 3 classes" in capsys.readouterr().out
-    sheet = np.asarray(Image.open(out))
-    rows = load_generator(model)([0, 2, 3], [4, 5])
+    sheet = np.asarray(Image.open("new/grid.png"))
     side = 16 * 4  # images of 4 x 4 pixels, enlarged to 64
     top, left = sheet.shape[0] - 2 * (side + 1), sheet.shape[1] - 3 * (side + 1)
-    for y, row in enumerate(rows):
+    for y, row in enumerate(load_generator(model)([0, 2, 3], [4, 5])):
         for x, image in enumerate(row):
             cell = sheet[top + y * (side + 1) :, left + x * (side + 1) :][:side:16, :side:16]
             np.testing.assert_array_equal(cell, np.asarray(image.convert("RGB")))
     assert (sheet[:top] < 128).any() and (sheet[top:, :left] < 128).any()  # the titles
 
 
-def test_options_replace_the_models_own_settings(model, tmp_path):
-    out = tmp_path / "grid.png"
-    options = ("--steps", 3, "--cfg-interval", 0.1, 0.5, "--schedule", "cosine", "--precision", "bf16")
-    assert run(model, "--classes", 1, "--out", out, *options) == 0
+def test_settings_are_those_of_the_options_the_model_or_its_benchmarks_largest_budget(
+    model, bare, tmp_path, monkeypatch, refused
+):
+    options = ["--steps", "3", "--cfg-interval", "0.1", "0.5", "--schedule", "cosine", "--precision", "bf16"]
     changed = {"steps": 3, "cfg_interval": [0.1, 0.5], "schedule": "cosine", "precision": "bf16"}
-    assert note(out)["sampling"] == as_dict(OWN) | changed
-
-
-def test_without_settings_of_its_own_a_model_needs_the_options(tmp_path, capsys):
-    model, out = make(tmp_path / "bare"), tmp_path / "grid.png"
-    assert run(model, "--classes", 1, "--out", out, "--cfg-scale", 2) == 1
-    assert "give --steps and --solver-steps" in capsys.readouterr().err
-    assert run(model, "--classes", 1, "--out", out, "--steps", 2, "--solver-steps", 3) == 0
-    assert note(out)["sampling"] == as_dict(SampleConfig(2, 3))
-
-
-def test_a_model_of_a_benchmark_takes_its_largest_budget(tmp_path, monkeypatch):
-    smoke = compose_benchmark("smoke")
-    asked = []
+    assert run(model, *options)["sampling"] == as_dict(OWN) | changed
+    said = refused("generate", "--device", "cpu", bare, "--classes", 1, "--out", "grid.png", "--cfg-scale", 2)
+    assert "give --steps and --solver-steps" in said
+    assert run(bare, "--steps", "2", "--solver-steps", "3")["sampling"] == as_dict(SampleConfig(2, 3))
+    smoke, asked = compose_benchmark("smoke"), []
     monkeypatch.setattr(generate, "compose_benchmark", lambda name: asked.append(name) or smoke)
-    model, out = make(tmp_path / "models" / "smoke" / "xs" / "seed0"), tmp_path / "grid.png"
-    assert run(model, "--classes", 1, "--out", out) == 0
-    assert asked == ["smoke"] and note(out)["sampling"] == as_dict(smoke.sample_config("xs", "4"))
+    of_benchmark = run(make(tmp_path / "models" / "smoke" / "xs" / "seed0"))
+    assert asked == ["smoke"] and of_benchmark["sampling"] == as_dict(smoke.sample_config("xs", "4"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--classes", "0,9", "--out", "a.png"), "--classes: 9 is no class"),
-        (("--classes", "0", "--out", "a.jpg"), "--out a.jpg: name a file that ends in .png"),
-        (("--classes", "0", "--out", "a.png", "--steps", "0"), "steps = 0"),
-        (("--classes", "0", "--out", "a.png", "--solver-steps", "2"), "solver_steps = 2 is too few"),
-        (("--classes", "0", "--out", "a.png", "--cfg-interval", "0.5", "0.5"), "cfg_interval"),
-        (("--classes", "0", "--out", "a.png", "--batch", "0"), "--batch 0"),
-        (("--classes", "0", "--out", "a.png", "--device", "cuda"), "PyTorch sees no GPU"),
+        ("--classes 0,9", "--classes: 9 is no class"),
+        ("--out a.jpg", "--out a.jpg: name a file that ends in .png"),
+        ("--steps 0", "steps = 0"),
+        ("--solver-steps 2", "solver_steps = 2 is too few"),
+        ("--cfg-interval 0.5 0.5", "cfg_interval"),
+        ("--batch 0", "--batch 0"),
+        ("--device cuda", "PyTorch sees no GPU"),
     ],
 )
-def test_a_mistake_is_one_line_and_nothing_is_written(model, tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.chdir(tmp_path)
+def test_a_mistake_is_one_line_and_nothing_is_written(model, tmp_path, monkeypatch, refused, options, message):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert run(model, *options) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    command = ("generate", "--device", "cpu", model, "--classes", 0, "--out", "a.png")
+    assert message in refused(*command, *options.split())
     assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.jpg"))
 
 
 def test_classes_that_are_too_many_for_one_row_go_on_below():
     classes, seeds = list(range(100)), [0, 1]
     rows = [[Image.new("RGB", (64, 64), (c, 100 + s, 0)) for c in classes] for s in seeds]
-    sheet = labelled(rows, classes, seeds)
+    sheet = generate.labelled(rows, classes, seeds)
     assert sheet.width < 2700
     colours = {sheet.getpixel((x, y)) for x in range(0, sheet.width, 13) for y in range(0, sheet.height, 13)}
     assert {(c, 100 + s, 0) for c in classes for s in seeds} <= colours
 
 
-@pytest.mark.parametrize(("text", "found"), [("3", [3]), ("0,2", [0, 2]), ("1-3, 7", [1, 2, 3, 7])])
-def test_numbers_and_ranges(text, found):
-    assert cli.numbers(text) == found
+def test_numbers_and_ranges_are_understood_and_what_is_none_is_refused_with_an_example(capsys):
+    for text, listed in (("3", [3]), ("0,2", [0, 2]), ("1-3, 7", [1, 2, 3, 7])):
+        assert cli.numbers(text) == listed
+    for text in ("", "a", "-1", "3-1", "1,,2", "1.5"):
+        with pytest.raises(SystemExit):
+            cli.main(["generate", "m", f"--classes={text}", "--out", "a.png"])
+        assert "such as 0,2,5-7" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "3-1", "1,,2", "1.5"])
-def test_what_is_no_list_of_numbers_is_refused_with_an_example(text, capsys):
+# The API
+
+
+def test_a_generator_makes_one_row_a_seed_and_one_picture_a_class(bare):
+    rows = load_generator(bare)(classes=[0, 3, 3], seeds=[1, 2], sampling=OWN)
+    assert [len(row) for row in rows] == [3, 3]
+    assert all(isinstance(p, Image.Image) and p.size == (4, 4) and p.mode == "L" for row in rows for p in row)
+    again = Generator.from_pretrained(bare)([0, 3, 3], [2], OWN)[0]
+    assert again[1].tobytes() == rows[1][1].tobytes() != rows[0][1].tobytes()
+
+
+def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(bare, tmp_path):
+    save_model(tmp_path / "none", random_model(CFG).state_dict(), CFG)
+    for work, message in (
+        (lambda: load_generator(bare).latents([0], seed=0), "give a SampleConfig"),
+        (lambda: load_generator(tmp_path / "none"), "names no autoencoder"),
+        (lambda: load_generator("256-xxl"), r"no such folder or file, and none of the released models \(256-xs, "),
+        (lambda: load_generator(bare, autoencoder="kl16.ckpt"), "takes no weights of others"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            work()
+
+
+@pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS)
+def test_the_papers_settings_are_those_of_its_budgets(resolution, size):
+    low, high = (paper_sampling(resolution, size, n) for n in (16, {256: 128, 512: 64}[resolution]))
+    assert (low.solver_steps, high.solver_steps, low.cfg_scale, high.cfg_scale) == (8, 14, 4.0, 4.0)
+    assert high.cfg_interval == {"b": (0.05, 0.4), "h": (0.3, 0.7)}.get(size, (0.18, 0.6)) or resolution == 512
+    with pytest.raises(ConfigError, match="the paper's budgets"):
+        paper_sampling(resolution, size, 32)
+
+
+def test_the_command_line_exports_and_imports_a_checkpoint_and_names_mistakes(bare, tmp_path, refused, capsys):
+    exported, again = tmp_path / "tiny.pth", tmp_path / "again"
+    assert cli.main(["export", bare, str(exported)]) == 0
+    assert "tiny.pth" in refused("import", exported, again)  # none of the nine
+    assert "none.pth: no such file" in refused("import", tmp_path / "none.pth", again)
+    assert "a model folder already" in refused("import", bare, again)
     with pytest.raises(SystemExit):
-        cli.main(["generate", "m", f"--classes={text}", "--out", "a.png"])
-    assert "such as 0,2,5-7" in capsys.readouterr().err
+        cli.main(["import", "a", "b", "--model", "256-xxl"])
+    assert "256-xs" in capsys.readouterr().err
+    again.mkdir()
+    (again / "thesis.tex").write_text("mine")
+    said = refused("import", exported, again)
+    assert said.endswith("holds other files than a model's (thesis.tex); name a new folder")
+    assert [p.name for p in again.iterdir()] == ["thesis.tex"]
+    (again / "thesis.tex").unlink()
+    for name in ("model.safetensors", "config.json", ".model.safetensors.1.tmp"):  # a model, and what a kill left
+        (again / name).touch()
+    assert "none.pth: no such file" in refused("import", tmp_path / "none.pth", again)

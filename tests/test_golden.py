@@ -22,25 +22,19 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PINNED = ROOT / "tests" / "golden" / "chain.json"
 STAGES = ("prepare", "extractor", "encode", "reference", "train", "sample", "evaluate", "snapshots", "reveal")
+EVALUATION = {"images": 40, "seeds": [0], "chunk": 20}
+TRAIN = {"steps": 12, "seeds": [3], "warmup_steps": 2}
 DIFFUSION = {
-    "evaluation": {"images": 40, "seeds": [0], "chunk": 20},
-    "train": {
-        "steps": 12,
-        "seeds": [3],
-        "warmup_steps": 2,
-        "checkpoint_every": 5,
-        "snapshots": [0.5],
-        "mask_group": 16,
-    },
+    "evaluation": EVALUATION,
+    "train": TRAIN | {"checkpoint_every": 5, "snapshots": [0.5], "mask_group": 16},
     "model": {"dropout": 0.1},
 }
 CODES = {
     "autoencoder": {"kind": "kmeans", "scale": 1.0, "codebook": 16, "patch": 2,
                     "weights": "data/codes/latents/codes.npz"},
-    "evaluation": {"images": 40, "seeds": [0], "chunk": 20, "snapshots": None},
+    "evaluation": EVALUATION | {"snapshots": None},
     "model": {"grid": 4, "patch": 1, "conditional": "categorical", "codebook": 16, "mae": False},
-    "train": {"steps": 12, "seeds": [3], "warmup_steps": 2, "masking": "exact_count", "schedule": "cosine",
-              "t_min": 0.0, "snapshots": []},
+    "train": TRAIN | {"masking": "exact_count", "schedule": "cosine", "t_min": 0.0, "snapshots": []},
     "sampling": {"4": {"settings": {"solver": "categorical", "solver_steps": None, "cfg_scale": 2.0,
                                     "schedule": "cosine", "order": "confidence", "choice_temperature": 4.5}}},
 }  # fmt: skip
@@ -56,11 +50,9 @@ def run_chain(folder: Path) -> None:
         tree["benchmark"] = merged(tree["benchmark"], {**changes, "name": name, "images_of": name})
         Path(f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
         for stage in STAGES:
-            options = {"sample": ["--size", "xs", "--budget", "4"]}.get(stage, ["--size", "xs"])
             if stage == "snapshots" and not tree["benchmark"]["train"]["snapshots"]:
                 continue
-            if stage in STAGES[:4]:
-                options = []
+            options = ["--size", "xs"] * (stage not in STAGES[:4]) + ["--budget", "4"] * (stage == "sample")
             sys.argv = [stage, "--params", f"{name}.yaml", *options]
             runpy.run_module(f"emigm.stages.{stage}", run_name="__main__", alter_sys=True)
 

@@ -22,12 +22,16 @@ STAGES = {
     for path in (CHAIN, *OTHERS)
     for name, stage in yaml.safe_load(path.read_text())["stages"].items()
 }
-LOCKS = [
-    ROOT / name
-    for name in sorted(subprocess.check_output(["git", "ls-files", "*dvc.lock"], cwd=ROOT, text=True).split())
-]
+LOCKS = sorted(subprocess.check_output(["git", "ls-files", "*dvc.lock"], cwd=ROOT, text=True).split())
 BENCHMARKS = sources(ROOT)
-NOTEBOOKS = {name: yaml.safe_load((ROOT / params_file(name)).read_text())["notebooks"] for name in BENCHMARKS}
+PARAMS = {name: yaml.safe_load((ROOT / params_file(name)).read_text()) for name in BENCHMARKS}
+NUMERIC = ("autoencoders/", "metrics/", "model/", "train.py", "sample.py", "gate.py", "flops.py", "data/images.py",
+           "data/photos.py")  # fmt: skip
+"""Code below emigm/ that can change a number."""
+FORMATS = ("model/checkpoints.py", "model/weights.py", "model/transfer.py")
+"""What lies there too and moves bytes alone; tests/test_golden.py guards it, as all else."""
+RENDERING = ("summary", "notebook", "page")
+"""Stages of seconds, which depend on all that they show with."""
 
 
 def imported_modules(source: str) -> set[str]:
@@ -41,33 +45,11 @@ def imported_modules(source: str) -> set[str]:
     return {n for n in names if n.split(".")[0] == "emigm"}
 
 
-def module_file(name: str) -> Path | None:
-    path = ROOT / Path(*name.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-NUMERIC = (
-    "autoencoders/",
-    "metrics/",
-    "model/",
-    "train.py",
-    "sample.py",
-    "gate.py",
-    "flops.py",
-    "data/images.py",
-    "data/photos.py",
-)
-"""Code below emigm/ that can change a number."""
-FORMATS = ("model/checkpoints.py", "model/weights.py", "model/transfer.py")
-"""What lies there too and moves bytes alone; tests/test_golden.py guards it, as all else."""
-
-
-def is_numeric(path: str) -> bool:
-    name = path.removeprefix("emigm/")
-    return name.startswith(NUMERIC) and name not in FORMATS
+def imported_files(source: str) -> set[str]:
+    """Files of those modules, from the root of the repository."""
+    paths = [Path(*name.split(".")) for name in imported_modules(source)]
+    paths = [path.with_suffix(".py") if (ROOT / path.with_suffix(".py")).is_file() else path for path in paths]
+    return {path.as_posix() for path in paths if (ROOT / path).is_file()}
 
 
 def numeric_code(path: str) -> set[str]:
@@ -75,68 +57,66 @@ def numeric_code(path: str) -> set[str]:
     code: set[str] = set()
     queue = [path]
     while queue:
-        names = imported_modules((ROOT / queue.pop()).read_text())
-        files = {str(file.relative_to(ROOT)) for file in map(module_file, names) if file and file.stem != "__init__"}
-        queue += (new := {file for file in files if is_numeric(file)} - code)
+        files = {file.removeprefix("emigm/") for file in imported_files((ROOT / queue.pop()).read_text())}
+        new = {f"emigm/{file}" for file in files if file.startswith(NUMERIC) and file not in FORMATS} - code
+        queue += new
         code |= new
     return code
-
-
-def stage_file(stage: dict) -> str:
-    return str(Path(*stage["cmd"].split()[2].split(".")).with_suffix(".py"))
 
 
 def notebooks_of(stage: dict) -> set[str]:
     """Notebooks that a stage executes, for any benchmark."""
     if stage.get("matrix", {}).get("notebook") != "${notebooks}":
         return set()
-    if stage["file"] == CHAIN:
-        return set().union(*NOTEBOOKS.values())
-    return {name for variables in yaml.safe_load(stage["file"].read_text())["vars"] for name in variables["notebooks"]}
+    trees = PARAMS.values() if stage["file"] == CHAIN else yaml.safe_load(stage["file"].read_text())["vars"]
+    return {name for tree in trees for name in tree["notebooks"]}
 
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name.startswith("chain:")])
 def test_a_stage_depends_on_the_numeric_code_it_imports_and_on_no_other(name):
     """A change of code that cannot change a number makes no result stale."""
     stage = STAGES[name]
-    needed, code = numeric_code(stage_file(stage)), [d for d in stage["deps"] if d.startswith("emigm/")]
+    file = Path(*stage["cmd"].split()[2].split(".")).with_suffix(".py")
+    needed, code = numeric_code(str(file)), [d for d in stage["deps"] if d.startswith("emigm/")]
     missing = sorted(f for f in needed if not any(within(f, d) for d in code))
     assert not missing, f"add to deps: {missing}"
     if name.partition(":")[2] not in RENDERING:
         assert not [d for d in code if not any(within(f, d) for f in needed) and d != "emigm/pictures.py"]
 
 
-RENDERING = ("summary", "notebook", "page")
-"""Stages of seconds, which depend on all that they show with."""
-
-
-@pytest.mark.parametrize("name", [name for name in STAGES if name.endswith((":notebook", ":page", ":summary"))])
+@pytest.mark.parametrize("name", [name for name in STAGES if name.partition(":")[2] in RENDERING])
 def test_a_stage_that_shows_numbers_depends_on_the_code_that_shows_them(name):
     stage = STAGES[name]
     shown = {"emigm/records"} | ({"emigm/report"} if not name.endswith(":summary") else set())
     assert shown <= set(stage["deps"])
-    imported = set()
     for notebook in notebooks_of(stage):
         cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
-        imported |= imported_modules("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
-    files = {str(file.relative_to(ROOT)) for file in map(module_file, imported) if file}
-    assert not sorted(
-        f for f in files if not f.startswith("emigm/config") and not any(within(f, d) for d in stage["deps"])
-    )
+        files = imported_files("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+        files = {file for file in files if not file.startswith("emigm/config")}
+        assert not [file for file in files if not any(within(file, d) for d in stage["deps"])]
 
 
-def test_bytecode_in_a_package_that_stages_depend_on_is_no_change_of_code():
+def test_every_notebook_is_run_by_a_stage_and_bytecode_is_no_change_of_code():
+    run = set().union(*map(notebooks_of, STAGES.values()))
+    assert run == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"explore", "_template"}
     assert "__pycache__" in (ROOT / ".dvcignore").read_text().split()
 
 
-def test_every_notebook_is_run_by_a_stage():
-    run = set().union(*map(notebooks_of, STAGES.values()))
-    assert run == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"explore", "_template"}
-
-
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_composed_file_is_what_its_source_says(name):
-    assert (ROOT / params_file(name)).read_text(encoding="utf-8") == composed_text(name, ROOT), "run `emigm compose`"
+def test_composed_files_are_what_their_sources_say_and_every_benchmark_runs_the_one_chain(name):
+    """And what a benchmark says of images and models that another makes is what that one says."""
+    path = ROOT / params_file(name)
+    assert path.read_text(encoding="utf-8") == composed_text(name, ROOT), "run `emigm compose`"
+    assert path.with_name("dvc.yaml").read_bytes() == CHAIN.read_bytes(), "run `emigm compose`"
+    tree = PARAMS[name]["benchmark"]
+    owner = PARAMS[tree["images_of"]]["benchmark"]
+    assert [tree[k] for k in ("images_of", "data", "extractor")] == [
+        owner[k] for k in ("images_of", "data", "extractor")
+    ]
+    owner = PARAMS[tree.get("models_of") or name]["benchmark"]
+    for key in ("model", "train", "autoencoder", "weights"):
+        assert tree[key] == owner[key], key
+    assert all(tree["ladder"][size] == owner["ladder"][size] for size in tree["sizes"])
 
 
 @pytest.mark.parametrize("notebooks", ["", "notebooks: []", "notebooks: scores"])
@@ -147,32 +127,6 @@ def test_a_benchmark_without_notebooks_is_refused_when_it_is_composed(tmp_path, 
         compose("mine", tmp_path)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_runs_the_one_chain(name):
-    assert (ROOT / params_file(name)).with_name("dvc.yaml").read_bytes() == CHAIN.read_bytes(), "run `emigm compose`"
-
-
-def test_images_are_shared_by_benchmarks_of_the_same_settings():
-    """What a benchmark says of its images must be what the one that makes them does."""
-    trees = {name: yaml.safe_load((ROOT / params_file(name)).read_text())["benchmark"] for name in BENCHMARKS}
-    for name, tree in trees.items():
-        owner = trees[tree["images_of"]]
-        assert owner["images_of"] == tree["images_of"], name
-        assert [tree[k] for k in ("data", "extractor")] == [owner[k] for k in ("data", "extractor")], name
-
-
-def test_models_are_shared_by_benchmarks_of_the_same_settings():
-    """What a benchmark says of its models must be what the one that trains them does."""
-    trees = {name: yaml.safe_load((ROOT / params_file(name)).read_text())["benchmark"] for name in BENCHMARKS}
-    for name, tree in trees.items():
-        owner = trees[tree.get("models_of") or name]
-        for size in tree["sizes"]:
-            assert size in owner["sizes"], name
-            for key in ("model", "train", "autoencoder", "weights"):
-                assert tree[key] == owner[key], (name, key)
-            assert tree["ladder"][size] == owner["ladder"][size], (name, size)
-
-
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     """A clone of HEAD, without data: what is tracked, also where a reproduction has changed results here."""
@@ -181,11 +135,11 @@ def tracked(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("lock", LOCKS)
 def test_tracked_results_belong_to_the_tracked_code_and_settings(tracked, lock):
     """In a clone without data, models and samples: no stage of a benchmark that has run would run again."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    pipeline = str(lock.with_suffix(".yaml").relative_to(ROOT))
+    pipeline = lock.replace(".lock", ".yaml")
     command = ["dvc", "repro", "--dry", "--allow-missing", pipeline]
     done = subprocess.run(command, cwd=tracked, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -198,9 +152,3 @@ def test_every_file_in_results_is_made_by_a_stage():
     with opened(ROOT) as chain:
         chain.strays("results", strays)
     assert not strays.problems
-
-
-def test_imports_inside_functions_are_seen():
-    assert "emigm.autoencoders.autoencoder" in imported_modules(
-        "def f():\n    from emigm.autoencoders import autoencoder"
-    )

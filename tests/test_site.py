@@ -31,7 +31,6 @@ from emigm.verify.pipeline import Findings
 from emigm.verify.verdict import as_json
 from emigm.verify.verify import Verification
 
-WIDTHS = (400, 1280)
 CLAIMS = load_claims(REPO)
 LEDGER, ELSEWHERE = "ledger.html", CLAIMS.ground("imagenet512")
 CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
@@ -39,20 +38,14 @@ CLAIMS_CSV = Path("results/evidence/notebooks/claims/claims.csv")
 
 def verified(*statuses):
     """What `emigm verify --json` writes of one benchmark whose cells came to these."""
-    cells = [Verdict("a cell", status, 1.0, 1.0) for status in statuses]
-    devices = ("a CPU", "another CPU")
-    ran = frozenset({"a"})  # the stage of the cell
-    return as_json([Verification("mnist", Findings(), Comparison(cells), again=ran, records=1, devices=devices)])
+    compared = Comparison([Verdict("a cell", status, 1.0, 1.0) for status in statuses])
+    again, devices = frozenset({"a"}), ("a CPU", "another CPU")  # the stage of the cell
+    return json.dumps(as_json([Verification("mnist", Findings(), compared, again=again, records=1, devices=devices)]))
 
 
-def load_builder():
-    spec = importlib.util.spec_from_file_location("docs_build", REPO / "docs" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-builder = load_builder()
+spec = importlib.util.spec_from_file_location("docs_build", REPO / "docs" / "build.py")
+builder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(builder)
 
 
 def checkout(root):
@@ -103,9 +96,7 @@ def pages(root, tmp_path_factory):
 
 def test_every_link_of_the_pages_leads_to_a_page_or_a_copy(pages):
     texts = {path.relative_to(pages).as_posix(): path.read_text(encoding="utf-8") for path in pages.rglob("*.md")}
-    assert {"index.md", "ledger.md", "results/README.md", "results/ladder/README.md", "api/emigm.train.md"} <= set(
-        texts
-    )
+    assert {"index.md", "ledger.md", "results/README.md", "results/ladder/README.md", "api/emigm.train.md"} <= {*texts}
     for name, text in texts.items():
         for target in re.findall(r"\]\(([^)\s#]+)", text):
             assert "://" in target or (pages / target.lstrip("/")).is_file(), (name, target)
@@ -122,7 +113,7 @@ def test_rows_of_the_ledger_have_their_comparisons_figures_and_records(pages, ro
 def test_what_has_not_run_or_failed_is_said(tmp_path):
     site, path = builder.Site(checkout(tmp_path), tmp_path / "source"), tmp_path / "verify.json"
     assert "The ledger: not run yet" in site.ledger() and "not verified here" in site.verified(path)
-    path.write_text(json.dumps(verified(IDENTICAL, DIFFERS)))
+    path.write_text(verified(IDENTICAL, DIFFERS))
     assert "[differs]{.verdict .bad} 1 fact, the first" in site.verified(path)
     text = "[a](emigm/none.py) ![b](none.png) [c](https://example.org) [d](../params.yaml#x)"
     assert site.linked(text, Path("benchmarks")) == "a *b: not run* [c](https://example.org) [d](/params.yaml#x)"
@@ -139,7 +130,7 @@ def site(root, tmp_path_factory):
         pytest.importorskip(needed, reason=f"the site needs {needed}: make test-site")
     out = tmp_path_factory.mktemp("site")
     path = out.with_name("verify.json")
-    path.write_text(json.dumps(verified(IDENTICAL, IDENTICAL, REPRODUCED)))
+    path.write_text(verified(IDENTICAL, IDENTICAL, REPRODUCED))
     command = [sys.executable, REPO / "docs" / "build.py", "--root", root, "--out", out, "--verified", path]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
@@ -191,24 +182,18 @@ def test_the_front_page_has_verdict_tally_table_and_who_has_run_it_again_on_whic
     assert all(line["commit"][:12] in text for line in lines)
 
 
-def test_a_notebook_has_a_page_with_its_picture_and_reading_but_folded_code(site, root):
+def test_notebooks_and_benchmarks_have_a_page_with_their_pictures_and_folded_code(site, root):
     page = article(site, "results/ladder/notebooks/figure4/figure4.html")
     said = (root / "results/ladder/notebooks/figure4/reading.md").read_text().split("\n\n")[0]
     assert said.replace(" ± ", "\u00a0±\u00a0") in page.get_text() and page.find("img")
     assert all(code.find_parent("details") for code in page.select(".cell_input"))
     assert "benchmark = " not in page.get_text()
-
-
-def test_a_benchmarks_page_has_samples_reveals_and_records(site):
     page = article(site, "results/mnist/README.html")
     captions = [caption.get_text(strip=True).rstrip("#") for caption in page.find_all("figcaption")]
     assert captions[:2] == ["Schedules", "Real images"] and {"eMIGM-XS at 4", "eMIGM-H at 16"} <= set(captions)
     assert any(a.get("href", "").endswith("evaluate-xs.json") for a in page.find_all("a"))
-
-
-def test_the_python_api_comes_from_the_docstrings(site):
     text = " ".join(soup(site / "api/emigm.api.html").get_text().split())
-    assert "an image is a function of (weights, seed, index, class)" in text
+    assert "an image is a function of (weights, seed, index, class)" in text  # the docstrings
     assert "SampleConfig" in text and "__call__" in text
 
 
@@ -234,7 +219,7 @@ def page(chromium):
     page.close()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [400, 1280])
 def test_pages_load_without_errors_and_do_not_scroll_sideways(site, page, width):
     errors = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -266,7 +251,7 @@ def test_the_ledger_sorts_in_both_directions(site, page):
     assert seen["descending"] == sorted(seen["ascending"], key=seen["ascending"].index, reverse=True)
 
 
-def test_the_ledger_filters_by_verdict_data_and_text(site, page, root):
+def test_the_ledger_filters_by_verdict_data_and_text_and_colours_verdicts(site, page, root):
     listed = pd.read_csv(root / CLAIMS_CSV)
     assert len(soup(site / LEDGER).find("table", class_="ledger").find("tbody").find_all("tr")) == len(listed)
     page.goto(f"file://{site / LEDGER}")
@@ -278,10 +263,7 @@ def test_the_ledger_filters_by_verdict_data_and_text(site, page, root):
     page.get_by_label("Data").select_option("")
     page.get_by_label("Search the rows").fill("mae TRICK")
     assert "2c" in column(page, 1) and len(column(page, 1)) < len(listed)
-
-
-def test_verdicts_are_told_apart_by_colour(site, page):
-    page.goto(f"file://{site / LEDGER}")
+    page.get_by_label("Search the rows").fill("")
     look = "e => getComputedStyle(e).backgroundColor"
     seen = {v: page.locator(f".verdict:text-is('{v}')").first.evaluate(look) for v in (HOLDS, FAILS, NOT_RUN)}
     assert len(set(seen.values())) == 3

@@ -110,7 +110,7 @@ def test_a_codebook_that_is_missing_damaged_or_of_another_size_is_refused(tmp_pa
 
 def test_the_record_of_codes_says_what_they_lose_and_the_reference_scores_it(tmp_path, monkeypatch):
     overrides = {"autoencoder.codebook": 32, "model.codebook": 32, "extractor.training.steps": 5}
-    overrides |= {"evaluation.images": 20, "evaluation.chunk": 10, "evaluation.kid_subset": 10}
+    overrides |= {"evaluation.images": 20, "evaluation.chunk": 10}
     overrides = [f"benchmark.{key}={value}" for key, value in overrides.items()]
     benchmark = compose_benchmark("codes", overrides, Path(__file__).parents[1])
     monkeypatch.chdir(tmp_path)
