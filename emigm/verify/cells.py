@@ -82,7 +82,7 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield path, {(i, 0): float(v) for i, v in enumerate(tree.get("values", [tree["mean"]]))}
         else:
             own_bytes = not tree.get("published", "holdout_accuracy" not in tree)  # of a file that each machine makes
-            for key, value in tree.items():
+            for key, value in _by_extractor(tree).items():
                 if key not in COSTS and not (own_bytes and key == "sha256"):
                     yield from _leaves(value, (*path, key))
     elif isinstance(tree, list) and tree and all(isinstance(item, Mapping) and "step" in item for item in tree):
@@ -94,11 +94,15 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, tree
 
 
+def _by_extractor(scored: Record) -> dict[str, Any]:
+    """Scores, with FID by each further extractor as one of its own; that by the first one is FID itself."""
+    others = list((scored.get("fid_by_extractor") or {}).items())[1:]
+    rest = {key: value for key, value in scored.items() if key != "fid_by_extractor"}
+    return rest | {f"fid of extractor {seed}": value for seed, value in others}
+
+
 def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
-    tables = [(run, {k: v for k, v in run.items() if k not in (*KEYS, "fid_by_extractor")}) for run in scored["runs"]]
-    for run in scored["runs"]:
-        others = list(run.get("fid_by_extractor") or ())[1:]  # the first one's is the run's
-        tables.append((run, {f"fid of extractor {seed}": run["fid_by_extractor"][seed] for seed in others}))
+    tables = [(run, {k: v for k, v in _by_extractor(run).items() if k not in KEYS}) for run in scored["runs"]]
     for curve in scored.get("fid_by_images", ()):
         fewer = sorted(curve["fid"], key=int)[:-1]  # that of all images is the run's
         tables.append((curve, {f"fid of {n} images": curve["fid"][n] for n in fewer}))
