@@ -77,6 +77,7 @@ def _prepare(bench):
     shuffled = {"fid": mean_and_spread([11.0, 11.4]), "kid": mean_and_spread([0.031, 0.033]), "images": 1000}
     subset = {"fid": mean_and_spread([0.8, 0.82]), "images": 1000}
     held_out = {"fid": {"mean": 1.2}, "label_accuracy": {"mean": 0.98}, "images": 1000}
+    held_out["fid_by_extractor"] = {"0": {"mean": 1.2}, "1": {"mean": 1.7}}
     found = {"holdout": held_out, "train_subset": subset, "class_shuffle": shuffled}
     record("reference", {"baselines": found, "source": {"kind": "training images"}})
 
@@ -102,6 +103,7 @@ def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
              "isc": 7 - fid, "label_accuracy": 0.97}
             for t in seeds for s in samples
         ]  # fmt: skip
+        runs = [r | {"fid_by_extractor": {"0": r["fid"], "1": r["fid"] + 0.5}, "cas": 0.9} for r in runs]
         by_images = [{k: r[k] for k in ("train_seed", "sample_seed")} | {"fid": {"1000": r["fid"], "500": r["fid"] + 1}}
                      for r in runs]  # fmt: skip
         results[budget] = {"runs": runs, "fid_by_images": by_images, "summary": {}}

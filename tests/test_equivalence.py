@@ -185,7 +185,7 @@ def test_files_that_each_machine_fits_itself_may_have_other_bytes_and_others_may
 @pytest.mark.parametrize(
     ("metric", "value", "distance", "margin"),
     [
-        *((name, 0.7, np.inf, 0.05) for name in ("precision", "recall", "ratio")),
+        *((name, 0.7, np.inf, 0.05) for name in ("precision", "recall", "cas", "label_accuracy", "ratio")),
         ("isc", 9.0, np.inf, 0.45),
         ("kid", 9.0, 2.0, 0.2),
         ("kid", 9.0, 0.0, 0.45),
@@ -193,6 +193,24 @@ def test_files_that_each_machine_fits_itself_may_have_other_bytes_and_others_may
 )
 def test_the_smallest_difference_that_matters(metric, value, distance, margin):
     assert matters(metric, value, distance) == pytest.approx(margin)
+
+
+def test_fid_by_other_extractors_is_held_against_the_distance_of_fid():
+    def side(shift):
+        tree = records(FIDS)
+        for run in tree["evaluate-s0"]["results"]["4"]["runs"]:
+            run["fid_by_extractor"] = {"0": run["fid"], "1": run["fid"] + 1 + shift}
+        tree["reference"]["results"]["baselines"]["holdout"]["fid_by_extractor"] = {
+            "0": {"mean": 1.0},
+            "1": {"mean": 2.0},
+        }
+        return tree
+
+    cell = "evaluate-s0 4 fid of extractor 1"
+    assert status(side(0), side(0), cell) == IDENTICAL and status(side(0), side(MARGIN / 10), cell) == REPRODUCED
+    assert status(side(0), side(2 * MARGIN), cell) == UNDECIDED
+    names = {v.cell for v in compare(side(0), side(0)).verdicts}
+    assert "reference baselines holdout fid of extractor 1" in names and not any("fid_by" in name for name in names)
 
 
 sides = st.builds(

@@ -38,6 +38,7 @@ def test_every_run_is_one_row_with_its_metrics_and_settings(root):
     assert row["N"] == 16 and row["sample.cfg_interval"] == (0.1, 0.4) and row["train.steps"] == 2500
     assert row["model.width"] == 56 and row["parameters"] == 24_000 * 16 and row["train_images"] == 160_000
     assert row["fid_by_images"] == {1000: row["fid"], 500: row["fid"] + 1}
+    assert row["fid_by_extractor"] == {0: row["fid"], 1: row["fid"] + 0.5} and row["cas"] == 0.9
     assert row["seconds_per_image"] == pytest.approx(0.0004 * 16 * 1.5**4 + 3e-6)
     assert row["train_seconds"] == 60 * 16 + 1
     assert (row["dataset"], row["weights"], row["scored_images"]) == ("mnist", "trained", 1000)
@@ -112,6 +113,7 @@ def test_baselines_are_tidy_with_their_numbers_of_images(root):
     shuffle = found.loc[("class_shuffle", "fid")]
     assert shuffle["mean"] == pytest.approx(11.2) and shuffle["draws"] == 2 and shuffle["images"] == 1000
     assert np.isnan(found.loc[("holdout", "fid"), "std"])
+    assert found.loc[("holdout", "fid_by_extractor 1"), "mean"] == 1.7
 
 
 def test_without_a_reference_there_are_no_baselines(tmp_path):

@@ -76,7 +76,7 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield path, Measured({(i, 0): v for i, v in enumerate(tree.get("values", [tree["mean"]]))})
         else:
             own_bytes = not tree.get("published", "holdout_accuracy" not in tree)  # of a file that each machine makes
-            for key, value in tree.items():
+            for key, value in by_extractor(tree).items():
                 if key not in COSTS and not (own_bytes and key == "sha256"):
                     yield from _leaves(value, (*path, key))
     elif isinstance(tree, list) and tree and all(isinstance(item, Mapping) and "step" in item for item in tree):
@@ -88,19 +88,20 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, tree
 
 
-def scores_of(run: Record) -> dict[str, Any]:
-    """Every metric of a run by name, FID of each further extractor among them; the first one's is the run's own."""
-    others = list((run.get("fid_by_extractor") or {}).items())[1:]
-    named = {metric: value for metric, value in run.items() if metric not in (*KEYS, "fid_by_extractor")}
-    return named | {f"fid of extractor {seed}": fid for seed, fid in others}
+def by_extractor(scored: Record) -> dict[str, Any]:
+    """Scores, with FID by each further extractor as one of its own; that by the first one is FID itself."""
+    others = list((scored.get("fid_by_extractor") or {}).items())[1:]
+    rest = {key: value for key, value in scored.items() if key != "fid_by_extractor"}
+    return rest | {f"fid of extractor {seed}": value for seed, value in others}
 
 
 def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
     """Of every metric of a list of runs its values by seeds, and its FIDs of fewer images."""
     metrics: dict[str, Measured] = defaultdict(Measured)
     for run in scored["runs"]:
-        for metric, value in scores_of(run).items():
-            metrics[metric][run["train_seed"], run["sample_seed"]] = value
+        for metric, value in by_extractor(run).items():
+            if metric not in KEYS:
+                metrics[metric][run["train_seed"], run["sample_seed"]] = value
     for curve in scored.get("fid_by_images", ()):
         for n in sorted(curve["fid"], key=int)[:-1]:  # that of all images is the run's
             metrics[f"fid of {n} images"][curve["train_seed"], curve["sample_seed"]] = curve["fid"][n]

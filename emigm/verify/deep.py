@@ -27,7 +27,7 @@ from emigm.metrics.measuring import Scorer
 from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import provenance, read_record
 from emigm.sample import Sampler
-from emigm.verify.cells import scores_of
+from emigm.verify.cells import by_extractor
 from emigm.verify.verify import Verification
 
 LEVELS, SHARE = 2, 0.99
@@ -83,8 +83,8 @@ def again(benchmark: Benchmark, seed: int, device: str, size: str, progress: Pro
         scored = score_again(Scorer(benchmark, device), chunks)
         recorded = next(r for r in evaluated["results"][budget]["runs"] if (r["train_seed"], r["sample_seed"]) == key)
         tolerance = SUMMATION if same and same_machine(evaluated, device) else ROUNDING
-        for metric, value in scores_of(scored).items():
-            before = scores_of(recorded).get(metric)
+        for metric, value in by_extractor(scored).items():
+            before = by_extractor(recorded).get(metric)
             near = None not in (value, before) and math.isclose(value, before, rel_tol=tolerance, abs_tol=tolerance)
             if value != before and not near:
                 raise RunError(f"{metric} is {value} when scored again, but the record has {before}")
