@@ -17,9 +17,9 @@ the value where that is less. A cell by itself is *identical*, *reproduced* (its
 
 **Not judged**: speed; pictures; the scores of snapshots, which move from seed to seed by up to ten margins.
 
-**How often it errs**: simulated trainings of the default benchmark (5 models; FID's standard deviation 0.1 over training
-seeds and 0.06 over sampling seeds) on two machines that have nothing in common but their settings; 100 pairs of one
-seed each (of three), where FIDs are worse by so many tenths of the distance between the baselines beside:
+**How often it errs**: simulated trainings of the default benchmark (5 models; FID's standard deviation 0.1 over
+training seeds, 0.06 over sampling seeds) on two machines that have nothing in common but their settings; 100 pairs of
+one seed each (of three), where FIDs are worse by so many tenths of the distance between the baselines beside:
 
     worse                   reproduced   differs      worse                      reproduced   differs
     none                    55 (100)     0 (0)        N = 16 alone, by 1         0 (0)        84 (33)
