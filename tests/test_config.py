@@ -11,7 +11,7 @@ import yaml
 from emigm.config.benchmark import parse_benchmark
 from emigm.config.compose import compose, compose_benchmark, sources
 from emigm.config.errors import ConfigError
-from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.paper.settings import PAPER_MODELS, paper_sampling, paper_train
 
 ROOT = Path(__file__).parents[1]
 LOCK, SITE = "requirements.lock", "docs/requirements.lock"
@@ -36,8 +36,9 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
         paper = dataclasses.replace(paper_sampling(resolution, size, int(budget)), precision="float16")
         assert benchmark.sample_config(size, budget) == paper
     train = benchmark.train_config(size)
-    assert train.steps * train.batch == PAPER_TRAINING_IMAGES
-    assert train.lr == 1e-4 * train.batch / 256 and train.warmup_steps * 8 == train.steps
+    machine = {"precision": "float32", "checkpoint_every": paper_train(size).checkpoint_every}
+    assert dataclasses.replace(train, **machine) == paper_train(size)
+    assert train.batch == (1024 if size in ("xs", "s") else 2048) and train.warmup_steps * 8 == train.steps
     assert (train.schedule, train.t_min, train.weight, train.ema) == ("exp", 0.2, "one", 0.9999)
     assert benchmark.evaluation.images == 50_000 and benchmark.compare.resolution == resolution
 

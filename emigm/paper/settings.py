@@ -44,15 +44,16 @@ PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
 """Autoencoder and latent scale of the paper's models, by resolution."""
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the published Inception weights that FID is defined with; their file's name has its first digits."""
-PAPER_TRAINING_IMAGES = 800 * (1_281_167 // 2048) * 2048
-"""Images a model of the paper was trained on: 800 epochs of ImageNet in whole batches of 2048."""
-PAPER_TRAIN = TrainConfig(
-    steps=PAPER_TRAINING_IMAGES // 2048,
-    batch=2048,
-    lr=1e-4 * 2048 / 256,
-    warmup_steps=PAPER_TRAINING_IMAGES // 2048 // 8,  # 100 of 800 epochs
-)
-"""The recipe of all nine models (Tables 6 and 7)."""
+IMAGES, EPOCHS = 1_281_167, 800
+"""Training images of ImageNet, and how often the paper's models see each, in whole batches."""
+
+
+def paper_train(size: str) -> TrainConfig:
+    """The paper's recipe of a model (Tables 6 and 7, alike at both resolutions): 1e-4 x batch / 256 is the rate."""
+    batch = 1024 if size in ("xs", "s") else 2048
+    steps = EPOCHS * (IMAGES // batch)
+    return TrainConfig(steps, batch, lr=1e-4 * batch / 256, warmup_steps=steps // 8)  # a warm-up of 100 epochs
+
 
 _PAPER_INTERVALS = {
     (256, 16): ({"h": (0.2, 0.4)}, (0.1, 0.3)),

@@ -19,7 +19,7 @@ from emigm.config.parsing import as_dict
 from emigm.config.paths import results_folder
 from emigm.config.schema import CompareConfig
 from emigm.paper.reported import PAPER_IMAGES, reported
-from emigm.paper.settings import INCEPTION_SHA256, PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.paper.settings import INCEPTION_SHA256, PAPER_MODELS, paper_sampling, paper_train
 from emigm.records.frame import Records, read_all
 from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
 from emigm.tools.artefacts import REFERENCES, recorded
@@ -130,7 +130,8 @@ def settings(
     """Key -> (ours, the paper's) of all that a cell's number rests on; the last three name its records."""
     at, name, weights = results.at, REFERENCES[resolution], results.at(train, "weights")
     sampling = as_dict(paper_sampling(resolution, size, budget)) | {"precision": PRECISIONS[0]}
-    recipe = {k: v for k, v in as_dict(PAPER_TRAIN).items() if k not in OWN_TRAINING} if weights == "trained" else {}
+    theirs = paper_train(size)
+    recipe = {k: v for k, v in as_dict(theirs).items() if k not in OWN_TRAINING} if weights == "trained" else {}
     parts = [("model", train, as_dict(PAPER_MODELS[resolution, size])), ("sample", sample, sampling)]
     parts.append(("train", train, recipe))
     pairs = {
@@ -141,7 +142,7 @@ def settings(
     if weights == "trained":
         if at(train, "settings", "model", "mae") and pairs["train.mask_times"][0] == "group":
             del pairs["train.mask_times"]  # the paper's auto comes to the same
-        pairs["train.images"] = at(train, "scale", "images_trained_on"), PAPER_TRAINING_IMAGES
+        pairs["train.images"] = at(train, "scale", "images_trained_on"), theirs.steps * theirs.batch
     else:
         pairs["released.token"] = at(train, "settings", "source", "shared_token", "used"), "official"
     whose, known = {str(at(stage, "weights")) for stage in (train, sample, evaluate)}, recorded(name)
