@@ -358,15 +358,10 @@ def test_a_file_with_other_tensors_is_refused_by_name(request, tmp_path, kind, c
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("kind, channels, side", [("kl16", 3, 40), ("kl16", 1, 32), ("dcae", 3, 48)])
-def test_what_an_autoencoder_cannot_take_is_refused(kind, channels, side):
-    ae = {"kl16": KL16, "dcae": autoencoder.DCAE}[kind](nn.Identity(), 1.0)
-    with pytest.raises(ConfigError, match=f"kind: {kind} takes images of 3 .* not {channels} x {side} x {side}"):
-        ae.encode(random_pixels(1, channels, side, side))
-    with pytest.raises(ConfigError, match=rf"not of 8; set model\.channels: {ae.latent_channels}"):
-        ae.decode(torch.zeros(1, 8, 2, 2))
-    with pytest.raises(TypeError, match="uint8"):
-        ae.encode(torch.zeros(1, 3, 64, 64))
+@pytest.mark.parametrize("kind", [KL16, autoencoder.DCAE])
+def test_latents_of_another_autoencoder_are_refused(kind):
+    with pytest.raises(ConfigError, match=rf"not of 8; set model\.channels: {kind.latent_channels}"):
+        kind(nn.Identity(), 1.0).decode(torch.zeros(1, 8, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["kl16.ckpt", "old.ckpt", "kl16.safetensors"])

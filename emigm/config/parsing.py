@@ -148,11 +148,16 @@ def _below(where: str, key: Any) -> str:
     return f"{where}.{name}" if where else name
 
 
+LISTED = 30
+"""Allowed names that a message lists at most."""
+
+
 def suggest(name: Any, allowed: Iterable[Any]) -> str:
-    """The nearest of the allowed names, and all of them, for the end of a message."""
+    """The nearest of the allowed names, and what they are, for the end of a message."""
     allowed = [str(a).strip("'") for a in allowed]
     close = difflib.get_close_matches((name if isinstance(name, str) else show(name))[:80], allowed, 1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {', '.join(allowed)})"
+    listed = ", ".join(allowed[:LISTED]) + (f", and {len(allowed) - LISTED} more" if len(allowed) > LISTED else "")
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" (allowed: {listed})"
 
 
 def known(what: str, name: str, allowed: Iterable[str]) -> None:
