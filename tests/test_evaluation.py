@@ -161,8 +161,9 @@ def test_changed_samples_are_measured_anew(workspace, alone):
     write_run("4", 0, 0, pixels // 2, labels)
     evaluate(benchmark(), "xs")
     write_run("4", 0, 0, pixels, labels)
-    runs = record("evaluate-xs")["results"]["4"]["runs"]
-    assert runs[0]["fid"] != alone["results"]["4"]["runs"][0]["fid"] and runs[1:] == alone["results"]["4"]["runs"][1:]
+    runs, before = record("evaluate-xs")["results"]["4"]["runs"], alone["results"]["4"]["runs"]
+    assert runs[0]["fid"] != before[0]["fid"] and runs[2:] == before[2:]
+    assert runs[1] == before[1] | {"cas": runs[0]["cas"]}  # the training seed's images together
 
 
 def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_scored_images(workspace):

@@ -372,4 +372,4 @@ def test_a_stage_ends_with_the_dvc_that_started_it(long_training):
         process = start()
         os.kill(process, signal.SIGKILL)
         status_of(process)
-        assert faults.orphans(wait=20) == []
+        assert faults.orphans(wait=90) == []

@@ -192,8 +192,8 @@ def test_sfid_is_the_distance_to_the_spatial_statistics_of_an_adm_file(inception
     means = ((found[0]["spatial"].double().mean(0) - found[1]["spatial"].double().mean(0)) ** 2).sum().item()
     product = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
     expected = means + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * product
-    assert scores(found[0], reference, None)["sfid"] == pytest.approx(expected, rel=1e-3)
-    assert scores(found[1], reference, None)["sfid"] == pytest.approx(0, abs=1e-3 * expected)
+    assert fid(found[0], reference, "spatial") == pytest.approx(expected, rel=1e-3)
+    assert fid(found[1], reference, "spatial") == pytest.approx(0, abs=1e-3 * expected)
 
 
 def test_resized_features_are_those_of_clean_fid_s_own_loader(inception, photos, found, tmp_path):
