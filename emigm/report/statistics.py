@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 
 
 def three_digits(value: float) -> str:
@@ -87,13 +88,50 @@ def summarise(
 
 @dataclass(frozen=True)
 class Estimate:
-    """An effect with its confidence interval and two-sided p value (of no effect)."""
+    """An effect, its standard error, and the confidence intervals and tests of Student's t that follow."""
 
     effect: float
-    low: float | None = None
-    """None, as `high` and `p` are: too few values for an interval."""
-    high: float | None = None
-    p: float | None = None
+    error: float | None = None
+    """None: too few values to know it."""
+    freedom: float = math.inf
+    """Degrees of freedom; infinity where the error is known from elsewhere, so that the normal distribution applies."""
+    level: float = 0.95
+    """Of the interval."""
+
+    @property
+    def half(self) -> float | None:
+        """Half of the interval's width."""
+        return None if self.error is None else self.error * float(stats.t.ppf((1 + self.level) / 2, self.freedom))
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval; None, as `high` and `p` are, where the error is unknown."""
+        return None if self.error is None else self.effect - self.half
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval."""
+        return None if self.error is None else self.effect + self.half
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of no effect."""
+        return None if self.error is None else min(1.0, 2 * min(self.p_above(), (-self).p_above()))
+
+    def p_above(self, bound: float = 0.0) -> float:
+        """One-sided p of the hypothesis that the effect is at most `bound`."""
+        if not self.error:  # equal values: a t statistic of x / 0
+            return float(self.effect <= bound)
+        return float(stats.t.sf((self.effect - bound) / self.error, self.freedom))
+
+    def p_within(self, margin: float) -> float:
+        """p of the hypothesis that the effect is `margin` or more in either direction (Schuirmann 1987: the larger p of
+        the two one-sided tests)."""
+        return max(self.p_above(-margin), (-self).p_above(-margin))
+
+    def at(self, level: float) -> Estimate:
+        """With an interval of another level."""
+        return replace(self, level=level)
 
     @property
     def text(self) -> str:
@@ -105,7 +143,7 @@ class Estimate:
         return -self if self.effect < 0 else self
 
     def __neg__(self) -> Estimate:
-        return Estimate(-self.effect) if self.low is None else Estimate(-self.effect, -self.high, -self.low, self.p)
+        return replace(self, effect=-self.effect)
 
 
 def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
@@ -123,31 +161,23 @@ def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
 def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Student's interval of a mean with the t test of 0; of paired differences, the paired t test."""
     x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return Estimate(float(x.mean()))
-    if np.ptp(x) == 0:  # a t statistic of 0 / 0
-        return Estimate(float(x[0]), float(x[0]), float(x[0]), float(x[0] == 0))
-    return _estimate(x.mean(), stats.ttest_1samp(x, 0.0), level)
+    error = None if len(x) < 2 else 0.0 if np.ptp(x) == 0 else float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Estimate(float(x.mean()), error, len(x) - 1, level)
 
 
-def welch(left: Sequence[float], right: Sequence[float], level: float = 0.95) -> Estimate:
-    """Welch's interval and test of the difference of two independent groups' means."""
-    effect = float(np.mean(left) - np.mean(right))
-    if min(len(left), len(right)) < 2:
-        return Estimate(effect)
-    return _estimate(effect, stats.ttest_ind(left, right, equal_var=False), level)
+def visible_effect(n: int, spread: float, alpha: float, power: float = 0.8) -> float:
+    """The effect that a two-sided paired t test of n differences with standard deviation `spread` finds with that
+    probability: its noncentral t distribution, solved for the noncentrality."""
+    limit = stats.t.ppf(1 - alpha / 2, n - 1)
+    noncentral = brentq(lambda nc: stats.nct.sf(limit, n - 1, nc) - power, 0, 10 * limit + 10)
+    return noncentral * spread / math.sqrt(n)
 
 
-def known_spread(effect: float, error: float, level: float = 0.95) -> Estimate:
-    """Normal interval and test of an effect whose standard error is known from elsewhere."""
-    half = float(stats.norm.ppf((1 + level) / 2)) * error
-    return Estimate(effect, effect - half, effect + half, 2 * float(stats.norm.sf(abs(effect) / error)))
-
-
-def slope_weights(x: Sequence[float]) -> np.ndarray:
-    """Weights of the values at `x` whose sum is their least-squares slope."""
-    a = np.asarray(x, dtype=float) - np.mean(x)
-    return a / (a @ a)
+def runs_needed(effect: float, spread: float, alpha: float, power: float = 0.8) -> int:
+    """How many runs of both sides it takes for a two-sided normal test to find an effect with that probability, where
+    the difference of one run each has the standard deviation `spread`."""
+    quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
+    return max(1, math.ceil((quantiles * spread / effect) ** 2))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -158,6 +188,13 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
     return adjusted
+
+
+def holm_factors(p_values: Sequence[float], alpha: float) -> np.ndarray:
+    """What Holm's procedure multiplies each p by before it is held against alpha: the number of tests that were not
+    rejected before it. An interval of level 1 - alpha / factor excludes 0 exactly where the test is rejected."""
+    rejected = int((holm(p_values) < alpha).sum())
+    return len(p_values) - np.minimum(stats.rankdata(p_values, method="ordinal") - 1, rejected)
 
 
 def fid_infinity(by_images: Mapping[int, float], degree: int = 1) -> float:
@@ -172,8 +209,3 @@ def fid_infinity(by_images: Mapping[int, float], degree: int = 1) -> float:
     n = np.array(sorted(by_images), dtype=float)
     x = n.max() / n  # near 1, for the fit's condition
     return float(np.polynomial.polynomial.polyfit(x, [by_images[int(k)] for k in n], degree)[0])
-
-
-def _estimate(effect: float, test: object, level: float) -> Estimate:
-    low, high = test.confidence_interval(level)
-    return Estimate(float(effect), float(low), float(high), float(test.pvalue))
