@@ -46,14 +46,20 @@ def simulate(
     return pd.DataFrame(rows)
 
 
+def steps_of(budget: str) -> int:
+    """N of "16", "16_plain" or "late_16"; 16 of a scale or an interval of guidance."""
+    first, last = budget.split("_")[0], budget.split("_")[-1]
+    return int(first) if first.isdigit() else 16 if first in ("scale", "grid") else int(last)
+
+
 def facts(cell: Cell) -> dict:
     """What does not differ between the runs of a cell."""
-    digits = "".join(c for c in cell.budget.split("_")[-1] if c.isdigit())
+    n, size = steps_of(cell.budget), SIZES.index(cell.size) if cell.size in SIZES else 2
     return {
         "gate_ratio": 0.7, "gate_passed": True, "dry_run": False, "weights": "trained", "scored_images": 1000,
-        "fid_by_images": None, "passes": float(digits or cell.budget.split("_")[0]), "parameters": 1e5,
-        "N": float(digits or cell.budget.split("_")[0]), "sample_device": "CPU", "reference": "training images",
-        "flops": 10.0 ** (12 + (SIZES.index(cell.size) / 2 if cell.size in SIZES else 2)), "extractor_identity": "cnn",
+        "fid_by_images": None, "passes": n * (2.0 if cell.budget.startswith("every") else 1.2), "parameters": 1e5,
+        "N": float(n), "sample_device": "CPU", "reference": "training images",
+        "flops": 10.0 ** (12 + size / 2), "extractor_identity": "cnn",
     }  # fmt: skip
 
 
@@ -68,9 +74,10 @@ def write_records(root, frame: pd.DataFrame) -> None:
         common |= {"images_of": name}
         model_settings = {
             "grid": 14, "channels": 1, "classes": 10, "patch": 2, "width": 64, "heads": 4, "buffer": 4,
-            "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 64, "head_blocks": 1, "mae": "nomae" not in size,
+            "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 64, "head_blocks": 1,
+            "mae": not size.startswith(("elbo", "one")),
         }  # fmt: skip
-        schedule = next((s for s in ("linear", "cosine") if s in size), "exp")
+        schedule = next((s for s in ("linear", "cosine", "log_exp") if s in size), "exp").replace("_", "-")
         train = {"steps": 3000, "batch": 64, "lr": 0.004, "seeds": seeds, "schedule": schedule, "t_min": 0.0}
         train["lr_schedule"] = "constant"
         train |= {"weight": "elbo" if "elbo" in size or size == "mdm" else "one", "masking": "independent"}
@@ -85,7 +92,7 @@ def write_records(root, frame: pd.DataFrame) -> None:
             scores[budget] = {"runs": [], "fid_by_images": []}
             for run in runs.itertuples():
                 key = {"train_seed": int(run.train_seed), "sample_seed": int(run.sample_seed)}
-                scored = key | {"fid": run.fid, "kid": run.fid / 20, "precision": 0.7, "recall": 0.6, "isc": 7.0}
+                scored = key | {"fid": run.fid, "kid": run.fid / 20, "precision": 0.7, "recall": 0.6, "isc": run.isc}
                 if not np.isnan(run.snapshot):
                     along.setdefault(run.snapshot, []).append(scored)
                     continue
@@ -95,23 +102,29 @@ def write_records(root, frame: pd.DataFrame) -> None:
                 scores[budget]["fid_by_images"].append(key | {"fid": curve})
                 if budget in snapshots_of(model):
                     along.setdefault(1.0, []).append(scored)
-            word = budget.split("_")[0]
-            scale = float(word[5:]) / (100 if len(word) > 7 else 10) if word.startswith("scale") else 1.5
-            sample = {"steps": int(runs["N"].iloc[0]), "cfg_scale": scale if word[:4] in ("scal", "tmin") else 1.0}
-            sample |= {"cfg_interval": [0.2, 1.0], "schedule": "exp", "order": "binomial", "x0_clip": None}
+            kind, _, rest = budget.partition("_")
+            scale = float(f"{rest[0]}.{rest[1:]}") if kind == "scale" else 2.0
+            guided = kind not in ("plain",) and "plain" not in rest
+            low, high = (
+                [int(x) / 10 for x in rest.split("_")] if kind == "grid" else (0.1, 0.3) if kind == "late" else (0, 1)
+            )
+            sample = {
+                "steps": int(runs["N"].iloc[0]),
+                "cfg_scale": scale if guided else 1.0,
+                "cfg_schedule": "constant",
+            }
+            sample |= {"cfg_interval": [low, high], "schedule": "exp", "order": "binomial", "x0_clip": None}
             sample |= {"solver": "dpm-solver", "solver_steps": 12}
-            passes = float(runs["N"].iloc[0]) * (1.5 if word.startswith("tmin") else 1)
+            passes = float(runs["passes"].iloc[0])
             results = {"passes": passes, "nfe": passes, "seconds_per_image": {"mean": 1.0}, "images_per_second": 2.0}
             settings = {"size": size, "budget": budget, "sample": sample, "train_seeds": seeds, "seeds": own}
             write(folder, common, f"sample-{size}-{budget}", results, **settings)
         scorer = {"images": 1000, "extractor": {"kind": "cnn"}, "extractor_identity": {"sha256": "made up"}}
         write(folder, common | {"reference": "training images"}, f"evaluate-{size}", scores, size=size, **scorer)
-        shuffle = {
-            "fid": {"mean": 11.0, "n": 2, "std": 0.2},
-            "kid": {"mean": 0.28, "n": 2, "std": 0.01},
-            "images": 1000,
-        }
-        known = {"baselines": {"class_shuffle": shuffle, "holdout": {"fid": {"mean": 1.1}, "images": 1000}}}
+        shuffle = {"fid": {"mean": 9.51, "n": 2, "std": 0.2}, "kid": {"mean": 0.28, "n": 2, "std": 0.01}}
+        shuffle |= {"isc": {"mean": 6.0}, "images": 1000}
+        held_out = {"fid": {"mean": 1.1}, "isc": {"mean": 9.0}, "images": 1000}
+        known = {"baselines": {"class_shuffle": shuffle, "holdout": held_out}}
         known["nearest"] = {"real_ratio": {"mean": 1.0, "values": list(1 + 0.005 * rng.standard_normal(20))}}
         write(folder, common, "reference", known)
         if snapshots_of(model):

@@ -97,9 +97,9 @@ class Place:
         return made
 
     def _side(self, text: str, weight: float) -> list[tuple[float, tuple[Cell | str, ...]]]:
-        """ "s at 16", "a - b", "a | b" or a quoted row of the paper's table, with the weights of its terms."""
+        """ "s at 16", "a - b", "a or b" or a quoted row of the paper's table, with the weights of its terms."""
         weights = (weight, -weight)
-        terms = [tuple(map(self.cell, term.split(" | "))) for term in text.split(" - ")]
+        terms = [tuple(map(self.cell, term.split(" or "))) for term in text.split(" - ")]
         return list(zip(weights, terms, strict=False))
 
     def cell(self, text: str) -> Cell | str:
@@ -148,14 +148,6 @@ class Claim:
 
 
 @config(kw_only=True)
-class Amendment:
-    """A change of claims, thresholds or settings after they had been fixed, with its reason."""
-
-    date: datetime.date
-    text: str
-
-
-@config(kw_only=True)
 class Planned:
     """What was known before the runs of one kind of data began, for the power analysis."""
 
@@ -188,7 +180,8 @@ class Claims:
     planned: dict[str, Planned] = field(default_factory=dict)
     """By data."""
     claims: tuple[Claim, ...]
-    amendments: tuple[Amendment, ...] = ()
+    amendments: dict[datetime.date, str] = field(default_factory=dict)
+    """Changes of claims, thresholds or settings after they had been fixed, with their reasons."""
 
     def __post_init__(self):
         for name in ("alpha", "smallest_effect", "well_trained", "reported_spread"):

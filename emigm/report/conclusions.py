@@ -9,7 +9,7 @@ import pandas as pd
 from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.report.ledger import FAILS, HOLDS, VERDICTS, Ledger
 from emigm.report.statistics import three_digits
-from emigm.report.tables import plural
+from emigm.report.tables import NONE, plural
 
 PAPER, QUESTION = "the paper", "this project"
 """Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
@@ -42,11 +42,11 @@ def told(counts: dict[str, dict[str, int]]) -> tuple[str, ...]:
 
 
 def front(table: pd.DataFrame) -> tuple[str, ...]:
-    """The few claims that matter most, a sentence each with verdict and effect, on the first data in the ledger's table
-    (claims.csv) that have any."""
-    rows = table[table["Front"] == "yes"]
-    return tuple(f"{row.Claim} ({row.Source}): **{row.Verdict}**; {row.Effect}." for row in rows.itertuples()
-                 if row.Data == rows["Data"].iloc[0])  # fmt: skip
+    """The few claims that matter most in the ledger's table (claims.csv), a sentence each with verdict and effect, on the
+    first data that a claim names."""
+    rows = table[table["Front"] == "yes"].drop_duplicates("ID")
+    said = [": ".join(filter(None, (f"**{row.Verdict}**", row.Effect.replace(NONE, "")))) for row in rows.itertuples()]
+    return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
 
 
 def capital(clause: str) -> str:

@@ -120,15 +120,14 @@ class Entry:
     @property
     def open(self) -> list[Outcome]:
         """The comparisons whose tests decide; none where another status stands in the way."""
-        others = [o for o in self.outcomes if o.status != UNTESTABLE]
-        return [o for o in others if not o.status] if all(o.status in ("", HOLDS, FAILS) for o in others) else []
+        blocked = any(o.status not in ("", HOLDS, UNTESTABLE) for o in self.outcomes)
+        return [] if blocked else [o for o in self.outcomes if not o.status]
 
     @property
     def deciding(self) -> Outcome | None:
         """The comparison that speaks least for the claim, of those tested or else of those measured."""
         measured = [o for o in self.outcomes if o.gain]
-        order = lambda o: (o.comparison.tested, o.p_contrary, -o.gain.effect)  # noqa: E731
-        return max(self.open or measured, key=order, default=None)
+        return max(self.open or measured, key=lambda o: (o.status == FAILS, o.p_contrary, -o.gain.effect), default=None)
 
     @property
     def p(self) -> float:
@@ -226,14 +225,13 @@ class Ledger:
         outcome = Outcome(one, means=means, gain=gain, remarks=remarks)
         if one.tested:
             return self._tested(outcome, terms, values, self.spans.get(self.claims.ground(place.benchmark), {}))
-        counted, status = one.metric in EXACT, HOLDS if gain.effect > 0 else FAILS
         dry = any(self.models[c.benchmark, c.size]["dry_run"].any() for c in one.cells)
+        outcome = replace(
+            outcome, status=DRY if dry else HOLDS if gain.effect > 0 else FAILS, gain=Estimate(gain.effect)
+        )
+        counted = one.metric in EXACT
         return replace(
-            outcome,
-            gain=Estimate(gain.effect),
-            status=DRY if dry else status,
-            test="a count" if counted else "as printed",
-            remarks=() if counted else self._power(gain),
+            outcome, test="a count" if counted else "as printed", remarks=() if counted else self._power(gain)
         )
 
     def _tested(self, outcome: Outcome, terms: list, values: list[pd.Series], spans: dict[str, float]) -> Outcome:
@@ -261,16 +259,9 @@ class Ledger:
             others = [self._values(cell, name).reindex(v.index) for (_, cell), v in zip(terms, values, strict=True)]
             if not any(other.isna().any() for other in others):
                 beside.append((name, _paired([(-better * weight, cell) for weight, cell in terms], others)))
-        return replace(
-            outcome,
-            status=status or OPEN * bool(reasons),
-            gain=gain,
-            margin=margin,
-            bound=-margin if one.keeps else 0.0,
-            test=test,
-            beside=tuple(beside),
-            remarks=(*outcome.remarks, *reasons, *about),
-        )
+        outcome = replace(outcome, status=status or OPEN * bool(reasons), gain=gain, margin=margin, test=test)
+        return replace(outcome, bound=-margin if one.keeps else 0.0, beside=tuple(beside),
+                       remarks=(*outcome.remarks, *reasons, *about))  # fmt: skip
 
     def _chosen(self, one: Comparison) -> tuple[list, list[int], tuple[str, ...]]:
         """The terms with the best cell of each, chosen on the first third of the seeds that all have, rounded down but
@@ -303,10 +294,11 @@ class Ledger:
 
     def _power(self, gain: Estimate) -> tuple[str, ...]:
         """How many runs behind two FIDs it takes to tell them apart."""
-        spread, alpha = self.claims.reported_spread, self.claims.alpha
-        n = plural(runs_needed(abs(gain.effect), gain.error, alpha), "run") if gain.effect else ""
-        apart = f"a difference of {three_digits(abs(gain.effect))} takes {n} of both sides to show"
-        return (f"{apart} (spread between runs {spread:.0%}, p < {alpha:g}, power 80%)",) if n else ()
+        if not gain.effect:
+            return ()
+        n, spread = runs_needed(abs(gain.effect), gain.error, self.claims.alpha), self.claims.reported_spread
+        apart = f"a difference of {three_digits(abs(gain.effect))} takes {plural(n, 'run')} of both sides to show"
+        return (f"{apart} (spread between runs {spread:.0%}, p < {self.claims.alpha:g}, power 80%)",)
 
     def _about(self, cells: list[Cell]) -> tuple[str, list[str]]:
         """The status that models give a comparison (empty: none), and what must be known of them."""
@@ -337,9 +329,9 @@ class Ledger:
 
     def _unlike(self, cells: list[Cell], printed: bool) -> list[str]:
         """In what the sides were measured differently; `printed`: one is a number of the paper's."""
-        rows = pd.concat([self.rows[_key(cell)] for cell in cells])[list(ALIKE)]
-        others = [pd.DataFrame({**rows.iloc[0], "scored_images": float(PAPER_IMAGES)}, index=[0])] if printed else []
-        differ = pd.concat([rows.astype({"scored_images": float}), *others]).astype(str).nunique() > 1
+        rows = pd.concat([self.rows[_key(cell)] for cell in cells])
+        differ = rows[list(ALIKE)].astype(str).nunique() > 1
+        differ["scored_images"] |= printed and (rows["scored_images"] != PAPER_IMAGES).any()
         return [what for column, what in ALIKE.items() if differ[column]]
 
 

@@ -38,14 +38,10 @@ def combined(runs: Iterable[tuple[int, int, float]]) -> Spread:
     """Mean of (training seed, sampling seed, value) and the standard error that both kinds of seeds give it.
 
     error² = s_T² / T + s_S² / S, where s_T is the standard deviation over the T training seeds of their means over S
-    sampling seeds each, and s_S that over the sampling seeds within a training seed (pooled). A kind with one seed
-    contributes nothing, so that one training run says nothing of other training runs.
-
-    Where every training seed has sampling seeds of its own, s_T² / T alone has the right mean (it holds s_S² / (S T)),
-    but of two training seeds it is a draw with one degree of freedom and often far too small; where all share the same
-    sampling seeds, their common part never falls with T and s_T does not see it. The second term mends both. The mean
-    of a repetition with other seeds lies within two errors of this one in 91% (two training seeds) to 99% (six) of
-    cases where sampling seeds decide, and in 64% to 81% where training seeds do (tests/test_statistics.py).
+    sampling seeds each, and s_S that over the sampling seeds within a training seed (pooled); a kind with one seed
+    contributes nothing. The second term guards against a small s_T by chance of few training seeds, and against what
+    shared sampling seeds have in common. The mean of a repetition lies within two errors in 91% (two training seeds) to
+    99% (six) of cases where sampling seeds decide, in 64% to 81% where training seeds do (tests/test_statistics.py).
     """
     groups: dict[int, list[float]] = {}
     for train, _, value in runs:
@@ -68,12 +64,9 @@ CELL = ("benchmark", "size", "budget", "snapshot")
 def summarise(
     frame: pd.DataFrame, metric: str, by: Sequence[str] = CELL, also: Sequence[str] = ("N", "passes")
 ) -> pd.DataFrame:
-    """`combined` of a metric for each group of a frame of runs (`emigm.records.frame.runs`), in the frame's order.
-
-    Returns:
-        The columns of `by`; mean, error (NaN for one run), train_seeds, sample_seeds, n; the means of the columns
-        `also`. Groups that lack the metric altogether keep their row, with NaN.
-    """
+    """`combined` of a metric for each group of a frame of runs (`emigm.records.frame.runs`), in the frame's order: the
+    columns of `by`; mean, error (NaN for one run), train_seeds, sample_seeds, n; the means of the columns `also`.
+    Groups that lack the metric altogether keep their row, with NaN."""
     rows, also = [], list(dict.fromkeys(also))
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         known = group.dropna(subset=[metric])
@@ -88,13 +81,13 @@ def summarise(
 
 @dataclass(frozen=True)
 class Estimate:
-    """An effect, its standard error, and the confidence intervals and tests of Student's t that follow."""
+    """An effect and its standard error, with Student's intervals and tests."""
 
     effect: float
     error: float | None = None
-    """None: too few values to know it."""
+    """None: too few values to know it; then there is neither interval nor p."""
     freedom: float = math.inf
-    """Degrees of freedom; infinity where the error is known from elsewhere, so that the normal distribution applies."""
+    """Degrees of freedom; infinity (the normal distribution) where the error is known from elsewhere."""
     level: float = 0.95
     """Of the interval."""
 
@@ -105,7 +98,7 @@ class Estimate:
 
     @property
     def low(self) -> float | None:
-        """Lower end of the interval; None, as `high` and `p` are, where the error is unknown."""
+        """Lower end of the interval."""
         return None if self.error is None else self.effect - self.half
 
     @property
@@ -125,8 +118,7 @@ class Estimate:
         return float(stats.t.sf((self.effect - bound) / self.error, self.freedom))
 
     def p_within(self, margin: float) -> float:
-        """p of the hypothesis that the effect is `margin` or more in either direction (Schuirmann 1987: the larger p of
-        the two one-sided tests)."""
+        """p of the hypothesis that the effect is `margin` or more in either direction (two one-sided tests)."""
         return max(self.p_above(-margin), (-self).p_above(-margin))
 
     def at(self, level: float) -> Estimate:
@@ -139,20 +131,14 @@ class Estimate:
         interval = "" if self.low is None else f" [{three_digits(self.low)}, {three_digits(self.high)}]"
         return f"{three_digits(self.effect)}{interval}"
 
-    def __abs__(self) -> Estimate:
-        return -self if self.effect < 0 else self
-
     def __neg__(self) -> Estimate:
         return replace(self, effect=-self.effect)
 
 
 def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
-    """Means of the independent units of `runs` (columns train_seed, sample_seed and the metric), by seed.
-
-    Sampling seeds of one training seed share its weights, so they are averaged within it. With one training seed the
-    sampling seeds are the units, and the interval says nothing of other training runs. The series is named by the kind
-    of its seeds, "training" or "sampling".
-    """
+    """Means of the independent units of `runs` (columns train_seed, sample_seed and the metric), by seed: of training
+    seeds, whose sampling seeds share weights; with one training seed, of sampling seeds, which say nothing of other
+    training runs. The series is named by the kind of its seeds, "training" or "sampling"."""
     unit = "train_seed" if runs["train_seed"].nunique() > 1 else "sample_seed"
     means = runs.groupby(unit)[metric].mean()
     return means.rename({"train_seed": "training", "sample_seed": "sampling"}[unit])
