@@ -1,4 +1,4 @@
-"""What the ledger adds up to, in sentences that can be quoted: tally, the few that matter, where metrics disagree."""
+"""What the ledger adds up to, in sentences that can be quoted: the tally, and the few that matter."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections import Counter
 import pandas as pd
 
 from emigm.records.frame import benchmarks_with_results, find_root, runs
-from emigm.report.ledger import FAILS, HOLDS, VERDICTS, Ledger
-from emigm.report.statistics import three_digits
+from emigm.report.ledger import VERDICTS, Ledger
 from emigm.report.tables import NONE, plural
 
 PAPER, QUESTION = "the paper", "this project"
 """Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
-BESIDE = {"fid_infinity": "FID of infinitely many images", "kid": "KID", "precision": "precision", "recall": "recall"}
 COLUMNS = ("extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip")
 """What notebooks read beside the columns that `runs` always has."""
 
@@ -42,8 +40,8 @@ def told(counts: dict[str, dict[str, int]]) -> tuple[str, ...]:
 
 
 def front(table: pd.DataFrame) -> tuple[str, ...]:
-    """The few claims that matter most in the ledger's table (claims.csv), a sentence each with verdict and effect, on the
-    first data that a claim names."""
+    """The few claims that matter most in the ledger's table (claims.csv), a sentence each with verdict and effect, on
+    the first data that a claim names."""
     rows = table[table["Front"] == "yes"].drop_duplicates("ID")
     said = [": ".join(filter(None, (f"**{row.Verdict}**", row.Effect.replace(NONE, "")))) for row in rows.itertuples()]
     return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
@@ -62,18 +60,3 @@ def effects(ledger: Ledger, *sources: str) -> tuple[str, ...]:
         for entry in ledger.entries
         if entry.deciding and any(source in entry.claim.source for source in sources)
     )
-
-
-def disagreements(ledger: Ledger) -> tuple[str, ...]:
-    """Verdicts that rest on FID where KID, precision, recall or FID of infinitely many images says the contrary beyond
-    its interval."""
-    texts = []
-    for entry in ledger.entries:
-        for o in entry.outcomes if entry.verdict in (HOLDS, FAILS) else ():
-            sign = 1 if o.gain.effect > 0 else -1
-            contrary = [f"{BESIDE[name]} ({gain.text})" for name, gain in o.beside
-                        if gain.error is not None and max(sign * gain.low, sign * gain.high) < 0]  # fmt: skip
-            if contrary:
-                gain = f"by FID a gain of {three_digits(o.gain.effect)}"
-                texts.append(f"{entry.claim.id} ({o.comparison.text}): {gain}, to the contrary {', '.join(contrary)}.")
-    return tuple(dict.fromkeys(texts))

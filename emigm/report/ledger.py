@@ -44,7 +44,7 @@ HOLDS, FAILS, SMALL, OPEN = "holds", "does not hold", "no difference that matter
 UNTESTABLE, UNCOUNTED, DRY = "not testable here", "not counted", "no verdict (dry run)"
 VERDICTS = (HOLDS, FAILS, SMALL, OPEN, UNTESTABLE, UNCOUNTED, DRY, NOT_RUN)
 HIGHER_IS_BETTER = {"fid_infinity": -1, "kid": -1, "precision": 1, "recall": 1}
-"""Metric shown beside FID -> 1 where higher is better, else -1. The first is the FID of infinitely many images."""
+"""Metric shown beside FID -> 1 where higher is better, else -1; `fid_infinity` is FID of infinitely many images."""
 ALIKE = {"scored_images": "numbers of images", "extractor_identity": "extractors", "reference": "real images"}
 """Columns in which the sides of a comparison must agree."""
 RESOLUTIONS = {"imagenet256": 256, "table2": 256, "imagenet512": 512, "table3": 512}
@@ -68,8 +68,6 @@ class Outcome:
     bound: float = 0.0
     """What the gain must exceed: 0, or minus the margin where the claim only says that something is kept."""
     test: str = NONE
-    beside: tuple[tuple[str, Estimate], ...] = ()
-    """Gains in other metrics."""
     remarks: tuple[str, ...] = ()
 
     @property
@@ -226,13 +224,9 @@ class Ledger:
         if one.tested:
             return self._tested(outcome, terms, values, self.spans.get(self.claims.ground(place.benchmark), {}))
         dry = any(self.models[c.benchmark, c.size]["dry_run"].any() for c in one.cells)
-        outcome = replace(
-            outcome, status=DRY if dry else HOLDS if gain.effect > 0 else FAILS, gain=Estimate(gain.effect)
-        )
-        counted = one.metric in EXACT
-        return replace(
-            outcome, test="a count" if counted else "as printed", remarks=() if counted else self._power(gain)
-        )
+        status, test = HOLDS if gain.effect > 0 else FAILS, "a count" if one.metric in EXACT else "as printed"
+        power = self._power(gain) if test == "as printed" else ()
+        return replace(outcome, status=DRY if dry else status, gain=Estimate(gain.effect), test=test, remarks=power)
 
     def _tested(self, outcome: Outcome, terms: list, values: list[pd.Series], spans: dict[str, float]) -> Outcome:
         """The outcome with its interval, the gains in other metrics, and what must be known of its models.
@@ -254,14 +248,18 @@ class Ledger:
         reasons = [f"not comparable: different {', '.join(unlike)}"] if unlike else []
         reasons += ["too few seeds for an interval"] if few else []
         reasons += ["no class shuffle to measure the smallest effect by"] if span is None else []
-        margin, beside = 0.0 if one.own_margin else self.claims.smallest_effect * (span or 0.0), []
-        for name, better in HIGHER_IS_BETTER.items() if one.metric == "fid" and margin and not unlike else ():
-            others = [self._values(cell, name).reindex(v.index) for (_, cell), v in zip(terms, values, strict=True)]
-            if not any(other.isna().any() for other in others):
-                beside.append((name, _paired([(-better * weight, cell) for weight, cell in terms], others)))
+        margin = 0.0 if one.own_margin else self.claims.smallest_effect * (span or 0.0)
         outcome = replace(outcome, status=status or OPEN * bool(reasons), gain=gain, margin=margin, test=test)
-        return replace(outcome, bound=-margin if one.keeps else 0.0, beside=tuple(beside),
-                       remarks=(*outcome.remarks, *reasons, *about))  # fmt: skip
+        remarks = (*outcome.remarks, *reasons, *about)
+        return replace(outcome, bound=-margin if one.keeps else 0.0, remarks=remarks)
+
+    def beside(self, one: Comparison, metric: str) -> Estimate | None:
+        """The gain of a comparison of FIDs in another metric (`HIGHER_IS_BETTER`); None where it is not measured."""
+        terms, drop, _ = self._chosen(one)
+        values = [self._values(cell, metric).drop(drop, errors="ignore") for _, cell in terms if isinstance(cell, Cell)]
+        known = one.metric == "fid" and len(values) == len(terms) and len({tuple(v.index) for v in values}) == 1
+        worse = -HIGHER_IS_BETTER[metric]
+        return _paired([(worse * w, cell) for w, cell in terms], values) if known and len(values[0]) else None
 
     def _chosen(self, one: Comparison) -> tuple[list, list[int], tuple[str, ...]]:
         """The terms with the best cell of each, chosen on the first third of the seeds that all have, rounded down but
