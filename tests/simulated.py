@@ -104,16 +104,12 @@ def write_records(root, frame: pd.DataFrame) -> None:
                     along.setdefault(1.0, []).append(scored)
             kind, _, rest = budget.partition("_")
             scale = float(f"{rest[0]}.{rest[1:]}") if kind == "scale" else 2.0
-            guided = kind not in ("plain",) and "plain" not in rest
-            low, high = (
-                [int(x) / 10 for x in rest.split("_")] if kind == "grid" else (0.1, 0.3) if kind == "late" else (0, 1)
+            guided = "plain" not in budget
+            interval = (
+                [int(x) / 10 for x in rest.split("_")] if kind == "grid" else [0.1, 0.3] if kind == "late" else [0, 1]
             )
-            sample = {
-                "steps": int(runs["N"].iloc[0]),
-                "cfg_scale": scale if guided else 1.0,
-                "cfg_schedule": "constant",
-            }
-            sample |= {"cfg_interval": [low, high], "schedule": "exp", "order": "binomial", "x0_clip": None}
+            sample = {"steps": int(runs["N"].iloc[0]), "cfg_scale": scale if guided else 1.0, "cfg_interval": interval}
+            sample |= {"cfg_schedule": "constant", "schedule": "exp", "order": "binomial", "x0_clip": None}
             sample |= {"solver": "dpm-solver", "solver_steps": 12}
             passes = float(runs["passes"].iloc[0])
             results = {"passes": passes, "nfe": passes, "seconds_per_image": {"mean": 1.0}, "images_per_second": 2.0}

@@ -7,16 +7,15 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import config, known, parse
+from emigm.config.parsing import config, known, parse, read_yaml
 
 FILE = Path("benchmarks/claims.yaml")
-EXACT = {"passes": "forward passes an image", "parameters": "parameters", "flops": "FLOPs an image"}
-EXACT |= {"tokens": "tokens predicted in the first half of the steps"}
+EXACT = {"passes": "forward passes an image", "flops": "FLOPs an image", "parameters": "parameters",
+         "tokens": "tokens predicted in the first half of the steps"}  # fmt: skip
 """Counts, which have no interval. Of `tokens` the sides are quoted names of schedules."""
 METRICS = {"fid": "FID", "isc": "IS"} | EXACT
+"""Metric -> what texts call it."""
 CELL = re.compile(r"(?:([\w-]+)/)?(?:(\w+) at )?(\w+)(?: after (\d+)%)?", re.ASCII)
 
 
@@ -207,11 +206,4 @@ def need(fulfilled: object, message: str) -> None:
 
 def load_claims(root: Path) -> Claims:
     """Read benchmarks/claims.yaml; ConfigError names a key that is unknown, missing or of a wrong type."""
-    path = root / FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; restore it (git checkout {FILE})")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {e}") from e
-    return parse(Claims, tree, str(FILE))
+    return parse(Claims, read_yaml(root / FILE), str(FILE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib import resources
 
 import pandas as pd
@@ -34,6 +35,7 @@ def printed(table: str) -> pd.DataFrame:
         return pd.read_csv(f, comment="#")
 
 
+@cache
 def value(resolution: int, method: str, metric: str) -> float:
     """FID, parameters or NFE (for `passes`) of a method, or of one of ours ("eMIGM-B at 128"); ConfigError where the
     paper has none."""

@@ -47,11 +47,6 @@ def front(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
 
 
-def capital(clause: str) -> str:
-    """A claim as it begins a sentence."""
-    return clause if clause.startswith("eMIGM") else f"{clause[0].upper()}{clause[1:]}"
-
-
 def effects(ledger: Ledger, *sources: str) -> tuple[str, ...]:
     """A sentence for each claim of some figures or tables that was measured: its verdict and the comparison that
     decides it, as the ledger's page has them."""

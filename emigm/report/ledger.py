@@ -15,9 +15,7 @@ The rule, fixed before the runs. Every effect is a gain: positive where the reco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 
@@ -186,9 +184,11 @@ class Ledger:
         curves = frame["fid_by_images"].map(lambda c: c if isinstance(c, dict) else {})
         frame["fid_infinity"] = curves.map(fid_infinity).astype(float)
         frame["snapshot"] = frame["snapshot"].astype(float).round(2).fillna(FINAL)
+        frame["scored_images"] = frame["scored_images"].astype(float)
         self.claims, self.spans = claims, spans
         self.rows = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
-        self.models = dict(tuple(frame.groupby(["benchmark", "size"])))
+        self.models = {key: self._model(rows) for key, rows in frame.groupby(["benchmark", "size"])}
+        self.values: dict[tuple[Cell, str], pd.Series] = {}
         entries = [self._measured(claim, place) for claim in claims.claims for place in claim.at]
         for family in dict.fromkeys((e.data, e.claim.question) for e in entries):
             of = [i for i, e in enumerate(entries) if (e.data, e.claim.question) == family]
@@ -223,10 +223,9 @@ class Ledger:
         outcome = Outcome(one, means=means, gain=gain, remarks=remarks)
         if one.tested:
             return self._tested(outcome, terms, values, self.spans.get(self.claims.ground(place.benchmark), {}))
-        dry = any(self.models[c.benchmark, c.size]["dry_run"].any() for c in one.cells)
-        status, test = HOLDS if gain.effect > 0 else FAILS, "a count" if one.metric in EXACT else "as printed"
-        power = self._power(gain) if test == "as printed" else ()
-        return replace(outcome, status=DRY if dry else status, gain=Estimate(gain.effect), test=test, remarks=power)
+        status = DRY if self._about(one.cells)[0] == DRY else HOLDS if gain.effect > 0 else FAILS
+        test, power = ("a count", ()) if one.metric in EXACT else ("as printed", self._power(gain))
+        return replace(outcome, status=status, gain=Estimate(gain.effect), test=test, remarks=power)
 
     def _tested(self, outcome: Outcome, terms: list, values: list[pd.Series], spans: dict[str, float]) -> Outcome:
         """The outcome with its interval, the gains in other metrics, and what must be known of its models.
@@ -282,13 +281,17 @@ class Ledger:
     def _values(self, term: Cell | str, metric: str, place: Place | None = None) -> pd.Series:
         """A term's metric by seed; a printed or computed number alone; empty where something is missing."""
         if isinstance(term, str) and metric == "tokens":
-            return pd.Series([early_tokens(term, *place.steps, int(place.names["L"]))])
+            (n,), tokens = place.steps, int(place.names["L"])
+            return pd.Series([float(expected_reveal_counts(term, n, tokens)[: n // 2].sum())])
         if isinstance(term, str):
             return pd.Series([value(RESOLUTIONS[place.benchmark], term, metric)])
-        rows = self.rows.get(_key(term))
-        if rows is None or (metric != "flops" and rows[metric].isna().any()):
-            return pd.Series(dtype=float)
-        return pd.Series([sampling_flops(term)]) if metric == "flops" else unit_means(rows, metric)
+        if (term, metric) not in self.values:
+            rows, empty = self.rows.get(_key(term)), pd.Series(dtype=float)
+            if rows is not None and metric == "flops":
+                empty = pd.Series([sampling_flops(term)])
+            missing = rows is None or metric == "flops" or rows[metric].isna().any()
+            self.values[term, metric] = empty if missing else unit_means(rows, metric)
+        return self.values[term, metric]
 
     def _power(self, gain: Estimate) -> tuple[str, ...]:
         """How many runs behind two FIDs it takes to tell them apart."""
@@ -300,21 +303,25 @@ class Ledger:
 
     def _about(self, cells: list[Cell]) -> tuple[str, list[str]]:
         """The status that models give a comparison (empty: none), and what must be known of them."""
-        status, remarks = "", []
-        for cell in cells:
-            rows, size = self.models[cell.benchmark, cell.size], cell.size
-            gated = rows.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
-            if len(bad := gated.loc[~gated["gate_passed"].astype(bool), "train_seed"]):
-                seeds, status = ", ".join(f"{seed:g}" for seed in bad), UNCOUNTED
-                remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
-            elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
-                remarks.append(f"{size} uses little context (its worst training run's context ratio is {worst:.2f})")
-            if cell.snapshot is None and (slope := self._slope(cell)) < self.claims.plateau:
-                status = UNCOUNTED
-                remarks.append(f"{size} is not on its plateau (log-slope of FID in the last quarter {slope:.2f})")
-            remarks += ["released weights: nothing of other training runs"] * int((rows["weights"] == "released").any())
-        dry = any(self.models[c.benchmark, c.size]["dry_run"].any() for c in cells)
-        return DRY if dry else status, list(dict.fromkeys(remarks))
+        models = [self.models[cell.benchmark, cell.size] for cell in cells]
+        slopes = [(cell.size, self._slope(cell)) for cell in cells if cell.snapshot is None]
+        slow = [f"{size} is not on its plateau (log-slope of FID in the last quarter {slope:.2f})"
+                for size, slope in slopes if slope < self.claims.plateau]  # fmt: skip
+        status = UNCOUNTED if slow or any(failed for _, failed, _ in models) else ""
+        remarks = dict.fromkeys([*slow, *(note for _, _, notes in models for note in notes)])
+        return DRY if any(dry for dry, _, _ in models) else status, list(remarks)
+
+    def _model(self, rows: pd.DataFrame) -> tuple[bool, bool, list[str]]:
+        """Whether a model is a dry run's, whether it fails the context gate, and what must be known of it."""
+        size, gated = rows["size"].iloc[0], rows.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
+        failed, notes = gated.loc[~gated["gate_passed"].astype(bool), "train_seed"], []
+        if len(failed):
+            notes.append(f"{size} FAILED the context gate (training seed {', '.join(f'{s:g}' for s in failed)})")
+        elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
+            notes.append(f"{size} uses little context (its worst training run's context ratio is {worst:.2f})")
+        if (rows["weights"] == "released").any():
+            notes.append("released weights: nothing of other training runs")
+        return bool(rows["dry_run"].any()), bool(len(failed)), notes
 
     def _slope(self, cell: Cell) -> float:
         """Slope of log FID over log steps from a model's last snapshot to the end, 0 where there is none. A model that
@@ -327,10 +334,10 @@ class Ledger:
 
     def _unlike(self, cells: list[Cell], printed: bool) -> list[str]:
         """In what the sides were measured differently; `printed`: one is a number of the paper's."""
-        rows = pd.concat([self.rows[_key(cell)] for cell in cells])
-        differ = rows[list(ALIKE)].astype(str).nunique() > 1
-        differ["scored_images"] |= printed and (rows["scored_images"] != PAPER_IMAGES).any()
-        return [what for column, what in ALIKE.items() if differ[column]]
+        rows = [self.rows[_key(cell)] for cell in cells]
+        values = {column: {str(value) for of in rows for value in of[column].unique()} for column in ALIKE}
+        values["scored_images"] |= {str(float(PAPER_IMAGES))} if printed else set()
+        return [what for column, what in ALIKE.items() if len(values[column]) > 1]
 
 
 def _key(cell: Cell) -> tuple[str, str, str, float]:
@@ -341,31 +348,19 @@ def _paired(terms: list, values: list[pd.Series]) -> Estimate:
     return t_interval(sum(weight * v for (weight, _), v in zip(terms, values, strict=True)))
 
 
-def early_tokens(schedule: str, steps: int, tokens: int) -> float:
-    """Expected number of tokens that the first half of the steps predicts."""
-    return float(expected_reveal_counts(schedule, steps, tokens)[: steps // 2].sum())
-
-
 def sampling_flops(cell: Cell) -> float:
     """FLOPs of generating one image, from the benchmark's settings."""
     bench = load_benchmark(find_root() / params_file(cell.benchmark))
     return flops.sampling(bench.model_config(cell.size), bench.sample_config(cell.size, cell.budget))
 
 
-def load_ledger(*names: str) -> Ledger:
-    """The ledger of this checkout: its claims on all runs on the data of some benchmarks (default: of all)."""
+def load_ledger() -> Ledger:
+    """The ledger of the checkout that one works in: its claims on all runs there are."""
     root = find_root()
-    claims, ran = load_claims(root), benchmarks_with_results(root)
-    grounds = {data: [name for name in of if name in ran] for data, of in claims.grounds.items()
-               if not names or set(of) & set(names)}  # fmt: skip
-    frame = runs(root, [name for of in grounds.values() for name in of])
-    return Ledger(claims, frame, {data: span_of(root, of) for data, of in grounds.items()})
-
-
-def span_of(root: Path, benchmarks: Iterable[str]) -> dict[str, float]:
-    """Metric -> distance from held-out images to class shuffle, of the first benchmark that has both."""
-    for name in benchmarks:
+    claims, ran, spans = load_claims(root), benchmarks_with_results(root), {}
+    grounds = {data: [name for name in names if name in ran] for data, names in claims.grounds.items()}
+    for data, name in ((data, name) for data, names in grounds.items() for name in names):
         table = baselines(root, name).pivot(index="metric", columns="baseline", values="mean")
-        if {"holdout", "class_shuffle"} <= set(table):
-            return (table["class_shuffle"] - table["holdout"]).abs().dropna().to_dict()
-    return {}
+        if {"holdout", "class_shuffle"} <= set(table):  # of codes nothing is shuffled
+            spans.setdefault(data, (table["class_shuffle"] - table["holdout"]).abs().dropna().to_dict())
+    return Ledger(claims, runs(root, [name for names in grounds.values() for name in names]), spans)
