@@ -206,7 +206,11 @@ class Ledger:
         for g in given:
             unmet = replace(entry, outcomes=(g,)).judged(self.claims.alpha)
             for i, one in enumerate(found):
-                if unmet != HOLDS and g.comparison.steps in (None, one.comparison.steps) and one.status != NOT_RUN:
+                if (
+                    unmet != HOLDS
+                    and g.comparison.steps in (None, one.comparison.steps)
+                    and one.status not in (NOT_RUN, DRY)
+                ):
                     why = f"precondition {unmet}: {g.plain}"
                     found[i] = replace(one, status=UNTESTABLE, remarks=(why, *one.remarks))
         return replace(entry, outcomes=tuple(found))
