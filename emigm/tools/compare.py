@@ -19,7 +19,7 @@ from emigm.config.parsing import as_dict
 from emigm.config.paths import results_folder
 from emigm.config.schema import CompareConfig
 from emigm.paper.reported import PAPER_IMAGES, reported
-from emigm.paper.settings import INCEPTION_SHA256, PAPER_MODELS, PAPER_TRAIN, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.paper.settings import INCEPTION_SHA256, PAPER_MODELS, paper_sampling, paper_train
 from emigm.records.frame import Records, read_all
 from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
 from emigm.tools.artefacts import REFERENCES, recorded
@@ -126,7 +126,8 @@ def settings(results: Records, resolution: int, size: str, budget: str) -> list[
     """(key, ours, the paper's) of all that a cell's number rests on."""
     at, train, sample, evaluate = results.at, f"train-{size}", f"sample-{size}-{budget}", f"evaluate-{size}"
     weights, whose = at(train, "weights"), {str(at(stage, "weights")) for stage in (train, sample, evaluate)}
-    recipe = {k: v for k, v in as_dict(PAPER_TRAIN).items() if k not in OWN_TRAINING}
+    published = paper_train(size)
+    recipe = {k: v for k, v in as_dict(published).items() if k not in OWN_TRAINING}
     sampling = as_dict(paper_sampling(resolution, size, int(budget))) | {"precision": PRECISIONS[0]}
     parts = [("model", train, as_dict(PAPER_MODELS[resolution, size])), ("sample", sample, sampling)]
     parts += [("train", train, recipe)] if weights == "trained" else []
@@ -136,7 +137,7 @@ def settings(results: Records, resolution: int, size: str, budget: str) -> list[
         for key, value in paper.items()
     ]
     if weights == "trained":
-        rows.append(("train.images", at(train, "scale", "images_trained_on"), PAPER_TRAINING_IMAGES))
+        rows.append(("train.images", at(train, "scale", "images_trained_on"), published.steps * published.batch))
     else:
         rows.append(("released.token", at(train, "settings", "source", "shared_token", "used"), "official"))
     name = REFERENCES[resolution]
