@@ -55,6 +55,10 @@ def paper_train(size: str) -> TrainConfig:
     return TrainConfig(steps=steps, batch=batch, lr=1e-4 * batch / 256, warmup_steps=steps // 8)
 
 
+PAPER_TRAIN = paper_train("b")
+"""The recipe of B, L and H."""
+
+
 _PAPER_INTERVALS = {
     (256, 16): ({"h": (0.2, 0.4)}, (0.1, 0.3)),
     (256, 128): ({"b": (0.05, 0.4), "h": (0.3, 0.7)}, (0.18, 0.6)),
