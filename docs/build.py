@@ -47,7 +47,7 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 COLOURS = {
     **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
     **dict.fromkeys(("does not hold", "differs", "not whole"), "bad"),
-    "holds at some N only": "mixed",
+    "no difference that matters": "mixed",
 }
 """Verdict -> its colour; every other one is grey."""
 
@@ -236,6 +236,7 @@ class Site:
         rows["Verdict"] = [f"{badge(v)} {'' if n == NONE else n}" for v, n in zip(rows["Verdict"], steps, strict=True)]
         rows["Source"] = list(map(self.figures, rows["Source"], cells))
         rows["Measured"] = [opened(tested[key]) for key in zip(rows["ID"], rows["Data"], strict=True)]
+        rows = rows.drop(columns=["Of", "Front", "Effect", "Setting", "Tests", "Limits"])
         rows["Records"] = [", ".join(self.evaluations(one)) or NONE for one in cells]
         more = self.link("How it was judged, and all comparisons", pages.LEDGER / "claims.ipynb")
         table = f":::{{table}}\n:class: ledger\n\n{Table('', '', rows).body}\n:::"
