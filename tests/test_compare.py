@@ -183,7 +183,8 @@ def test_a_file_that_fetch_recorded_is_known_by_its_checksum_and_not_by_its_name
 )
 def test_trained_weights_count_at_the_papers_scale_only(checkout, override, expected):
     results = write_paper_results(checkout, "imagenet256", "benchmark.weights=trained", *override)
-    assert {c.reasons for c in verdicts(results).values()} == {expected}
+    sized = {c.reasons for (size, _), c in verdicts(results).items() if size in ("b", "l", "h")}
+    assert sized == {expected}  # XS and S have steps of their own
 
 
 def test_records_from_before_weights_were_noted_are_not_comparable(checkout):

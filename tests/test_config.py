@@ -11,7 +11,7 @@ import yaml
 from emigm.config.benchmark import parse_benchmark
 from emigm.config.compose import compose, compose_benchmark, sources
 from emigm.config.errors import ConfigError
-from emigm.paper.settings import PAPER_MODELS, PAPER_TRAINING_IMAGES, paper_sampling
+from emigm.paper.settings import PAPER_MODELS, paper_sampling, paper_train
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = sources(ROOT)
@@ -34,9 +34,10 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
     for budget in benchmark.budgets:
         paper = dataclasses.replace(paper_sampling(resolution, size, int(budget)), precision="float16")
         assert benchmark.sample_config(size, budget) == paper
-    train = benchmark.train_config(size)
-    assert train.steps * train.batch == PAPER_TRAINING_IMAGES
-    assert train.lr == 1e-4 * train.batch / 256 and train.warmup_steps * 8 == train.steps
+    train, paper = benchmark.train_config(size), paper_train(size)
+    assert (train.steps, train.batch, train.lr, train.warmup_steps) == (
+        paper.steps, paper.batch, paper.lr, paper.warmup_steps
+    )  # fmt: skip
     assert (train.schedule, train.t_min, train.weight, train.ema) == ("exp", 0.2, "one", 0.9999)
     assert benchmark.evaluation.images == 50_000 and benchmark.compare.resolution == resolution
 

@@ -44,8 +44,6 @@ PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
 """Autoencoder and latent scale of the paper's models, by resolution."""
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of the published Inception weights that FID is defined with; their file's name has its first digits."""
-PAPER_TRAINING_IMAGES = 800 * (1_281_167 // 2048) * 2048
-"""Images B, L and H of the paper were trained on: 800 epochs of ImageNet in whole batches of 2048."""
 
 
 def paper_train(size: str) -> TrainConfig:
