@@ -124,9 +124,8 @@ class Claim:
     setting: str
     """What all sides have in common."""
     tests: str
-    """What its comparisons can show here."""
     limits: str
-    """What they cannot refute here."""
+    """What its comparisons can show here, and what they cannot refute."""
     at: tuple[Place, ...]
     given: tuple[str, ...] = ()
     """What must hold first (at the same N, where both name it); else the claim is not testable there."""
@@ -151,7 +150,6 @@ class Planned:
     """What was known before the runs of one kind of data began, for the power analysis."""
 
     seeds: int
-    """Training seeds."""
     span: float
     """FID of class shuffle minus that of held-out images."""
     spread: float

@@ -12,7 +12,8 @@ from emigm.report.tables import NONE, plural
 
 PAPER, QUESTION = "the paper", "this project"
 """Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
-COLUMNS = ("extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip")
+COLUMNS = ("isc", "extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip",
+           "sample.temperature")  # fmt: skip
 """What notebooks read beside the columns that `runs` always has."""
 
 

@@ -26,16 +26,7 @@ from emigm.model.schedules import expected_reveal_counts
 from emigm.paper.claims import EXACT, METRICS, Cell, Claim, Claims, Comparison, Place, load_claims
 from emigm.paper.reported import PAPER_IMAGES, value
 from emigm.records.frame import baselines, benchmarks_with_results, find_root, runs
-from emigm.report.statistics import (
-    Estimate,
-    fid_infinity,
-    holm,
-    holm_factors,
-    runs_needed,
-    t_interval,
-    three_digits,
-    unit_means,
-)
+from emigm.report.statistics import Estimate, fid_infinity, holm, runs_needed, t_interval, three_digits, unit_means
 from emigm.report.tables import NONE, NOT_RUN, plural
 
 HOLDS, FAILS, SMALL, OPEN = "holds", "does not hold", "no difference that matters", "not decided"
@@ -167,9 +158,8 @@ class Entry:
         outcomes = tuple(replace(o, gain=o.gain and o.gain.at(level)) for o in self.outcomes)
         telling = outcomes if any(o.comparison.tested for o in outcomes) else filter(None, [self.deciding])
         remarks = tuple(dict.fromkeys([*why, *(remark for o in telling for remark in o.remarks)]))
-        adjusted = adjusted if self.open else None
-        changed = {"outcomes": outcomes, "verdict": verdict, "adjusted": adjusted, "remarks": remarks}
-        return replace(self, by_steps=tuple(by_steps), **changed)
+        judged = {"verdict": verdict, "adjusted": adjusted if self.open else None, "by_steps": tuple(by_steps)}
+        return replace(self, outcomes=outcomes, remarks=remarks, **judged)
 
 
 class Ledger:
@@ -193,26 +183,22 @@ class Ledger:
         for family in dict.fromkeys((e.data, e.claim.question) for e in entries):
             of = [i for i, e in enumerate(entries) if (e.data, e.claim.question) == family]
             tested = [i for i in of if any(o.comparison.tested for o in entries[i].outcomes)]
-            signs, alpha = [entries[i].p for i in tested], claims.alpha
-            same = holm_factors([entries[i].p_within for i in tested], alpha)
-            rule = dict(zip(tested, zip(holm(signs), holm_factors(signs, alpha), same, strict=True), strict=True))
+            signs = holm([entries[i].p for i in tested], claims.alpha)
+            same = holm([entries[i].p_within for i in tested], claims.alpha)[1]
+            rule = dict(zip(tested, zip(*signs, same, strict=True), strict=True))
             for i in of:
-                entries[i] = entries[i].with_verdict(alpha, *rule.get(i, (1.0, 1, 1)))
+                entries[i] = entries[i].with_verdict(claims.alpha, *rule.get(i, (1.0, 1, 1)))
         self.entries = tuple(entries)
 
     def _measured(self, claim: Claim, place: Place) -> Entry:
         given, found = ([self._compared(one, place) for one in place.compared(f)] for f in (claim.given, claim.compare))
         entry = Entry(claim, place, self.claims.ground(place.benchmark), tuple(found), tuple(given))
-        for g in given:
-            unmet = replace(entry, outcomes=(g,)).judged(self.claims.alpha)
-            for i, one in enumerate(found):
-                if (
-                    unmet != HOLDS
-                    and g.comparison.steps in (None, one.comparison.steps)
-                    and one.status not in (NOT_RUN, DRY)
-                ):
-                    why = f"precondition {unmet}: {g.plain}"
-                    found[i] = replace(one, status=UNTESTABLE, remarks=(why, *one.remarks))
+        first = {g: replace(entry, outcomes=(g,)).judged(self.claims.alpha) for g in given}
+        for i, one in enumerate(found):
+            at = [g for g in given if first[g] != HOLDS and g.comparison.steps in (None, one.comparison.steps)]
+            if at and one.status not in (NOT_RUN, DRY):
+                why = (f"precondition {first[g]}: {g.plain}" for g in at)
+                found[i] = replace(one, status=UNTESTABLE, remarks=(*why, *one.remarks))
         return replace(entry, outcomes=tuple(found))
 
     def _compared(self, one: Comparison, place: Place) -> Outcome:
@@ -232,11 +218,8 @@ class Ledger:
         return replace(outcome, status=status, gain=Estimate(gain.effect), test=test, remarks=power)
 
     def _tested(self, outcome: Outcome, terms: list, values: list[pd.Series], spans: dict[str, float]) -> Outcome:
-        """The outcome with its interval, the gains in other metrics, and what must be known of its models.
-
-        Args:
-            outcome: its gain has the error that the known spread of one run each gives it.
-        """
+        """The outcome with its interval and with what must be known of its models. Its gain comes with the error that
+        the known spread of one run each gives it."""
         one, cells = outcome.comparison, [term for _, term in terms if isinstance(term, Cell)]
         status, about = self._about(cells)
         printed, few, span = len(cells) < len(terms), min(map(len, values)) < 2, spans.get(one.metric)
@@ -266,10 +249,7 @@ class Ledger:
 
     def _chosen(self, one: Comparison) -> tuple[list, list[int], tuple[str, ...]]:
         """The terms with the best cell of each, chosen on the first third of the seeds that all have, rounded down but
-        one at least; those seeds, which are not tested; and how it was chosen.
-
-        Chosen for each seed on all others, it would differ from an equal end twice as often as alpha says.
-        """
+        one at least; those seeds, which are not tested; and how it was chosen."""
         if all(len(choice) == 1 for _, choice in one.terms):
             return [(weight, choice[0]) for weight, choice in one.terms], [], ()
         values = {cell: self._values(cell, one.metric) for cell in one.cells}
@@ -290,11 +270,10 @@ class Ledger:
         if isinstance(term, str):
             return pd.Series([value(RESOLUTIONS[place.benchmark], term, metric)])
         if (term, metric) not in self.values:
-            rows, empty = self.rows.get(_key(term)), pd.Series(dtype=float)
-            if rows is not None and metric == "flops":
-                empty = pd.Series([sampling_flops(term)])
-            missing = rows is None or metric == "flops" or rows[metric].isna().any()
-            self.values[term, metric] = empty if missing else unit_means(rows, metric)
+            rows, counted = self.rows.get(_key(term)), metric == "flops"
+            missing = rows is None or (not counted and rows[metric].isna().any())
+            known = [] if missing else [sampling_flops(term)] if counted else unit_means(rows, metric)
+            self.values[term, metric] = pd.Series(known, dtype=float)
         return self.values[term, metric]
 
     def _power(self, gain: Estimate) -> tuple[str, ...]:

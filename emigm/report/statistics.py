@@ -37,11 +37,9 @@ class Spread(NamedTuple):
 def combined(runs: Iterable[tuple[int, int, float]]) -> Spread:
     """Mean of (training seed, sampling seed, value) and the standard error that both kinds of seeds give it.
 
-    error² = s_T² / T + s_S² / S, where s_T is the standard deviation over the T training seeds of their means over S
-    sampling seeds each, and s_S that over the sampling seeds within a training seed (pooled); a kind with one seed
-    contributes nothing. The second term guards against a small s_T by chance of few training seeds, and against what
-    shared sampling seeds have in common. The mean of a repetition lies within two errors in 91% (two training seeds) to
-    99% (six) of cases where sampling seeds decide, in 64% to 81% where training seeds do (tests/test_statistics.py).
+    error² = s_T² / T + s_S² / S: s_T is the standard deviation over T training seeds of their means over S sampling
+    seeds, s_S that over the sampling seeds within a training seed (pooled); a kind with one seed contributes nothing.
+    The second term guards against an s_T that is small by chance (tests/test_statistics.py: how often it is right).
     """
     groups: dict[int, list[float]] = {}
     for train, _, value in runs:
@@ -166,30 +164,21 @@ def runs_needed(effect: float, spread: float, alpha: float, power: float = 0.8) 
     return max(1, math.ceil((quantiles * spread / effect) ** 2))
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Holm's adjusted p values (1979), in the given order: of all tests whose adjusted p is below a, the chance that
-    any is of no effect is at most a, however the tests depend on each other."""
+    any is of no effect is at most a, however the tests depend on each other. And what the procedure multiplies each p
+    by before it is held against alpha, the number of tests that were not rejected before it: an interval of level
+    1 - alpha / factor excludes 0 exactly where the test is rejected."""
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
+    order, rank = np.argsort(p), stats.rankdata(p, method="ordinal") - 1
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
-    return adjusted
-
-
-def holm_factors(p_values: Sequence[float], alpha: float) -> np.ndarray:
-    """What Holm's procedure multiplies each p by before it is held against alpha: the number of tests that were not
-    rejected before it. An interval of level 1 - alpha / factor excludes 0 exactly where the test is rejected."""
-    rejected = int((holm(p_values) < alpha).sum())
-    return len(p_values) - np.minimum(stats.rankdata(p_values, method="ordinal") - 1, rejected)
+    return adjusted, len(p) - np.minimum(rank, (adjusted < alpha).sum())
 
 
 def fid_infinity(by_images: Mapping[int, float], degree: int = 1) -> float:
-    """FID of infinitely many images: the intercept of a polynomial in 1/n (line: Chong and Forsyth, arXiv 1911.07023).
-
-    Args:
-        by_images: number of generated images -> FID of so many.
-        degree: 1 for the line, 2 for a curve, which tells whether the line is bent. NaN with too few numbers.
-    """
+    """FID of infinitely many images: the intercept of a polynomial in 1/n through {number of images: FID of so many}.
+    A line: Chong and Forsyth, arXiv 1911.07023; a curve tells whether it is bent. NaN with too few numbers."""
     if len(by_images) <= degree:
         return math.nan
     n = np.array(sorted(by_images), dtype=float)
