@@ -23,7 +23,7 @@ import nbformat
 import pandas as pd
 
 from emigm.config.errors import UserError
-from emigm.paper.claims import Cells, Claims, load_claims
+from emigm.paper.claims import Cell, Claims, load_claims
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
 from emigm.report import pages
 from emigm.report.blocks import filled
@@ -40,8 +40,11 @@ COLUMNS = ("Identical", "Within tolerance", "Beyond it, by itself", "Different")
 """Columns of the cells that were made again, in the order of `STATUSES`."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 """A link of a page that was written by hand."""
-COLOURS = dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good") | {"holds at some N only": "mixed"}
-COLOURS |= dict.fromkeys(("does not hold", "differs", "not whole"), "bad")
+COLOURS = {
+    **dict.fromkeys(("holds", "reproduced", "unchanged", "whole"), "good"),
+    **dict.fromkeys(("does not hold", "differs", "not whole"), "bad"),
+    "no difference that matters": "mixed",
+}
 """Verdict -> its colour; every other one is grey."""
 
 
@@ -222,13 +225,14 @@ class Site:
         rows["Verdict"] = [f"{badge(v)} {'' if n == NONE else n}" for v, n in zip(rows["Verdict"], steps, strict=True)]
         rows["Source"] = list(map(self.figures, rows["Source"], cells))
         rows["Measured"] = [opened(tested[key]) for key in zip(rows["ID"], rows["Data"], strict=True)]
+        rows = rows.drop(columns=["Of", "Front", "Effect", "Setting", "Tests", "Limits"])
         rows["Records"] = [", ".join(self.evaluations(one)) or NONE for one in cells]
         more = self.link("How it was judged, and all comparisons", pages.LEDGER / "claims.ipynb")
         table = f":::{{table}}\n:class: ledger\n\n{Table('', '', rows).body}\n:::"
         reading = body(self.root / pages.LEDGER / "reading")
         return f"{alone}{question} {more}.\n\n{table}\n\n## What it adds up to\n\n{reading}\n"
 
-    def figures(self, source: str, cells: list[Cells]) -> str:
+    def figures(self, source: str, cells: list[Cell]) -> str:
         """A claim's source with links to the notebooks of its figures and tables: those across benchmarks, or those of
         its own benchmark."""
         links = []
@@ -242,16 +246,16 @@ class Site:
             return self.link(source, links[0][1])
         return ": ".join(filter(None, [source, ", ".join(self.link(*one) for one in links)]))
 
-    def evaluations(self, cells: list[Cells]) -> list[str]:
+    def evaluations(self, cells: list[Cell]) -> list[str]:
         """Links to the records of a claim's cells."""
         kinds = [(c.benchmark, c.size, "evaluate" if c.snapshot is None else "snapshots") for c in cells]
         paths = {key: Path("results", key[0], "records", f"{key[2]}-{key[1]}.json") for key in kinds}
         return [self.link(f"{b} {s}", path) for (b, s, _), path in paths.items() if (self.root / path).is_file()]
 
 
-def cells_read(claims: Claims) -> dict[tuple[str, str], list[Cells]]:
+def cells_read(claims: Claims) -> dict[tuple[str, str], list[Cell]]:
     """(claim, data) -> the cells that its comparisons read."""
-    cells: dict[tuple[str, str], list[Cells]] = {}
+    cells: dict[tuple[str, str], list[Cell]] = {}
     for claim in claims.claims:
         for place in claim.at:
             cells.setdefault((claim.id, claims.ground(place.benchmark)), []).extend(claim.cells(place))

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from emigm.io import write_json
-from emigm.paper.claims import Cells, Claims
+from emigm.paper.claims import Cell, Claims
 
 GROUND = "MNIST"
 SIZES = ("xs", "s", "b", "l", "h")
-Effect = Callable[[Cells], float]
+SPANS = {"MNIST-5k (49 tokens)": {"fid": 8.41, "isc": 3.0}}
+"""Distances from held-out images to class shuffle, so that the smallest effect that matters is 0.168 in FID."""
+Effect = Callable[[Cell], float]
 
 
-def cells_of(claims: Claims, ground: str = GROUND) -> list[Cells]:
+def cells_of(claims: Claims, ground: str = GROUND) -> list[Cell]:
     """Every cell that a claim reads on one kind of data."""
-    cells = []
+    found = []
     for claim in claims.claims:
-        for place in claim.at if claims.ground(claim.at[0].benchmark).startswith(ground) else ():
+        for place in claim.at:
             if claims.ground(place.benchmark).startswith(ground):
-                cells += claim.cells(place)
-    return list(dict.fromkeys(cells))
+                found += claim.cells(place)
+    return list(dict.fromkeys(found))
 
 
 def simulate(
@@ -40,82 +41,98 @@ def simulate(
                 run = {"benchmark": cell.benchmark, "size": cell.size, "budget": cell.budget, "train_seed": t}
                 run |= {"sample_seed": 100 * t + s, "snapshot": np.nan if cell.snapshot is None else cell.snapshot}
                 run |= {"fid": 5 + effect(cell) + own + rng.normal(0, noise)}
-                run |= {"seconds_per_image": 1 + (cell.size in SIZES and 0.1) + rng.normal(0, 0.01)}
+                run |= {"isc": 8 - effect(cell) + own + rng.normal(0, noise)}
                 rows.append(run | facts(cell))
     return pd.DataFrame(rows)
 
 
-def facts(cell: Cells) -> dict:
+def steps_of(budget: str) -> int:
+    """N of "16", "16_plain" or "late_16"; 16 of a scale or an interval of guidance."""
+    first, last = budget.split("_")[0], budget.split("_")[-1]
+    return int(first) if first.isdigit() else 16 if first in ("scale", "grid") else int(last)
+
+
+def facts(cell: Cell) -> dict:
     """What does not differ between the runs of a cell."""
-    digits = "".join(c for c in cell.budget.split("_")[-1] if c.isdigit())
+    n, size = steps_of(cell.budget), SIZES.index(cell.size) if cell.size in SIZES else 2
     return {
         "gate_ratio": 0.7, "gate_passed": True, "dry_run": False, "weights": "trained", "scored_images": 1000,
-        "fid_by_images": None, "passes": float(digits or cell.budget.split("_")[0]), "parameters": 1e5,
-        "N": float(digits or cell.budget.split("_")[0]), "sample_device": "CPU", "reference": "training images",
-        "flops": 10.0 ** (12 + (SIZES.index(cell.size) / 2 if cell.size in SIZES else 2)), "extractor_identity": "cnn",
+        "fid_by_images": None, "passes": n * (2.0 if cell.budget.startswith("every") else 1.2), "parameters": 1e5,
+        "N": float(n), "sample_device": "CPU", "reference": "training images",
+        "flops": 10.0 ** (12 + size / 2), "extractor_identity": "cnn",
     }  # fmt: skip
 
 
 def write_records(root, frame: pd.DataFrame) -> None:
     """Records whose runs are those of the frame, under root/results, as the stages write them."""
     rng = np.random.default_rng(1)
-    scorer = {"images": 1000, "extractor": {"kind": "cnn"}, "extractor_identity": {"sha256": "made up"}}
     for (name, size), model in frame.groupby(["benchmark", "size"]):
+        folder = root / "results" / name / "records"
+        seeds = sorted(map(int, model["train_seed"].unique()))
         common = {"schema": 2, "title": f"Made up {name}", "dry_run": False, "weights": "trained", "benchmark": name}
         common |= {"provenance": {"device": "CPU", "commit": "0" * 40, "date": "2026-01-01T00:00:00+00:00"}}
         common |= {"images_of": name}
-        save = functools.partial(write, root / "results" / name / "records", common)
-        seeds, ratio = sorted(map(int, model["train_seed"].unique())), model["gate_ratio"].iloc[0]
         model_settings = {
             "grid": 14, "channels": 1, "classes": 10, "patch": 2, "width": 64, "heads": 4, "buffer": 4,
-            "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 64, "head_blocks": 1, "mae": "nomae" not in size,
+            "encoder_blocks": 1, "decoder_blocks": 1, "head_width": 64, "head_blocks": 1,
+            "mae": not size.startswith(("elbo", "one")),
         }  # fmt: skip
-        train = {
-            "steps": 3000, "batch": 64, "lr": 0.004, "seeds": seeds, "t_min": 0.0, "lr_schedule": "constant",
-            "schedule": next((s for s in ("linear", "cosine") if s in size), "exp"), "masking": "independent",
-            "weight": "elbo" if "elbo" in size or size == "mdm" else "one",
-        }  # fmt: skip
+        schedule = next((s for s in ("linear", "cosine", "log_exp") if s in size), "exp").replace("_", "-")
+        train = {"steps": 3000, "batch": 64, "lr": 0.004, "seeds": seeds, "schedule": schedule, "t_min": 0.0}
+        train["lr_schedule"] = "constant"
+        train |= {"weight": "elbo" if "elbo" in size or size == "mdm" else "one", "masking": "independent"}
+        ratio = model["gate_ratio"].iloc[0]
         results = {"parameters": 30_000, "flops": float(model["flops"].iloc[0]), "images": 192_000}
         results |= {"context": {"ratio": {"values": [ratio] * len(seeds)}, "passed": True}}
-        save(f"train-{size}", results, size=size, model=model_settings, train=train, gate={"max_ratio": 0.95})
-        scores, along, scored_along = {}, {}, snapshots_of(model)
+        settings = {"size": size, "model": model_settings, "train": train, "gate": {"max_ratio": 0.95}}
+        write(folder, common, f"train-{size}", results, **settings)
+        scores, along = {}, {}
         for budget, runs in model.groupby("budget", sort=False):
             own = sorted(map(int, runs["sample_seed"].unique()))
             scores[budget] = {"runs": [], "fid_by_images": []}
             for run in runs.itertuples():
                 key = {"train_seed": int(run.train_seed), "sample_seed": int(run.sample_seed)}
-                scored = key | {"fid": run.fid, "kid": run.fid / 20, "precision": 0.7, "recall": 0.6, "isc": 7.0}
-                final = np.isnan(run.snapshot)
-                if final:
-                    near = {"nearest_train": 40 + rng.normal(0, 0.1), "nearest_holdout": 41.0}
-                    scores[budget]["runs"].append(scored | near)
-                    curve = {str(n): run.fid + 500 / n + rng.normal(0, 0.02) for n in (1000, 500, 250)}
-                    scores[budget]["fid_by_images"].append(key | {"fid": curve})
-                if not final or budget in scored_along:
-                    along.setdefault(1.0 if final else run.snapshot, []).append(scored)
-            word, steps = budget.split("_")[0], runs["N"].iloc[0]
-            scale = float(word[5:]) / (100 if len(word) > 7 else 10) if word.startswith("scale") else 1.5
-            sample = {
-                "steps": int(steps), "cfg_scale": scale if word[:4] in ("scal", "tmin") else 1.0, "schedule": "exp",
-                "cfg_interval": [0.2, 1.0], "order": "binomial", "x0_clip": None, "solver": "dpm-solver",
-                "solver_steps": 12,
-            }  # fmt: skip
-            passes = float(steps) * (1.5 if word.startswith("tmin") else 1)
+                scored = key | {"fid": run.fid, "kid": run.fid / 20, "precision": 0.7, "recall": 0.6, "isc": run.isc}
+                if not np.isnan(run.snapshot):
+                    along.setdefault(run.snapshot, []).append(scored)
+                    continue
+                near = {"nearest_train": 40 + rng.normal(0, 0.1), "nearest_holdout": 41.0}
+                scores[budget]["runs"].append(scored | near)
+                curve = {str(n): run.fid + 500 / n + rng.normal(0, 0.02) for n in (1000, 500, 250)}
+                scores[budget]["fid_by_images"].append(key | {"fid": curve})
+                if budget in snapshots_of(model):
+                    along.setdefault(1.0, []).append(scored)
+            kind, _, rest = budget.partition("_")
+            scale = float(f"{rest[0]}.{rest[1:]}") if kind == "scale" else 2.0
+            guided = "plain" not in budget
+            interval = (
+                [int(x) / 10 for x in rest.split("_")] if kind == "grid" else [0.1, 0.3] if kind == "late" else [0, 1]
+            )
+            sample = {"steps": int(runs["N"].iloc[0]), "cfg_scale": scale if guided else 1.0, "cfg_interval": interval}
+            sample |= {"cfg_schedule": "constant", "schedule": "exp", "order": "binomial", "x0_clip": None}
+            sample |= {"solver": "dpm-solver", "solver_steps": 12, "temperature": 0.95 if kind == "tuned" else 1.0}
+            passes = float(runs["passes"].iloc[0])
             results = {"passes": passes, "nfe": passes, "seconds_per_image": {"mean": 1.0}, "images_per_second": 2.0}
             settings = {"size": size, "budget": budget, "sample": sample, "train_seeds": seeds, "seeds": own}
-            save(f"sample-{size}-{budget}", results, **settings)
-        save(f"evaluate-{size}", scores, reference="training images", size=size, **scorer)
-        shuffle = {"fid": {"mean": 11.0, "n": 2, "std": 0.2}, "kid": {"mean": 0.28, "n": 2, "std": 0.01}}
-        known = {"class_shuffle": shuffle | {"images": 1000}, "holdout": {"fid": {"mean": 1.1}, "images": 1000}}
-        nearest = {"real_ratio": {"mean": 1.0, "values": list(1 + 0.005 * rng.standard_normal(20))}}
-        save("reference", {"baselines": known, "nearest": nearest})
-        if scored_along:
+            write(folder, common, f"sample-{size}-{budget}", results, **settings)
+        scorer = {"images": 1000, "extractor": {"kind": "cnn"}, "extractor_identity": {"sha256": "made up"}}
+        write(folder, common | {"reference": "training images"}, f"evaluate-{size}", scores, size=size, **scorer)
+        shuffle = {"fid": {"mean": 9.51, "n": 2, "std": 0.2}, "kid": {"mean": 0.28, "n": 2, "std": 0.01}}
+        shuffle |= {"isc": {"mean": 6.0}, "images": 1000}
+        held_out = {"fid": {"mean": 1.1}, "isc": {"mean": 9.0}, "images": 1000}
+        known = {"baselines": {"class_shuffle": shuffle, "holdout": held_out}}
+        known["nearest"] = {"real_ratio": {"mean": 1.0, "values": list(1 + 0.005 * rng.standard_normal(20))}}
+        write(folder, common, "reference", known)
+        if snapshots_of(model):
             points = [{"step": round(3000 * share), "runs": runs} for share, runs in sorted(along.items())]
-            settings = {"size": size, "budget": scored_along[0], "train": train, "seeds": own, **scorer}
-            save(f"snapshots-{size}", {"points": points}, reference="training images", **settings)
-        counts = {"train_images": 4000, "holdout_images": 1000, "shape": [1, 14, 14], "classes": 10}
-        save("prepare", counts, data={"dataset": "mnist"})
-        save("extractor", {"features": 64})
+            settings = {"size": size, "budget": snapshots_of(model)[0], "train": train, "images": 1000, "seeds": own}
+            settings |= {"extractor": {"kind": "cnn"}, "extractor_identity": {"sha256": "made up"}}
+            real = common | {"reference": "training images"}
+            write(folder, real, f"snapshots-{size}", {"points": points}, **settings)
+        data = {"data": {"dataset": "mnist"}}
+        counts = {"train_images": 4000, "holdout_images": 1000}
+        write(folder, common, "prepare", counts | {"shape": [1, 14, 14], "classes": 10}, **data)
+        write(folder, common, "extractor", {"features": 64})
 
 
 def snapshots_of(model: pd.DataFrame) -> list[str]:
@@ -123,6 +140,5 @@ def snapshots_of(model: pd.DataFrame) -> list[str]:
     return list(model.loc[model["snapshot"].notna(), "budget"].unique())
 
 
-def write(folder, common: dict, stage: str, results: dict, reference: str | None = None, **settings) -> None:
-    record = common | ({"reference": reference} if reference else {}) | {"stage": stage}
-    write_json(folder / f"{stage}.json", record | {"settings": settings, "results": results})
+def write(folder, common: dict, stage: str, results: dict, **settings) -> None:
+    write_json(folder / f"{stage}.json", common | {"stage": stage, "settings": settings, "results": results})

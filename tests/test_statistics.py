@@ -9,15 +9,15 @@ import pytest
 from scipy import stats
 
 from emigm.report.statistics import (
+    Estimate,
     combined,
     fid_infinity,
     holm,
-    known_spread,
-    slope_weights,
+    runs_needed,
     summarise,
     t_interval,
     unit_means,
-    welch,
+    visible_effect,
 )
 
 # The combined standard error of tables and error bars
@@ -123,35 +123,61 @@ def test_an_effect_turned_round_has_its_interval_turned_round():
     assert (-t_interval([1.0])).low is None
 
 
-def test_two_groups_are_compared_by_welchs_test():
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(1, 1, 4), rng.normal(0, 3, 7)
-    assert_estimate(welch(a, b), a.mean() - b.mean(), stats.ttest_ind(a, b, equal_var=False))
-    assert welch(a, b[:1]).p is None
-
-
-def test_a_known_spread_gives_a_normal_interval():
-    found = known_spread(-1.0, 0.5)
+def test_a_known_error_gives_the_normal_interval():
+    found = Estimate(-1.0, 0.5)
     assert (found.low, found.high) == pytest.approx(stats.norm.interval(0.95, -1, 0.5))
-    assert found.p == pytest.approx(2 * stats.norm.cdf(-2))
+    assert found.p == pytest.approx(2 * stats.norm.cdf(-2)) and found.at(0.9).half == pytest.approx(0.5 * 1.6449, 1e-4)
 
 
-def test_slope_weights_give_the_least_squares_slope():
-    x, y = [0.0, 0.7, 1.1, 2.0], np.random.default_rng(2).normal(size=4)
-    assert slope_weights(x) @ y == pytest.approx(np.polyfit(x, y, 1)[0])
+def test_both_one_sided_tests_are_scipys():
+    x = np.random.default_rng(5).normal(0.1, 0.3, 8)
+    found = t_interval(x)
+    sides = [stats.ttest_1samp(x, b, alternative=way).pvalue for b, way in ((-0.5, "greater"), (0.5, "less"))]
+    assert found.p_within(0.5) == pytest.approx(max(sides))
+    inside = found.at(1 - 2 * found.p_within(0.5))  # the interval of that level touches the nearer bound
+    assert max(-inside.low, inside.high) == pytest.approx(0.5)
+    same = t_interval([0.1, 0.1])
+    assert same.p_within(0.2) == 0 and same.p_within(0.05) == 1
+
+
+def test_the_visible_effect_is_found_as_often_as_said():
+    n, spread, alpha = 6, 0.2, 0.01
+    effect = visible_effect(n, spread, alpha)
+    draws = np.random.default_rng(0).normal(effect, spread, (4000, n))
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < alpha) == pytest.approx(0.8, abs=0.02)
+    assert visible_effect(12, spread, alpha) < effect < visible_effect(n, spread, alpha / 10)
+
+
+def test_as_many_runs_are_needed_as_find_the_effect_as_often_as_said():
+    effect, spread, alpha = 0.04, 0.05, 0.05
+    n, rng = runs_needed(effect, spread, alpha), np.random.default_rng(0)
+
+    def power(runs):
+        means = effect + spread / np.sqrt(runs) * rng.standard_normal(20000)
+        return np.mean(2 * stats.norm.sf(abs(means) / spread * np.sqrt(runs)) < alpha)
+
+    assert power(n) >= 0.79 and power(n - 1) < 0.81 and n == 13
 
 
 def test_holm_multiplies_by_the_hypotheses_left_and_never_falls():
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.9, 0.8]).tolist() == [1, 1] and holm([]).tolist() == []
+    assert holm([0.04, 0.01, 0.03])[0] == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8])[0].tolist() == [1, 1] and holm([])[0].tolist() == []
 
 
 def test_holm_rejects_what_closed_testing_by_bonferroni_rejects():
     """Reference: a hypothesis is rejected where every set of hypotheses with it is, each by its own Bonferroni test."""
     p = np.random.default_rng(3).uniform(0, 0.05, 6)
-    for i, adjusted in enumerate(holm(p)):
+    for i, adjusted in enumerate(holm(p)[0]):
         sets = [[j for j in range(6) if j == i or code >> j & 1] for code in range(64)]
         assert adjusted == pytest.approx(min(1, max(len(s) * min(p[s]) for s in sets)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_p_times_its_factor_is_below_alpha_exactly_where_holm_rejects(seed):
+    p = np.random.default_rng(seed).uniform(0, 1, 12) ** 4
+    adjusted, factors = holm(p, 0.05)
+    rejected = adjusted < 0.05
+    assert ((p * factors < 0.05) == rejected).all() and set(factors[~rejected]) == {12 - rejected.sum()}
 
 
 def test_fid_of_infinitely_many_images_is_the_intercept_in_one_over_n():
@@ -176,23 +202,9 @@ def paired(rng):
     return t_interval(means[:, 0] - means[:, 1])
 
 
-def slope(rng):
-    """Slopes of five sizes without a trend, whose runs share a seed's effect."""
-    return t_interval((rng.normal(0, 3, (4, 1)) + rng.normal(0, 1, (4, 5))) @ slope_weights(range(5)))
-
-
-DRAWS = {
-    "paired by training seed": paired,
-    "groups of unlike spread": lambda rng: welch(rng.normal(0, 1, 6), rng.normal(0, 2, 8)),
-    "slopes": slope,
-}
-"""Intervals of an effect that is 0."""
-
-
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_intervals_contain_the_truth_as_often_as_they_say(draw):
+def test_intervals_contain_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    found = [draw(rng) for _ in range(1000)]
+    found = [paired(rng) for _ in range(1000)]
     covered = np.mean([one.low <= 0 <= one.high for one in found])
     assert abs(covered - 0.95) < 0.025  # 3.6 standard errors
     assert covered == np.mean([one.p >= 0.05 for one in found])

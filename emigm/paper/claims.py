@@ -1,141 +1,60 @@
 """benchmarks/claims.yaml: what the paper concludes, and the comparisons that each conclusion is held against."""
 
-# ruff: noqa: RUF001
-# × and − are meant.
 from __future__ import annotations
 
 import datetime
-import math
-from dataclasses import field, replace
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import yaml
 
 from emigm.config.errors import ConfigError
-from emigm.config.parsing import config, known, parse
-from emigm.model.schedules import SCHEDULES
-from emigm.paper.reported import reported
+from emigm.config.parsing import config, known, parse, read_yaml
 
 FILE = Path("benchmarks/claims.yaml")
-EXACT = {"passes": "forward passes of an image", "parameters": "parameters"}
-"""Counts, which have no interval."""
-METRICS = {"fid": "FID", "seconds_per_image": "seconds for one image"} | EXACT
-Expect = Literal["lower", "higher"]
+EXACT = {"passes": "forward passes an image", "flops": "FLOPs an image", "parameters": "parameters",
+         "tokens": "tokens predicted in the first half of the steps"}  # fmt: skip
+"""Counts, which have no interval. Of `tokens` the sides are quoted names of schedules."""
+METRICS = {"fid": "FID", "isc": "IS"} | EXACT
+"""Metric -> what texts call it."""
+CELL = re.compile(r"(?:([\w-]+)/)?(?:(\w+) at )?(\w+)(?: after (\d+)%)?", re.ASCII)
 
 
-@config(kw_only=True)
-class Cells:
-    """One side of a comparison: a size at one budget. "{N}", "{first}" and "{last}" in the budget stand for a place's
-    numbers of steps."""
+@dataclass(frozen=True)
+class Cell:
+    """A model at one sampling configuration."""
 
+    benchmark: str
+    size: str
     budget: str
-    size: str | None = None
-    """None: the place's own."""
-    benchmark: str | None = None
-    """None: the place's own."""
     snapshot: float | None = None
     """Share of the training after which the weights were kept; None: its end, scored on all images."""
 
-    def label(self, home: str) -> str:
-        """ "emigm at 16", with its benchmark where that is not `home`."""
-        where = "" if self.benchmark == home else f"{self.benchmark}: "
-        when = "" if self.snapshot is None else f" after {self.snapshot:.0%} of the training"
-        return f"{where}{self.size} at {self.budget}{when}"
 
+@dataclass(frozen=True)
+class Comparison:
+    """A formula such as "s at 16 < xs at 16", as a weighted sum that is positive where it is true."""
 
-@config(kw_only=True)
-class Reported:
-    """Another method's row of Table 2 (resolution 256) or 3 (512), as the paper prints it."""
-
-    resolution: int
-    method: str
-
-    def value(self, metric: str) -> float:
-        """Its FID, NFE (for `passes`) or parameters."""
-        rows = reported(self.resolution).query("family != 'Ours'")
-        known("reported method", self.method, rows["method"].unique())
-        (row,) = rows[rows["method"] == self.method].itertuples()
-        if metric == "passes":
-            return math.prod(float(part) for part in row.nfe.split("x"))
-        if metric == "parameters":
-            if not row.params:
-                raise ConfigError(f"{FILE}: the paper reports no parameters of {self.method}")
-            return float(row.params[:-1]) * {"M": 1e6, "B": 1e9}[row.params[-1]]
-        return float(row.fid)
-
-
-@config(kw_only=True)
-class Difference:
-    """`left` is lower (or higher) than `factor` × what it is held against."""
-
-    left: Cells
-    expect: Expect
-    right: Cells | None = None
-    reported: Reported | None = None
-    beyond: tuple[Cells, Cells] | None = None
-    """The difference must exceed that of these two in the expected direction."""
-    factor: float = 1.0
-    """Other than 1: the margin that the claim itself allows, in place of the smallest effect that matters."""
-    metric: str = "fid"
-
-    def __post_init__(self):
-        known(f"metric of {FILE}", self.metric, METRICS)
-        need((self.right is None) != (self.reported is None), "a difference needs either right or reported")
+    text: str
+    metric: str
+    terms: tuple[tuple[float, tuple[Cell | str, ...]], ...] = ()
+    """Weights, and cells or rows of the paper's table ("REPA", "eMIGM-B at 128"). Of a term with several cells the best
+    is chosen, on seeds that are not tested."""
+    own_margin: bool = False
+    """It has a factor, which replaces the smallest effect that matters."""
+    keeps: bool = False
+    """The left side may be worse by the smallest effect that matters."""
+    steps: int | None = None
+    """N, where the comparison is made at several."""
 
     @property
-    def sides(self) -> list[tuple[float, Cells]]:
-        """Own sides with their weights in the effect."""
-        right, beyond = [self.right] if self.right else [], self.beyond or ()
-        weights = [1.0, *[-self.factor] * len(right), *(-1.0, 1.0)[: len(beyond)]]
-        return list(zip(weights, [self.left, *right, *beyond], strict=True))
+    def cells(self) -> list[Cell]:
+        """Its cells that are measured."""
+        return [cell for _, choice in self.terms for cell in choice if isinstance(cell, Cell)]
 
     @property
-    def by_steps(self) -> bool:
-        """Whether a budget names N, so that there is a comparison for each."""
-        return any("{N}" in cells.budget for _, cells in self.sides)
-
-    def label(self, home: str) -> str:
-        """The comparison as a formula."""
-        factor = f"{self.factor:g} × " if self.factor != 1 else ""
-        other = self.right.label(home) if self.right else f"{self.reported.method} (as reported)"
-        text = f"{self.left.label(home)} − {factor}{other}"
-        return f"({text}) − ({self.beyond[0].label(home)} − {self.beyond[1].label(home)})" if self.beyond else text
-
-    @property
-    def against(self) -> str:
-        """The comparison in a few words: "emigm against mar at 4"."""
-        left, right = self.left, self.right
-        if self.reported:
-            return f"{left.size} at {left.budget} against {self.reported.method} as reported"
-        if self.beyond:
-            return f"gain at {left.budget} beyond that at {self.beyond[0].budget}"
-        if left.size == right.size:
-            return f"{left.budget} against {right.budget}"
-        here = "" if left.budget == right.budget else f" at {left.budget}"
-        return f"{left.size}{here} against {right.label(right.benchmark)}"
-
-    def at(self, place: Place) -> list[tuple[int | None, Difference]]:
-        """N (None: it names none) and the comparison with N and the place's own names filled in, for each N."""
-
-        def fill(cells: Cells, n: int | None) -> Cells:
-            names = {"N": n, "first": min(place.steps, default=""), "last": max(place.steps, default="")}
-            size, benchmark = cells.size or place.size, cells.benchmark or place.benchmark
-            return replace(cells, budget=cells.budget.format(**names), size=size, benchmark=benchmark)
-
-        filled = []
-        for n in place.steps if self.by_steps else (None,):
-            right, beyond = self.right and fill(self.right, n), self.beyond and tuple(fill(c, n) for c in self.beyond)
-            filled.append((n, replace(self, left=fill(self.left, n), right=right, beyond=beyond)))
-        return filled
-
-
-@config(kw_only=True)
-class Trend:
-    """FID falls along the sizes with the logarithm of their training FLOPs."""
-
-    sizes: tuple[str, ...]
-    budget: str
+    def tested(self) -> bool:
+        """Whether it has a p: it is neither a count, nor printed or computed."""
+        return bool(self.cells) and self.metric not in EXACT
 
 
 @config(kw_only=True)
@@ -144,10 +63,53 @@ class Place:
 
     benchmark: str
     size: str | None = None
+    """Of the sides that name none."""
     steps: tuple[int, ...] = ()
-    """Values of N; a comparison that names "{N}" is made at each, and has a verdict for each."""
-    tokens: int | None = None
-    """L, for what is computed."""
+    """Values of N; a comparison that names "{N}" is made at each."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What other names in braces stand for here."""
+
+    def compared(self, formulas: tuple[str, ...]) -> list[Comparison]:
+        """The comparisons of formulas: of each two neighbours in a chain, at each N."""
+        names = self.names | {"first": min(self.steps, default=""), "last": max(self.steps, default="")}
+        made = []
+        for formula in formulas:
+            for name, text in names.items():
+                formula = formula.replace(f"{{{name}}}", str(text))
+            for n in self.steps if "{N}" in formula else (None,):
+                made += self._chain(formula.replace("{N}", str(n)), n)
+        return made
+
+    def _chain(self, formula: str, n: int | None) -> list[Comparison]:
+        metric, _, chain = formula.rpartition(": ")
+        metric = metric or "fid"
+        known(f"metric in {formula!r} of {FILE}", metric, METRICS)
+        parts = [part.strip() for part in re.split("(<=|<|>)", chain)]
+        need(len(parts) > 2, f"{formula!r} compares nothing: write two sides with <, <= or > between them")
+        made = []
+        for left, order, right in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
+            factor, _, alone = right.rpartition(" * ")
+            sign = 1.0 if order == ">" else -1.0
+            terms = [*self._side(left, sign), *self._side(alone, -sign * float(factor or 1))]
+            text = f"{'' if metric == 'fid' else f'{METRICS[metric]}: '}{left} {order} {right}".replace('"', "")
+            made.append(Comparison(text, metric, tuple(terms), bool(factor), order == "<=", n))
+        return made
+
+    def _side(self, text: str, weight: float) -> list[tuple[float, tuple[Cell | str, ...]]]:
+        """ "s at 16", "a - b", "a or b" or a quoted row of the paper's table, with the weights of its terms."""
+        weights = (weight, -weight)
+        terms = [tuple(map(self.cell, term.split(" or "))) for term in text.split(" - ")]
+        return list(zip(weights, terms, strict=False))
+
+    def cell(self, text: str) -> Cell | str:
+        """One cell or row by its name."""
+        if text.startswith('"'):
+            return text.strip('"')
+        match = CELL.fullmatch(text)
+        need(match, f"{text!r} is no side of a comparison: write benchmark/size at configuration after 50%")
+        benchmark, size, budget, share = match.groups()
+        need(size or self.size, f"{text!r} names no size, nor does its place")
+        return Cell(benchmark or self.benchmark, size or self.size, budget, share and int(share) / 100)
 
 
 @config(kw_only=True)
@@ -156,75 +118,70 @@ class Claim:
 
     id: str
     source: str
-    """Figure or table of the paper."""
+    """Figure, table or section of the paper."""
     claim: str
     """A clause that can follow "that": no capital in front, no full stop."""
+    setting: str
+    """What all sides have in common."""
+    tests: str
+    limits: str
+    """What its comparisons can show here, and what they cannot refute."""
     at: tuple[Place, ...]
-    given: tuple[Difference, ...] = ()
+    given: tuple[str, ...] = ()
     """What must hold first (at the same N, where both name it); else the claim is not testable there."""
-    differences: tuple[Difference, ...] = ()
-    trends: tuple[Trend, ...] = ()
-    sweep: tuple[str, ...] = ()
-    """Budgets: the best of the inner ones, chosen on some seeds, has a lower FID than both ends on the others."""
-    reveals: str | None = None
-    """A schedule that reveals fewer tokens in the first half of the steps than the others; computed, not measured."""
+    compare: tuple[str, ...] = ()
     question: bool = False
-    """Asked by this project, not concluded by the paper: judged alike, and left out of the tally."""
-    note: str | None = None
+    """Asked by this project, not concluded by the paper: adjusted among the questions, and left out of the tally."""
+    front: bool = False
+    """One of the few that the front page names."""
 
     def __post_init__(self):
-        tests = self.differences or self.trends or self.sweep or self.reveals
-        need(
-            self.at and tests, f"claim {self.id} has no place (at), or no test (differences, trends, sweep or reveals)"
-        )
-        budgets = "".join(cells.budget for one in (*self.given, *self.differences) for _, cells in one.sides)
+        need(self.at and self.compare, f"claim {self.id} has no place (at), or no test (compare)")
         for place in self.at:
-            need("{" not in budgets or place.steps, f"claim {self.id} names {{N}}, but no steps on {place.benchmark}")
-        need(
-            not self.sweep or len(self.sweep) > 2, f"claim {self.id}: a sweep needs two ends, and a budget between them"
-        )
-        if self.reveals:
-            known(f"schedule of {FILE}", self.reveals, SCHEDULES)
+            self.cells(place)
 
-    def cells(self, place: Place) -> list[Cells]:
+    def cells(self, place: Place) -> list[Cell]:
         """Every cell that its tests read at a place, once each."""
-        differences = [one for wanted in (*self.given, *self.differences) for _, one in wanted.at(place)]
-        named = [(size, trend.budget) for trend in self.trends for size in trend.sizes]
-        named += [(place.size, budget) for budget in self.sweep]
-        cells = [cells for one in differences for _, cells in one.sides]
-        cells += [Cells(budget=budget, size=size, benchmark=place.benchmark) for size, budget in named]
-        return list(dict.fromkeys(cells))
+        return list(dict.fromkeys(c for one in place.compared(self.given + self.compare) for c in one.cells))
 
 
 @config(kw_only=True)
-class Amendment:
-    """A change of claims, thresholds or settings after they had been fixed, with its reason."""
+class Planned:
+    """What was known before the runs of one kind of data began, for the power analysis."""
 
-    date: datetime.date
-    text: str
+    seeds: int
+    span: float
+    """FID of class shuffle minus that of held-out images."""
+    spread: float
+    """Standard deviation of a model's FID over training seeds."""
+    spreads: dict[str, float] = field(default_factory=dict)
+    """Exceptions, by size."""
 
 
 @config(kw_only=True)
 class Claims:
     """benchmarks/claims.yaml."""
 
-    level: float
-    """Of the confidence intervals."""
     alpha: float
     """Holm's adjusted p must be below it."""
     smallest_effect: float
-    """The smallest effect that matters, relative to what a side is held against."""
+    """The smallest effect that matters, relative to the span from held-out images to class shuffle."""
     well_trained: float
     """Greatest context ratio of a model that counts as trained well past the threshold."""
+    plateau: float
+    """Least slope of log FID over log steps in the last quarter of the training."""
     reported_spread: float
-    """Relative standard deviation of a FID over training runs, where both sides are one run."""
+    """Relative standard deviation of a FID over training runs, where a side is one run."""
     grounds: dict[str, tuple[str, ...]]
     """Data, as the text names it -> the benchmarks on it."""
+    planned: dict[str, Planned] = field(default_factory=dict)
+    """By data."""
     claims: tuple[Claim, ...]
-    amendments: tuple[Amendment, ...] = field(default=())
+    amendments: dict[datetime.date, str] = field(default_factory=dict)
+    """Changes of claims, thresholds or settings after they had been fixed, with their reasons."""
 
     def __post_init__(self):
-        for name in ("level", "alpha", "smallest_effect", "well_trained", "reported_spread"):
+        for name in ("alpha", "smallest_effect", "well_trained", "reported_spread"):
             need(0 < getattr(self, name) < 1, f"{name} = {getattr(self, name)} is outside (0, 1)")
         ids = [claim.id for claim in self.claims]
         for claim in self.claims:
@@ -247,11 +204,4 @@ def need(fulfilled: object, message: str) -> None:
 
 def load_claims(root: Path) -> Claims:
     """Read benchmarks/claims.yaml; ConfigError names a key that is unknown, missing or of a wrong type."""
-    path = root / FILE
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; restore it (git checkout {FILE})")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: not valid YAML: {e}") from e
-    return parse(Claims, tree, str(FILE))
+    return parse(Claims, read_yaml(root / FILE), str(FILE))

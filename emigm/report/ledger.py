@@ -1,394 +1,349 @@
-"""The ledger: benchmarks/claims.yaml carried out on the runs there are. Estimates, verdicts, and what they add up to.
+"""The ledger: benchmarks/claims.yaml carried out on the runs there are. Effects, tests and verdicts.
 
-Every effect is written as a gain: positive where the records agree with the paper.
+The rule, fixed before the runs. Every effect is a gain: positive where the records agree with the paper.
+1. A comparison is a t test paired by seed. The smallest effect that matters is a share of the span from held-out images
+   to class shuffle, the same for all models on the same data. Where a side is a printed number or one run of released
+   weights, the known spread of a FID between training runs stands in, and no smallest effect applies.
+2. A claim holds when all its comparisons do, so the one that speaks least for it decides, by its own p (intersection-
+   union). It fails when one of its c comparisons is contrary, with c times its p. Either takes an effect that matters.
+3. Holm's procedure over the claims on the same data, this project's questions apart. A claim that has not run, or takes
+   no verdict, counts with p = 1, so that the strictest level is known before the runs.
+4. "No difference that matters": all comparisons pass both one-sided tests against the margin, after Holm likewise.
+5. Intervals have the level at which Holm's procedure looked at the claim: one excludes 0 where the test rejects it.
 """
 
-# ruff: noqa: RUF001
-# × and − are meant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, partial
 
 import pandas as pd
 
-from emigm.model.schedules import SCHEDULES, expected_reveal_counts
-from emigm.paper.claims import EXACT, METRICS, Cells, Claim, Claims, Difference, Place
-from emigm.paper.reported import PAPER_IMAGES
-from emigm.report.statistics import (
-    Estimate,
-    fid_infinity,
-    holm,
-    known_spread,
-    slope_weights,
-    t_interval,
-    three_digits,
-    unit_means,
-    welch,
-)
+from emigm import flops
+from emigm.config.benchmark import load_benchmark
+from emigm.config.compose import params_file
+from emigm.model.schedules import expected_reveal_counts
+from emigm.paper.claims import EXACT, METRICS, Cell, Claim, Claims, Comparison, Place, load_claims
+from emigm.paper.reported import PAPER_IMAGES, value
+from emigm.records.frame import baselines, benchmarks_with_results, find_root, runs
+from emigm.report.statistics import Estimate, fid_infinity, holm, runs_needed, t_interval, three_digits, unit_means
 from emigm.report.tables import NONE, NOT_RUN, plural
 
 HOLDS, FAILS, SMALL, OPEN = "holds", "does not hold", "no difference that matters", "not decided"
-MIXED, UNTESTABLE, UNCOUNTED = "holds at some N only", "not testable here", "not counted (context gate)"
-DRY = "no verdict (dry run)"
-VERDICTS = (HOLDS, FAILS, MIXED, SMALL, OPEN, UNTESTABLE, UNCOUNTED, DRY, NOT_RUN)
-BESIDE = {
-    "fid_line": ("FID of infinitely many images (line in 1/n)", -1),
-    "fid_curve": ("FID of infinitely many images (curve in 1/n)", -1),
-    "kid": ("KID", -1),
-    "precision": ("precision", 1),
-    "recall": ("recall", 1),
-}
-"""Metric shown beside FID -> its name, and 1 where higher is better."""
-MEASURED = ("scored_images", "extractor_identity", "reference", "sample_device")
-"""Columns that tell whether two sides were measured alike."""
+UNTESTABLE, UNCOUNTED, DRY = "not testable here", "not counted", "no verdict (dry run)"
+VERDICTS = (HOLDS, FAILS, SMALL, OPEN, UNTESTABLE, UNCOUNTED, DRY, NOT_RUN)
+HIGHER_IS_BETTER = {"fid_infinity": -1, "kid": -1, "precision": 1, "recall": 1}
+"""Metric shown beside FID -> 1 where higher is better, else -1; `fid_infinity` is FID of infinitely many images."""
+ALIKE = {"scored_images": "numbers of images", "extractor_identity": "extractors", "reference": "real images"}
+"""Columns in which the sides of a comparison must agree."""
+RESOLUTIONS = {"imagenet256": 256, "table2": 256, "imagenet512": 512, "table3": 512}
+"""Place of a claim -> resolution of the paper's table that it quotes."""
 FINAL = -1.0
 """Stands for the final weights, where a snapshot is a share of the training."""
-Measure = Callable[[str], "tuple[Estimate, str] | None"]
-"""Metric -> effect and how it was tested; None: a record or the metric is missing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one comparison gave."""
 
-    claim: Claim
-    place: Place
-    comparison: str
-    against: str
-    """The comparison in a few words."""
-    metric: str = "fid"
-    verdict: str = NOT_RUN
-    """Empty until Holm's adjustment gives it."""
-    steps: int | None = None
-    """N, where the comparison is made at several."""
-    given: bool = False
-    """A precondition, which is no claim of its own: its p is not adjusted and counts in no other's."""
-    sides: tuple[tuple[str, float], ...] = ()
-    """The two sides and their means, factor left out; empty where there are not just two."""
-    factor: float = 1.0
-    """Of the second side: the margin that the claim itself allows."""
+    comparison: Comparison
+    status: str = NOT_RUN
+    """A verdict that stands before any test; empty where the test decides."""
+    means: tuple[float, ...] = ()
+    """Of its terms, in the formula's order."""
     gain: Estimate | None = None
-    scale: float = math.nan
-    """What the gain is relative to: the mean of what the side is held against."""
     margin: float = 0.0
     """Smallest gain that matters, in units of the metric."""
-    adjusted: float | None = None
-    """Holm's p."""
+    bound: float = 0.0
+    """What the gain must exceed: 0, or minus the margin where the claim only says that something is kept."""
     test: str = NONE
-    beside: tuple[tuple[str, Estimate], ...] = ()
-    """Gains in other metrics."""
-    failed: bool = False
-    """A model that takes part fails the context gate."""
     remarks: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """The same for the same comparison, whichever claim makes it."""
-        return self.place.benchmark, self.comparison, self.metric
+    def p_contrary(self) -> float:
+        """One-sided p of "no better than the bound": large where the records speak against the claim."""
+        return self.gain.p_above(self.bound)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p."""
+        return 2 * min(self.p_contrary, (-self.gain).p_above(-self.bound), 0.5)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it speaks for the claim."""
+        return self.gain.effect > self.bound
+
+    @property
+    def matters(self) -> bool:
+        """Whether the gain is one that matters; a claim's own margin stands in its bound or factor."""
+        return bool(self.bound) or abs(self.gain.effect) >= self.margin
 
     @property
     def plain(self) -> str:
-        """ "exp_4 (4.31) against linear_4 (4.53): lower by 0.216 [0.056, 0.489]"; no verdict, which needs Holm's p."""
-        if self.gain is None:
-            return f"{self.against}: {NOT_RUN}"
-        unit = "" if self.metric == "fid" else f" {METRICS.get(self.metric, self.metric)}"
-        if not self.sides:
-            return f"{self.against}: {self.gain.text}{unit}"
-        (left, mean), (right, other) = self.sides
-        values = f"{left} ({three_digits(mean)}) against {right} ({three_digits(other)})"
-        if mean == other:
-            return f"{values}: the same{unit and ' in'}{unit}"
-        than = "" if self.factor == 1 else f" than {self.factor:g} times the latter"
-        return f"{values}: {'lower' if mean < self.factor * other else 'higher'}{than} by {abs(self.gain).text}{unit}"
+        """ "exp_4 < linear_4: 4.31 and 4.53, gain 0.216 [0.056, 0.489]"."""
+        said = f"{' and '.join(map(three_digits, self.means))}, gain {self.gain.text}" if self.gain else NOT_RUN
+        return f"{self.comparison.text}: {said}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim at one place: its comparisons and its verdict."""
+
+    claim: Claim
+    place: Place
+    data: str
+    """As the file names it."""
+    outcomes: tuple[Outcome, ...]
+    """Preconditions left out; with intervals of the claim's level."""
+    given: tuple[Outcome, ...] = ()
+    verdict: str = NOT_RUN
+    adjusted: float | None = None
+    """Holm's p; None where nothing is tested."""
+    by_steps: tuple[tuple[int, str], ...] = ()
+    """N and the verdict of what was compared at it, where there are several, adjusted for their number."""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def open(self) -> list[Outcome]:
+        """The comparisons whose tests decide; none where another status stands in the way."""
+        blocked = any(o.status not in ("", HOLDS, UNTESTABLE) for o in self.outcomes)
+        return [] if blocked else [o for o in self.outcomes if not o.status]
+
+    @property
+    def deciding(self) -> Outcome | None:
+        """The comparison that speaks least for the claim, of those tested or else of those measured."""
+        measured = [o for o in self.outcomes if o.gain]
+        return max(self.open or measured, key=lambda o: (o.status == FAILS, o.p_contrary, -o.gain.effect), default=None)
+
+    @property
+    def p(self) -> float:
+        """Of the deciding comparison; for the claim it must hold, against it any of all could have been contrary."""
+        return min(1.0, self.deciding.p * (1 if self.deciding.agrees else len(self.open))) if self.open else 1.0
+
+    @property
+    def p_within(self) -> float:
+        """p of "some comparison differs by what matters"; a claim that allows a margin of its own has none."""
+        judged = self.open and all(o.margin and not o.bound for o in self.open)
+        return max(o.gain.p_within(o.margin) for o in self.open) if judged else 1.0
+
+    def judged(self, alpha: float, sign: int = 1, same: int = 1) -> str:
+        """One verdict of comparisons that must all hold, with each p multiplied by what Holm's procedure says."""
+        statuses = [o.status for o in self.outcomes if o.status != UNTESTABLE] or [UNTESTABLE]
+        if first := next((s for s in (NOT_RUN, DRY, FAILS, UNCOUNTED, OPEN, UNTESTABLE) if s in statuses), ""):
+            return first
+        if not self.open:
+            return HOLDS
+        beyond_chance, worst = self.p * sign < alpha, self.deciding
+        if beyond_chance and worst.agrees and all(o.matters for o in self.open):
+            return HOLDS
+        if beyond_chance and not worst.agrees and worst.matters:
+            return FAILS
+        return SMALL if self.p_within * same < alpha else OPEN
+
+    def with_verdict(self, alpha: float, adjusted: float, sign: int, same: int) -> Entry:
+        """The entry with its verdict, those at each N, and intervals of the level that decided."""
+        verdict, why = self.judged(alpha, sign, same), ()
+        if verdict == OPEN and self.p < alpha <= self.p * sign:
+            why = (f"not beyond chance once adjusted for the claims on these data (p = {adjusted:.2g})",)
+        elif verdict == OPEN and self.open and self.p * sign < alpha:
+            why = (f"smaller than what matters ({three_digits(self.open[0].margin)})",)
+        numbers, by_steps = dict.fromkeys(o.comparison.steps for o in self.outcomes if o.comparison.steps), []
+        for n in numbers if len(numbers) > 1 else ():
+            at = replace(self, outcomes=tuple(o for o in self.outcomes if o.comparison.steps == n))
+            implied = verdict in (HOLDS, SMALL) and UNTESTABLE not in [o.status for o in at.outcomes]
+            by_steps.append((n, verdict if implied else at.judged(alpha, len(numbers) * sign, len(numbers) * same)))
+        contrary = len(self.open) if self.open and not self.deciding.agrees else 1
+        level = 1 - (2 * alpha / same if verdict == SMALL else alpha / sign / contrary)
+        outcomes = tuple(replace(o, gain=o.gain and o.gain.at(level)) for o in self.outcomes)
+        telling = outcomes if any(o.comparison.tested for o in outcomes) else filter(None, [self.deciding])
+        remarks = tuple(dict.fromkeys([*why, *(remark for o in telling for remark in o.remarks)]))
+        judged = {"verdict": verdict, "adjusted": adjusted if self.open else None, "by_steps": tuple(by_steps)}
+        return replace(self, outcomes=outcomes, remarks=remarks, **judged)
 
 
 class Ledger:
-    """All outcomes of a file of claims on a frame of runs (`emigm.records.frame.runs`)."""
+    """All entries of a file of claims on a frame of runs (`emigm.records.frame.runs`).
 
-    def __init__(self, claims: Claims, frame: pd.DataFrame):
-        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *BESIDE, *MEASURED])))
+    Args:
+        spans: data -> metric -> distance from held-out images to class shuffle; without one nothing is tested there.
+    """
+
+    def __init__(self, claims: Claims, frame: pd.DataFrame, spans: dict[str, dict[str, float]]):
+        frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *HIGHER_IS_BETTER, *ALIKE, *METRICS])))
         curves = frame["fid_by_images"].map(lambda c: c if isinstance(c, dict) else {})
-        for name, degree in (("fid_line", 1), ("fid_curve", 2)):
-            frame[name] = curves.map(partial(fid_infinity, degree=degree)).astype(float)
-        frame["snapshot"] = frame["snapshot"].astype(float).fillna(FINAL)
-        self.claims = claims
-        self.cells = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
-        self.models = {key: self._model(runs) for key, runs in frame.groupby(["benchmark", "size"])}
-        measured = [one for claim in claims.claims for place in claim.at for one in self._outcomes(claim, place)]
-        self.outcomes = tuple(self._judged(measured))
+        frame["fid_infinity"] = curves.map(fid_infinity).astype(float)
+        frame["snapshot"] = frame["snapshot"].astype(float).round(2).fillna(FINAL)
+        frame["scored_images"] = frame["scored_images"].astype(float)
+        self.claims, self.spans = claims, spans
+        self.rows = dict(tuple(frame.groupby(["benchmark", "size", "budget", "snapshot"])))
+        self.models = {key: self._model(rows) for key, rows in frame.groupby(["benchmark", "size"])}
+        self.values: dict[tuple[Cell, str], pd.Series] = {}
+        entries = [self._measured(claim, place) for claim in claims.claims for place in claim.at]
+        for family in dict.fromkeys((e.data, e.claim.question) for e in entries):
+            of = [i for i, e in enumerate(entries) if (e.data, e.claim.question) == family]
+            tested = [i for i in of if any(o.comparison.tested for o in entries[i].outcomes)]
+            signs = holm([entries[i].p for i in tested], claims.alpha)
+            same = holm([entries[i].p_within for i in tested], claims.alpha)[1]
+            rule = dict(zip(tested, zip(*signs, same, strict=True), strict=True))
+            for i in of:
+                entries[i] = entries[i].with_verdict(claims.alpha, *rule.get(i, (1.0, 1, 1)))
+        self.entries = tuple(entries)
 
-    # Estimates
+    def _measured(self, claim: Claim, place: Place) -> Entry:
+        given, found = ([self._compared(one, place) for one in place.compared(f)] for f in (claim.given, claim.compare))
+        entry = Entry(claim, place, self.claims.ground(place.benchmark), tuple(found), tuple(given))
+        first = {g: replace(entry, outcomes=(g,)).judged(self.claims.alpha) for g in given}
+        for i, one in enumerate(found):
+            at = [g for g in given if first[g] != HOLDS and g.comparison.steps in (None, one.comparison.steps)]
+            if at and one.status not in (NOT_RUN, DRY):
+                why = (f"precondition {first[g]}: {g.plain}" for g in at)
+                found[i] = replace(one, status=UNTESTABLE, remarks=(*why, *one.remarks))
+        return replace(entry, outcomes=tuple(found))
 
-    def _outcomes(self, claim: Claim, place: Place) -> Iterable[Outcome]:
-        for given, differences in ((True, claim.given), (False, claim.differences)):
-            for wanted in differences:
-                for n, one in wanted.at(place):
-                    yield self._difference(claim, place, one, n, given)
-        for trend in claim.trends:
-            yield self._trend(claim, place, trend.sizes, trend.budget)
-        if claim.sweep:
-            yield from self._sweep(claim, place)
-        if claim.reveals:
-            yield self._reveals(claim, place)
+    def _compared(self, one: Comparison, place: Place) -> Outcome:
+        """The gain in the comparison's metric: counted, printed, or to be tested."""
+        terms, drop, remarks = self._chosen(one)
+        values = [self._values(term, one.metric, place).drop(drop, errors="ignore") for _, term in terms]
+        if any(v.empty for v in values):
+            return Outcome(one)
+        means = tuple(float(v.mean()) for v in values)
+        parts = [weight * mean for (weight, _), mean in zip(terms, means, strict=True)]
+        gain = Estimate(math.fsum(parts), self.claims.reported_spread * math.hypot(*parts))
+        outcome = Outcome(one, means=means, gain=gain, remarks=remarks)
+        if one.tested:
+            return self._tested(outcome, terms, values, self.spans.get(self.claims.ground(place.benchmark), {}))
+        status = DRY if self._about(one.cells)[0] == DRY else HOLDS if gain.effect > 0 else FAILS
+        test, power = ("a count", ()) if one.metric in EXACT else ("as printed", self._power(gain))
+        return replace(outcome, status=status, gain=Estimate(gain.effect), test=test, remarks=power)
 
-    def _difference(self, claim: Claim, place: Place, one: Difference, steps: int | None, given: bool) -> Outcome:
-        outcome = Outcome(claim, place, one.label(place.benchmark), one.against, one.metric, steps=steps, given=given)
-        cells, sign = [cells for _, cells in one.sides], -1 if one.expect == "lower" else 1
-        means = [self._mean(c, one.metric) for c in cells]
-        if None in means:
-            return outcome
-        printed = one.reported.value(one.metric) if one.reported else None
-        constant = one.factor * (printed or 0.0)
-        outcome = replace(outcome, scale=abs(constant or one.factor * means[1]), factor=one.factor)
-        if not one.beyond:
-            compared = means[0], means[1] if printed is None else printed
-            outcome = replace(outcome, sides=tuple(zip(one.against.split(" against "), compared, strict=True)))
-        if one.metric in EXACT:
-            gain = sign * (math.fsum(w * mean for (w, _), mean in zip(one.sides, means, strict=True)) - constant)
-            verdict = DRY if self._dry(cells) else HOLDS if gain > 0 else FAILS
-            return replace(outcome, verdict=verdict, gain=Estimate(gain), test="a count")
-        measure = partial(self._contrast, one.sides)
-        if one.reported:
-            error = self.claims.reported_spread * math.hypot(means[0], constant)
-            effect = known_spread(means[0] - constant, error, self.claims.level)
-            measure = {"fid": (effect, f"known spread of {self.claims.reported_spread:.0%}")}.get
-        return self._measured(outcome, cells, measure, sign, one.factor != 1, one.reported is not None)
+    def _tested(self, outcome: Outcome, terms: list, values: list[pd.Series], spans: dict[str, float]) -> Outcome:
+        """The outcome with its interval and with what must be known of its models. Its gain comes with the error that
+        the known spread of one run each gives it."""
+        one, cells = outcome.comparison, [term for _, term in terms if isinstance(term, Cell)]
+        status, about = self._about(cells)
+        printed, few, span = len(cells) < len(terms), min(map(len, values)) < 2, spans.get(one.metric)
+        unlike, gain = self._unlike(cells, printed), outcome.gain
+        if printed or (few and any("released" in remark for remark in about)):
+            test, few, span = f"known spread of {self.claims.reported_spread:.0%}", False, 0.0
+            about += self._power(gain)
+        elif all(v.name == values[0].name and set(v.index) == set(values[0].index) for v in values):
+            gain, test = _paired(terms, values), f"paired t test, {plural(len(values[0]), f'{values[0].name} seed')}"
+        else:
+            gain, test, unlike = Estimate(gain.effect), NONE, [*unlike, "seeds"]
+        reasons = [f"not comparable: different {', '.join(unlike)}"] if unlike else []
+        reasons += ["too few seeds for an interval"] if few else []
+        reasons += ["no class shuffle to measure the smallest effect by"] if span is None else []
+        margin = 0.0 if one.own_margin else self.claims.smallest_effect * (span or 0.0)
+        outcome = replace(outcome, status=status or OPEN * bool(reasons), gain=gain, margin=margin, test=test)
+        remarks = (*outcome.remarks, *reasons, *about)
+        return replace(outcome, bound=-margin if one.keeps else 0.0, remarks=remarks)
 
-    def _trend(self, claim: Claim, place: Place, sizes: tuple[str, ...], budget: str) -> Outcome:
-        """FID over log10 of the training FLOPs: one slope a seed, so that what its runs share drops out."""
-        cells = [Cells(budget=budget, size=size, benchmark=place.benchmark) for size in sizes]
-        label = f"slope over {', '.join(sizes)} at {budget}, for ten times the training FLOPs"
-        outcome = Outcome(claim, place, label, f"fall for tenfold FLOPs, {sizes[0]} to {sizes[-1]}")
-        flops, means = ([self._mean(c, metric) for c in cells] for metric in ("flops", "fid"))
-        if None in flops or None in means:
-            return outcome
-        sides = list(zip(slope_weights([math.log10(f) for f in flops]), cells, strict=True))
-        outcome = replace(outcome, scale=math.fsum(means) / len(means))
-        return self._measured(outcome, cells, partial(self._contrast, sides), -1)
+    def beside(self, one: Comparison, metric: str) -> Estimate | None:
+        """The gain of a comparison of FIDs in another metric (`HIGHER_IS_BETTER`); None where it is not measured."""
+        terms, drop, _ = self._chosen(one)
+        values = [self._values(cell, metric).drop(drop, errors="ignore") for _, cell in terms if isinstance(cell, Cell)]
+        known = one.metric == "fid" and len(values) == len(terms) and len({tuple(v.index) for v in values}) == 1
+        worse = -HIGHER_IS_BETTER[metric]
+        return _paired([(worse * w, cell) for w, cell in terms], values) if known and len(values[0]) else None
 
-    def _sweep(self, claim: Claim, place: Place) -> Iterable[Outcome]:
-        """The best inner budget against both ends, chosen on the first third of the seeds, rounded down but one at
-        least, and tested on the others.
+    def _chosen(self, one: Comparison) -> tuple[list, list[int], tuple[str, ...]]:
+        """The terms with the best cell of each, chosen on the first third of the seeds that all have, rounded down but
+        one at least; those seeds, which are not tested; and how it was chosen."""
+        if all(len(choice) == 1 for _, choice in one.terms):
+            return [(weight, choice[0]) for weight, choice in one.terms], [], ()
+        values = {cell: self._values(cell, one.metric) for cell in one.cells}
+        seeds = sorted(set.intersection(*(set(v.index) for v in values.values())))
+        seeds, terms, how = seeds[: max(1, len(seeds) // 3)], [], ()
+        for weight, choice in one.terms:
+            best = max(choice, key=lambda cell: weight * values[cell].loc[seeds].mean())
+            terms.append((weight, best))
+            if len(choice) > 1:
+                how = (f"{best.budget}, chosen on seed {', '.join(f'{seed:g}' for seed in seeds)}",)
+        return terms, seeds, how
 
-        Chosen for each seed on all others, it would differ from an equal end twice as often as alpha says.
-        """
-        cells = [Cells(budget=b, size=place.size, benchmark=place.benchmark) for b in claim.sweep]
-        inner, fids = list(claim.sweep[1:-1]), self._table(cells, "fid")
-        for end in (claim.sweep[0], claim.sweep[-1]):
-            label = f"best of {', '.join(inner)} − {end} ({place.size})"
-            outcome = Outcome(claim, place, label, f"best between against {end}")
-            if fids is None or len(fids) < 2:
-                yield outcome
-                continue
-            choosing = fids.index[: max(1, len(fids) // 3)]
-            best = fids.loc[choosing, inner].mean().idxmin()
+    def _values(self, term: Cell | str, metric: str, place: Place | None = None) -> pd.Series:
+        """A term's metric by seed; a printed or computed number alone; empty where something is missing."""
+        if isinstance(term, str) and metric == "tokens":
+            (n,), tokens = place.steps, int(place.names["L"])
+            return pd.Series([float(expected_reveal_counts(term, n, tokens)[: n // 2].sum())])
+        if isinstance(term, str):
+            return pd.Series([value(RESOLUTIONS[place.benchmark], term, metric)])
+        if (term, metric) not in self.values:
+            rows, counted = self.rows.get(_key(term)), metric == "flops"
+            missing = rows is None or (not counted and rows[metric].isna().any())
+            known = [] if missing else [sampling_flops(term)] if counted else unit_means(rows, metric)
+            self.values[term, metric] = pd.Series(known, dtype=float)
+        return self.values[term, metric]
 
-            def measure(metric: str, end=end, best=best, choosing=choosing) -> tuple[Estimate, str] | None:
-                table = self._table(cells, metric)
-                if table is None:
-                    return None
-                tested = table.drop(choosing)
-                return t_interval(tested[best] - tested[end], self.claims.level), f"paired t test, {_seeds(tested)}"
+    def _power(self, gain: Estimate) -> tuple[str, ...]:
+        """How many runs behind two FIDs it takes to tell them apart."""
+        if not gain.effect:
+            return ()
+        n, spread = runs_needed(abs(gain.effect), gain.error, self.claims.alpha), self.claims.reported_spread
+        apart = f"a difference of {three_digits(abs(gain.effect))} takes {plural(n, 'run')} of both sides to show"
+        return (f"{apart} (spread between runs {spread:.0%}, p < {self.claims.alpha:g}, power 80%)",)
 
-            seeds = f"{fids.index.name} seed{'' if len(choosing) == 1 else 's'}"
-            how = f"{best}, chosen on {seeds} {', '.join(f'{seed:g}' for seed in choosing)}"
-            sides = tuple((budget, float(fids.drop(choosing)[budget].mean())) for budget in (best, end))
-            outcome = replace(outcome, against=f"{best} against {end}", sides=sides, remarks=(how,))
-            yield self._measured(replace(outcome, scale=float(fids[end].mean())), cells, measure, -1)
+    def _about(self, cells: list[Cell]) -> tuple[str, list[str]]:
+        """The status that models give a comparison (empty: none), and what must be known of them."""
+        models = [self.models[cell.benchmark, cell.size] for cell in cells]
+        slopes = [(cell.size, self._slope(cell)) for cell in cells if cell.snapshot is None]
+        slow = [f"{size} is not on its plateau (log-slope of FID in the last quarter {slope:.2f})"
+                for size, slope in slopes if slope < self.claims.plateau]  # fmt: skip
+        status = UNCOUNTED if slow or any(failed for _, failed, _ in models) else ""
+        remarks = dict.fromkeys([*slow, *(note for _, _, notes in models for note in notes)])
+        return DRY if any(dry for dry, _, _ in models) else status, list(remarks)
 
-    def _reveals(self, claim: Claim, place: Place) -> Outcome:
-        """Tokens that two schedules reveal early: computed, not measured."""
-        (n,), tokens = place.steps, place.tokens
-        early = {name: early_tokens(name, n, tokens) for name in SCHEDULES}
-        own, closest = claim.reveals, min((name for name in SCHEDULES if name != claim.reveals), key=early.get)
-        gain = early[closest] - early[own]
-        label = f"tokens in the first half of the steps: {own} − {closest}, L = {tokens}, N = {n}"
-        outcome = Outcome(claim, place, label, f"{own} against {closest}", "tokens", HOLDS if gain > 0 else FAILS)
-        sides = tuple((name, early[name]) for name in (own, closest))
-        return replace(outcome, test="computed", gain=Estimate(gain), scale=early[closest], sides=sides)
-
-    def _measured(
-        self,
-        outcome: Outcome,
-        cells: list[Cells],
-        measure: Measure,
-        sign: int,
-        exact: bool = False,
-        paper: bool = False,
-    ) -> Outcome:
-        """The gain in the outcome's metric and in those beside it, and what must be known of its models.
-
-        Args:
-            sign: -1 where the paper expects a lower metric.
-            exact: the claim itself allows a margin, so no other applies.
-            paper: one side is a number that the paper reports.
-        """
-        effect = measure(outcome.metric)
-        if effect is None:
-            return outcome
-        unlike, models = self._unlike(cells, outcome.metric, paper), dict.fromkeys((c.benchmark, c.size) for c in cells)
-        remarks = [f"not comparable: different {unlike}"] if unlike else []
-        remarks += [remark for model in models for remark in self.models[model][2]]
-        beside = []
-        for name, (_, better) in BESIDE.items() if outcome.metric == "fid" and not exact else ():
-            if other := measure(name):
-                beside.append((name, -other[0] if sign * better > 0 else other[0]))
-        return replace(
-            outcome,
-            verdict=DRY if self._dry(cells) else OPEN if unlike else "",
-            margin=0.0 if exact else self.claims.smallest_effect * outcome.scale,
-            beside=tuple(beside),
-            failed=any(self.models[model][1] for model in models),
-            gain=effect[0] if sign > 0 else -effect[0],
-            test=effect[1],
-            remarks=(*outcome.remarks, *dict.fromkeys(remarks)),
-        )
-
-    def _contrast(self, sides: list[tuple[float, Cells]], metric: str) -> tuple[Estimate, str] | None:
-        """The weighted sum of the sides: paired by seed where all have the same, else Welch's test of two sides."""
-        units = [self._units(cells, metric) for _, cells in sides]
-        if any(unit is None for unit in units):
-            return None
-        weighted, first = [weight * unit for (weight, _), unit in zip(sides, units, strict=True)], units[0]
-        if all(unit.name == first.name and set(unit.index) == set(first.index) for unit in units):
-            return t_interval(sum(weighted), self.claims.level), f"paired t test, {_seeds(first)}"
-        if len(units) > 2:
-            return None
-        left, right = weighted
-        return welch(left, -right, self.claims.level), f"Welch's t test, {' and '.join(map(_seeds, units))}"
-
-    def _units(self, cells: Cells, metric: str) -> pd.Series | None:
-        """Means of the independent units; None where a run or the metric is missing."""
-        runs = self.cells.get(_key(cells))
-        return None if runs is None or runs[metric].isna().any() else unit_means(runs, metric)
-
-    def _mean(self, cells: Cells, metric: str) -> float | None:
-        units = self._units(cells, metric)
-        return None if units is None else float(units.mean())
-
-    def _table(self, cells: list[Cells], metric: str) -> pd.DataFrame | None:
-        """A row a seed that all cells have, a column a budget; None where something is missing."""
-        units = {c.budget: self._units(c, metric) for c in cells}
-        if any(unit is None for unit in units.values()):
-            return None
-        return pd.concat(units, axis=1, join="inner").rename_axis(units[cells[0].budget].name)
-
-    def _model(self, runs: pd.DataFrame) -> tuple[bool, bool, tuple[str, ...]]:
-        """Whether a model is a dry run's and fails the context gate, and what must be known of it."""
-        size, remarks = runs["size"].iloc[0], []
-        gated = runs.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
-        bad = gated[~gated["gate_passed"].astype(bool)]
-        if len(bad):
-            seeds = ", ".join(f"{seed:g}" for seed in bad["train_seed"])
-            remarks.append(f"{size} FAILED the context gate (training seed {seeds})")
+    def _model(self, rows: pd.DataFrame) -> tuple[bool, bool, list[str]]:
+        """Whether a model is a dry run's, whether it fails the context gate, and what must be known of it."""
+        size, gated = rows["size"].iloc[0], rows.dropna(subset=["gate_ratio"]).drop_duplicates("train_seed")
+        failed, notes = gated.loc[~gated["gate_passed"].astype(bool), "train_seed"], []
+        if len(failed):
+            notes.append(f"{size} FAILED the context gate (training seed {', '.join(f'{s:g}' for s in failed)})")
         elif (worst := gated["gate_ratio"].max()) > self.claims.well_trained:
-            remarks.append(f"{size} uses little context (its worst training run's context ratio is {worst:.2f})")
-        if (runs["weights"] == "released").any():
-            remarks.append("released weights: nothing of other training runs")
-        return bool(runs["dry_run"].any()), len(bad) > 0, tuple(remarks)
+            notes.append(f"{size} uses little context (its worst training run's context ratio is {worst:.2f})")
+        if (rows["weights"] == "released").any():
+            notes.append("released weights: nothing of other training runs")
+        return bool(rows["dry_run"].any()), bool(len(failed)), notes
 
-    def _dry(self, cells: Iterable[Cells]) -> bool:
-        return any(self.models[c.benchmark, c.size][0] for c in cells)
+    def _slope(self, cell: Cell) -> float:
+        """Slope of log FID over log steps from a model's last snapshot to the end, 0 where there is none. A model that
+        several benchmarks sample has its snapshots in one of them."""
+        alike = next((names for names in self.claims.grounds.values() if cell.benchmark in names), ())
+        along = {key[3]: float(rows["fid"].mean()) for key, rows in self.rows.items()
+                 if key[0] in alike and key[1] == cell.size and key[3] > 0}  # fmt: skip
+        *_, before, last = sorted([0.0, 0.0, *along])
+        return math.log(along[last] / along[before]) / -math.log(before) if before > 0 and last == 1 else 0.0
 
-    def _unlike(self, cells: list[Cells], metric: str, paper: bool) -> str:
-        """In what the sides were measured differently; empty where they were not."""
-        runs = pd.concat([self.cells[_key(c)] for c in cells])[list(MEASURED)].astype(str)
-        unlike = runs.nunique() > 1
-        if metric == "seconds_per_image":
-            return "machines" if unlike["sample_device"] else ""
-        images = {*map(float, runs["scored_images"]), *([float(PAPER_IMAGES)] if paper else [])}
-        parts = ["numbers of images"] if len(images) > 1 else []
-        parts += ["extractors or real images"] if unlike["extractor_identity"] or unlike["reference"] else []
-        return ", ".join(parts)
-
-    # Verdicts
-
-    def _judged(self, outcomes: list[Outcome]) -> Iterable[Outcome]:
-        """Verdicts after Holm's adjustment over all comparisons with a p value; one that several claims make counts
-        once. A precondition is tested first, at `alpha` itself, and decides only whether others are looked at."""
-        tests = {o.key: o.gain.p for o in outcomes if not o.given and o.gain and o.gain.p is not None}
-        adjusted = dict(zip(tests, map(float, holm(list(tests.values()))), strict=True))
-        given: list[Outcome] = []
-        for one in outcomes:
-            if one.given:
-                judged = replace(self._verdict(one, one.gain and one.gain.p), adjusted=None)
-                given.append(judged)
-            else:
-                judged = self._verdict(one, adjusted.get(one.key))
-                unmet = [g for g in given if (g.claim, g.place) == (one.claim, one.place) and g.verdict != HOLDS
-                         and g.steps in (None, one.steps)]  # fmt: skip
-                if unmet and judged.verdict not in (NOT_RUN, DRY):
-                    why = f"precondition {unmet[0].verdict}: {unmet[0].plain}"
-                    judged = replace(judged, verdict=UNTESTABLE, remarks=(why, *judged.remarks))
-            yield judged
-
-    def _verdict(self, one: Outcome, p: float | None) -> Outcome:
-        """The outcome with its adjusted p, and the verdict that it gives where none stands yet."""
-        one, gain = replace(one, adjusted=p), one.gain
-        if one.verdict:
-            return one
-        if one.failed:
-            return replace(one, verdict=UNCOUNTED)
-        if p is None:
-            return replace(one, verdict=OPEN, remarks=("too few seeds for an interval", *one.remarks))
-        if p < self.claims.alpha and abs(gain.effect) >= one.margin:
-            return replace(one, verdict=HOLDS if gain.effect > 0 else FAILS)
-        if -one.margin < gain.low and gain.high < one.margin:
-            return replace(one, verdict=SMALL)
-        why = ()
-        if p < self.claims.alpha:
-            why = (f"smaller than {self.claims.smallest_effect:.0%}",)
-        elif gain.low > 0 or gain.high < 0:
-            at = "" if one.steps is None else f" at N = {one.steps}"
-            why = (f"not beyond chance{at} once adjusted for all comparisons (p = {p:.2g})",)
-        return replace(one, verdict=OPEN, remarks=(*why, *one.remarks))
-
-    def of(self, claim: Claim, place: Place) -> list[Outcome]:
-        """The comparisons of a claim at a place, preconditions left out."""
-        return [o for o in self.outcomes if (o.claim, o.place) == (claim, place) and not o.given]
-
-    def verdict(self, claim: Claim, place: Place) -> str:
-        """The claim's verdict there."""
-        return together(self.of(claim, place))
-
-    def remarks(self, claim: Claim, place: Place) -> tuple[str, ...]:
-        """What must be known of the claim and its comparisons, each once."""
-        remarks = dict.fromkeys([claim.note, *(remark for o in self.of(claim, place) for remark in o.remarks)])
-        return tuple(remark.rstrip(".") for remark in remarks if remark)
-
-    def by_steps(self, claim: Claim, place: Place) -> dict[int, str]:
-        """N -> verdict of what was compared at it."""
-        outcomes = [o for o in self.of(claim, place) if o.steps is not None]
-        return {n: together([o for o in outcomes if o.steps == n]) for n in dict.fromkeys(o.steps for o in outcomes)}
+    def _unlike(self, cells: list[Cell], printed: bool) -> list[str]:
+        """In what the sides were measured differently; `printed`: one is a number of the paper's."""
+        rows = [self.rows[_key(cell)] for cell in cells]
+        values = {column: {str(value) for of in rows for value in of[column].unique()} for column in ALIKE}
+        values["scored_images"] |= {str(float(PAPER_IMAGES))} if printed else set()
+        return [what for column, what in ALIKE.items() if len(values[column]) > 1]
 
 
-@cache
-def early_tokens(schedule: str, steps: int, tokens: int) -> float:
-    """Expected number of tokens that the first half of the steps reveals."""
-    return float(expected_reveal_counts(schedule, steps, tokens)[: steps // 2].sum())
+def _key(cell: Cell) -> tuple[str, str, str, float]:
+    return cell.benchmark, cell.size, cell.budget, cell.snapshot or FINAL
 
 
-def together(outcomes: list[Outcome]) -> str:
-    """One verdict of several comparisons, all of which must hold."""
-    verdicts = [o.verdict for o in outcomes]
-    for first in (NOT_RUN, DRY):
-        if first in verdicts or not verdicts:
-            return first
-    verdicts = [v for v in verdicts if v != UNTESTABLE] or [UNTESTABLE]
-    steps = dict.fromkeys(o.steps for o in outcomes)
-    at = [together([o for o in outcomes if o.steps == n]) for n in steps] if len(steps) > 1 else []
-    if FAILS in verdicts and HOLDS in at:
-        return MIXED
-    return next(v for v in (FAILS, UNTESTABLE, UNCOUNTED, OPEN, SMALL, HOLDS) if v in verdicts)
+def _paired(terms: list, values: list[pd.Series]) -> Estimate:
+    return t_interval(sum(weight * v for (weight, _), v in zip(terms, values, strict=True)))
 
 
-def _key(cells: Cells) -> tuple[str, str, str, float]:
-    return cells.benchmark, cells.size, cells.budget, FINAL if cells.snapshot is None else cells.snapshot
+def sampling_flops(cell: Cell) -> float:
+    """FLOPs of generating one image, from the benchmark's settings."""
+    bench = load_benchmark(find_root() / params_file(cell.benchmark))
+    return flops.sampling(bench.model_config(cell.size), bench.sample_config(cell.size, cell.budget))
 
 
-def _seeds(units: pd.Series | pd.DataFrame) -> str:
-    kind = units.name if isinstance(units, pd.Series) else units.index.name
-    return plural(len(units), f"{kind} seed")
+def load_ledger() -> Ledger:
+    """The ledger of the checkout that one works in: its claims on all runs there are."""
+    root = find_root()
+    claims, ran, spans = load_claims(root), benchmarks_with_results(root), {}
+    grounds = {data: [name for name in names if name in ran] for data, names in claims.grounds.items()}
+    for data, name in ((data, name) for data, names in grounds.items() for name in names):
+        table = baselines(root, name).pivot(index="metric", columns="baseline", values="mean")
+        if {"holdout", "class_shuffle"} <= set(table):  # of codes nothing is shuffled
+            spans.setdefault(data, (table["class_shuffle"] - table["holdout"]).abs().dropna().to_dict())
+    return Ledger(claims, runs(root, [name for names in grounds.values() for name in names]), spans)

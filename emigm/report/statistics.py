@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 
 
 def three_digits(value: float) -> str:
@@ -36,15 +37,9 @@ class Spread(NamedTuple):
 def combined(runs: Iterable[tuple[int, int, float]]) -> Spread:
     """Mean of (training seed, sampling seed, value) and the standard error that both kinds of seeds give it.
 
-    error² = s_T² / T + s_S² / S, where s_T is the standard deviation over the T training seeds of their means over S
-    sampling seeds each, and s_S that over the sampling seeds within a training seed (pooled). A kind with one seed
-    contributes nothing, so that one training run says nothing of other training runs.
-
-    Where every training seed has sampling seeds of its own, s_T² / T alone has the right mean (it holds s_S² / (S T)),
-    but of two training seeds it is a draw with one degree of freedom and often far too small; where all share the same
-    sampling seeds, their common part never falls with T and s_T does not see it. The second term mends both. The mean
-    of a repetition with other seeds lies within two errors of this one in 91% (two training seeds) to 99% (six) of
-    cases where sampling seeds decide, and in 64% to 81% where training seeds do (tests/test_statistics.py).
+    error² = s_T² / T + s_S² / S: s_T is the standard deviation over T training seeds of their means over S sampling
+    seeds, s_S that over the sampling seeds within a training seed (pooled); a kind with one seed contributes nothing.
+    The second term guards against an s_T that is small by chance (tests/test_statistics.py: how often it is right).
     """
     groups: dict[int, list[float]] = {}
     for train, _, value in runs:
@@ -67,12 +62,9 @@ CELL = ("benchmark", "size", "budget", "snapshot")
 def summarise(
     frame: pd.DataFrame, metric: str, by: Sequence[str] = CELL, also: Sequence[str] = ("N", "passes")
 ) -> pd.DataFrame:
-    """`combined` of a metric for each group of a frame of runs (`emigm.records.frame.runs`), in the frame's order.
-
-    Returns:
-        The columns of `by`; mean, error (NaN for one run), train_seeds, sample_seeds, n; the means of the columns
-        `also`. Groups that lack the metric altogether keep their row, with NaN.
-    """
+    """`combined` of a metric for each group of a frame of runs (`emigm.records.frame.runs`), in the frame's order: the
+    columns of `by`; mean, error (NaN for one run), train_seeds, sample_seeds, n; the means of the columns `also`.
+    Groups that lack the metric altogether keep their row, with NaN."""
     rows, also = [], list(dict.fromkeys(also))
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         known = group.dropna(subset=[metric])
@@ -87,13 +79,49 @@ def summarise(
 
 @dataclass(frozen=True)
 class Estimate:
-    """An effect with its confidence interval and two-sided p value (of no effect)."""
+    """An effect and its standard error, with Student's intervals and tests."""
 
     effect: float
-    low: float | None = None
-    """None, as `high` and `p` are: too few values for an interval."""
-    high: float | None = None
-    p: float | None = None
+    error: float | None = None
+    """None: too few values to know it; then there is neither interval nor p."""
+    freedom: float = math.inf
+    """Degrees of freedom; infinity (the normal distribution) where the error is known from elsewhere."""
+    level: float = 0.95
+    """Of the interval."""
+
+    @property
+    def half(self) -> float | None:
+        """Half of the interval's width."""
+        return None if self.error is None else self.error * float(stats.t.ppf((1 + self.level) / 2, self.freedom))
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval."""
+        return None if self.error is None else self.effect - self.half
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval."""
+        return None if self.error is None else self.effect + self.half
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of no effect."""
+        return None if self.error is None else min(1.0, 2 * min(self.p_above(), (-self).p_above()))
+
+    def p_above(self, bound: float = 0.0) -> float:
+        """One-sided p of the hypothesis that the effect is at most `bound`."""
+        if not self.error:  # equal values: a t statistic of x / 0
+            return float(self.effect <= bound)
+        return float(stats.t.sf((self.effect - bound) / self.error, self.freedom))
+
+    def p_within(self, margin: float) -> float:
+        """p of the hypothesis that the effect is `margin` or more in either direction (two one-sided tests)."""
+        return max(self.p_above(-margin), (-self).p_above(-margin))
+
+    def at(self, level: float) -> Estimate:
+        """With an interval of another level."""
+        return replace(self, level=level)
 
     @property
     def text(self) -> str:
@@ -101,20 +129,14 @@ class Estimate:
         interval = "" if self.low is None else f" [{three_digits(self.low)}, {three_digits(self.high)}]"
         return f"{three_digits(self.effect)}{interval}"
 
-    def __abs__(self) -> Estimate:
-        return -self if self.effect < 0 else self
-
     def __neg__(self) -> Estimate:
-        return Estimate(-self.effect) if self.low is None else Estimate(-self.effect, -self.high, -self.low, self.p)
+        return replace(self, effect=-self.effect)
 
 
 def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
-    """Means of the independent units of `runs` (columns train_seed, sample_seed and the metric), by seed.
-
-    Sampling seeds of one training seed share its weights, so they are averaged within it. With one training seed the
-    sampling seeds are the units, and the interval says nothing of other training runs. The series is named by the kind
-    of its seeds, "training" or "sampling".
-    """
+    """Means of the independent units of `runs` (columns train_seed, sample_seed and the metric), by seed: of training
+    seeds, whose sampling seeds share weights; with one training seed, of sampling seeds, which say nothing of other
+    training runs. The series is named by the kind of its seeds, "training" or "sampling"."""
     unit = "train_seed" if runs["train_seed"].nunique() > 1 else "sample_seed"
     means = runs.groupby(unit)[metric].mean()
     return means.rename({"train_seed": "training", "sample_seed": "sampling"}[unit])
@@ -123,57 +145,42 @@ def unit_means(runs: pd.DataFrame, metric: str) -> pd.Series:
 def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Student's interval of a mean with the t test of 0; of paired differences, the paired t test."""
     x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return Estimate(float(x.mean()))
-    if np.ptp(x) == 0:  # a t statistic of 0 / 0
-        return Estimate(float(x[0]), float(x[0]), float(x[0]), float(x[0] == 0))
-    return _estimate(x.mean(), stats.ttest_1samp(x, 0.0), level)
+    error = None if len(x) < 2 else 0.0 if np.ptp(x) == 0 else float(x.std(ddof=1)) / math.sqrt(len(x))
+    return Estimate(float(x.mean()), error, len(x) - 1, level)
 
 
-def welch(left: Sequence[float], right: Sequence[float], level: float = 0.95) -> Estimate:
-    """Welch's interval and test of the difference of two independent groups' means."""
-    effect = float(np.mean(left) - np.mean(right))
-    if min(len(left), len(right)) < 2:
-        return Estimate(effect)
-    return _estimate(effect, stats.ttest_ind(left, right, equal_var=False), level)
+def visible_effect(n: int, spread: float, alpha: float, power: float = 0.8) -> float:
+    """The effect that a two-sided paired t test of n differences with standard deviation `spread` finds with that
+    probability: its noncentral t distribution, solved for the noncentrality."""
+    limit = stats.t.ppf(1 - alpha / 2, n - 1)
+    noncentral = brentq(lambda nc: stats.nct.sf(limit, n - 1, nc) - power, 0, 10 * limit + 10)
+    return noncentral * spread / math.sqrt(n)
 
 
-def known_spread(effect: float, error: float, level: float = 0.95) -> Estimate:
-    """Normal interval and test of an effect whose standard error is known from elsewhere."""
-    half = float(stats.norm.ppf((1 + level) / 2)) * error
-    return Estimate(effect, effect - half, effect + half, 2 * float(stats.norm.sf(abs(effect) / error)))
+def runs_needed(effect: float, spread: float, alpha: float, power: float = 0.8) -> int:
+    """How many runs of both sides it takes for a two-sided normal test to find an effect with that probability, where
+    the difference of one run each has the standard deviation `spread`."""
+    quantiles = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)
+    return max(1, math.ceil((quantiles * spread / effect) ** 2))
 
 
-def slope_weights(x: Sequence[float]) -> np.ndarray:
-    """Weights of the values at `x` whose sum is their least-squares slope."""
-    a = np.asarray(x, dtype=float) - np.mean(x)
-    return a / (a @ a)
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Sequence[float], alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """Holm's adjusted p values (1979), in the given order: of all tests whose adjusted p is below a, the chance that
-    any is of no effect is at most a, however the tests depend on each other."""
+    any is of no effect is at most a, however the tests depend on each other. And what the procedure multiplies each p
+    by before it is held against alpha, the number of tests that were not rejected before it: an interval of level
+    1 - alpha / factor excludes 0 exactly where the test is rejected."""
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
+    order, rank = np.argsort(p), stats.rankdata(p, method="ordinal") - 1
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]))
-    return adjusted
+    return adjusted, len(p) - np.minimum(rank, (adjusted < alpha).sum())
 
 
 def fid_infinity(by_images: Mapping[int, float], degree: int = 1) -> float:
-    """FID of infinitely many images: the intercept of a polynomial in 1/n (line: Chong and Forsyth, arXiv 1911.07023).
-
-    Args:
-        by_images: number of generated images -> FID of so many.
-        degree: 1 for the line, 2 for a curve, which tells whether the line is bent. NaN with too few numbers.
-    """
+    """FID of infinitely many images: the intercept of a polynomial in 1/n through {number of images: FID of so many}.
+    A line: Chong and Forsyth, arXiv 1911.07023; a curve tells whether it is bent. NaN with too few numbers."""
     if len(by_images) <= degree:
         return math.nan
     n = np.array(sorted(by_images), dtype=float)
     x = n.max() / n  # near 1, for the fit's condition
     return float(np.polynomial.polynomial.polyfit(x, [by_images[int(k)] for k in n], degree)[0])
-
-
-def _estimate(effect: float, test: object, level: float) -> Estimate:
-    low, high = test.confidence_interval(level)
-    return Estimate(float(effect), float(low), float(high), float(test.pvalue))
