@@ -282,7 +282,7 @@ def test_the_configured_recipe_is_the_papers(run, tmp_path, name, resolution):
     assert frame.loc["MLP width", "L (paper)"] == "1280"
     assert frame.loc["Transformer blocks (encoder + decoder)", "B (paper)"] == "12+12"
     assert frame.loc["Params", "L (paper)"] == "478M"
-    assert "with a batch of 1,024 for XS and S" in (tmp_path / f"{name}.md").read_text()
+    assert "and the official scripts have 1,024" in (tmp_path / f"{name}.md").read_text()
     own = pd.read_csv(tmp_path / f"{name}-settings.csv", dtype=str).set_index("Setting")
     assert own.loc["Batch size", "h"] == "64" and own.loc["Mask schedule", "h"] == "exp, t ≥ 0"
 

@@ -48,11 +48,13 @@ def front(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
 
 
-def effects(ledger: Ledger, *sources: str) -> tuple[str, ...]:
-    """A sentence for each claim of some figures or tables that was measured: its verdict and the comparison that
-    decides it, as the ledger's page has them."""
+def effects(ledger: Ledger, *sources: str, at: str | None = None) -> tuple[str, ...]:
+    """A sentence for each claim of some figures or tables that was measured (`at` one benchmark): its verdict and the
+    comparison that decides it, as the ledger's page has them."""
     return tuple(
         f"{entry.claim.source}, {entry.claim.claim}: **{entry.verdict}** ({entry.deciding.plain})."
         for entry in ledger.entries
-        if entry.deciding and any(source in entry.claim.source for source in sources)
+        if entry.deciding
+        and at in (None, entry.place.benchmark)
+        and any(source in entry.claim.source for source in sources)
     )
