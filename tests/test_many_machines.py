@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,11 +90,14 @@ def wait_for(condition, seconds=60):
     return value
 
 
-def ended(processes, folder):
+def ended(processes, folder, seconds=60):
     for process in processes:
-        process.wait(60)
+        process.wait(seconds)
     wait_for(lambda: not ranks(folder))
     return [process.returncode for process in processes]
+
+
+whole_run = partial(ended, seconds=600)  # ends when it is done, not within a minute
 
 
 def said(folder):
@@ -107,7 +111,7 @@ def test_a_killed_process_of_two_nodes_ends_training_on_both_and_the_same_comman
     os.kill(max(ranks(folder)), signal.SIGKILL)
     assert 0 not in ended(running, folder)
     assert not list(folder.glob("models/tiny/xs/seed0/model.safetensors"))
-    assert ended(nodes(folder, "train", processes=2), folder) == [0, 0], said(folder)
+    assert whole_run(nodes(folder, "train", processes=2), folder) == [0, 0], said(folder)
     begun = [int(n) for n in re.findall(r"(\d+)/120 \[", said(folder))]
     assert min(n for n in begun if n) >= 10  # from a resume point, not from the start
     assert loss(folder) == pytest.approx(prepared[1], rel=1e-4)
@@ -118,7 +122,7 @@ def test_a_killed_node_ends_sampling_on_the_other_and_the_same_command_goes_on(f
     wait_for(lambda: list(folder.glob(".state/tiny/sample-xs-4/**/*.npz")))
     os.killpg(running[1].pid, signal.SIGKILL)
     ended(running, folder)
-    assert ended(nodes(folder, "sample", "--budget", "4", processes=1), folder) == [0, 0], said(folder)
+    assert whole_run(nodes(folder, "sample", "--budget", "4", processes=1), folder) == [0, 0], said(folder)
     assert len(list(folder.glob("samples/tiny/xs/4/train0-seed0/*.npz"))) == 400 // 20
 
 
@@ -160,5 +164,5 @@ def test_the_slurm_template_requeues_at_the_walltime_and_goes_on(folder, prepare
     job.send_signal(signal.SIGTERM)  # as --signal=B:TERM@300 does
     assert ended([job], folder) == [0]
     assert "requeue 77" in (folder / "scontrol.log").read_text()
-    assert ended([start(folder, *command, **slurm)], folder) == [0], said(folder)
+    assert whole_run([start(folder, *command, **slurm)], folder) == [0], said(folder)
     assert loss(folder) == pytest.approx(prepared[1], rel=1e-4)
