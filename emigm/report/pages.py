@@ -61,14 +61,14 @@ def benchmark_page(root: Path, benchmark: str, link: Link | None = None) -> str:
     others = [one for name, one in notebooks.items() if name not in SHOWN]
     parts = [
         f"# {notes.heading(frame, frame['title'].iloc[0])}",
-        f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.",
         bullets(_settings(frame, read_all(root, benchmark))),
         fold("Training, model by model", _training(frame).body),
         rests_on(notes.all_of(frame, baselines(root, benchmark)), notebooks.values()),
         _contents(opened, others),
         *(f"## {one.heading}\n\n{one.content(link)}" for one in opened),
         *(fold(one.heading, one.content(link)) for one in others),
-        link("All benchmarks", Path("results/README.md")),
+        f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones. "
+        + link("All benchmarks", Path("results/README.md")),
     ]
     return whole(parts)
 
