@@ -201,7 +201,7 @@ DIFFERENCES = {  # claims -> what may differ between the sides of their comparis
     "1-mar": {"masking", "schedule", "t_min", "sample.order", "sample.schedule"},
     "4b": {"steps", *WIDTHS},
     "t-size": WIDTHS,
-    "q-tuned": {"sample.solver", "sample.solver_steps", "sample.temperature"},
+    "q-clipped": {"sample.solver", "sample.solver_steps", "sample.x0_clip"},
 }
 
 
