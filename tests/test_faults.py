@@ -41,8 +41,8 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """The same, of another split, other seeds and another latent scale."""
-    training = {"steps": 20, "batch": 64, "lr": 0.001, "seed": 1}
+    """The same, of another split, other classifiers and another latent scale."""
+    training = {"steps": 21, "batch": 64, "lr": 0.001, "seeds": [0, 1]}
     changes = {"data": {"split_seed": 1}, "extractor": {"training": training}, "autoencoder": {"scale": 1.0}}
     return run_all(tmp_path_factory.mktemp("other"), **changes)
 
@@ -77,7 +77,7 @@ def test_the_chain_of_records_closes(whole):
     assert named["encode"] == named["extractor"] == images and images < named["reference"]
     assert {f"models/tiny/xs/seed{t}/model.safetensors" for t in (0, 1)} < named["sample-xs-4"]
     assert samples | images | {"data/tiny/reference.npz"} < named["evaluate-xs"]
-    assert "data/tiny/extractor/weights.safetensors" in named["evaluate-xs"] & named["reference"]
+    assert "data/tiny/extractor/seed1.safetensors" in named["evaluate-xs"] & named["reference"]
 
 
 # Damage
@@ -85,7 +85,7 @@ def test_the_chain_of_records_closes(whole):
 READ_BY = {
     "data/tiny/images/train.npz": ("extractor", "encode", "reference", "evaluate-xs"),
     "data/tiny/images/holdout.npz": ("extractor", "encode", "reference", "evaluate-xs"),
-    "data/tiny/extractor/weights.safetensors": ("reference", "evaluate-xs"),
+    "data/tiny/extractor/seed1.safetensors": ("reference", "evaluate-xs"),
     "data/tiny/extractor/source.json": ("reference", "evaluate-xs"),
     "data/tiny/latents/train/index.json": ("reference", "train-xs"),
     "data/tiny/latents/train/latents-00000.npy": ("reference", "train-xs"),
