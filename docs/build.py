@@ -74,6 +74,7 @@ class Site:
             Path("README.md"): lambda: "# " + self.by_hand("README.md").partition("\n## ")[2],
             Path("benchmarks/README.md"): self.protocol,
             Path("results/README.md"): self.results,
+            pages.EVIDENCE / "README.md": self.evidence,
             **{Path("results", name, "README.md"): partial(self.benchmark, name) for name in self.benchmarks},
             Path("ledger.md"): self.ledger,
             **api(),
@@ -111,6 +112,10 @@ class Site:
         """A link to a page, or to a copy of a file; a label where there is neither."""
         if path == pages.LEDGER / "claims.md":  # its rows sort and filter on a page of their own
             path = Path("ledger.md")
+        elif path.suffix == ".md" and path.with_suffix(".ipynb") in self.executed:  # a notebook's page has its table
+            path = path.with_suffix(".ipynb")
+        elif path.name == "records" and path.parent.name in self.benchmarks:
+            path, anchor = path.with_name("README.md"), "#records"
         if path not in self.pages and path not in self.executed and path.suffix != ".html" and not self.copied(path):
             return f"*{label}: {NOT_RUN}*" if image else label  # a folder, say
         return f"{image}[{label}](/{path.as_posix()}{anchor})"
@@ -129,12 +134,17 @@ class Site:
     # Pages
 
     def front(self, verified: Path | None) -> str:
-        """The first screen of README.md with the verdict after its first paragraph."""
+        """The first screen of README.md in another order: what it is, the answer, samples and scores; then how to run
+        it, and who has run it again with which verdict."""
         heading, first, *others = self.by_hand("README.md").partition("\n## ")[0].split("\n\n")
+        commands = next((i for i, part in enumerate(others) if part.startswith("```")), len(others))
+        run = [others.pop(commands) for _ in others[commands : commands + 2]]  # the commands, and what they take
+        pictures = [others.pop(i) for i, part in reversed([*enumerate(others)]) if part.startswith("![")]
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "With a GPU <README>"]
         start += [f"{name} <docs/{page}>" for name, page in GUIDES.items() if self.copied(Path("docs", f"{page}.md"))]
-        said = filter(None, [self.verified(verified), self.reproductions(), pages.tally(self.root, self.link)])
-        return "\n\n".join([heading, first, *said, *others, menu([*start, "Python API <api>"])])
+        parts = [heading, first, *pictures, pages.tally(self.root, self.link), *others, "## Run it", *run]
+        parts += ["## Did it reproduce?", self.verified(verified), self.reproductions()]
+        return "\n\n".join([*filter(None, parts), menu([*start, "Python API <api>"])])
 
     def reproductions(self) -> str:
         """Verdicts by machine: what runs of the whole pipeline came to, from the lines of `emigm verify --log`."""
@@ -145,7 +155,7 @@ class Site:
                 row["On"] = "; ".join(filter(None, (one["devices"][0], line.get("note"))))
                 row |= {column: one.get(status, 0) for status, column in zip(STATUSES, COLUMNS, strict=True)}
                 rows.append(row | {"Commit": f"`{(line['commit'] or NONE)[:12]}`"})
-        return f"**Run again, by machine**\n\n{grid(rows)}" if rows else ""
+        return f"Runs of the whole pipeline, by machine:\n\n{grid(rows)}" if rows else ""
 
     def verified(self, path: Path | None) -> str:
         """The verdict of `emigm verify` with what it rests on."""
@@ -166,26 +176,29 @@ class Site:
 
     def results(self) -> str:
         across = [entry(path) for path in self.executed if path.parts[1] not in self.benchmarks]
+        across.insert(0, "Evidence <evidence/README>")
         own = menu([f"{name} <{name}/README>" for name in self.benchmarks], "Benchmarks")
         return pages.front_page(self.root, self.link) + own + menu(across, "Across benchmarks")
 
+    def evidence(self) -> str:
+        return pages.evidence_page(self.root, self.link)
+
     def benchmark(self, name: str) -> str:
-        """The benchmark's page, then its pictures and records."""
+        """The benchmark's page, then its samples and records."""
         folder, rows = Path("results", name), []
         for stage, record in sorted(read_all(self.root, name).items()):
             of = record["provenance"]
             path = Path("results", record.get("benchmark", name), "records", f"{stage}.json")
             row = {"Record": self.link(stage, path), "Made": (of.get("date") or NONE)[:10]}
             rows.append(row | {"Device": of.get("device") or NONE, "Commit": f"`{(of.get('commit') or NONE)[:12]}`"})
-        moving = gallery(self.pictures(folder / "grids/reveal"), "drawn")
-        parts = [f"## How images come about\n\n{moving}"] if moving else []
-        parts += [f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}", f"## Records\n\n{grid(rows)}"]
+        samples = f"## Samples\n\n{gallery(self.pictures(folder / 'grids'))}"
         notebooks = menu(entry(path) for path in self.executed if path.is_relative_to(folder))
-        return "\n\n".join([pages.benchmark_page(self.root, name, self.link), *parts]) + notebooks
+        parts = [pages.benchmark_page(self.root, name, self.link), samples, f"## Records\n\n{grid(rows)}{notebooks}"]
+        return "\n\n".join(parts)
 
     def pictures(self, folder: Path) -> Iterator[tuple[Path, str]]:
         """Pictures of a folder with captions made of their names: real images first, then size by size."""
-        paths, place = (self.root / folder).glob("*.*png"), {size: i for i, size in enumerate(("real", *SIZES))}
+        paths, place = (self.root / folder).glob("*.png"), {size: i for i, size in enumerate(("real", *SIZES))}
         named = [(*p.stem.partition("-")[::2], p.relative_to(self.root)) for p in paths]
         for size, budget, path in sorted(named, key=lambda n: (place.get(n[0], len(place)), len(n[2].stem), n[2].stem)):
             self.copied(path)
@@ -309,11 +322,11 @@ def entry(notebook: Path) -> str:
     return f"{pages.title(notebook.stem)} </{notebook.with_suffix('').as_posix()}>"
 
 
-def gallery(pictures: Iterable[tuple[Path, str]], look: str = "pixels") -> str:
+def gallery(pictures: Iterable[tuple[Path, str]]) -> str:
     """Pictures with captions side by side."""
-    figure = ":::{{figure}} /{}\n:alt: {}\n:class: {}\n\n{}\n:::"
-    figures = [figure.format(path.as_posix(), caption, look, caption) for path, caption in pictures]
-    return "\n".join([f"::::{{container}} gallery {look}", *figures, "::::"]) if figures else ""
+    figure = ":::{{figure}} /{}\n:alt: {}\n:class: pixels\n\n{}\n:::"
+    figures = [figure.format(path.as_posix(), caption, caption) for path, caption in pictures]
+    return "\n".join(["::::{container} gallery pixels", *figures, "::::"]) if figures else ""
 
 
 def main() -> None:

@@ -1,7 +1,14 @@
-// The ledger sorts and filters, and pictures enlarge. No library; works from a file.
+// The ledger sorts and filters, cells know their column, and pictures enlarge. No library; works from a file.
 "use strict";
 
 const make = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);
+
+function labelled(table) {
+  const names = [...(table.tHead?.rows[0]?.cells ?? [])].map((header) => header.textContent.trim());
+  for (const body of table.tBodies) {
+    for (const row of body.rows) [...row.cells].forEach((cell, i) => (cell.dataset.label = names[i] ?? ""));
+  }
+}
 
 function ledger(table) {
   const rows = [...table.tBodies[0].rows];
@@ -10,7 +17,6 @@ function ledger(table) {
   // A verdict goes by its badge; what follows it in the cell is detail.
   const value = (row, i) => (row.cells[i].querySelector(".verdict") ?? row.cells[i]).textContent.trim();
 
-  for (const row of rows) [...row.cells].forEach((cell, i) => (cell.dataset.label = names[i]));
   headers.forEach((header, i) => {
     const button = make("button", { type: "button", textContent: names[i], title: `Sort by ${names[i]}` });
     header.replaceChildren(button);
@@ -66,5 +72,6 @@ function enlarging(images) {
   }
 }
 
+document.querySelectorAll(".bd-article table").forEach(labelled);
 document.querySelectorAll("table.ledger").forEach(ledger);
 enlarging([...document.querySelectorAll(".bd-article img")].filter((image) => !image.closest("a")));

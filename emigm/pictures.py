@@ -18,7 +18,7 @@ SHOWN = 120  # images that a grid is chosen from, at most
 SIDE = 1300  # pixels of a grid's sides, at most: grids are tracked by git
 TILE, GAP = 84, 4  # pixels: least side that a small image is enlarged to, and what lies between two
 MOST = 1_000_000  # bytes of an animation, at most
-LAST_MS = 2500  # how long an animation rests on the finished images
+FINISHED_MS = 2500  # how long an animation rests on the finished images
 
 
 def grid_of(pixels: np.ndarray, classes: int, columns: int) -> np.ndarray:
@@ -92,7 +92,8 @@ def columns_of(steps: int, side: int) -> list[int]:
 
 
 def save_animation(path: Path, pixels: np.ndarray, steps: np.ndarray, last: int, columns: int) -> int:
-    """Write images coming about as an animated PNG that repeats for ever; what cannot animate it shows the end.
+    """Write images coming about as an animated PNG that repeats for ever. It begins with the finished images, which
+    are also what a viewer shows that cannot animate it.
 
     Args:
         path: of the file.
@@ -113,22 +114,22 @@ def save_animation(path: Path, pixels: np.ndarray, steps: np.ndarray, last: int,
 
 
 def animation(pixels: np.ndarray, steps: np.ndarray, last: int, columns: int) -> bytes:
-    """The file of `save_animation`: a frame holds what its step reveals alone, and lies over those before it."""
+    """The file of `save_animation`: the finished images, all grey, and a frame for every step but the last, which
+    holds what its step reveals alone and lies over those before it."""
 
     def frame(images: np.ndarray) -> np.ndarray:
         return rows_of_images(*images.reshape(-1, columns, *images.shape[1:]))
 
-    stages = [frame(after_step(pixels, steps, step)) for step in range(last + 1)]
-    opaque = [np.full(stages[0].shape[:2], 255, np.uint8)]
-    for before, now in itertools.pairwise(stages):
+    stages = [frame(after_step(pixels, steps, step)) for step in (last, *range(last))]
+    opaque = [np.full(stages[0].shape[:2], 255, np.uint8)] * 2
+    for before, now in itertools.pairwise(stages[1:]):
         changed = (before != now).reshape(*now.shape[:2], -1).any(-1)
         opaque.append(np.where(changed, 255, 0).astype(np.uint8))
-    frames = [_with_alpha(stage, alpha) for stage, alpha in zip(stages, opaque, strict=True)]
+    first, *frames = (_with_alpha(stage, alpha) for stage, alpha in zip(stages, opaque, strict=True))
     buffer, step_ms = io.BytesIO(), max(40, min(250, 4000 // last))
-    durations = [2 * step_ms, *[step_ms] * (last - 1), LAST_MS]
+    durations = [FINISHED_MS, 2 * step_ms, *[step_ms] * (last - 1)]
     over = {"blend": PngImagePlugin.Blend.OP_OVER, "disposal": PngImagePlugin.Disposal.OP_NONE}
-    options = {"append_images": frames, "default_image": True, "duration": durations, "loop": 0, **over}
-    _with_alpha(stages[-1], opaque[0]).save(buffer, format="PNG", save_all=True, **options)
+    first.save(buffer, format="PNG", save_all=True, append_images=frames, duration=durations, loop=0, **over)
     return buffer.getvalue()
 
 

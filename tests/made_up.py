@@ -75,8 +75,10 @@ def _prepare(bench):
     record("prepare", counts, data=bench.data)
     record("extractor", {"features": 64}, extractor=bench.extractor)
     shuffled = {"fid": mean_and_spread([11.0, 11.4]), "kid": mean_and_spread([0.031, 0.033]), "images": 1000}
+    shuffled |= {"precision": {"mean": 0.5}, "recall": {"mean": 0.4}}
     subset = {"fid": mean_and_spread([0.8, 0.82]), "images": 1000}
     held_out = {"fid": {"mean": 1.2}, "label_accuracy": {"mean": 0.98}, "images": 1000}
+    held_out |= {"precision": {"mean": 0.9}, "recall": {"mean": 0.9}}
     held_out["fid_by_extractor"] = {"0": {"mean": 1.2}, "1": {"mean": 1.7}}
     found = {"holdout": held_out, "train_subset": subset, "class_shuffle": shuffled}
     record("reference", {"baselines": found, "source": {"kind": "training images"}})
@@ -100,10 +102,11 @@ def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
         n = int(budget)
         runs = [
             {"train_seed": t, "sample_seed": s, "fid": fid * (1 + 2 / n) + 0.1 * t + 0.02 * s, "kid": 0.01 * fid,
-             "isc": 7 - fid, "label_accuracy": 0.97}
+             "isc": 7 - fid, "sfid": 2 * fid, "label_accuracy": 0.97, "cas": 0.9, "precision": 0.5 + 0.05 * i,
+             "recall": 0.5 + 0.1 * i}
             for t in seeds for s in samples
         ]  # fmt: skip
-        runs = [r | {"fid_by_extractor": {"0": r["fid"], "1": r["fid"] + 0.5}, "cas": 0.9} for r in runs]
+        runs = [r | {"fid_by_extractor": {"0": r["fid"], "1": r["fid"] + 0.5}} for r in runs]
         by_images = [{k: r[k] for k in ("train_seed", "sample_seed")} | {"fid": {"1000": r["fid"], "500": r["fid"] + 1}}
                      for r in runs]  # fmt: skip
         results[budget] = {"runs": runs, "fid_by_images": by_images, "summary": {}}

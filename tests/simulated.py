@@ -110,9 +110,9 @@ def write_records(root, frame: pd.DataFrame) -> None:
             )
             sample = {"steps": int(runs["N"].iloc[0]), "cfg_scale": scale if guided else 1.0, "cfg_interval": interval}
             sample |= {"cfg_schedule": "constant", "schedule": "exp", "order": "binomial", "x0_clip": None}
-            ddpm = {"solver": "ddpm", "solver_steps": 100, "temperature": 0.95 if kind == "tuned" else 1.0}
+            ddpm = {"solver": "ddpm", "solver_steps": 100, "x0_clip": None if kind == "unclipped" else 0.8}
             solver = {"solver": "dpm-solver", "solver_steps": 12}
-            sample |= ddpm if kind in ("exp", "cosine", "linear", "tuned") else solver
+            sample |= ddpm if kind in ("exp", "cosine", "linear", "unclipped") else solver
             passes = float(runs["passes"].iloc[0])
             results = {"passes": passes, "nfe": passes, "seconds_per_image": {"mean": 1.0}, "images_per_second": 2.0}
             settings = {"size": size, "budget": budget, "sample": sample, "train_seeds": seeds, "seeds": own}

@@ -34,9 +34,9 @@ def make(*paths, content=b""):
 
 
 def stages(device, *changes, name="imagenet256"):
-    """Cost of every stage, by name, of models of a hundred million parameters."""
+    """Cost of every stage, by name."""
     benchmark = compose_benchmark(name, [f"benchmark.{change}" for change in changes])
-    return {cost.stage: cost for cost in costs(benchmark, device, dict.fromkeys(benchmark.sizes, 10**8))}
+    return {cost.stage: cost for cost in costs(benchmark, device)}
 
 
 def states(checks):

@@ -195,13 +195,13 @@ DIFFERENCES = {  # claims -> what may differ between the sides of their comparis
     "2e": {"cfg_with_mask"},
     "3a-few": {"sample.schedule"},
     "3a-steps t-steps": {"sample.steps"},
-    "3b": {"sample.solver", "sample.solver_steps"},
+    "3b 3b-imagenet": {"sample.solver", "sample.solver_steps"},
     "3c-keeps 8-late": {"sample.cfg_interval"},
     "7-fid 7-is": {"sample.cfg_scale"},
     "1-mar": {"masking", "schedule", "t_min", "sample.order", "sample.schedule"},
     "4b": {"steps", *WIDTHS},
     "t-size": WIDTHS,
-    "q-tuned": {"sample.solver", "sample.solver_steps", "sample.temperature"},
+    "q-clipped": {"sample.solver", "sample.solver_steps", "sample.x0_clip"},
 }
 
 

@@ -4,6 +4,7 @@
 # ×, – and ± are meant: they are the paper's notation.
 import ast
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from test_compare import write_paper_results
 
 from emigm.config.compose import compose
 from emigm.config.errors import ConfigError, RunError
+from emigm.paper.reported import reported
 from emigm.stages.notebooks import execute
 
 ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.stem != "explore")
@@ -52,12 +54,20 @@ def reading(space):
     return space["_shown"][-1].markdown()
 
 
-def table(space, place=0):
-    return space["_shown"][place].frame
+def tables(space):
+    return [shown for shown in space["_shown"] if hasattr(shown, "frame")]
+
+
+def table(space):
+    return tables(space)[0].frame
+
+
+def axes_of(space):
+    return space["_shown"][0].figure.axes
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_notebook_asks_a_question_and_is_without_outputs(name):
+def test_a_notebook_asks_a_question_is_without_outputs_and_imports_what_reads_and_draws_alone(name):
     notebook, code = cells_of(name)
     nbformat.validate(notebook)
     first = notebook.cells[0]
@@ -66,26 +76,20 @@ def test_a_notebook_asks_a_question_and_is_without_outputs(name):
     (parameters,) = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert "out = None" in parameters
     assert "Reading(" in code[-1].source and ".save(out)" in code[-1].source
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_notebook_imports_what_reads_and_draws_alone(name):
-    trees = [node for cell in cells_of(name)[1] for node in ast.walk(ast.parse(cell.source))]
-    modules = {n.module for n in trees if isinstance(n, ast.ImportFrom)}
-    modules |= {alias.name for n in trees if isinstance(n, ast.Import) for alias in n.names}
+    nodes = [node for cell in code for node in ast.walk(ast.parse(cell.source))]
+    modules = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    modules |= {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     assert all(m.split(".")[0] in ALLOWED or m.startswith(ROOMS) for m in modules), modules
 
 
 @pytest.mark.parametrize("name", MINE)
-def test_a_notebook_without_an_output_folder_writes_nothing(name, root, monkeypatch):
+def test_a_notebook_writes_its_reading_and_its_table_or_picture_into_an_output_folder_alone(
+    name, root, monkeypatch, tmp_path
+):
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
     assert reading(run(name, root, monkeypatch)).strip()
-    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
-
-
-@pytest.mark.parametrize("name", MINE)
-def test_a_notebook_with_an_output_folder_saves_its_reading_and_its_table_or_picture(name, root, monkeypatch, tmp_path):
     run(name, root, monkeypatch, out=str(tmp_path))
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
     kinds = ("md", "csv") if name.startswith(("table", "scores", "_")) else ("png", "svg")
     assert {"reading.md", *(f"{name}.{kind}" for kind in kinds)} <= {p.name for p in tmp_path.iterdir()}
 
@@ -96,30 +100,35 @@ def test_what_has_not_run_reads_so_and_is_never_a_number(name, tmp_path, monkeyp
     for stage in ("evaluate-xs", "sample-s-16", "train-s", "reference"):
         (folder / "records" / f"{stage}.json").unlink()
     shutil.rmtree(folder / "grids")
-    for made in run(name, tmp_path, monkeypatch)["_shown"]:
-        if hasattr(made, "frame"):
-            assert (
-                not made.frame.isin(["", "0", "0.00", "nan", "None", "nan %"])
-                .drop(columns="Family", errors="ignore")
-                .any(axis=None)
-            )
-    assert "nan" not in reading(run(name, tmp_path, monkeypatch)).lower().split()
+    space = run(name, tmp_path, monkeypatch)
+    for frame in (made.frame.drop(columns="Family", errors="ignore") for made in tables(space)):
+        assert not frame.isin(["", "0", "0.00", "nan", "None", "nan %"]).any(axis=None)
+    assert "nan" not in reading(space).lower().split()
+    if name == "scores":
+        xs = table(space).set_index("Model on MNIST-5k").loc["eMIGM-XS", ["FID", "IS", "KID"]]
+        assert len(xs) == 2 and (xs == "not run").all(axis=None)
 
 
 def test_scores_stand_between_the_baselines_and_say_how_far_each_model_is(root, monkeypatch):
     space = run("scores", root, monkeypatch)
     frame = table(space).set_index(["Model on MNIST-5k", "N"])
     row = frame.loc[("eMIGM-H", "16")]  # 0.83 × 1.125 + 0.05 + 0.01
-    assert row["FID"].startswith("0.994 ± ")
-    assert row["Way to held-out"].startswith("102 ± ") and row["NFE"] == "16×1.31"
-    assert frame.loc[("Class shuffle", "–"), "Way to held-out"] == "0 %"
-    assert frame.loc[("Held-out real images", "–"), ["FID", "Way to held-out"]].tolist() == ["1.20", "100 %"]
+    assert row["FID"].startswith("0.994 ± ") and row["NFE"] == "16×1.31"
+    ways = [f"Way by {metric}" for metric in ("FID", "precision", "recall")]
+    assert row[ways].tolist() == ["102 ± 1 %", "50 ± 0 %", "100 ± 0 %"]
+    assert frame.loc[("eMIGM-XS", "16"), ways[1:]].tolist() == ["0 ± 0 %", "20 ± 0 %"]
+    assert frame.loc[("Class shuffle", "–"), ways].tolist() == ["0 %"] * 3
+    assert frame.loc[("Held-out real images", "–"), ["FID", *ways]].tolist() == ["1.20", *["100 %"] * 3]
     further = space["more"].frame.set_index(["Model on MNIST-5k", "N"])  # what is the same in all rows
     assert further.loc[("eMIGM-H", "16"), ["Seeds", "Images"]].tolist() == ["2×2", "1,000"]
+    assert further.loc[("eMIGM-H", "16"), "FID, 2 extractors"] == "0.994 to 1.49"  # 0.5 apart
+    assert further.loc[("Held-out real images", "–"), "FID, 2 extractors"] == "1.20 to 1.70"
+    assert {"sFID", "Label accuracy", "CAS"} <= set(further)
     text = reading(space)
-    assert "eMIGM-H" in text and "From N = 4 to N = 16 FID falls by" in text
+    assert "102 ± 1 % by FID, 50 ± 0 % by precision, 100 ± 0 % by recall" in text and "2 of 2 extractors" in text
+    assert "From N = 4 to N = 16 FID falls by" in text
     assert "by more than two standard errors of the difference for 5 of 5 models." in text
-    assert "Every model is better than class shuffle, which uses no context, by FID (11.2)." in text
+    assert "Every model is better than class shuffle, which uses no context, by FID (11.2)" in text
     assert "Worse than class shuffle, which uses no context, are by KID (0.032): XS at N = 4" in text
 
 
@@ -134,34 +143,32 @@ def test_the_skeleton_to_copy_runs_through_the_stage_and_shows_one_figure_and_on
     assert "Lowest FID: eMIGM-H at N = 16, 0.994 ± " in (folder / "reading.md").read_text()
 
 
-def test_training_shows_each_curve_and_how_far_the_error_falls(tmp_path, monkeypatch):
+def test_training_shows_each_curve_how_far_the_error_falls_and_whether_fid_is_on_its_plateau(
+    root, tmp_path, monkeypatch
+):
     folder = write_results(tmp_path)
     (folder / "curves").mkdir()
     for size, loss in (("xs", 0.5), ("h", 0.25)):
         rows = [f"{step},{loss + 1 / step},{loss},{loss + 2 / step}" for step in range(50, 2501, 50)]
         (folder / "curves" / f"{size}.csv").write_text("\n".join(["step,loss,least,greatest", *rows]))
     space = run("training", tmp_path, monkeypatch)
-    loss, context = space["_shown"][0].figure.axes
+    loss, context = axes_of(space)  # and no panel of snapshots that there are not
     assert [line.get_label() for line in loss.get_lines()] == ["eMIGM-XS", "eMIGM-H"]
     assert [t.get_text() for t in context.texts] == []
     assert "the error falls to 0.62 to 0.97 of that with the fewest; 9 of 10 trainings pass" in reading(space)
     assert "Loss at the end of training: XS 0.5004, H 0.2504." in reading(space)
-
-
-def test_a_partial_benchmark_keeps_the_rows_of_what_has_not_run(tmp_path, monkeypatch):
-    folder = write_results(tmp_path)
-    for stage in ("evaluate-l", "sample-l-16"):
-        (folder / "records" / f"{stage}.json").unlink()
-    frame = table(run("scores", tmp_path, monkeypatch)).set_index(["Model on MNIST-5k", "N"])
-    assert (
-        frame.loc[("eMIGM-L", "4"), "FID"] == "not run" and frame.loc[("eMIGM-L", "4"), "Way to held-out"] == "not run"
-    )
+    space = run("training", root, monkeypatch, "snapshots")
+    assert len(axes_of(space)) == 3
+    slope = math.log((3 * 1.125 + 0.06 + 1) / (3 * 1.125 + 0.06 + 2)) / math.log(2)  # of S
+    text = reading(space)
+    assert f"Log-slope of FID over steps from 50 % of the training to its end: XS -0.24, S {slope:.2f}" in text
+    assert "Not on their plateau (below -0.7): none." in text
 
 
 def test_tables_2_and_3_of_other_data_show_the_papers_rows_alone_and_say_so(root, monkeypatch):
-    for name, rows in (("table2", 34), ("table3", 25)):
+    for name, resolution in (("table2", 256), ("table3", 512)):
         space = run(name, root, monkeypatch)
-        assert len(table(space)) == rows and not any("ours" in column for column in table(space))
+        assert len(table(space)) == len(reported(resolution)) and not any("ours" in column for column in table(space))
         assert "mnist is MNIST-5k, not this data set; its own scores are in the notebook `scores`" in reading(space)
 
 
@@ -172,14 +179,7 @@ def test_each_notebook_of_a_gpu_run_reads_results_of_released_weights(name, rele
     text = (tmp_path / "reading.md").read_text()
     assert text.strip() and "nan" not in text.lower().split() and "standard errors" not in text
     if name == "scores":  # one seed
-        assert re.search(
-            r"From N = 16 to N = 128 FID falls by [\d.]+ to [\d.]+; of one seed, so without an error\.", text
-        )
-
-
-@pytest.mark.parametrize(("benchmark", "table"), [("imagenet256", "table2"), ("imagenet512", "table3")])
-def test_a_benchmark_of_the_papers_data_makes_the_papers_table(benchmark, table):
-    assert table in compose(benchmark, REPO)["notebooks"]
+        assert re.search(r"From N = 16 to N = 128 FID falls by [\d.]+ to [\d.]+; of one seed, so without", text)
 
 
 def test_on_the_papers_data_our_numbers_stand_beside_its_rows(released, monkeypatch):
@@ -194,18 +194,14 @@ def test_on_the_papers_data_our_numbers_stand_beside_its_rows(released, monkeypa
     assert not any("ours" in column for column in table(space))
 
 
-def test_rows_of_the_papers_data_that_have_not_run_read_so(tmp_path, monkeypatch):
-    write_paper_results(checkout(tmp_path), "imagenet256", "benchmark.sizes=[xs]", "benchmark.budgets=['128']")
+def test_rows_that_have_not_run_read_so_and_a_dry_run_is_no_row_of_the_papers_table(tmp_path, monkeypatch):
+    write_paper_results(checkout(tmp_path), "imagenet256-dry")
+    write_paper_results(tmp_path, "imagenet256", "benchmark.sizes=[xs]", "benchmark.budgets=['128']")
     frame = table(run("table2", tmp_path, monkeypatch, "imagenet256")).set_index(["Method", "NFE"])
     fid = next(c for c in frame if c.startswith("FID-50K on"))
     assert frame.loc[("eMIGM-XS", "16×1.2"), fid] == frame.loc[("eMIGM-XS", "16×1.2"), "Seeds, ours"] == "not run"
     assert frame.loc[("eMIGM-XS", "128×1.4"), fid].startswith("3.62")
-
-
-def test_a_dry_run_on_imagenet_is_no_row_of_the_papers_table(tmp_path, monkeypatch):
-    write_paper_results(checkout(tmp_path), "imagenet256-dry")
-    space = run("table2", tmp_path, monkeypatch, "imagenet256-dry")
-    assert not any("ours" in column for column in table(space))
+    assert not any("ours" in column for column in table(run("table2", tmp_path, monkeypatch, "imagenet256-dry")))
 
 
 @pytest.mark.parametrize("name", ["figure1", "figure4", "scores"])
@@ -215,17 +211,13 @@ def test_a_dry_run_is_marked_wherever_its_numbers_are(name, root, monkeypatch):
     pictures = [one for one in made if hasattr(one, "figure")]
     assert all("DRY RUN" in [t.get_text() for t in one.figure.texts] for one in pictures)
     if name == "scores":
-        assert "DRY RUN" in table({"_shown": made}).columns[0]  # the CSV has no title
-
-
-def axes_of(space):
-    return space["_shown"][0].figure.axes
+        assert "DRY RUN" in made[0].frame.columns[0]  # the CSV has no title
 
 
 def test_figure_4_has_no_panel_that_says_nothing_new(root, monkeypatch):
     space = run("figure4", root, monkeypatch)
-    assert [axes.get_title() for axes in axes_of(space)] == ["(a) training compute, N = 16", "(c) sampling time"]
-    assert axes_of(space)[0].get_ylabel() == "FID-1K on MNIST-5k"
+    assert [axes.get_title() for axes in axes_of(space)] == ["(a) training compute", "(c) sampling compute"]
+    assert axes_of(space)[0].get_ylabel().startswith("FID-1K on MNIST-5k\n(N = 16")
     text = reading(space)
     assert "(b) not run" in text and "of the trained models (training FLOPs): XS 4.582 ± 0.051 (4.00e+12), S " in text
 
@@ -247,18 +239,13 @@ def test_figure_4_computes_the_training_flops_of_released_weights_and_says_so(re
     assert "computed from the paper's recipe; they were not trained here" in reading(space)
 
 
-def test_figure_1_shows_real_images_first_and_both_budgets(root, monkeypatch):
-    titles = [axes.get_title() for axes in axes_of(run("figure1", root, monkeypatch))]
-    assert titles[:3] == ["real images", "eMIGM-H, N = 4", "eMIGM-H, N = 16"] and len(titles) == 8
-    assert "eMIGM-XS, N = 16" in titles and "eMIGM-XS, N = 4" not in titles
-
-
-def test_figure_6_takes_tokens_and_steps_from_the_records(root, monkeypatch):
+def test_figures_of_images_and_schedules_show_what_the_records_have(root, monkeypatch):
+    axes = axes_of(run("figure1", root, monkeypatch))
+    titles = [panel.get_title() for panel in axes if panel.get_title()]
+    assert titles == ["real", *(f"eMIGM-{size}" for size in ("XS", "S", "B", "L", "H"))]
+    assert [panel.get_ylabel() for panel in axes if panel.get_ylabel()] == ["N = 4", "N = 16"]
     titles = [axes.get_title() for axes in axes_of(run("figure6", root, monkeypatch))]
     assert titles == ["the paper: 256 tokens, N = 16", "MNIST-5k: 49 tokens, N = 16"]
-
-
-def test_the_code_computes_the_printed_schedules(root, monkeypatch):
     space = run("table4", root, monkeypatch)
     assert table(space).set_index("Schedule").loc["exp", "γ(0.2)"] == "0.6321"
     assert "Code and printed formulas agree" in reading(space)
@@ -299,12 +286,7 @@ SAVES = "from emigm.report.tables import Reading\nReading((f'Of {benchmark}.',))
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A checkout, the working directory, with a notebook `saves`."""
-    write_notebook(
-        checkout(tmp_path),
-        "saves",
-        "from emigm.report.tables import Reading",
-        "Reading((f'Of {benchmark}.',)).save(out)",
-    )
+    write_notebook(checkout(tmp_path), "saves", SAVES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     return tmp_path
@@ -341,12 +323,8 @@ def test_stages_at_once_in_one_folder_do_not_meet_and_run_this_interpreter(small
     kernel.write_text(json.dumps({"argv": ["/no/such/python"], "display_name": "a user's", "language": "python"}))
     names, before = ("a", "b", "c"), set(small.iterdir())
     for _ in range(2):
-        stages = [
-            start(
-                "emigm.stages.notebooks", "saves", "--benchmark", name, root=small, JUPYTER_DATA_DIR=kernel.parents[2]
-            )
-            for name in names
-        ]
+        own = {"root": small, "JUPYTER_DATA_DIR": kernel.parents[2]}
+        stages = [start(STAGE, "saves", "--benchmark", name, **own) for name in names]
         assert list(map(finished, stages)) == [(0, "", "")] * 3
     for name in names:
         assert (small / "results" / name / "notebooks" / "saves" / "reading.md").read_text() == f"Of {name}.\n"
@@ -367,9 +345,7 @@ def test_a_notebook_that_fails_says_why_and_leaves_the_earlier_results_as_they_w
     write_notebook(small, "saves", SAVES, source)
     with pytest.raises(RunError, match=rf"(?s)saves.ipynb, for results/x: .*{message}"):
         execute("saves", "x", "x")
-    assert files(small / "results/x/notebooks") == {
-        f"saves/{name}": content for name, content in (before | {"old.png": b"of an earlier version"}).items()
-    }
+    assert files(small / "results/x/notebooks/saves") == before | {"old.png": b"of an earlier version"}
     write_notebook(small, "saves", "1")
     assert set(files(execute("saves", "x", "x"))) == {"saves.ipynb"}  # and what is no more goes with a success
 

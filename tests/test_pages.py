@@ -10,7 +10,7 @@ import pytest
 from made_up import REPO, write_results
 
 from emigm.report.blocks import BLOCK, PAGES, filled, main
-from emigm.report.pages import anchor, benchmark_page, front_page
+from emigm.report.pages import anchor, benchmark_page, evidence_page, front_page
 from emigm.report.tables import NONE, Reading, Table
 from emigm.stages.index import write_page
 
@@ -45,10 +45,6 @@ def root(tmp_path):
     return tmp_path
 
 
-def outside_details(page: str) -> str:
-    return re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
-
-
 def test_the_page_says_what_was_run_and_shows_one_table_and_the_pictures_first_and_folds_the_rest(root):
     page = benchmark_page(root, "mnist")
     shown = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
@@ -57,16 +53,34 @@ def test_the_page_says_what_was_run_and_shows_one_table_and_the_pictures_first_a
     assert "Sampling, N = 16: exp schedule, dpm-solver, K = 12, guidance: 2 for 0.1 < s ≤ 0.4." in shown
     assert "seeds: training 0, 1, sampling 0, 1" in shown
     assert shown.count("\n|:") == 1 and "scores 4.52" in shown
-    assert "![Figure1: which?](notebooks/figure1/figure1.png)\n\n*What it shows.*" in shown
-    assert "figure1 came out so." in shown
-    assert page.count("A note on it.") == 1 and "A note on it." not in shown  # notes stand once a page
     assert "<summary>Table4: which?</summary>" in page and "table4 4.52" in page and "table4 4.52" not in shown
+    assert page.count("A note on it.") == 1 and "A note on it." not in shown  # notes stand once a page
     assert "FAILED by training seeds of XS" in page and "0.70, 0.97" in page
     assert page.count("<details>") == page.count("</details>") == 3
 
 
+def test_a_figure_stands_below_its_question_and_above_what_it_is_made_from_and_where_the_verdicts_are(root):
+    ledger = root / "results/evidence/notebooks/claims/claims.md"
+    ledger.parent.mkdir(parents=True)
+    ledger.touch()
+    settings = root / "benchmarks/mnist/benchmark.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.touch()
+    parts = [
+        "## Figure1: which?",
+        "![Figure1: which?](notebooks/figure1/figure1.png)",
+        "*What it shows.*",
+        "figure1 came out so.",
+        "[notebook](notebooks/figure1/figure1.ipynb) · [records of mnist](records) · "
+        "[settings of mnist](../../benchmarks/mnist/benchmark.yaml) · "
+        "[verdicts on the paper's claims](../evidence/notebooks/claims/claims.md)",
+    ]
+    page = benchmark_page(root, "mnist")
+    assert "\n\n".join(parts) in page and "[scores.csv](notebooks/scores/scores.csv)" in page
+
+
 def test_two_kinds_of_pages_differ_in_their_links_alone(root):
-    page = benchmark_page(root, "mnist", lambda label, path: f"[{label}](/{path})")
+    page = benchmark_page(root, "mnist", lambda label, path, at="": f"[{label}](/{path}{at})")
     assert page.replace("(/results/mnist/", "(").replace("(/results/", "(../") == benchmark_page(root, "mnist")
 
 
@@ -76,15 +90,12 @@ def test_the_page_says_in_what_sizes_differ_and_leaves_out_what_they_share(root)
     record = json.loads(path.read_text())
     record["settings"]["train"] |= {"weight": "elbo", "t_min": None}
     path.write_text(json.dumps(record))
-    header, _, *rows = re.search(r"\| Model[^\n]*\| Params.*?\n\n", benchmark_page(root, "mnist"), re.DOTALL)[0].split(
-        "\n"
-    )
-    columns = [c.strip() for c in header.strip("|").split("|")]
+    text = re.search(r"\| Model[^\n]*\| Params.*?\n\n", benchmark_page(root, "mnist"), re.DOTALL)[0]
+    columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+    found = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert "schedule" not in columns
-    found = {cells[0]: cells for row in rows[:-2] for cells in [[c.strip() for c in row.strip("|").split("|")]]}
-    at = columns.index("weight"), columns.index("t_min")
-    assert [found["eMIGM-XS"][i] for i in at] == ["elbo", NONE]
-    assert [found["eMIGM-B"][i] for i in at] == ["one", "0.2"]
+    assert (found["eMIGM-XS"]["weight"], found["eMIGM-XS"]["t_min"]) == ("elbo", NONE)
+    assert (found["eMIGM-B"]["weight"], found["eMIGM-B"]["t_min"]) == ("one", "0.2")
     path.unlink()  # a size whose training has no record says nothing of the others
     page = benchmark_page(root, "mnist")
     assert "| weight" not in page and "| width" in page and "| 32 " in page  # and not 32.0
@@ -127,17 +138,27 @@ def test_a_dry_run_is_marked_on_its_page_and_shows_no_number_on_that_of_all(root
     assert "**mnist**: scores came out so." in page and "smoke" not in page
 
 
-def test_the_tally_counts_the_ledgers_verdicts(root):
+def test_evidence_has_a_page_with_its_figures_and_the_tally_of_the_ledger(root):
     folder = root / "results" / "evidence"
-    execute(folder, "claims")
+    for name in ("claims", "figure2", "table1"):
+        execute(folder, name, picture=name == "figure2")
     verdicts = {"ID": list("abcd"), "Verdict": ["holds", "holds", "not run", "does not hold"]}
     verdicts |= {"Of": ["the paper", "the paper", "the paper", "this project"], "Data": "MNIST-5k"}
     Table("claims", "Claims", pd.DataFrame(verdicts), ("The ledger's note.",)).save(folder / "notebooks" / "claims")
-    page = front_page(root)
-    link = "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md)"
-    assert f"{link}: MNIST-5k, 3 conclusions of the paper: holds 2, not run 1." in page
-    assert "- Claims: which? [claims.md](evidence/notebooks/claims/claims.md)" in page
-    assert "(evidence/notebooks/claims/claims.ipynb)" in page
+    front, page = front_page(root), evidence_page(root)
+    tally = "claims.md): MNIST-5k, 3 conclusions of the paper: holds 2, not run 1."
+    assert f"[The ledger of the paper's claims](evidence/notebooks/claims/{tally}" in front
+    assert f"[The ledger of the paper's claims](notebooks/claims/{tally}" in page
+    assert "- [Figure2: which?](evidence/README.md#figure2-which)\n- [Table1: which?](evidence/README.md)" in front
+    assert "## Figure2: which?\n\n![Figure2: which?](notebooks/figure2/figure2.png)" in page
+    assert "<summary>Table1: which?</summary>" in page and page.count("A note on it.") == 1
+    assert "claims came out so." not in page  # the ledger has a page of its own
+
+
+def test_the_front_page_stays_small_whatever_has_run(root):
+    for name in (f"figure{i}" for i in range(1, 20)):
+        execute(root / "results" / "evidence", name, picture=True)
+    assert len(front_page(root).encode()) < 15_000 > len(committed("results/README.md") or "")
 
 
 def test_without_results_the_page_of_all_says_so(tmp_path):
@@ -147,16 +168,14 @@ def test_without_results_the_page_of_all_says_so(tmp_path):
 
 def test_filling_blocks_touches_what_stands_between_the_markers_alone(root, monkeypatch):
     path = "results/mnist/notebooks/scores/scores.md"
-    text = f"above\n<!-- block: {path} -->\nold\n<!-- end of block -->\nbelow\n"
-    (root / "README.md").write_text(text)
+    (root / "README.md").write_text(f"above\n<!-- block: {path} -->\nold\n<!-- end of block -->\nbelow\n")
     (root / "benchmarks").mkdir()
     (root / "benchmarks" / "README.md").write_text("<!-- block: results/x/reading.md -->\n5.0\n<!-- end of block -->\n")
     monkeypatch.chdir(root)
     main()
     new = (root / "README.md").read_text()
-    assert new.startswith(f"above\n<!-- block: {path} -->\n| Model") and new.endswith(
-        "|\n<!-- end of block -->\nbelow\n"
-    )
+    assert new.startswith(f"above\n<!-- block: {path} -->\n| Model")
+    assert new.endswith("|\n<!-- end of block -->\nbelow\n")
     assert "old" not in new and "# Title" not in new and "A note" not in new and "scores 4.52" in new
     assert "\nnot run\n" in (root / "benchmarks" / "README.md").read_text()
     assert filled(new, root) == new

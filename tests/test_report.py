@@ -90,16 +90,11 @@ def test_what_is_saved_reads_back_as_data_and_is_shown_without_title_and_notes(t
     assert body(tmp_path / "absent.md") == "not run"
 
 
-def test_nothing_is_saved_without_a_folder(tmp_path, monkeypatch):
+def test_nothing_is_saved_without_a_folder_and_nothing_shown_names_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for one in (Table("t", "T", pd.DataFrame({"a": ["1"]})), Reading(("It is so.",)), style.Picture("p", figure())):
-        assert one.save(None) is one
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_a_notebook_keeps_names_no_folder_of_the_machine(tmp_path):
-    for one in (Table("t", "T", pd.DataFrame({"a": ["1"]})), style.Picture("t", figure())):
-        assert str(tmp_path) not in repr(one.save(tmp_path)) and "0x" not in repr(one) and "t" in repr(one)
+    for one in (Table("t", "T", pd.DataFrame({"a": ["1"]})), Reading(("It is so.",)), style.Picture("t", figure())):
+        assert one.save(None) is one and not list(tmp_path.iterdir())
+        assert str(tmp_path) not in repr(one.save(tmp_path.with_name("out"))) and "0x" not in repr(one)
 
 
 def test_axes_are_named_by_the_data(frame, root, released):
@@ -116,9 +111,9 @@ def test_a_dry_run_and_no_other_is_marked_in_titles_notes_and_pictures(root, fra
         assert texts == ["DRY RUN"] * marked
 
 
-def test_every_number_comes_with_what_it_rests_on(frame, root):
-    said = notes.all_of(frame, baselines(root, "mnist"))
-    text = " ".join(said)
+def test_every_number_comes_with_what_it_rests_on(frame, root, released):
+    real = baselines(root, "mnist")
+    text = " ".join(notes.all_of(frame, real))
     assert "64 features of a small CNN" in text and "between 1,000 generated images" in text
     assert "The paper's FIDs are of 50,000 images" in text
     assert "held-out real images (never trained on; 1,000 images) 1.20" in text
@@ -126,40 +121,26 @@ def test_every_number_comes_with_what_it_rests_on(frame, root):
     assert "FAILED by training seeds of XS (1 of 2)" in text
     assert "XS, S, B, L, H trained here on 160,000 images" in text
     assert "Not at equal numbers of images" not in text
-
-
-def test_baselines_of_other_numbers_of_images_are_told(frame, root):
-    real = baselines(root, "mnist")
     real.loc[real["baseline"] == "holdout", "images"] = 359
     assert "held-out real images 359" in notes.baselines_at_equal_images(frame, real).lower()
-
-
-def test_one_training_seed_says_nothing_of_other_runs(root, frame):
     assert "No ±" in notes.spread(runs(root, ["smoke"]))
     assert "one training seed says nothing of other training runs" in notes.spread(frame.query("train_seed == 0"))
-
-
-def test_inception_with_other_weights_than_the_published_ones_is_named(frame):
-    frame = frame.assign(extractor="inception")
-    assert "the TensorFlow weights that FID is defined with" in notes.fid(frame.assign(extractor_published=True))
-    said = notes.fid(frame.assign(extractor_published=[False, *[True] * (len(frame) - 1)]))
-    assert "NOT with the weights that FID is defined with" in said and "TensorFlow" not in said
-
-
-def test_unlike_extractors_are_told_to_be_incomparable(frame):
-    mixed = frame.assign(extractor_identity=["a", *["b"] * (len(frame) - 1)])
-    assert notes.all_of(mixed)[0].startswith("NOT COMPARABLE") and notes.same_extractor(frame) == ""
-
-
-def test_released_weights_are_told(released):
     text = " ".join(notes.all_of(released))
     assert "XS, S, B, L, H released by the paper's authors, not trained here" in text
     assert "VIRTUAL_imagenet256_labeled.npz" in text and "Context gate" not in text
     assert "The paper's FIDs are of" not in text  # they are: 50,000 images
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_a_figure_is_byte_identical_when_drawn_again(frame, tmp_path, kind):
+def test_other_weights_of_inception_and_unlike_extractors_are_told(frame):
+    inception = frame.assign(extractor="inception")
+    assert "the TensorFlow weights that FID is defined with" in notes.fid(inception.assign(extractor_published=True))
+    said = notes.fid(inception.assign(extractor_published=[False, *[True] * (len(frame) - 1)]))
+    assert "NOT with the weights that FID is defined with" in said and "TensorFlow" not in said
+    mixed = frame.assign(extractor_identity=["a", *["b"] * (len(frame) - 1)])
+    assert notes.all_of(mixed)[0].startswith("NOT COMPARABLE") and notes.same_extractor(frame) == ""
+
+
+def test_a_figure_is_byte_identical_when_drawn_again_and_no_vector_file_is_large(frame, tmp_path):
     def draw(folder):
         figure, axes = style.panels(1, 2)
         drawn = style.curve(axes[0, 0], frame[frame["size"] == "xs"], "N", color=style.size_colour("xs"), label="XS")
@@ -167,26 +148,23 @@ def test_a_figure_is_byte_identical_when_drawn_again(frame, tmp_path, kind):
         style.common_legend(figure)
         style.Picture("p", figure).save(folder)
         assert drawn["N"].tolist() == [4, 16]
-        return (folder / f"p.{kind}").read_bytes()
+        return (folder / "p.png").read_bytes(), (folder / "p.svg").read_bytes()
 
     assert draw(tmp_path / "a") == draw(tmp_path / "b")
+    photo, axes = style.panels()
+    axes[0, 0].imshow(np.random.default_rng(0).random((500, 500, 3)))
+    style.Picture("photo", photo).save(tmp_path)
+    assert (tmp_path / "photo.png").is_file() and not (tmp_path / "photo.svg").exists()
 
 
-def test_a_curve_shows_mean_error_and_every_training_seed(frame):
-    axes = style.panels()[1]
-    rows = frame[frame["size"] == "h"]
-    drawn = style.curve(axes[0, 0], rows, "passes", color="k", label="H")
-    line = axes[0, 0].containers[0]
-    assert list(line[0].get_ydata()) == pytest.approx(drawn["mean"]) and drawn["error"].notna().all()
-    (dots,) = axes[0, 0].collections[-1:]
-    assert len(dots.get_offsets()) == 4  # two training seeds at two numbers of steps
-    assert style.SEED in axes[0, 0].get_legend_handles_labels()[1]
-
-
-def test_a_model_that_fails_the_context_gate_is_crossed_out_in_every_curve(frame):
+def test_a_curve_shows_mean_error_and_every_training_seed_and_crosses_out_what_fails_the_gate(frame):
     axes = style.panels()[1][0, 0]
-    for size in ("xs", "h"):  # one of the two training seeds of XS fails
-        style.curve(axes, frame[frame["size"] == size], "N", color="k", label=size)
+    drawn = style.curve(axes, frame[frame["size"] == "h"], "passes", color="k", label="H")
+    assert list(axes.containers[0][0].get_ydata()) == pytest.approx(drawn["mean"]) and drawn["error"].notna().all()
+    (dots,) = axes.collections[-1:]
+    assert len(dots.get_offsets()) == 4  # two training seeds at two numbers of steps
+    assert style.SEED in axes.get_legend_handles_labels()[1]
+    style.curve(axes, frame[frame["size"] == "xs"], "N", color="k", label="XS")  # one of whose training seeds fails
     crosses = [line for line in axes.lines if line.get_label() == "fails the context gate"]
     assert [len(line.get_xdata()) for line in crosses] == [2]
 
@@ -207,40 +185,33 @@ def test_colours_and_line_styles_mean_one_thing_each():
     assert style.choice("exp") == style.choice(0)  # the paper's schedule is its choice
 
 
-def labels_of(legend):
-    return [text.get_text() for text in legend.get_texts()]
-
-
 def test_the_legend_names_every_mark_once_and_what_is_no_model_last(frame, root):
+    def labels_of(legend):
+        return [text.get_text() for text in legend.get_texts()]
+
     figure, axes = style.panels(1, 2)
     for panel in axes[0]:
         style.curve(panel, frame[frame["size"] == "xs"], "N", color="k", label="XS")
         style.baseline_lines(panel, baselines(root, "mnist"), which=("class_shuffle", "holdout"))
     style.common_legend(figure)
-    labels = labels_of(figure.legends[0])
-    others = ["class shuffle", style.FAILS, "held-out real images", style.SEED]
-    assert labels[0] == "XS" and sorted(labels[1:]) == others
+    first, *labels = labels_of(figure.legends[0])
+    assert first == "XS" and sorted(labels) == ["class shuffle", style.FAILS, "held-out real images", style.SEED]
     style.common_legend(figure, own={panel: ["XS"] for panel in axes[0]})
     assert [labels_of(panel.get_legend()) for panel in axes[0]] == [["XS"]] * 2
-    assert sorted(labels_of(figure.legends[1])) == others
+    assert sorted(labels_of(figure.legends[1])) == sorted(labels)
 
 
-def test_drawing_and_saving_need_no_torch():
+def test_drawing_needs_no_torch_and_does_not_change_the_style_of_others():
     modules = [f"emigm.report.{path.stem}" for path in (REPO / "emigm" / "report").glob("*.py")]
     code = f"import sys, emigm.records.frame, {', '.join(modules)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
-
-
-def test_saving_does_not_change_the_style_of_others():
     before = dict(matplotlib.rcParams)
     assert style.styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
     assert dict(matplotlib.rcParams) == before
 
 
-@pytest.mark.parametrize(
-    ("values", "scale"), [([1, 9], "linear"), ([1, 11], "log"), ([0, 50], "linear"), ([], "linear")]
-)
-def test_an_axis_is_logarithmic_where_values_span_more_than_ten_times(values, scale):
-    _, axes = style.panels()
-    style.log_y_where_wide(axes[0, 0], pd.Series(values, dtype=float))
-    assert axes[0, 0].get_yscale() == scale
+def test_an_axis_is_logarithmic_where_values_span_more_than_ten_times():
+    for values, scale in (([1, 9], "linear"), ([1, 11], "log"), ([0, 50], "linear"), ([], "linear")):
+        axes = style.panels()[1][0, 0]
+        style.log_y_where_wide(axes, pd.Series(values, dtype=float))
+        assert axes.get_yscale() == scale

@@ -80,12 +80,12 @@ def test_images_are_enlarged_and_reduced_by_integers_and_a_row_has_every_step_or
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_animation_shows_each_step_and_stands_for_the_end_where_nothing_moves(tmp_path, channels):
+def test_an_animation_begins_with_the_end_and_then_shows_each_step(tmp_path, channels):
     pixels, steps = made_up(channels=channels)
     assert save_animation(tmp_path / "a.png", pixels, steps, last=4, columns=5) == 20
     with Image.open(tmp_path / "a.png") as shown:
-        assert shown.n_frames == 6 and shown.info["default_image"] and shown.info["loop"] == 0
-        for frame, step in enumerate([4, 0, 1, 2, 3, 4]):
+        assert shown.n_frames == 5 and "default_image" not in shown.info and shown.info["loop"] == 0
+        for frame, step in enumerate([4, 0, 1, 2, 3]):
             shown.seek(frame)
             seen = np.asarray(shown.convert("RGBA"))
             assert (seen[..., 3] == 255).all()

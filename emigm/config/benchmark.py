@@ -132,7 +132,7 @@ class Benchmark:
         known("size", size, self.ladder)
         known("budget", budget, self.sampling)
         cfg = self.sampling[budget]
-        where = f"sampling.{budget}." + (f"overrides.{size}" if size in cfg.overrides else "settings")
+        where = f"sampling.{budget}.settings" + (f" + overrides.{size}" if size in cfg.overrides else "")
         return parse(SampleConfig, {**cfg.settings, **cfg.overrides.get(size, {})}, where)
 
     def finest_sampling(self, size: str) -> SampleConfig:

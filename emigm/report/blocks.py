@@ -1,5 +1,5 @@
-"""The page of all results, and the generated blocks of hand-written pages (`make readme`): every number comes from
-a file under results/. No stage writes them, since they gather what stages of all benchmarks make.
+"""The pages of all results and of the evidence, and the generated blocks of hand-written pages (`make readme`): every
+number comes from a file under results/. No stage writes them, since they gather what stages of all benchmarks make.
 
 Between `<!-- block: results/....md -->` and `<!-- end of block -->` stands that table or reading, without its title and
 notes; one that is not there yet reads "not run".
@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from emigm.report.pages import front_page
+from emigm.report.pages import EVIDENCE, evidence_page, front_page
 from emigm.report.tables import body, write_text
 
 PAGES = ("README.md", "benchmarks/README.md")
@@ -24,8 +24,10 @@ def filled(text: str, root: Path) -> str:
 
 
 def main() -> None:
-    """Write results/README.md and fill the blocks of all pages, of the repository in the working directory."""
+    """Write the pages and fill all blocks, of the repository in the working directory."""
     write_text(Path("results/README.md"), front_page(Path()))
+    if EVIDENCE.is_dir():
+        write_text(EVIDENCE / "README.md", evidence_page(Path()))
     for page in map(Path, PAGES):
         before = page.read_text(encoding="utf-8")
         if (after := filled(before, Path())) != before:

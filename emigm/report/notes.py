@@ -127,7 +127,7 @@ def sampling(row: pd.Series) -> dict[str, str]:
 
 
 def named_by_steps(frame: pd.DataFrame) -> list[str]:
-    """Sampling budgets whose name is their N, fewest steps first."""
+    """Sampling configurations whose name is their N, fewest steps first."""
     known = frame.dropna(subset=["N"]).drop_duplicates("budget").sort_values("N", kind="stable")
     return [row.budget for row in known.itertuples() if row.budget == f"{row.N:g}"]
 

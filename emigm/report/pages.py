@@ -1,8 +1,8 @@
 """Pages of results, for a git host (results/README.md, results/<benchmark>/README.md) and for the site (docs/build.py).
 
 Nothing is drawn or computed here that a notebook has: a page gathers the tables, pictures and readings that the
-notebooks saved, says what was run with which settings, and folds what a first reader does not need. The two kinds of
-pages differ in their links alone.
+notebooks saved, says what was run with which settings, and folds what a first reader does not need. Verdicts on the
+paper's claims stand in the ledger alone. The two kinds of pages differ in their links alone.
 """
 
 from __future__ import annotations
@@ -41,14 +41,15 @@ SAME_FOR_A_READER = ("model.head_width", "train.seeds", "train.checkpoint_every"
 WIDEST = 20
 """Columns of a table that a page holds."""
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
-LEDGER = Path("results/evidence/notebooks/claims")
-Link = Callable[[str, Path], str]
-"""Label, file (a path from the repository's root) -> Markdown."""
+EVIDENCE = Path("results/evidence")
+LEDGER = EVIDENCE / "notebooks/claims"
+Link = Callable[..., str]
+"""Label, file or folder (a path from the repository's root), "#heading" of a page or nothing -> Markdown."""
 
 
 def links_from(folder: Path) -> Link:
     """Links of a page in `folder`, as a git host follows them."""
-    return lambda label, path: f"[{label}]({Path(os.path.relpath(path, folder)).as_posix()})"
+    return lambda label, path, at="": f"[{label}]({Path(os.path.relpath(path, folder)).as_posix()}{at})"
 
 
 def benchmark_page(root: Path, benchmark: str, link: Link | None = None) -> str:
@@ -58,21 +59,30 @@ def benchmark_page(root: Path, benchmark: str, link: Link | None = None) -> str:
     notebooks = {name: Notebook(root, home, name) for name in executed(root / home)}
     opened = [notebooks[name] for name in SHOWN if name in notebooks]
     others = [one for name, one in notebooks.items() if name not in SHOWN]
-    said: dict[str, str] = {}  # once each, by their first words
-    for note in (
-        *notes.all_of(frame, baselines(root, benchmark)),
-        *(n for one in notebooks.values() for n in one.notes),
-    ):
-        said.setdefault(note.partition(":")[0], note)
-    contents = [f"[{title(one.name)}](#{anchor(one.heading)})" for one in opened]
-    folded = [f"folded below: {', '.join(title(one.name) for one in others)}"] if others else []
     parts = [
         f"# {notes.heading(frame, frame['title'].iloc[0])}",
-        f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones.",
         bullets(_settings(frame, read_all(root, benchmark))),
-        fold("Training, size by size", _training(frame).body),
-        fold("What the numbers rest on", bullets(said.values())),
-        " · ".join([*contents, *folded]),
+        fold("Training, model by model", _training(frame).body),
+        rests_on(notes.all_of(frame, baselines(root, benchmark)), notebooks.values()),
+        _contents(opened, others),
+        *(f"## {one.heading}\n\n{one.content(link)}" for one in opened),
+        *(fold(one.heading, one.content(link)) for one in others),
+        f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones. "
+        + link("All benchmarks", Path("results/README.md")),
+    ]
+    return whole(parts)
+
+
+def evidence_page(root: Path, link: Link | None = None) -> str:
+    """The page of what was read across benchmarks: the tally, then every figure; tables folded."""
+    link = link or links_from(EVIDENCE)
+    notebooks = [Notebook(root, EVIDENCE, name) for name in executed(root / EVIDENCE) if name != LEDGER.name]
+    opened, others = ([one for one in notebooks if bool(one.pictures) == shown] for shown in (True, False))
+    parts = [
+        "# Evidence across benchmarks",
+        tally(root, link),
+        rests_on((), notebooks),
+        _contents(opened, others),
         *(f"## {one.heading}\n\n{one.content(link)}" for one in opened),
         *(fold(one.heading, one.content(link)) for one in others),
         link("All benchmarks", Path("results/README.md")),
@@ -87,8 +97,8 @@ def front_page(root: Path, link: Link | None = None) -> str:
     real = {n: frame for n, frame in frames.items() if len(frame) and not notes.is_dry_run(frame)}  # not data alone
     rows = pd.DataFrame([_row(root, name, frame, link) for name, frame in real.items()])
     default = [f"**{n}**: {body(root / 'results' / n / 'notebooks/scores/reading')}" for n in list(real)[:1]]
-    home = Path("results/evidence")
-    evidence = [Notebook(root, home, name) for name in executed(root / home)]
+    listed = [Notebook(root, EVIDENCE, name) for name in executed(root / EVIDENCE) if name != LEDGER.name]
+    page = EVIDENCE / "README.md"
     parts = [
         "# Results",
         Table("", "", rows).body if len(rows) else f"Benchmarks: {NOT_RUN}.",
@@ -96,16 +106,23 @@ def front_page(root: Path, link: Link | None = None) -> str:
         "that many images; to be read between held-out real images and class shuffle (tokens exchanged within a class: "
         "what a model reaches that ignores context). FIDs of different data share no scale.",
         *default,
-        *(["## Evidence across benchmarks", tally(root, link)] if evidence else []),
-        bullets(_listed(root, home / "notebooks" / one.name, one.heading, link) for one in evidence),
+        *(["## Evidence across benchmarks", tally(root, link)] if executed(root / EVIDENCE) else []),
+        bullets(link(one.heading, page, f"#{anchor(one.heading)}" if one.pictures else "") for one in listed),
     ]
     return whole(parts)
 
 
-def _listed(root: Path, folder: Path, heading: str, link: Link) -> str:
-    """A notebook of the evidence in one line: what it asks, its tables and pictures, and itself."""
-    files = sorted(path.name for path in (root / folder).iterdir() if path.suffix in (".md", ".png"))
-    return f"{heading} {' · '.join(link(name, folder / name) for name in (*files, f'{folder.name}.ipynb'))}"
+def rests_on(first: Iterable[str], notebooks: Iterable[Notebook]) -> str:
+    """The notes of a page, folded; each stands once, known by its first words."""
+    said: dict[str, str] = {}
+    for note in (*first, *(note for one in notebooks for note in one.notes)):
+        said.setdefault(note.partition(":")[0], note)
+    return fold("What the numbers rest on", bullets(said.values()))
+
+
+def _contents(opened: list[Notebook], others: list[Notebook]) -> str:
+    folded = [f"folded below: {', '.join(title(one.name) for one in others)}"] if others else []
+    return " · ".join([*(f"[{title(one.name)}](#{anchor(one.heading)})" for one in opened), *folded])
 
 
 def whole(parts: Iterable[str]) -> str:
@@ -120,12 +137,14 @@ def verdicts(root: Path) -> pd.DataFrame | None:
 
 
 def tally(root: Path, link: Link) -> str:
-    """How many of the paper's claims came to which verdict."""
+    """How many of the paper's claims came to which verdict, and the few that matter most."""
     rows = verdicts(root)
     if rows is None:
         return f"The ledger of the paper's claims: {NOT_RUN}."
     told = conclusions.told(conclusions.tally(rows))
-    return " ".join([link("The ledger of the paper's claims", LEDGER / "claims.md") + ":", *told])
+    few = conclusions.front(rows) if "Front" in rows else ()
+    said = " ".join([link("The ledger of the paper's claims", LEDGER / "claims.md") + ":", *told])
+    return "\n\n".join(filter(None, [said, bullets(few)]))
 
 
 def anchor(heading: str) -> str:
@@ -147,15 +166,18 @@ class Notebook:
     """An executed notebook, and what it saved in its folder."""
 
     def __init__(self, root: Path, home: Path, name: str):
-        self.name, self.folder = name, home / "notebooks" / name
-        files = root / self.folder
-        first = nbformat.read(files / f"{name}.ipynb", as_version=4).cells[0].source
-        heading, _, text = first.partition("\n")
+        self.root, self.name, self.folder = root, name, home / "notebooks" / name
+        files, (first, *cells) = root / self.folder, nbformat.read(root / self.folder / f"{name}.ipynb", 4).cells
+        heading, _, text = first.source.partition("\n")
         self.heading, self.caption = heading.lstrip("# "), " ".join(text.split())
         self.pictures = sorted(path.name for path in files.glob("*.png"))
+        self.data = sorted(path.name for path in files.iterdir() if path.suffix in (".csv", ".svg"))
         saved = {path.stem: load(path) for path in sorted(files.glob("*.json"))}
         self.reading = saved.pop("reading", None)
         self.tables = sorted(saved.values(), key=lambda table: (table.name != name, table.name))
+        parameters = "\n".join(cell.source for cell in cells if "parameters" in str(cell.metadata.get("tags")))
+        given = dict(re.findall(r'^(\w+) = "([\w-]+)"', parameters, re.M)).values()
+        self.benchmarks = dict.fromkeys([*given] or [home.name])
 
     @property
     def notes(self) -> list[str]:
@@ -163,12 +185,13 @@ class Notebook:
         return [note for one in (*self.tables, self.reading) if one for note in one.notes]
 
     def content(self, link: Link) -> str:
-        """The reading, then pictures with what they show as caption, the table, further tables folded or, where they
-        have more columns than a page is wide, linked; the notebook. No notes: they stand once a page."""
-        parts = [self.reading.body if self.reading else NOT_RUN]
+        """Pictures with what they show as caption, the reading, the table, further tables folded or, where they have
+        more columns than a page is wide, linked; then links. No notes: they stand once a page."""
+        parts = []
         for file in self.pictures:
             caption = self.caption if Path(file).stem == self.name else Path(file).stem.capitalize()
             parts.append(f"!{link(self.heading, self.folder / file)}\n\n*{caption}*")
+        parts.append(self.reading.body if self.reading else NOT_RUN)
         for table in self.tables:
             if table.name == self.name:
                 parts.append(table.body)
@@ -176,7 +199,18 @@ class Notebook:
                 parts.append(link(table.title, self.folder / f"{table.name}.md"))
             else:
                 parts.append(fold(table.title, table.body))
-        return "\n\n".join([*parts, link("Executed notebook", self.folder / f"{self.name}.ipynb")])
+        return "\n\n".join([*parts, " · ".join(self.links(link))])
+
+    def links(self, link: Link) -> list[str]:
+        """What it is made from, as far as it is there: the notebook, its data, records and settings, and where the
+        verdicts on the paper's claims are."""
+        there = {"notebook": self.folder / f"{self.name}.ipynb"} | {file: self.folder / file for file in self.data}
+        for one in self.benchmarks:
+            there[f"records of {one}"] = Path("results", one, "records")
+            there[f"settings of {one}"] = Path("benchmarks", one, "benchmark.yaml")
+        if re.match(r"(figure|table)\d", self.name):
+            there["verdicts on the paper's claims"] = LEDGER / "claims.md"
+        return [link(label, path) for label, path in there.items() if (self.root / path).exists()]
 
 
 def fold(summary: str, content: str) -> str:

@@ -28,8 +28,6 @@ TEMPLATE = Path(__file__).parents[2] / "docs" / "report.typ"
 OUT = Path("report.pdf")
 FIGURES = range(1, 9)
 """The paper's."""
-LARGEST_VECTOR = 300_000
-"""Bytes of an SVG; a larger one holds thousands of pixels as shapes, and its PNG is taken."""
 GROUPS = {
     "training": "Figure 2",
     "sampling": "Figures? (3|7|8)",
@@ -114,8 +112,7 @@ def figure(root: Path, number: int, benchmarks: Sequence[str]) -> dict[str, Any]
                 file = f"{name}.png" if f"{name}.png" in drawn.pictures else drawn.pictures[0]
                 picture = root / drawn.folder / file
                 vector = picture.with_suffix(".svg")
-                if vector.is_file() and vector.stat().st_size <= LARGEST_VECTOR:
-                    picture = vector
+                picture = vector if vector.is_file() else picture
                 title = plain(drawn.heading.partition(": ")[2] or drawn.heading)
                 facts = {"title": title[:1].upper() + title[1:], "caption": plain(drawn.caption)}
                 where = (drawn.folder / f"{name}.ipynb").as_posix()

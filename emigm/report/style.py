@@ -2,7 +2,7 @@
 
 One meaning each, in every figure:
     violets, light to dark  model sizes, XS to H (`size_colour`); greys, light to dark: training FLOPs
-    marker shape            sampling budget N, fewest steps first (`budget_marker`)
+    marker shape            sampling configuration, fewest steps N first (`budget_marker`)
     blue solid line         the paper's choice; vermilion dashed, green dash-dotted: its alternatives (`choice`)
     grey dashed lines       what no model made: held-out images and class shuffle (`baseline_lines`)
     ×                       a model that fails the context gate (`FAILED`)
@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,8 @@ from emigm.report.statistics import CELL, summarise, t_interval, unit_means
 COLUMN, FULL = 3.25, 6.75
 """Widths of a figure in inches: one column, the whole page."""
 DPI = 200
+LARGEST_VECTOR = 300_000
+"""Bytes of an SVG; a larger one holds thousands of pixels as shapes or photos, and its PNG stands alone."""
 SIZE_COLOURS = ("#B8A7E8", "#8F7BD6", "#6A4FBF", "#45288F", "#1D0A4A")
 """Light to dark with the size: they tell apart in grey too."""
 CHOICES: tuple[dict[str, Any], ...] = (
@@ -76,7 +77,7 @@ def size_colour(size: str) -> str:
 
 
 def budget_marker(budgets: Sequence[str], budget: str) -> str:
-    """Marker of a sampling budget among the budgets of a figure, fewest steps first."""
+    """Marker of a sampling configuration among those of a figure, fewest steps first."""
     return MARKERS[list(budgets).index(budget) % len(MARKERS)]
 
 
@@ -204,28 +205,27 @@ class Picture:
             self.figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
 
     def save(self, out: str | Path | None) -> Picture:
-        """Write out/<name>.png (200 dpi) and .svg, the same bytes for the same figure; `out` None: nothing."""
-        kinds = ("png",) if isinstance(self.figure, bytes) else ("png", "svg")
-        for kind in kinds if out is not None else ():
-            write_atomically(Path(out) / f"{self.name}.{kind}", partial(self._write, kind=kind))
+        """Write out/<name>.png (200 dpi) and, up to `LARGEST_VECTOR` bytes, .svg, the same bytes for the same figure;
+        `out` None: nothing."""
+        for kind, data in {"png": self._repr_png_(), "svg": self._drawn("svg")}.items() if out is not None else ():
+            if kind == "png" or 0 < len(data) <= LARGEST_VECTOR:
+                write_atomically(Path(out) / f"{self.name}.{kind}", lambda path, data=data: path.write_bytes(data))
         return self
 
     @styled
-    def _write(self, path: Path | io.BytesIO, kind: str) -> None:
-        if isinstance(self.figure, bytes):
-            path.write_bytes(self.figure)
-            return
+    def _drawn(self, kind: str) -> bytes:
+        """The figure as a file of that kind; of bytes, nothing."""
+        buffer = io.BytesIO()
         drop = ("Software",) if kind == "png" else ("Date", "Creator")  # what changes with the day or the version
-        self.figure.savefig(path, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
+        if not isinstance(self.figure, bytes):
+            self.figure.savefig(buffer, format=kind, dpi=DPI, metadata=dict.fromkeys(drop))
+        return buffer.getvalue()
 
     def __repr__(self) -> str:
         return f"<Picture {self.name}>"  # an executed notebook names no path or address of its machine
 
     def _repr_png_(self) -> bytes:
-        if isinstance(self.figure, bytes):
-            return self.figure
-        self._write(buffer := io.BytesIO(), "png")
-        return buffer.getvalue()
+        return self.figure if isinstance(self.figure, bytes) else self._drawn("png")
 
 
 def common_legend(figure: Figure, columns: int = 5, own: dict[Axes, Iterable[str]] | None = None) -> None:

@@ -25,9 +25,9 @@ RESULTS = "results"
 REMEDY = "run dvc repro"
 MADE = ("data", "models", "samples")
 """Folders that stages fill and git does not track."""
-NO_STAGE = (f"{RESULTS}/speed/measured", f"{RESULTS}/README.md")
-"""Records of `emigm bench`, since times are nothing to reproduce, and the page of all results, which `make readme`
-writes: what no stage makes."""
+NO_STAGE = (f"{RESULTS}/speed/measured", f"{RESULTS}/README.md", f"{RESULTS}/evidence/README.md")
+"""Records of `emigm bench`, since times are nothing to reproduce, and the pages that `make readme` writes: what no
+stage makes."""
 LARGEST = 2**30
 """Bytes above which a file or folder outside results/ is not read, unless asked for."""
 
