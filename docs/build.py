@@ -216,7 +216,8 @@ class Site:
                 continue
             cell.metadata["tags"] = ["hide-input"]
             for data in (output.get("data", {}) for output in cell.outputs):
-                data |= {key: unbroken(text) for key, text in data.items() if key == "text/markdown"}
+                if text := data.get("text/markdown"):
+                    data["text/markdown"] = unbroken(self.linked(text, path.parent))
         files = sorted(p for p in (self.root / path.parent).iterdir() if p.suffix in (".svg", ".csv", ".png"))
         links = [self.link(p.name, path.parent / p.name) for p in files]
         if (home := path.parts[1]) in self.benchmarks:

@@ -13,6 +13,7 @@ nb_execution_mode = "off"
 nb_code_prompt_show = "Show code"
 nb_code_prompt_hide = "Hide code"
 nb_ipywidgets_js = {}
+nb_render_markdown_format = "myst"  # links of tables and readings lead to pages
 myst_enable_extensions = ["attrs_inline", "colon_fence", "html_image"]
 myst_heading_anchors = 4
 suppress_warnings = ["toc.not_included"]  # pages that others link to, without a place in the menu
