@@ -50,7 +50,7 @@ data: {dataset: folder, root: photos, holdout: 0.25, classes: 2, resolution: 16,
 autoencoder: {kind: pixels, scale: 1.5}
 extractor: {kind: cnn, training: {steps: 20, batch: 16, lr: 0.003, seeds: [0]}}
 run: {device: cpu}
-evaluation: {images: 6, seeds: [0], chunk: 6}
+evaluation: {images: 6, seeds: [0], chunk: 6, cas_steps: 20}
 gate: {visible: [0, 8], images: 6, repeats: 1, on_failure: mark}
 model: {grid: 16, channels: 3, patch: 4, classes: 2, heads: 2, encoder_blocks: 1, decoder_blocks: 1, head_blocks: 1}
 train: {steps: 4, batch: 8, lr: 0.001, seeds: [0], t_min: 0.2}
