@@ -312,10 +312,10 @@ def test_the_papers_recipe_is_the_benchmarks():
 def test_scores_of_settings_with_names_of_their_own_stand_in_the_order_of_their_settings(run, tmp_path):
     found = run("scores", benchmark="sampling", out=tmp_path)
     frame = pd.read_csv(tmp_path / "scores.csv", dtype=str)
-    assert {"Guidance", "Budget"} <= set(frame)
+    assert {"Guidance", "Sampling"} <= set(frame)
     settings = frame["Guidance"][frame["N"] != "–"]  # noqa: RUF001
     assert 1 < settings.nunique() == 1 + (settings != settings.shift()).iloc[1:].sum()
-    assert found["more"].frame["Budget"].iloc[0] in composed("sampling").budgets
+    assert found["more"].frame["Sampling"].iloc[0] in composed("sampling").budgets
     text = reading(tmp_path)
     assert re.search(r"over \d+ models and settings: from [\d.]+ ± [\d.]+ \(eMIGM-B, \w+\) to ", text)
     assert "From N =" not in text
