@@ -112,7 +112,7 @@ def test_the_ledger_needs_no_results_and_takes_partial_ones(run, empty, root, tm
         shutil.copytree(root / "results" / name, partial / "results" / name)
     run("claims", partial, out=tmp_path / "some")
     verdicts = pd.read_csv(tmp_path / "some" / "claims.csv").set_index("ID")["Verdict"]
-    assert verdicts["2a-exp"] != "not run" and set(verdicts["3b"]) == {"not run"} == {verdicts["1-mdm"]}
+    assert verdicts["2a-exp"] != "not run" and verdicts["3b"] == "not run" == verdicts["1-mdm"]
 
 
 def test_what_each_claim_can_see_is_told_before_the_runs(run, empty, tmp_path):
