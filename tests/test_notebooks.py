@@ -23,7 +23,7 @@ from emigm.stages.notebooks import execute
 
 ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.stem != "explore")
 MINE = ("_template", "figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4", "training")
-ALLOWED = {"math", "numpy", "pandas", "matplotlib", "scipy"}
+ALLOWED = {"IPython", "math", "matplotlib", "numpy", "pandas", "pathlib", "re", "scipy", "textwrap", "yaml"}
 ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.model.schedules", "emigm.flops")
 ROOMS += ("emigm.config.compose",)
 
