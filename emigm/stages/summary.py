@@ -12,10 +12,12 @@ from emigm.records.summary import curves_table, run_metrics, scores_table
 
 def summary(benchmark: Benchmark) -> None:
     folder, sizes, budgets = results_folder(benchmark.name), benchmark.sizes, benchmark.budgets
-    stages = ["reference", *(f"{stage}-{size}" for stage in ("train", "evaluate") for size in sizes)]
+    trained = results_folder(benchmark.models_of or benchmark.name)
+    stages = ["reference", *(f"evaluate-{size}" for size in sizes)]
     stages += [f"sample-{size}-{budget}" for size in sizes for budget in budgets]
     records = {stage: read_record(folder / "records" / f"{stage}.json") for stage in stages}
-    curves = {size: (folder / "curves" / f"{size}.csv").read_text() for size in sizes}
+    records |= {f"train-{size}": read_record(trained / "records" / f"train-{size}.json") for size in sizes}
+    curves = {size: (trained / "curves" / f"{size}.csv").read_text() for size in sizes}
     tables = {"scores.csv": scores_table(sizes, budgets, records), "curves.csv": curves_table(curves)}
     for name, text in tables.items():
         write_atomically(folder / name, lambda p, text=text: p.write_text(text))
