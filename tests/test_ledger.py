@@ -147,7 +147,7 @@ def test_the_file_holds_no_number_but_thresholds_and_settings_and_says_what_each
         ("at 16_plain < elbo_linear at 16_plain]", "at 16_plain]", "compares nothing"),
         ("compare: [dpm_8 < exp_8]", "compare: [dpm-8 < exp_8]", "'dpm-8' is no side of a comparison"),
         ("compare: [elbo_cosine at", "compare: [elbo_cosine um", "is no side of a comparison"),
-        ("at: [*sampling, *imagenet_sampling]\n    compare: [dpm", "at: [{benchmark: sampling}]\n    compare: [dpm",
+        ("at: [*sampling]\n    compare: [dpm", "at: [{benchmark: sampling}]\n    compare: [dpm",
          "'dpm_8' names no size"),
         ("MNIST-5k (49 tokens): [ladder, ", "MNIST-5k (49 tokens): [", "no data of benchmark ladder"),
         ("limits: The paper only suspects it.", "limit: x", r"unknown key .*limit; did you mean 'limits'"),
