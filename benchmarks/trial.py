@@ -19,8 +19,9 @@ from pathlib import Path
 
 import yaml
 
-from emigm.config.compose import params_file
-from emigm.config.parsing import parse_yaml, read_yaml
+from emigm.config.benchmark import parse_params
+from emigm.config.compose import overridden
+from emigm.launching import in_one_line
 from emigm.records.record import read_record
 
 ROOT = Path(__file__).parents[1]
@@ -29,15 +30,13 @@ LEAST_SEED = 100
 
 
 def trial(name: str, size: str, seeds: list[int], overrides: list[str]) -> dict:
-    """The line of one trial: what was changed and what came of it, values in the order of the seeds."""
-    tree = read_yaml(ROOT / params_file(name))
-    for override in [*overrides, f"benchmark.train.seeds={seeds}"]:
-        path, _, value = override.partition("=")
-        *keys, last = path.split(".")
-        node = tree
-        for key in keys:
-            node = node.setdefault(key, {})
-        node[last] = parse_yaml(value, override)
+    """The line of one trial: what was changed and what came of it, values in the order of the seeds.
+
+    Raises:
+        ConfigError: the benchmark, the model or a setting is wrong; nothing has run.
+    """
+    tree = overridden(name, [*overrides, f"benchmark.train.seeds={seeds}"], ROOT)
+    parse_params(tree, name).model_config(size)
     benchmark = tree["benchmark"]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -85,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     if min(options.seeds) < LEAST_SEED:
         parser.error(f"--seeds: those below {LEAST_SEED} are reported; take others")
-    line = trial(options.benchmark, options.size, options.seeds, options.overrides)
+    with in_one_line():
+        line = trial(options.benchmark, options.size, options.seeds, options.overrides)
     with (ROOT / "benchmarks" / options.benchmark / "trials.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line))

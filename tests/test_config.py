@@ -1,7 +1,10 @@
 """Configuration: mistakes are named at once, and the files agree with each other."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -82,3 +85,21 @@ def test_lock_files_have_checksums_and_name_no_host_and_pins_agree():
     assert wanted <= {name for name, _ in pins}
     assert all(versions <= locked[name] for name, versions in site.items() if name in locked)
     assert set(project["dependency-groups"]["site"]) <= set(site)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--size", "xs", "--seeds", "99"), "those below 100 are reported"),
+        (("--size", "xxl"), "unknown size 'xxl'"),
+        (("--size", "xs", "-S", "benchmark.train.stesp=3"), "unknown key benchmark.train.stesp; did you mean 'steps'"),
+        (("--size", "xs", "-S", "train.steps=3"), "write -S benchmark.<key>=<value>"),
+    ],
+)
+def test_a_trial_that_cannot_be_meant_ends_before_anything_runs(arguments, message):
+    before = (ROOT / "benchmarks/mnist/trials.jsonl").read_bytes()
+    command = [sys.executable, "benchmarks/trial.py", "mnist", *arguments]
+    options = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options)
+    assert done.returncode and message in done.stderr and "Traceback" not in done.stderr
+    assert (ROOT / "benchmarks/mnist/trials.jsonl").read_bytes() == before

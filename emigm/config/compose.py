@@ -150,18 +150,23 @@ def find_root(start: Path) -> Path | None:
 
 
 def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Path = Path()) -> Benchmark:
-    """The benchmark that `dvc repro` runs, with settings changed as `dvc exp run -S <override>` does.
+    """The benchmark that `dvc repro` runs, with settings changed as `overridden` says; name None: the default one."""
+    name = name or DEFAULT
+    return parse_params(overridden(name, overrides, root), str(params_file(name)))
+
+
+def overridden(name: str, overrides: Sequence[str], root: Path = Path()) -> dict[str, Any]:
+    """The tree of a composed file, with settings changed as `dvc exp run -S <override>` does.
 
     Args:
-        name: a benchmark; None: the default one.
+        name: a benchmark.
         overrides: such as "benchmark.weights=trained", or "+benchmark.<key>=<value>" as DVC wants it of a key that the
             file leaves out.
         root: of the repository.
 
     Raises:
-        ConfigError: the benchmark is unknown, or an override or a value in it is wrong.
+        ConfigError: the benchmark is unknown, or an override is not written as one.
     """
-    name = name or DEFAULT
     known("benchmark", name, _benchmarks(root))
     tree = read_yaml(root / params_file(name))
     for override in overrides:
@@ -174,4 +179,4 @@ def compose_benchmark(name: str | None, overrides: Sequence[str] = (), root: Pat
             node = node.setdefault(step, {})
             check(isinstance(node, dict), f"-S {override}: {step} is no mapping, so nothing lies below it")
         node[last] = parse_yaml(value, f"-S {override}")
-    return parse_params(tree, str(params_file(name)))
+    return tree
