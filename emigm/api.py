@@ -51,11 +51,6 @@ class Generator:
     """Settings that apply where a call gives none: the paper's at its lower NFE budget (Table 2 or 3) for its models,
     or those that the model folder's `config.json` names. None: every call has to give them."""
 
-    @classmethod
-    def from_pretrained(cls, name: str | Path, **options: Any) -> Generator:
-        """`load_generator`, as users of the Hub call it; `emigm.tools.hub.push_to_hub` is its counterpart."""
-        return load_generator(name, **options)
-
     def batches(
         self, classes: Iterable[int], seed: int, sampling: SampleConfig | None = None, batch: int = 64
     ) -> Iterator[Tensor]:

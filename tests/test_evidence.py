@@ -16,7 +16,7 @@ from simulated import SIZES, simulate, steps_of, write_records
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.compose import params_file
-from emigm.flops import parameters
+from emigm.flops import mean_training_step, parameters
 from emigm.model.model import EMIGM
 from emigm.paper.claims import load_claims
 from emigm.paper.settings import PAPER_MODELS, paper_train
@@ -249,6 +249,19 @@ def test_the_systems_of_table_1_are_configured_as_the_paper_says(where):
     train, model, sample = bench.train_config(size), bench.model_config(size), bench.sample_config(size, "16_plain")
     assert (train.masking, train.weight, sample.order, model.conditional) == SYSTEMS[where]
     assert sample.cfg_scale == 1 and model.tokens == 49
+
+
+@pytest.mark.parametrize(
+    ("where", "size", "like"),
+    [("ladder", "xs_equal", "h"), ("ladder", "b_equal", "h")]
+    + [(codes, system, "s") for codes in ("codes", "codes64", "codes16") for system in ("maskgit", "mdm")],
+)
+def test_what_is_to_have_equal_training_flops_has(where, size, like):
+    def flops(benchmark, of):
+        train = benchmark.train_config(of)
+        return mean_training_step(benchmark.model_config(of), train, 10_000) * train.steps
+
+    assert flops(composed(where), size) == pytest.approx(flops(composed("ladder"), like), rel=0.01)
 
 
 def test_table_5_says_which_benchmark_takes_what(run, tmp_path):

@@ -102,11 +102,11 @@ def baseline_lines(
     """A labelled grey line for each baseline that has the metric (`emigm.records.frame.baselines`)."""
     shown = baselines[baselines["metric"] == metric]
     for row in shown[shown["baseline"].isin(BASELINE_LINES if which is None else list(which))].itertuples():
-        look = {"color": GREY, "linestyle": BASELINE_LINES[row.baseline], "linewidth": 0.9, "zorder": 0}
-        axes.axhline(row.mean, label=row.label.lower(), **look)
+        style = {"color": GREY, "linestyle": BASELINE_LINES[row.baseline], "linewidth": 0.9, "zorder": 0}
+        axes.axhline(row.mean, label=row.label.lower(), **style)
 
 
-def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", *, seeds: bool = True, **look) -> pd.DataFrame:
+def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", *, seeds: bool = True, **style) -> pd.DataFrame:
     """Draw the mean of a metric over a column, with combined standard errors, and a dot for each training seed.
 
     The dots show two training seeds as two. Runs without the metric or the column are left out; a mean with a
@@ -116,7 +116,7 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", *, seeds:
         runs: of one curve (`emigm.records.frame.runs`).
         x: the column along it; its mean within a cell is used.
         seeds: draw the dots.
-        look: passed to `Axes.errorbar`.
+        style: passed to `Axes.errorbar`.
 
     Returns:
         What was drawn: `statistics.summarise`, sorted by `x`.
@@ -125,12 +125,12 @@ def curve(axes: Axes, runs: pd.DataFrame, x: str, metric: str = "fid", *, seeds:
     drawn = summarise(runs, metric, also=("N", "passes", x)).sort_values(x)
     if drawn.empty:
         return drawn
-    axes.errorbar(drawn[x], drawn["mean"], drawn["error"].fillna(0), elinewidth=0.9, **look)
+    axes.errorbar(drawn[x], drawn["mean"], drawn["error"].fillna(0), elinewidth=0.9, **style)
     places = runs.groupby([*CELL], sort=False, dropna=False)[x].transform("mean")
     dots = runs.assign(**{x: places}).groupby([*CELL, "train_seed"], sort=False, dropna=False)[[x, metric]].mean()
     if seeds and runs["train_seed"].nunique() > 1:
         beside = offset_copy(axes.transData, axes.figure, x=5, units="points")
-        axes.scatter(*dots.to_numpy().T, s=3, linewidths=0, color=look.get("color"), transform=beside)
+        axes.scatter(*dots.to_numpy().T, s=3, linewidths=0, color=style.get("color"), transform=beside)
         axes.plot([], [], ".", markersize=2, color="black", label=SEED)
     failed = drawn.merge(runs.loc[runs["gate_passed"].eq(False), [*CELL]].drop_duplicates(), on=[*CELL])
     if len(failed):
@@ -162,16 +162,16 @@ def differences(axes: Axes, runs: dict[str, pd.DataFrame], looks: dict[str, Any]
         if values.empty:
             axes.text(0, place, " not run", va="center", fontsize=6)
             continue
-        look, mean = looks[label] | {"linestyle": "none"}, t_interval(values)
-        axes.scatter(values, [place + 0.3] * len(values), s=3, linewidths=0, color=look["color"])
+        style, mean = looks[label] | {"linestyle": "none"}, t_interval(values)
+        axes.scatter(values, [place + 0.3] * len(values), s=3, linewidths=0, color=style["color"])
         error = None if mean.low is None else [[mean.effect - mean.low], [mean.high - mean.effect]]
-        axes.errorbar(mean.effect, place, xerr=error, **look)
+        axes.errorbar(mean.effect, place, xerr=error, **style)
     axes.set_yticks(range(len(runs)), list(runs), fontsize=6)
     axes.set(ylim=(len(runs) - 0.4, -0.6), xlabel=f"{'FID' if metric == 'fid' else metric} difference")
     axes.grid(axis="x")
 
 
-def difference_curve(axes: Axes, runs: pd.DataFrame, reference: pd.DataFrame, x: str, **look) -> None:
+def difference_curve(axes: Axes, runs: pd.DataFrame, reference: pd.DataFrame, x: str, **style) -> None:
     """FID minus the reference's at the same `x`, paired by seed, with its 95% interval."""
     points = []
     for at, rows in runs.dropna(subset=[x]).groupby(x):
@@ -181,7 +181,7 @@ def difference_curve(axes: Axes, runs: pd.DataFrame, reference: pd.DataFrame, x:
             points.append((at, mean.effect, mean.effect if mean.low is None else mean.low))
     if points:
         at, effect, low = zip(*points, strict=True)
-        axes.errorbar(at, effect, [e - bound for e, bound in zip(effect, low, strict=True)], elinewidth=0.9, **look)
+        axes.errorbar(at, effect, [e - bound for e, bound in zip(effect, low, strict=True)], elinewidth=0.9, **style)
 
 
 def frame_of_cell(column: int, row: int) -> Rectangle:
@@ -200,9 +200,9 @@ class Picture:
 
     def __post_init__(self):
         if self.dry_run:
-            look = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
+            style = {"fontsize": 40, "color": "0.2", "alpha": 0.5, "rotation": 20, "weight": "bold", "zorder": 10}
             edge = [withStroke(linewidth=4, foreground="white")]  # to be read over images too
-            self.figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **look)
+            self.figure.text(0.5, 0.5, "DRY RUN", ha="center", va="center", in_layout=False, path_effects=edge, **style)
 
     def save(self, out: str | Path | None) -> Picture:
         """Write out/<name>.png (200 dpi) and, up to `LARGEST_VECTOR` bytes, .svg, the same bytes for the same figure;

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import re
 import shutil
-import socket
 import sys
 import urllib.request
 from importlib import import_module
@@ -151,15 +150,14 @@ def from_hub(mirror: HubFile, part: Path, path: Path) -> tuple[Path, str | None,
 
 
 def from_web(url: str, part: Path, path: Path) -> tuple[Path, None, dict[str, Any]]:
-    """The same of a plain address; raises OSError or HTTPException where the whole file does not come."""
-    socket.setdefaulttimeout(TIMEOUT)
-    with tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
-
-        def show(blocks: int, size: int, total: int) -> None:
-            bar.total = total if total > 0 else None
-            bar.update(blocks * size - bar.n)
-
-        received, headers = urllib.request.urlretrieve(url, part / path.name, show)  # compares the length
-    if headers.get_content_type() == "text/html":
-        raise Unavailable("a web page came in place of the file")
-    return Path(received), None, {"from": url}
+    """The same of a plain address; raises Unavailable, OSError or HTTPException where the whole file does not come."""
+    received = part / path.name
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, received.open("wb") as file:
+        if response.headers.get_content_type() == "text/html":
+            raise Unavailable("a web page came in place of the file")
+        shape = {"total": response.length, "desc": path.name, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        with tqdm.wrapattr(response, "read", **shape) as body:
+            shutil.copyfileobj(body, file)
+        if response.length:  # what is left of the length that the server gave
+            raise Unavailable(f"the connection ended {response.length:,} bytes before the end of the file")
+    return received, None, {"from": url}
