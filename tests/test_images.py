@@ -19,7 +19,7 @@ from stored import noise, photo_benchmark, write_photos
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
-from emigm.data.images import load_split, open_images, save_images
+from emigm.data.images import first_of_classes, load_split, open_images, save_images
 from emigm.data.photos import DecodingError, Photos, adm_crop, class_names, decode, scan_photos, to_rgb
 from emigm.io import write_index
 from emigm.stages.prepare import prepare
@@ -348,6 +348,26 @@ def test_cifar10_is_read_from_parquet_and_its_test_images_held_out(cifar):
     assert len(split["holdout"][0]) == 3
     with Image.open(BytesIO(jpeg(noise(32, 32, 4)))) as image:
         assert np.array_equal(pixels[4], np.asarray(image).transpose(2, 0, 1))
+
+
+def test_cifar10_at_a_lower_resolution_is_the_mean_of_squares(cifar):
+    whole, small = load_split(cifar), load_split(dataclasses.replace(cifar, resolution=16))
+    for part in whole:
+        assert small[part][0].shape == (len(whole[part][0]), 3, 16, 16) and np.array_equal(
+            small[part][1], whole[part][1]
+        )
+        image, halved = whole[part][0][1], small[part][0][1]
+        assert abs(float(image[2, 6:8, 10:12].mean()) - halved[2, 3, 5]) <= 0.5
+    for resolution in (12, 32):
+        with pytest.raises(ConfigError, match="resolution has no effect for dataset: cifar10"):
+            dataclasses.replace(cifar, resolution=resolution)
+
+
+def test_the_first_images_of_each_class_alone_can_be_taken():
+    pixels, labels = np.arange(7)[:, None], np.array([1, 0, 1, 0, 1, 2, 0])
+    for number, taken in ((2, [0, 1, 2, 3, 5]), (1, [0, 1, 5]), (None, list(range(7)))):
+        kept, classes = first_of_classes(pixels, labels, number)
+        assert kept[:, 0].tolist() == taken and classes.tolist() == labels[taken].tolist()
 
 
 def test_every_mistake_in_a_parquet_file_is_named(cifar):

@@ -79,7 +79,9 @@ class DataConfig:
     holdout_root: Text | None = None
     """imagenet, and folder without `holdout`: photos that are never trained on, in the same layout."""
     classes: Count | None = None  #: imagenet and folder: number of class folders there must be
-    resolution: Annotated[Whole, Field(ge=8, le=4096)] | None = None  #: Pixels of a side of the crop; mnist: at most 28
+    resolution: Annotated[Whole, Field(ge=8, le=4096)] | None = None
+    """Pixels of a side: of the crop; mnist: at most 28; cifar10: 16 or 8, of the means of squares (null: all 32)."""
+    per_class: Count | None = None  #: cifar10: the first images of each class alone, so many of each part (null: all)
     holdout: Share | None = None  #: digits, mnist, folder without `holdout_root`: share of a class never trained on
     split_seed: Seed = 0  #: Of the choice of that share
     flips: StrictBool = False  #: Train on an image or its horizontal flip with equal chance
@@ -94,7 +96,9 @@ class DataConfig:
                 has = f"{self.root} has {len(folders)} class folders"
                 raise ConfigError(f"classes is missing for dataset: folder; {has}")
         _require(self, "dataset", root={"cifar10", *photos}, holdout_root=held_out, classes=photos)
-        _require(self, "dataset", resolution={"mnist", *photos}, holdout=split)
+        sized = {"mnist", *photos} | ({"cifar10"} if self.resolution in (8, 16) else set())
+        _require(self, "dataset", resolution=sized, holdout=split)
+        _require(self, "dataset", optional=True, per_class={"cifar10"})
         fits = self.dataset != "mnist" or self.resolution <= 28
         check(fits, f"resolution = {self.resolution} is more than the 28 pixels of dataset: mnist; lower it")
 
@@ -102,7 +106,7 @@ class DataConfig:
     def images(self) -> Images:
         """Channels, side and classes of the images."""
         channels, side, classes = IMAGES.get(self.dataset, PHOTOS)
-        return Images(channels, side or self.resolution, classes or self.classes)
+        return Images(channels, self.resolution or side, classes or self.classes)
 
 
 @config

@@ -154,7 +154,7 @@ def holdout_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def load_cifar10(cfg: DataConfig) -> Split:
-    """CIFAR-10 (32 x 32 RGB); its test images are held out.
+    """CIFAR-10 (32 x 32 RGB, at a lower resolution the means of squares of pixels); its test images are held out.
 
     Read from parquet files (columns `image`, the bytes of an image file, and `label`) where `cfg.root` holds them,
     else by torchvision, which downloads what is absent.
@@ -165,8 +165,25 @@ def load_cifar10(cfg: DataConfig) -> Split:
     if len(absent) == 1:
         raise ConfigError(f"{absent[0]}: no such file, but the other is there; put both into benchmark.data.root")
     if absent:
-        return {part: _read_torchvision(root, part == "train") for part in PARTS}
-    return {part: _read_parquet(path) for part, path in files.items()}
+        parts = {part: _read_torchvision(root, part == "train") for part in PARTS}
+    else:
+        parts = {part: _read_parquet(path) for part, path in files.items()}
+    parts = {part: first_of_classes(*arrays, cfg.per_class) for part, arrays in parts.items()}
+    return {part: (square_means(pixels, cfg.images.side), labels) for part, (pixels, labels) in parts.items()}
+
+
+def first_of_classes(pixels: np.ndarray, labels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of each class, in their order; None: all."""
+    kept = [np.flatnonzero(labels == c)[:number] for c in np.unique(labels)]
+    indices = np.sort(np.concatenate(kept))
+    return pixels[indices], labels[indices]
+
+
+def square_means(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Pixels (uint8 NCHW) at a resolution that divides theirs: means of squares, rounded."""
+    n, channels, height, _ = pixels.shape
+    squares = pixels.reshape(n, channels, side, height // side, side, height // side)
+    return squares.mean(axis=(3, 5)).round().astype(np.uint8)
 
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:

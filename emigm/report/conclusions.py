@@ -50,9 +50,13 @@ def front(table: pd.DataFrame) -> tuple[str, ...]:
 
 def effects(ledger: Ledger, *sources: str, at: str | None = None) -> tuple[str, ...]:
     """A sentence for each claim of some figures or tables that was measured (`at` one benchmark): its verdict and the
-    comparison that decides it, as the ledger's page has them."""
+    comparison that decides it, as the ledger's page has them; on which data, where that is not said by `at`."""
+
+    def on(entry) -> str:
+        return f" on {entry.data}" if at is None and len(entry.claim.at) > 1 else ""
+
     return tuple(
-        f"{entry.claim.source}, {entry.claim.claim}: **{entry.verdict}** ({entry.deciding.plain})."
+        f"{entry.claim.source}, {entry.claim.claim}{on(entry)}: **{entry.verdict}** ({entry.deciding.plain})."
         for entry in ledger.entries
         if entry.deciding
         and at in (None, entry.place.benchmark)

@@ -16,7 +16,7 @@ from emigm.paper.reported import PAPER_IMAGES
 from emigm.report.statistics import summarise
 from emigm.report.tables import NOT_RUN, missing, model_name, plural, plus_minus, thousands
 
-DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10", "imagenet": "ImageNet {r}×{r}"}
+DATA = {"mnist": "MNIST-5k", "digits": "8×8 digits", "cifar10": "CIFAR-10 {r}×{r}", "imagenet": "ImageNet {r}×{r}"}
 """Data set -> its name on axes and in headers; {r}: resolution in pixels. Own photos have the benchmark's title."""
 _SIDES = re.compile(r"[\s,]*(\(\d+\s*[×x]\s*\d+[^()]*\)|\d+\s*[×x]\s*\d+)$")
 """The resolution at the end of a title: " (32×32 colour)", ", 32x32"."""
