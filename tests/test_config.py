@@ -55,6 +55,8 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     real = dataclasses.replace(dry.autoencoder, weights=full.autoencoder.weights, precision="float16")
     assert full.autoencoder == real
     assert full.extractor == dataclasses.replace(dry.extractor, weights=full.extractor.weights)
+    trains = [dry.train_config(size) for size in dry.sizes]
+    assert trains and all((train.steps, train.batch) == (2, 4) for train in trains)
 
 
 def test_a_sampler_that_cannot_draw_the_models_tokens_is_refused_where_it_is_run():

@@ -69,4 +69,4 @@ def test_without_results_everything_reads_not_run(tmp_path):
     write_results(tmp_path, "smoke", dry_run=True, sizes={"xs": 77.0}, seeds=(0,))
     assert report_data(tmp_path)["scores"] is None
     text = text_of(tmp_path)
-    assert text.count("not run") > 14 and "The ledger of the claims: not run." in text and "77" not in text
+    assert text.count("not run") > 14 and "Conclusions of the paper: not run." in text and "77" not in text
