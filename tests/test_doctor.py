@@ -174,6 +174,11 @@ def test_latents_and_samples_take_the_space_they_hold():
     assert disk["train h"] == 4 * 942_401_824
 
 
+def test_of_a_part_of_cifar10_a_part_is_counted():
+    whole, part = (stages(A100, f"data.per_class={n}", name="colour")["prepare"].disk for n in ("null", 1000))
+    assert whole == 60_000 * 3 * 16**2 and part == 20_000 * 3 * 16**2
+
+
 def test_rates_are_assumed_an_unknown_gpu_is_taken_for_an_a100_and_durations_are_readable():
     known, unknown = gpu("NVIDIA H100 80GB HBM3", 1, 80e9), gpu("Some GPU", 1, 8e9)
     assert known.bf16 > unknown.bf16 == A100.bf16 and unknown.float32 == A100.float32

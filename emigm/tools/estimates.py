@@ -75,8 +75,12 @@ class Cost(NamedTuple):
 
 
 def images(benchmark: Benchmark) -> tuple[int, int]:
-    """Training and held-out images; of a part of ImageNet's classes, one a class."""
+    """Training and held-out images; of a part of ImageNet's classes, one a class; of CIFAR-10 as many as are taken."""
     data = benchmark.data
+    if data.per_class is not None:
+        train, held_out = PHOTOS[data.dataset]
+        most = data.per_class * data.images.classes
+        return min(train, most), min(held_out, most)
     if data.dataset in PHOTOS:
         return PHOTOS[data.dataset] if data.classes in (None, 1000) else (data.classes, data.classes)
     if data.holdout_root is not None:
