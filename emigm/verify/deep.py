@@ -1,4 +1,4 @@
-"""`emigm verify --deep`: from weights to scores once more, for one random chunk of every size.
+"""`emigm verify --deep`: from weights to scores once more, for one random chunk of every model.
 
 The chunk is generated from the weights and must have the bytes of the stored one; with it in its place, the images of
 its run are scored and must give the scores in the record. On another machine than that of the record (another
@@ -39,7 +39,7 @@ SUMMATION = 1e-6
 
 
 def generate_again(verifications: Sequence[Verification], seed: int | None = None) -> None:
-    """Generate and score a random chunk of every size of every benchmark that is whole; the outcome is added to its
+    """Generate and score a random chunk of every model of every benchmark that is whole; the outcome is added to its
     verification. `seed` is that of the choice of chunks; None: a new one."""
     seed = secrets.randbelow(10**6) if seed is None else seed
     for one in verifications:

@@ -110,7 +110,7 @@ class Metric:
 
     def __str__(self) -> str:
         interval = f"mean difference {self.mean:+.3f} margins (90% interval {self.low:+.3f} to {self.high:+.3f})"
-        of = f"{self.cells} cells, {self.values} values of a size and a training seed"
+        of = f"{self.cells} cells, {self.values} values of a model and a training seed"
         return f"{self.name}: {interval}{self.parts and f'; {self.parts}'}; {of}"
 
 
