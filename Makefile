@@ -15,7 +15,7 @@ reproduce: $(READY)
 	$(RUN) dvc repro $(if $(filter mnist,$(BENCHMARK)),dvc.yaml,benchmarks/$(BENCHMARK)/dvc.yaml)
 	$(RUN) emigm verify $(BENCHMARK)
 
-# The evidence on MNIST-5k, and the ledger of the paper's claims: about six hours on two cores by trials, resumable.
+# The evidence on MNIST-5k, and the ledger of the paper's claims: about seven hours on two cores by trials, resumable.
 evidence: $(READY)
 	$(RUN) dvc repro $(EVIDENCE:%=benchmarks/%/dvc.yaml)
 	$(RUN) emigm verify $(EVIDENCE)
