@@ -96,9 +96,11 @@ class DataConfig:
                 has = f"{self.root} has {len(folders)} class folders"
                 raise ConfigError(f"classes is missing for dataset: folder; {has}")
         _require(self, "dataset", root={"cifar10", *photos}, holdout_root=held_out, classes=photos)
-        sized = {"mnist", *photos} | ({"cifar10"} if self.resolution in (8, 16) else set())
-        _require(self, "dataset", resolution=sized, holdout=split)
+        _require(self, "dataset", holdout=split)
+        _require(self, "dataset", optional=self.dataset == "cifar10", resolution={"mnist", "cifar10", *photos})
         _require(self, "dataset", optional=True, per_class={"cifar10"})
+        has = f"resolution = {self.resolution}: dataset: cifar10 has 16, 8 or null, which is 32; set one of these"
+        check(self.dataset != "cifar10" or self.resolution in (None, 8, 16), has)
         fits = self.dataset != "mnist" or self.resolution <= 28
         check(fits, f"resolution = {self.resolution} is more than the 28 pixels of dataset: mnist; lower it")
 

@@ -173,14 +173,14 @@ def load_cifar10(cfg: DataConfig) -> Split:
 
 
 def first_of_classes(pixels: np.ndarray, labels: np.ndarray, number: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of each class, in their order; None: all."""
+    """Pixels (n, ...) and labels (n,) of the first `number` images of each class, in their order; None: of all."""
     kept = [np.flatnonzero(labels == c)[:number] for c in np.unique(labels)]
     indices = np.sort(np.concatenate(kept))
     return pixels[indices], labels[indices]
 
 
 def square_means(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Pixels (uint8 NCHW) at a resolution that divides theirs: means of squares, rounded."""
+    """Pixels (uint8 NCHW) => (n, C, side, side), the means of squares of pixels, rounded; `side` divides theirs."""
     n, channels, height, _ = pixels.shape
     squares = pixels.reshape(n, channels, side, height // side, side, height // side)
     return squares.mean(axis=(3, 5)).round().astype(np.uint8)
