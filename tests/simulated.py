@@ -29,12 +29,12 @@ def cells_of(claims: Claims, ground: str = GROUND) -> list[Cell]:
 
 def simulate(
     claims: Claims, effect: Effect = lambda cell: 0.0, seed: int = 0, seeds: int = 6, samples: int = 2,
-    noise: float = 0.2, shared: float = 0.3,
+    noise: float = 0.2, shared: float = 0.3, ground: str = GROUND,
 ) -> pd.DataFrame:  # fmt: skip
     """A frame like `emigm.records.frame.runs`: FID 5 + `effect` of a cell + what the runs of one training seed share
     (deviation `shared`) + noise of each run."""
     rng, rows, common = np.random.default_rng(seed), [], {}
-    for cell in cells_of(claims):
+    for cell in cells_of(claims, ground):
         for t in range(10, 10 + seeds):
             own = common.setdefault((cell.benchmark, t), rng.normal(0, shared))
             for s in range(samples):

@@ -98,6 +98,7 @@ class Place:
     def _side(self, text: str, weight: float) -> list[tuple[float, tuple[Cell | str, ...]]]:
         """ "s at 16", "a - b", "a or b" or a quoted row of the paper's table, with the weights of its terms."""
         weights = (weight, -weight)
+        need(text.count(" - ") < 2, f"{text!r} is no side of a comparison: write at most one difference")
         terms = [tuple(map(self.cell, term.split(" or "))) for term in text.split(" - ")]
         return list(zip(weights, terms, strict=False))
 

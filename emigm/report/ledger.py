@@ -2,14 +2,17 @@
 
 The rule, fixed before the runs. Every effect is a gain: positive where the records agree with the paper.
 1. A comparison is a t test paired by seed. The smallest effect that matters is a share of the span from held-out images
-   to class shuffle, the same for all models on the same data. Where a side is a printed number or one run of released
-   weights, the known spread of a FID between training runs stands in, and no smallest effect applies.
+   to class shuffle, the same for all models on the same data; for released weights, of which no tokens are shuffled, it
+   is the known spread of a FID between training runs. Where a side is a printed number or one run of released weights,
+   that spread is its error, and no smallest effect applies.
 2. A claim holds when all its comparisons do, so the one that speaks least for it decides, by its own p (intersection-
    union). It fails when one of its c comparisons is contrary, with c times its p. Either takes an effect that matters.
+   A precondition (`given`) that does not hold blocks what would otherwise speak for the claim.
 3. Holm's procedure over the claims on the same data, this project's questions apart. A claim that has not run, or takes
    no verdict, counts with p = 1, so that the strictest level is known before the runs.
 4. "No difference that matters": all comparisons pass both one-sided tests against the margin, after Holm likewise.
-5. Intervals have the level at which Holm's procedure looked at the claim: one excludes 0 where the test rejects it.
+5. Intervals have the level at which Holm's procedure looked at the claim: one excludes 0 where the test rejects it; of
+   "no difference", the level of its two tests.
 """
 
 from __future__ import annotations
@@ -114,7 +117,11 @@ class Entry:
     def deciding(self) -> Outcome | None:
         """The comparison that speaks least for the claim, of those tested or else of those measured."""
         measured = [o for o in self.outcomes if o.gain]
-        return max(self.open or measured, key=lambda o: (o.status == FAILS, o.p_contrary, -o.gain.effect), default=None)
+        return max(
+            self.open or measured,
+            key=lambda o: (o.status == FAILS, o.matters and not o.agrees, o.p_contrary, -o.gain.effect),
+            default=None,
+        )
 
     @property
     def p(self) -> float:
@@ -196,9 +203,11 @@ class Ledger:
         first = {g: replace(entry, outcomes=(g,)).judged(self.claims.alpha) for g in given}
         for i, one in enumerate(found):
             at = [g for g in given if first[g] != HOLDS and g.comparison.steps in (None, one.comparison.steps)]
-            if at and one.status not in (NOT_RUN, DRY):
+            contrary = not one.status and not one.agrees  # which no precondition excuses
+            if at and not contrary and one.status not in (NOT_RUN, DRY, UNCOUNTED):
+                status = next((s for s in (NOT_RUN, DRY, UNCOUNTED) if s in [first[g] for g in at]), UNTESTABLE)
                 why = (f"precondition {first[g]}: {g.plain}" for g in at)
-                found[i] = replace(one, status=UNTESTABLE, remarks=(*why, *one.remarks))
+                found[i] = replace(one, status=status, remarks=(*why, *one.remarks))
         return replace(entry, outcomes=tuple(found))
 
     def _compared(self, one: Comparison, place: Place) -> Outcome:
@@ -223,9 +232,12 @@ class Ledger:
         one, cells = outcome.comparison, [term for _, term in terms if isinstance(term, Cell)]
         status, about = self._about(cells)
         printed, few, span = len(cells) < len(terms), min(map(len, values)) < 2, spans.get(one.metric)
-        unlike, gain = self._unlike(cells, printed), outcome.gain
-        if printed or (few and any("released" in remark for remark in about)):
-            test, few, span = f"known spread of {self.claims.reported_spread:.0%}", False, 0.0
+        unlike, gain, margin = self._unlike(cells, printed), outcome.gain, self.claims.smallest_effect * (span or 0.0)
+        released = any("released" in remark for remark in about)
+        if released and span is None and not few:
+            span, margin = 0.0, self.claims.reported_spread * max(outcome.means)
+        if printed or (few and released):
+            test, few, span, margin = f"known spread of {self.claims.reported_spread:.0%}", False, 0.0, 0.0
             about += self._power(gain)
         elif all(v.name == values[0].name and set(v.index) == set(values[0].index) for v in values):
             gain, test = _paired(terms, values), f"paired t test, {plural(len(values[0]), f'{values[0].name} seed')}"
@@ -234,7 +246,7 @@ class Ledger:
         reasons = [f"not comparable: different {', '.join(unlike)}"] if unlike else []
         reasons += ["too few seeds for an interval"] if few else []
         reasons += ["no class shuffle to measure the smallest effect by"] if span is None else []
-        margin = 0.0 if one.own_margin else self.claims.smallest_effect * (span or 0.0)
+        margin = 0.0 if one.own_margin else margin
         outcome = replace(outcome, status=status or OPEN * bool(reasons), gain=gain, margin=margin, test=test)
         remarks = (*outcome.remarks, *reasons, *about)
         return replace(outcome, bound=-margin if one.keeps else 0.0, remarks=remarks)
@@ -253,6 +265,8 @@ class Ledger:
         if all(len(choice) == 1 for _, choice in one.terms):
             return [(weight, choice[0]) for weight, choice in one.terms], [], ()
         values = {cell: self._values(cell, one.metric) for cell in one.cells}
+        if any(v.empty for v in values.values()):  # of several, one that has not run stands for all
+            return [(w, min(choice, key=lambda cell: len(values[cell]))) for w, choice in one.terms], [], ()
         seeds = sorted(set.intersection(*(set(v.index) for v in values.values())))
         seeds, terms, how = seeds[: max(1, len(seeds) // 3)], [], ()
         for weight, choice in one.terms:

@@ -180,7 +180,7 @@ def equivalence(group: str, changed: pd.DataFrame) -> Metric:
     low, high = (mean - half, mean + half) if n > 1 else sorted((mean / FAR, 2 * mean))
     configuration = changed["cell"].str.partition(" ")[2]
     means = pd.concat([changed.groupby(part)["difference"].mean() for part in ("size", configuration)])
-    parts = ", ".join(f"{part} alone {m:+.2f}" for part, m in means.items() if abs(m) >= LOOSE and n > 1)
+    parts = ", ".join(f"{part} alone {m:+.2f}" for part, m in means.items() if abs(m) >= LOOSE)
     status = DIFFERS if low >= 1 or high <= -1 else REPRODUCED if max(-low, high) < 1 and not parts else UNDECIDED
     return Metric(group, status, changed["cell"].nunique(), n, mean, low, high, parts)
 
