@@ -208,13 +208,13 @@ def compose() -> None:
         print(f"{path}: written")
 
 
-@verb("doctor", *BENCHMARK, arg("--gpus", type=int, metavar="N", help="how N GPUs share each batch, and the time"))
-def doctor(benchmark: str | None, settings: list[str], gpus: int | None) -> int:
-    """check what a benchmark needs, and estimate what it takes
-    emigm doctor imagenet256 --gpus 32"""
+@verb("doctor", *BENCHMARK)
+def doctor(benchmark: str | None, settings: list[str]) -> int:
+    """check what a benchmark needs
+    emigm doctor imagenet256"""
     from emigm.tools import doctor
 
-    return doctor.doctor(compose_benchmark(benchmark, settings), gpus)
+    return doctor.doctor(compose_benchmark(benchmark, settings))
 
 
 @verb("fetch", *BENCHMARK)

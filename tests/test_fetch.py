@@ -150,7 +150,7 @@ def test_what_cannot_be_fetched_is_explained_and_keeps_no_other_file_away(capsys
     out = capsys.readouterr().out
     assert "image-net.org" in out and "imagenet/train" in out and "1000 classes" in out
     assert cli.main(["fetch", "smoke"]) == 0
-    assert capsys.readouterr().out == "smoke: nothing to fetch; `emigm doctor smoke` says what it takes to run\n"
+    assert capsys.readouterr().out == "smoke: nothing to fetch; `emigm doctor smoke` says what else it needs\n"
     asked = []
     monkeypatch.setattr(fetch, "obtain", lambda file: asked.append(file.what) or f"{file.what}: no")
     assert cli.main(["fetch", "imagenet256", "-S", "benchmark.sizes=[xs]"]) == 1

@@ -35,7 +35,7 @@ from emigm.stages.reference import make_reference
 from emigm.stages.sample import sample
 from emigm.stages.summary import summary
 from emigm.stages.train import train_size
-from emigm.tools import doctor, estimates
+from emigm.tools import doctor
 from emigm.tools.artefacts import released_files
 
 ROOT = Path(__file__).parents[1]
@@ -155,17 +155,17 @@ def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monke
     assert check.state == doctor.OK
 
 
-def test_doctor_and_estimates_know_own_photos(here):
+def test_doctor_knows_own_photos(here):
     benchmark = compose_benchmark("mine")
     (check,) = doctor.check_data(benchmark)
     assert check.state == doctor.MISSING and "photos, one folder for each of 2 classes" in check.remedy
     write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
     (check,) = doctor.check_data(benchmark)
-    assert check.state == doctor.OK and estimates.images(benchmark) == (15, 5)
+    assert check.state == doctor.OK
 
 
-def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp_path, monkeypatch, capsys):
-    """Its YAML as it stands there, with Inception too; doctor's table has every stage."""
+def test_the_benchmark_of_the_page_on_own_data_composes_and_misses_nothing(tmp_path, monkeypatch, capsys):
+    """Its YAML as it stands there, with Inception too."""
     text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
     example, inception = re.findall(r"```yaml\n(.*?)```", text, re.S)
     mnist = (ROOT / "benchmarks" / "mnist" / "benchmark.yaml").read_text(encoding="utf-8")
@@ -179,10 +179,7 @@ def test_the_benchmark_of_the_page_on_own_data_composes_and_doctor_prices_it(tmp
     benchmark = compose_benchmark("photos")
     assert (benchmark.sizes, benchmark.model_config("l").tokens, benchmark.extractor.kind) == (("s", "l"), 64, "cnn")
     assert doctor.doctor(benchmark) == 0
-    printed = capsys.readouterr().out
-    stages = ("prepare", "encode", "reference", "train s", "sample l N=16", "evaluate l")
-    assert all(text in printed for text in ("10 class folders in photos", "40 training images", *stages))
-    assert estimates.cpu(2, "folder") == estimates.cpu(2, "mnist")
+    assert "10 class folders in photos" in capsys.readouterr().out
     assert compose_benchmark("inception").extractor.weights.endswith(".pth")
 
 

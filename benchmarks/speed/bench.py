@@ -45,7 +45,6 @@ from emigm.model.transfer import upload
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.sample import generate
-from emigm.tools.estimates import INCEPTION_FLOPS
 from emigm.tools.fetch import MAKE_RANDOM
 from emigm.train import TrainState, draw_training, group_generators, train_step
 from tests.official import oracle
@@ -55,6 +54,8 @@ OFFICIAL: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda"
 """Precisions that are tried, by device; the official code fixes float16 on a GPU, which it is written for."""
 STORED, SCORED = 512, 64
 """Images whose latents are written to be read, and how many the extractor takes at once."""
+INCEPTION_FLOPS = 11.4e9
+"""Of one image, counted at the 299 x 299 pixels it is resized to."""
 Run = Callable[[], object]
 
 

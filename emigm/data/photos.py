@@ -189,13 +189,6 @@ def class_names(root: str | Path) -> list[str]:
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-def count_photos(root: str | Path) -> int:
-    """Photos in the class folders under `root`; 0 where there is none."""
-    root = expand(root)
-    names = class_names(root) if root.is_dir() else []
-    return sum(_is_photo(file) for name in names for file in _entries(root / name)[1])
-
-
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders and of the files in `folder`, sorted."""
     with os.scandir(folder) as entries:  # knows folders without a look at each of a million files

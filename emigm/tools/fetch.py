@@ -69,7 +69,7 @@ def fetch(benchmark: Benchmark) -> int:
         results = [f"{', '.join(map(str, dict.fromkeys(random.values())))} are there"] if random else []
         results.append(f"all {len(files)} files are there" if files else "nothing to fetch")
         results += [f"{len(tracked)} models came with the repository"] if tracked else []
-        print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what it takes to run")
+        print(f"{benchmark.name}: {', '.join(results)}; `emigm doctor {benchmark.name}` says what else it needs")
     return 1 if problems else 0
 
 
