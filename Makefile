@@ -31,7 +31,7 @@ site: $(VENV)/.site
 
 # The results as a report in the form that reproducibility venues ask for: report.pdf.
 report: $(READY)
-	$(RUN) python -m emigm.report.report
+	$(RUN) python docs/report.py
 
 # Experiments beside the baseline: the FID of one model at one sampling configuration, and the settings that differ.
 RUN_OF := h-16

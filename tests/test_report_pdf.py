@@ -10,7 +10,7 @@ from made_up import write_results
 from PIL import Image
 from test_pages import execute
 
-from emigm.report.report import render, report_data
+from docs.report import render, report_data
 from emigm.report.tables import Table
 
 typst = pytest.importorskip("typst", reason="the report is typeset by typst")

@@ -24,7 +24,7 @@ from emigm.records.record import GitError, git
 from emigm.report import notes, pages
 from emigm.report.tables import NONE, NOT_RUN, Reading, Table, count, load, thousands
 
-TEMPLATE = Path(__file__).parents[2] / "docs" / "report.typ"
+TEMPLATE = Path(__file__).resolve().with_suffix(".typ")
 OUT = Path("report.pdf")
 FIGURES = range(1, 9)
 """The paper's."""
