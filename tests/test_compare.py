@@ -129,7 +129,7 @@ def test_cells_that_have_not_run_fail_unless_that_is_allowed(checkout, capsys):
     ("stage", "key", "value", "reason"),
     [
         ("evaluate-b", "dry_run", True, "dry_run = True, the paper's: False"),
-        ("evaluate-b", "scale.images", 10_000, "evaluation.images = 10000, the paper's: 50000"),
+        ("evaluate-b", "settings.images", 10_000, "evaluation.images = 10000, the paper's: 50000"),
         ("evaluate-b", "reference", "training images", "reference = training images, the paper's: VIRTUAL"),
         ("evaluate-b", "settings.extractor.kind", "cnn", "extractor.kind = cnn"),
         ("evaluate-b", "settings.extractor_identity.sha256", "0", "extractor.sha256 = 0"),

@@ -23,7 +23,6 @@ from emigm.metrics.features import load_extractor
 from emigm.metrics.real_images import stored_reference
 from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.records.record import read_record
-from emigm.records.summary import summaries
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -251,9 +250,3 @@ def test_images_beside_stored_statistics_give_the_features(tmp_path):
     assert results["stored_images"]["sfid"] == pytest.approx(0, abs=1e-6)
     assert results["source"]["feature_images"] == 40 and results["stored_images"]["fid"] == pytest.approx(0, abs=1e-6)
     assert results["stored_images"]["isc"] == pytest.approx(1) and results["baselines"] == {}
-
-
-def test_a_metric_that_some_run_lacks_has_no_summary():
-    runs = [{"train_seed": 0, "sample_seed": s, "fid": 1.0 + s, "kid": None if s else 1.0} for s in (0, 1)]
-    runs = [run | {"fid_by_extractor": {"0": 1.0}} for run in runs]  # not one number
-    assert set(summaries(runs)) == {"fid"} and summaries(runs)["fid"]["mean"] == 1.5

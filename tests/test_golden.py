@@ -93,7 +93,7 @@ def scores(tree, name=""):
     kept += ("errors", "final_loss", "revealed", "nfe")
     if isinstance(tree, dict):
         for key, value in tree.items():
-            if key not in ("mean", "std", "n", "summary", "train_std", "sample_std"):
+            if key not in ("mean", "std", "n"):
                 yield from scores(value, f"{name}.{key}")
     elif isinstance(tree, list):
         for i, value in enumerate(tree):

@@ -183,7 +183,7 @@ def _trained(record: Record) -> Iterator[Record]:
     facts |= {"parameters": results["parameters"], "flops": results["flops"], "train_images": results["images"]}
     seconds = (results.get("seconds") or {}).get("values")
     ratios = (results.get("context") or {}).get("ratio", {})
-    for i, seed in enumerate(facts.get("train.seeds") or record["scale"]["train_seeds"]):
+    for i, seed in enumerate(facts.get("train.seeds") or settings["train_seeds"]):
         row = facts | {"train_seed": seed} | ({"train_seconds": seconds[i]} if seconds else {})
         if ratios:
             row["gate_ratio"] = ratios.get("values", [ratios["mean"]])[i]

@@ -18,9 +18,7 @@ from typing import Any
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
-from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.io import read_json, write_json
-from emigm.records.summary import summaries
 
 Record = dict[str, Any]
 SCHEMA = 2
@@ -43,7 +41,7 @@ def write_record(
     **settings: Any,
 ) -> Path:
     """Write the record of one stage run, with what no number may be read without: whether it is a dry run's, whose
-    weights, against which real images (None where the stage has nothing to do with them), at which scale.
+    weights, against which real images (None where the stage has nothing to do with them).
 
     Args:
         benchmark: what was run.
@@ -85,7 +83,7 @@ def stage_settings(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
     for size in benchmark.sizes:
         model, train, snapshots = benchmark.model_config(size), benchmark.train_config(size), evaluation.snapshots
         seeds = {"train_seeds": train.seeds, "seeds": evaluation.seeds}
-        recipe = {"train": train} if benchmark.weights == "trained" else {}
+        recipe = {"train": train} if benchmark.weights == "trained" else {"train_seeds": train.seeds}
         gate = {"gate": benchmark.gate, "weights": benchmark.weights}
         if benchmark.models_of in (None, benchmark.name):
             stages[f"train-{size}"] = {"size": size, "model": model, **gate, **recipe}
@@ -94,7 +92,7 @@ def stage_settings(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
             more = {"autoencoder": benchmark.autoencoder, "images": evaluation.images, "chunk": evaluation.chunk}
             stages[f"sample-{size}-{budget}"] = {"size": size, **sample, **more, **seeds}
         stages[f"evaluate-{size}"] = {"size": size, "images": evaluation.images, **extractor, **seeds}
-        if snapshots is not None and train.snapshots:
+        if snapshots is not None:
             budget, few = snapshots.budget, {"images": snapshots.images}
             sample = {"budget": budget, "sample": benchmark.sample_config(size, budget)}
             stages[f"snapshots-{size}"] = {"size": size, **sample, **few, **recipe, **extractor, **seeds}
@@ -118,25 +116,8 @@ def _follows(benchmark: Benchmark, stage: str, settings: Mapping[str, Any]) -> R
         "dry_run": benchmark.dry_run,
         "weights": benchmark.weights,
         "reference": reference if stage.split("-")[0] in SCORED else None,
-        "scale": _scale(benchmark, settings),
         "settings": {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in settings.items()},
     }
-
-
-def _scale(benchmark: Benchmark, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How large a run was, as far as its stage knows: training of one model, and its samples. None: neither.
-
-    `images_trained_on` and `train_steps` are None for released weights: their authors know.
-    """
-    if "size" not in settings:
-        return None
-    train, ours = benchmark.train_config(settings["size"]), benchmark.weights == "trained"
-    scale: dict[str, Any] = {
-        "images_trained_on": train.steps * train.batch if ours else None,
-        "train_steps": train.steps if ours else None,
-        "train_seeds": train.seeds,
-    }
-    return scale | ({"images": settings["images"], "seeds": settings["seeds"]} if "seeds" in settings else {})
 
 
 def differing(ours: Any, theirs: Any, name: str = "", listed: int = 0) -> Iterator[tuple[str, Any, Any]]:
@@ -168,9 +149,8 @@ def cpu_seconds() -> float:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """One record, with what follows from what it holds: mean, n and std of every list of values, the summary of every
-    list of runs, and whether every training passed the context gate. Keys of the recipe and of sampling that did not
-    exist when it was written have their defaults, which is what applied.
+    """One record, with what follows from what it holds: mean, n and std of every list of values, and whether every
+    training passed the context gate.
 
     Raises:
         ConfigError: it is missing, damaged or of another schema.
@@ -182,22 +162,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if tree.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")
     try:
-        settings = with_defaults(tree["settings"])
-        results = with_derived(tree["results"], (settings.get("gate") or {}).get("max_ratio"))
-        return tree | {"settings": settings, "results": results}
+        limit = (tree["settings"].get("gate") or {}).get("max_ratio")
+        return tree | {"results": with_derived(tree["results"], limit)}
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
         raise ConfigError(f"{path}: lacks what its stage writes ({type(e).__name__}: {e}); run dvc repro") from e
-
-
-def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """A record's settings, with the defaults of the keys that its recipe and its sampling lack."""
-    settings = dict(settings)
-    for part, cls in (("train", TrainConfig), ("sample", SampleConfig)):
-        if settings.get(part):
-            defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-            plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
-            settings[part] = {**settings[part], **{k: v for k, v in plain.items() if k not in settings[part]}}
-    return settings
 
 
 def with_derived(tree: Any, max_ratio: float | None = None) -> Any:
@@ -212,8 +180,6 @@ def with_derived(tree: Any, max_ratio: float | None = None) -> Any:
         tree |= {"mean": mean, "n": len(values)}
         if len(values) > 1:
             tree["std"] = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    if runs := tree.get("runs"):
-        tree["summary"] = summaries(runs)
     if max_ratio is not None and "values" in (tree.get("ratio") or {}):
         tree["passed"] = all(ratio <= max_ratio for ratio in tree["ratio"]["values"])
     return tree

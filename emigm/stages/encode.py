@@ -35,7 +35,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             write_json(folder / NONE, {"reason": reason})
             files = {"inputs": checksums(images_folder(benchmark)), "outputs": checksums(folder / NONE)}
-            run.finish({"none": reason}, **files, autoencoder=benchmark.autoencoder)
+            run.finish({"none": reason}, **files)
         return
     start, cfg = time.perf_counter(), benchmark.autoencoder
     sources = {part: open_images(images_folder(benchmark), part, benchmark.run.workers) for part in PARTS}
@@ -68,7 +68,7 @@ def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:
     results["seconds"] = time.perf_counter() - start
     inputs = checksums(*(source.path for source in sources.values())) | ({} if fitted else weights)
     outputs = checksums(*(folder / part / INDEX for part in PARTS), *fitted)
-    run.finish(results, inputs=inputs, outputs=outputs, autoencoder=benchmark.autoencoder)
+    run.finish(results, inputs=inputs, outputs=outputs)
     run.clean()
 
 

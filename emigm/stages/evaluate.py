@@ -42,14 +42,9 @@ def evaluate(benchmark: Benchmark, size: str) -> None:
     run.finish(
         results,
         inputs=checksums(*(of_run.folder / INDEX for of_run in samples.values())) | scorer.inputs,
-        size=size,
-        images=evaluation.images,
         cas_steps=evaluation.cas_steps,
-        extractor=benchmark.extractor,
         extractor_identity=scorer.extract.identity,
         reference_source={k: v for k, v in scorer.reference.facts.items() if k != "inputs"},
-        train_seeds=list(train_seeds),
-        seeds=list(evaluation.seeds),
     )
     run.clean()
 

@@ -32,7 +32,7 @@ def make_extractor(benchmark: Benchmark) -> None:
     folder = extractor_folder(benchmark)
     results, inputs = make(benchmark, folder)
     files = {"inputs": inputs, "outputs": checksums(folder)}
-    write_record(benchmark, "extractor", results, device="cpu", **files, extractor=benchmark.extractor)
+    write_record(benchmark, "extractor", results, device="cpu", **files)
 
 
 def train_on_images(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

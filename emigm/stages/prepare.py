@@ -27,7 +27,7 @@ def prepare(benchmark: Benchmark) -> None:
     for file in folder.iterdir():  # what another configuration left
         if file.name not in written:
             file.unlink()
-    write_record(benchmark, "prepare", results, device="cpu", outputs=checksums(folder), data=cfg)
+    write_record(benchmark, "prepare", results, device="cpu", outputs=checksums(folder))
 
 
 def prepare_arrays(benchmark: Benchmark, folder: Path) -> tuple[list[str], dict[str, Any]]:

@@ -51,8 +51,6 @@ def make_reference(benchmark: Benchmark) -> None:
         results,
         inputs=read,
         outputs=checksums(path, save_real_grid(benchmark)),
-        evaluation=benchmark.evaluation,
-        extractor=benchmark.extractor,
         extractor_identity=extract.identity,
     )
     run.clean()

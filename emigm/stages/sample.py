@@ -54,9 +54,7 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     save_grid(grid, first, benchmark.model_config(size).classes, GRID_COLUMNS)
     folders = [samples_folder(benchmark, size, budget) / samples_name(*item) for item in items]
     indexes = {(f / INDEX).as_posix(): sha256(c.files / INDEX) for f, c in zip(folders, written, strict=True)}
-    settings = {"size": size, "budget": budget, "sample": cfg, "autoencoder": benchmark.autoencoder, "images": images}
-    settings |= {"chunk": evaluation.chunk, "train_seeds": list(train_seeds), "seeds": list(evaluation.seeds)}
-    run.finish(results, inputs=inputs, outputs=indexes | checksums(grid), **settings)
+    run.finish(results, inputs=inputs, outputs=indexes | checksums(grid))
     for folder, chunks in zip(folders, written, strict=True):  # at the very end: until then a kill loses nothing
         chunks.move(folder)
     run.clean()

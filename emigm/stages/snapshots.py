@@ -56,16 +56,8 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
     run.finish(
         {"points": [{"step": n, "images": n * train.batch, "flops": n * flops, "runs": runs[n]} for n in steps]},
         inputs=checksums(*files, *weight_files(benchmark.autoencoder.weights)) | scorer.inputs,
-        size=size,
-        budget=settings.budget,
-        sample=benchmark.sample_config(size, settings.budget),
-        images=settings.images,
-        train=train,
-        extractor=benchmark.extractor,
         extractor_identity=scorer.extract.identity,
         reference_source=scorer.reference.facts,
-        train_seeds=list(train.seeds),
-        seeds=list(evaluation.seeds),
     )
     run.clean()
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import results_folder
-from emigm.io import write_atomically, write_json
+from emigm.io import write_json
 from emigm.launching import run_stage
-from emigm.records.record import read_record
-from emigm.records.summary import curves_table, run_metrics, scores_table
+from emigm.records.frame import runs
+from emigm.report.statistics import summarise
+from emigm.report.tables import METRICS, write_text
 
 
 def summary(benchmark: Benchmark) -> None:
-    folder, sizes, budgets = results_folder(benchmark.name), benchmark.sizes, benchmark.budgets
-    trained = results_folder(benchmark.models_of or benchmark.name)
-    stages = ["reference", *(f"evaluate-{size}" for size in sizes)]
-    stages += [f"sample-{size}-{budget}" for size in sizes for budget in budgets]
-    records = {stage: read_record(folder / "records" / f"{stage}.json") for stage in stages}
-    records |= {f"train-{size}": read_record(trained / "records" / f"train-{size}.json") for size in sizes}
-    curves = {size: (trained / "curves" / f"{size}.csv").read_text() for size in sizes}
-    tables = {"scores.csv": scores_table(sizes, budgets, records), "curves.csv": curves_table(curves)}
-    for name, text in tables.items():
-        write_atomically(folder / name, lambda p, text=text: p.write_text(text))
-    for name, metrics in run_metrics(sizes, budgets, records).items():  # DVC has removed the folder
-        write_json(folder / "metrics" / name, metrics)
+    """Write scores.csv, of every model at every sampling configuration the mean of each metric, with FID's combined
+    standard error; metrics/<model>-<sampling configuration>.json, a row each of `dvc metrics show`, so that its table is
+    as wide for many as for one; and curves.csv, the curves of all models for one chart."""
+    folder, trained = results_folder(benchmark.name), results_folder(benchmark.models_of or benchmark.name)
+    frame = runs(Path(), [benchmark.name])
+    frame = frame[frame["snapshot"].isna() & frame["fid"].notna()]
+    also = ["parameters", "nfe", "gate_ratio", *(m for m in METRICS if m in frame and frame[m].notna().any())]
+    cells = summarise(frame, "fid", ("size", "budget"), also)
+    cells = cells.drop(columns=["mean", "train_seeds", "sample_seeds", "n"]).rename(columns={"error": "fid_error"})
+    write_text(folder / "scores.csv", cells.to_csv(index=False, lineterminator="\n"))
+    for row in cells.to_dict("records"):  # DVC has removed the folder
+        shown = {key: row[key] for key in ("fid", "isc")}
+        write_json(folder / "metrics" / f"{row['size']}-{row['budget']}.json", shown)
+
+    lines = ["size,step,loss,least,greatest"]
+    for size in benchmark.sizes:
+        rows = (trained / "curves" / f"{size}.csv").read_text(encoding="utf-8").splitlines()[1:]
+        lines += [f"{size},{row}" for row in rows]
+    write_text(folder / "curves.csv", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,12 +51,11 @@ def train_size(benchmark: Benchmark, size: str) -> None:
     results = {"parameters": parameters(model_cfg), "snapshots": []}
     results |= costs(model_cfg, cfg, runs) if trains else dict.fromkeys(COSTS)
     results["context"] = context_summary(benchmark.gate, errors) if errors else None
-    settings = {"size": size, "model": model_cfg, "gate": benchmark.gate, "weights": benchmark.weights}
-    settings |= {"train": cfg} if trains else {"source": runs[0]["source"]}
+    source = {} if trains else {"source": runs[0]["source"]}
     inputs |= {} if trains else checksums(runs[0]["checkpoint"])
     models = [model_folder(benchmark, size, seed) for seed in cfg.seeds]
     outputs = checksums(*models, write_curve(benchmark, size, [r["curve"] for r in runs]))
-    run.finish(results, inputs=inputs, outputs=outputs, **settings)
+    run.finish(results, inputs=inputs, outputs=outputs, **source)
     for seed, measured in zip(cfg.seeds, errors, strict=False):
         which = f"training seed {seed}" if trains else "released weights"
         remedy = () if trains else ("Check autoencoder.scale, autoencoder.weights and the held-out images.",)

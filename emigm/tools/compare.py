@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tabulate import tabulate
@@ -101,7 +102,8 @@ def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
     cells = []
     for row in reported(cfg.resolution).query("family == 'Ours'").to_dict("records"):
         size, budget = row["size"], row["budget"]
-        fid = results.at(f"evaluate-{size}", "results", budget, "summary", "fid", "mean")
+        scored = results.at(f"evaluate-{size}", "results", budget, "runs")
+        fid = scored and fmean(run["fid"] for run in scored)
         weights = "released" if results.at(f"train-{size}", "weights") == "released" else "trained"
         tolerance = cfg.fid_tolerance_released if weights == "released" else cfg.fid_tolerance
         reasons, notes = ([], []) if fid is None else differences(results, cfg.resolution, size, budget)
@@ -142,7 +144,7 @@ def settings(
     if weights == "trained":
         if at(train, "settings", "model", "mae") and pairs["train.mask_times"][0] == "group":
             del pairs["train.mask_times"]  # the paper's auto comes to the same
-        pairs["train.images"] = at(train, "scale", "images_trained_on"), theirs.steps * theirs.batch
+        pairs["train.images"] = at(train, "results", "images"), theirs.steps * theirs.batch
     else:
         pairs["released.token"] = at(train, "settings", "source", "shared_token", "used"), "official"
     whose, known = {str(at(stage, "weights")) for stage in (train, sample, evaluate)}, recorded(name)
@@ -153,7 +155,7 @@ def settings(
         "extractor.kind": (at(evaluate, "settings", "extractor", "kind"), "inception"),
         "extractor.sha256": (at(evaluate, "settings", "extractor_identity", "sha256"), INCEPTION_SHA256),
         "reference": (reference, known or name),
-        "evaluation.images": (at(evaluate, "scale", "images"), PAPER_IMAGES),
+        "evaluation.images": (at(evaluate, "settings", "images"), PAPER_IMAGES),
         "dry_run": (any(at(stage, "dry_run") for stage in (train, sample, evaluate)), False),
     }
 

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from emigm.records.record import Record
-from emigm.records.summary import KEYS
 
 COSTS = ("seconds", "images_per_second", "seconds_per_image", "peak_memory", "process_seconds", "compiled_graphs")
 """Keys that say how fast a machine is, which no other has to reproduce."""
@@ -64,7 +63,7 @@ def _settings(record: Record) -> dict[str, Any]:
     identity = settings.get("extractor_identity") or {}
     if not identity.get("published", False):
         settings["extractor_identity"] = {k: v for k, v in identity.items() if k != "sha256"}
-    return {**{k: record.get(k) for k in ("benchmark", "dry_run", "weights", "reference", "scale")}, **settings}
+    return {**{k: record.get(k) for k in ("benchmark", "dry_run", "weights", "reference")}, **settings}
 
 
 def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -100,7 +99,7 @@ def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
     metrics: dict[str, Measured] = defaultdict(Measured)
     for run in scored["runs"]:
         for metric, value in by_extractor(run).items():
-            if metric not in KEYS:
+            if metric not in ("train_seed", "sample_seed"):
                 metrics[metric][run["train_seed"], run["sample_seed"]] = value
     for curve in scored.get("fid_by_images", ()):
         for n in sorted(curve["fid"], key=int)[:-1]:  # that of all images is the run's
@@ -111,4 +110,4 @@ def _runs(scored: Record, path: Path) -> Iterator[tuple[Path, Any]]:
         else:
             measured = all(isinstance(v, (int, float)) for v in values.values())
             yield (*path, name), values if measured else sorted(map(str, values.items()))
-    yield from (((*path, k), v) for k, v in scored.items() if k not in ("runs", "summary", "fid_by_images"))
+    yield from (((*path, k), v) for k, v in scored.items() if k not in ("runs", "fid_by_images"))
