@@ -12,6 +12,7 @@ from typing import Any
 
 from emigm.config.errors import ConfigError
 from emigm.io import write_atomically
+from emigm.report.tables import plural
 from emigm.verify.equivalence import DIFFERS, IDENTICAL, STATUSES, UNDECIDED, Comparison, Verdict
 from emigm.verify.verify import Verification, commit
 
@@ -31,10 +32,10 @@ def _lines(one: Verification, other: str) -> Iterator[str]:
     findings = one.findings
     yield one.name
     if one.whole:
-        records = f"{count(one.records, 'record')}, " if one.records else ""
+        records = f"{plural(one.records, 'record')}, " if one.records else ""
         yield f"  whole: {records}{findings.files} files and folders as they were written"
     else:
-        yield f"  not whole: {count(len(findings.problems), 'problem')}"
+        yield f"  not whole: {plural(len(findings.problems), 'problem')}"
     yield from (f"    {problem}" for problem in findings.problems)
     if findings.unchecked:
         folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
@@ -44,7 +45,7 @@ def _lines(one: Verification, other: str) -> Iterator[str]:
     elif one.records or one.hindrance:
         yield f"  not compared: {one.hindrance or f'{other} has no results of it'}"
     if one.claims or one.same_claims:
-        yield f"  {count(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without"
+        yield f"  {plural(one.same_claims, 'claim')} with the verdict of {other}, {len(one.claims)} without"
     yield from (f"    {claim}" for claim in one.claims)
     yield from (f"  generated again: {chunk}" for chunk in one.deep)
 
@@ -76,23 +77,18 @@ def made_again(one: Verification) -> list[Verdict]:
     return [v for v in (one.comparison or Comparison()).verdicts if v.cell.split(" ")[0] in one.again]
 
 
-def count(n: int, noun: str) -> str:
-    """Such as "1 cell" and "2 cells"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def _counts(verified: Sequence[Verification]) -> str:
     again = [v.status for one in verified for v in made_again(one)]
     cells = sum(len(one.comparison.verdicts) for one in verified if one.comparison)
     said = [f"{again.count(s)} {word}" for s, word in zip(STATUSES, SAID, strict=True) if s in again or s == IDENTICAL]
-    return f"{len(again):,} of {count(cells, 'cell')} made again, {', '.join(said)}"
+    return f"{len(again):,} of {plural(cells, 'cell')} made again, {', '.join(said)}"
 
 
 def verdict(verified: Sequence[Verification], against: str | None = None) -> str:
     """One sentence."""
     other = against or "HEAD"
     if problems := [p for one in verified for p in one.findings.problems]:
-        return f"not whole: {count(len(problems), 'problem')}, the first: {problems[0]}"
+        return f"not whole: {plural(len(problems), 'problem')}, the first: {problems[0]}"
     compared = [one for one in verified if one.comparison is not None]
 
     def named(part: str, status: str) -> list[str]:
@@ -106,24 +102,24 @@ def verdict(verified: Sequence[Verification], against: str | None = None) -> str
         "claim": [claim for one in verified for claim in one.contrary],
     }
     more = {"cell": f" of {other} not run here", "claim": " turned round"}
-    texts = [f"{count(len(d), kind)}{more.get(kind, '')}, the first {d[0]}" for kind, d in differences.items() if d]
+    texts = [f"{plural(len(d), kind)}{more.get(kind, '')}, the first {d[0]}" for kind, d in differences.items() if d]
     if texts:
         return f"differs: {'; '.join(texts)}"
     if undecided := named("metrics", UNDECIDED):
-        metrics = count(len(undecided), "metric")
+        metrics = plural(len(undecided), "metric")
         return f"undecided: {metrics} shown neither to be the same nor to differ, the first {undecided[0]}"
     if hindrance := next((one.hindrance for one in verified if one.hindrance), ""):
         return f"not compared with {other}: {hindrance} (results are whole; --against takes a folder of results too)"
     changed = sum(len(one.claims) for one in verified)
-    end = f", {count(changed, 'claim')} decided otherwise" if changed else ""
+    end = f", {plural(changed, 'claim')} decided otherwise" if changed else ""
     if without := [one.name for one in verified if one.records and one.comparison is None]:
         end += f"; {other} has no records of {', '.join(without)} to compare with"
     if not compared:
         return (
-            f"whole: {count(sum(one.findings.files for one in verified), 'file')} and folders as they were written{end}"
+            f"whole: {plural(sum(one.findings.files for one in verified), 'file')} and folders as they were written{end}"
         )
     if not any(one.again for one in compared):
-        records = count(sum(one.records for one in compared), "record")
+        records = plural(sum(one.records for one in compared), "record")
         return f"unchanged: the {records} are those of {other}, and whole; no stage has run again{end}"
     if any(v.status == UNDECIDED for one in compared for v in made_again(one)):
         end = f", whose metrics are reproduced as a whole{end}"
