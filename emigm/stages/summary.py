@@ -14,9 +14,12 @@ from emigm.report.tables import METRICS, write_text
 
 
 def summary(benchmark: Benchmark) -> None:
-    """Write scores.csv: of every model at every sampling configuration the mean of each metric, and FID's combined
-    standard error. Write metrics/<model>-<sampling configuration>.json: each is a row of `dvc metrics show`, whose table
-    is as wide for many as for one. Write curves.csv: the curves of all models for one chart."""
+    """Write what DVC shows.
+
+    scores.csv: of every model and sampling configuration the mean of each metric, and FID's combined standard error.
+    metrics/<model>-<sampling configuration>.json: FID and IS, a row each of `dvc metrics show`, so that its table is as
+    wide for many as for one. curves.csv: the curves of all models for one chart.
+    """
     folder, trained = results_folder(benchmark.name), results_folder(benchmark.models_of or benchmark.name)
     frame = runs(Path(), [benchmark.name])
     frame = frame[frame["snapshot"].isna() & frame["fid"].notna()]

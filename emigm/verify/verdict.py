@@ -115,9 +115,8 @@ def verdict(verified: Sequence[Verification], against: str | None = None) -> str
     if without := [one.name for one in verified if one.records and one.comparison is None]:
         end += f"; {other} has no records of {', '.join(without)} to compare with"
     if not compared:
-        return (
-            f"whole: {plural(sum(one.findings.files for one in verified), 'file')} and folders as they were written{end}"
-        )
+        files = plural(sum(one.findings.files for one in verified), "file")
+        return f"whole: {files} and folders as they were written{end}"
     if not any(one.again for one in compared):
         records = plural(sum(one.records for one in compared), "record")
         return f"unchanged: the {records} are those of {other}, and whole; no stage has run again{end}"
