@@ -229,9 +229,11 @@ class Picture:
 
 
 def common_legend(figure: Figure, columns: int = 5, own: dict[Axes, Iterable[str]] | None = None) -> None:
-    """One legend below the panels with every label of any of them once, what is no model last.
+    """One legend below the panels with every label of any of them once, what is no model last, in as many columns as
+    the figure is wide enough for.
 
     Args:
+        columns: the most.
         own: panel -> labels that stand in a legend right below it instead; None: none do.
     """
     shared: dict[str, Any] = {}
@@ -244,8 +246,12 @@ def common_legend(figure: Figure, columns: int = 5, own: dict[Axes, Iterable[str
             shared.setdefault(label, handle[0] if isinstance(handle, ErrorbarContainer) else handle)
     last = [k for k, h in shared.items() if k in (SEED, FAILS) or (isinstance(h, Line2D) and h.get_color() == GREY)]
     shared |= {label: shared.pop(label) for label in last}
-    if shared:
-        figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns, columnspacing=1.4)
+    for ncols in range(columns, 0, -1) if shared else ():
+        look = {"loc": "outside lower center", "ncols": ncols, "columnspacing": 1.4}
+        legend = figure.legend(shared.values(), shared.keys(), **look)
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
 
 
 def log_y_where_wide(axes: Axes, values: pd.Series, factor: float = 10) -> None:
