@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pandas as pd
 
 from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.report.ledger import VERDICTS, Ledger
-from emigm.report.tables import NONE, plural
+from emigm.report.tables import NONE
 
 PAPER, QUESTION = "the paper", "this project"
 """Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
 COLUMNS = ("isc", "extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip",
            "sample.temperature")  # fmt: skip
 """What notebooks read beside the columns that `runs` always has."""
+WORDS = {
+    r"elbo_(\w+)": r"\1 (ELBO)",
+    r"one_(\w+)": r"\1 (weight 1)",
+    r"mae_exp": "with the MAE trick",
+    r"(?<!\S)mar\b": "MAR",
+    r"(?<!\S)(xs|s|b|l|h)(_equal)?\b": lambda m: m[1].upper() + " (equal FLOPs)" * bool(m[2]),
+    r"(\w+)_(\d+)": r"\1 at N = \2",
+    r" at (?=\d)": " at N = ",
+}
+"""How a row or a sampling configuration is called -> what a reader sees."""
 
 
 def runs_of(*benchmarks: str) -> pd.DataFrame:
@@ -31,21 +42,22 @@ def tally(table: pd.DataFrame) -> dict[str, dict[str, int]]:
     return {data: {verdict: of[verdict] for verdict in VERDICTS if of[verdict]} for data, of in counts.items()}
 
 
-def told(counts: dict[str, dict[str, int]]) -> tuple[str, ...]:
-    """A tally as one sentence for each kind of data."""
-    return tuple(
-        f"{data}, {plural(sum(of.values()), 'conclusion')} of the paper: "
-        f"{', '.join(f'{verdict} {n}' for verdict, n in of.items())}."
-        for data, of in counts.items()
-    )
-
-
 def front(table: pd.DataFrame) -> tuple[str, ...]:
     """The few claims that matter most in the ledger's table (claims.csv), a sentence each with verdict and effect, on
     the first data that a claim names."""
     rows = table[table["Front"] == "yes"].drop_duplicates("ID")
-    said = [": ".join(filter(None, (f"**{row.Verdict}**", row.Effect.replace(NONE, "")))) for row in rows.itertuples()]
+    said = [f"**{row.Verdict}**" + f": {in_words(row.Effect)}" * (row.Effect != NONE) for row in rows.itertuples()]
     return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
+
+
+def in_words(effect: str) -> str:
+    """A comparison without the names of its benchmarks and rows: "FID of exp (weight 1) at N = 16 < that of linear
+    (weight 1) at N = 16: 1.31 and 1.52, gain 0.21"."""
+    compared, *measured = effect.partition(": ")
+    compared = re.sub(r"[\w-]+/(?=\w)", "", compared).replace("_plain", "")
+    for pattern, text in WORDS.items():
+        compared = re.sub(pattern, text, compared)
+    return "".join([compared, *measured])
 
 
 def effects(ledger: Ledger, *sources: str, at: str | None = None) -> tuple[str, ...]:

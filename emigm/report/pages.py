@@ -141,10 +141,10 @@ def tally(root: Path, link: Link) -> str:
     rows = verdicts(root)
     if rows is None:
         return f"The ledger of the paper's claims: {NOT_RUN}."
-    told = conclusions.told(conclusions.tally(rows))
+    counts = load(root / LEDGER / "tally")
     few = conclusions.front(rows) if "Front" in rows else ()
-    said = " ".join([link("The ledger of the paper's claims", LEDGER / "claims.md") + ":", *told])
-    return "\n\n".join(filter(None, [said, bullets(few)]))
+    said = link("The ledger of the paper's claims", LEDGER / "claims.md")
+    return "\n\n".join(filter(None, [f"{said}, by data and verdict:", counts and counts.body, bullets(few)]))
 
 
 def anchor(heading: str) -> str:

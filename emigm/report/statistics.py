@@ -14,8 +14,8 @@ from scipy.optimize import brentq
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, and no exponent above 1000."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Three significant digits ("1.00"), and no exponent above 1000."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 class Spread(NamedTuple):
