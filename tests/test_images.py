@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 import struct
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from stored import noise, photo_benchmark, write_photos
+from stored import noise, photo_benchmark, record, write_photos
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
@@ -275,13 +274,10 @@ def imagenet(tmp_path, monkeypatch):
     return photo_benchmark()
 
 
-def results(benchmark):
-    return json.loads(Path("results", benchmark.name, "records", "prepare.json").read_text())["results"]
-
-
 def test_photos_are_listed_and_opened_and_both_parts_must_have_the_same_classes(imagenet):
     prepare(imagenet)
-    assert results(imagenet) == {"train_images": 6, "holdout_images": 3, "classes": 3, "shape": [3, 16, 16]}
+    numbers = {"train_images": 6, "holdout_images": 3, "classes": 3, "shape": [3, 16, 16]}
+    assert record("photos", "prepare")["results"] == numbers
     train, holdout = (open_images("data/photos/images", part) for part in ("train", "holdout"))
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2] and train.labels.dtype == np.int64 and len(holdout) == 3
     Path("val", "n3").rename(Path("val", "n4"))
@@ -297,7 +293,8 @@ def test_released_weights_need_no_photos(imagenet):
     released = dataclasses.replace(imagenet, data=bare, train=train, weights="released", released=source)
     prepare(released)
     assert [p.name for p in Path("data/photos/images").iterdir()] == ["none.json"]
-    assert results(released)["none"] and results(released)["classes"] == 3
+    found = record("photos", "prepare")["results"]
+    assert found["none"] and found["classes"] == 3
     with pytest.raises(ConfigError, match=r"images: no images \(released weights.*set benchmark\.weights: trained"):
         open_images("data/photos/images", "train")
     prepare(imagenet)
