@@ -69,10 +69,10 @@ def photo_benchmark(classes=("n1", "n2", "n3"), each=2, **data):
     """A benchmark of 16 x 16 pixels of photos, which lie in train and val of the working directory."""
     write_photos(Path("train"), classes, each)
     write_photos(Path("val"), classes, each=1)
-    data = DataConfig("imagenet", root="train", holdout_root="val", classes=len(classes), resolution=16, **data)
+    data = {"root": "train", "holdout_root": "val", "classes": len(classes), "resolution": 16, **data}
     smoke = load_benchmark(Path(__file__).parents[1] / "benchmarks/smoke/params.yaml")
-    model = {**smoke.model, "classes": len(classes)}
-    return dataclasses.replace(smoke, name="photos", images_of="photos", data=data, model=model)
+    changes = {"data": DataConfig("imagenet", **data), "model": {**smoke.model, "classes": len(classes)}}
+    return dataclasses.replace(smoke, name="photos", images_of="photos", **changes)
 
 
 FORK = multiprocessing.get_context("fork") if os.name == "posix" else None  # what is imported already is there at once

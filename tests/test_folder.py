@@ -20,7 +20,7 @@ from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfi
 from emigm.data import images
 from emigm.data.images import load_images, load_split, open_images
 from emigm.data.latents import LatentStore
-from emigm.data.photos import adm_crop, decode
+from emigm.data.photos import adm_crop, class_names, decode
 from emigm.metrics import classifier
 from emigm.metrics.classifier import accuracy, note_weights, save_classifier, train_classifier
 from emigm.metrics.features import load_extractor
@@ -133,6 +133,8 @@ def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monke
         load_autoencoder(autoencoder)
     (check,) = doctor.check_data(SimpleNamespace(data=DataConfig("cifar10", "~/cifar")))
     assert check.state == doctor.OK
+    write_photos(here / "home/photos", {"a": 4, "b": 4})
+    assert len(load_split(folder("~/photos"))["train"][0]) == 6 and class_names("$HOME/photos") == ["a", "b"]
 
 
 def test_doctor_and_estimates_know_own_photos(here):
