@@ -1,4 +1,4 @@
-"""Latents and images where stages look for them, without the stages that make them."""
+"""Latents and images where stages look for them, without the stages that make them; records read; several processes."""
 
 import dataclasses
 import multiprocessing

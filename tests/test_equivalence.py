@@ -198,10 +198,8 @@ def test_fid_by_other_extractors_is_held_against_the_distance_of_fid():
         tree = records(FIDS)
         for run in tree["evaluate-s0"]["results"]["4"]["runs"]:
             run["fid_by_extractor"] = {"0": run["fid"], "1": run["fid"] + 1 + shift}
-        tree["reference"]["results"]["baselines"]["holdout"]["fid_by_extractor"] = {
-            "0": {"mean": 1.0},
-            "1": {"mean": 2.0},
-        }
+        fids = {"0": {"mean": 1.0}, "1": {"mean": 2.0}}
+        tree["reference"]["results"]["baselines"]["holdout"]["fid_by_extractor"] = fids
         return tree
 
     cell = "evaluate-s0 4 fid of extractor 1"

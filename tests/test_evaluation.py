@@ -28,10 +28,6 @@ from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
 from emigm.stages.reference import make_reference
 
-CHUNKS = 2 * 2 * 2 * 3
-"""Budgets, training seeds, sampling seeds, chunks of one run."""
-
-
 TREE = faults.BENCHMARK | {
     "budgets": ["4", "16"],
     "extractor": {"kind": "cnn", "training": {"steps": 40, "batch": 128, "lr": 0.001, "seeds": [0, 1]}},
@@ -130,7 +126,8 @@ def test_a_killed_evaluation_measures_only_what_is_missing(alone, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate(benchmark(), "xs")
     evaluate(benchmark(), "xs")
-    assert len(measured) == len(set(measured)) == CHUNKS + 1
+    runs, chunks = 2 * 2 * 2, 3  # budgets, training seeds, sampling seeds
+    assert len(measured) == len(set(measured)) == runs * chunks + 1
     assert record("tiny", "evaluate-xs")["results"] == alone["results"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import run_notebook
-from simulated import GROUND, SIZES, simulate, steps_of, write_records
+from simulated import SIZES, SPANS, simulate, steps_of, write_records
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.compose import params_file
@@ -95,7 +95,7 @@ def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
     assert "../../../ladder/notebooks/figure4/figure4.ipynb" in page and all(c.limits in page for c in CLAIMS.claims)
     assert {p.name for p in tmp_path.glob("*.png")} == {"effects-1.png", "effects-5.png"}
     text, front = reading(tmp_path), conclusions.front(found["table"])
-    (data,) = {e.data for e in entries if e.data.startswith(GROUND)}
+    (data,) = SPANS
     number = sum(e.data == data and not e.claim.question for e in entries)
     assert text.startswith(f"{data}, {number} conclusions of the paper: ")
     assert len(front) == 5 and all(any(f"**{verdict}**" in one for verdict in VERDICTS) for one in front)

@@ -298,9 +298,8 @@ def test_cifar10_is_read_from_parquet_and_its_test_images_held_out(cifar):
 def test_cifar10_at_a_lower_resolution_is_the_mean_of_squares(cifar):
     whole, small = load_split(cifar), load_split(dataclasses.replace(cifar, resolution=16))
     for part in whole:
-        assert small[part][0].shape == (len(whole[part][0]), 3, 16, 16) and np.array_equal(
-            small[part][1], whole[part][1]
-        )
+        assert small[part][0].shape == (len(whole[part][0]), 3, 16, 16)
+        assert np.array_equal(small[part][1], whole[part][1])
         image, halved = whole[part][0][1], small[part][0][1]
         assert abs(float(image[2, 6:8, 10:12].mean()) - halved[2, 3, 5]) <= 0.5
     for resolution in (12, 32):
