@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 
 import nbformat
@@ -17,7 +18,6 @@ from emigm.records.record import mean_and_spread, write_record
 REPO = Path(__file__).parents[1]
 LADDER = {"xs": 4.02, "s": 2.31, "b": 1.74, "l": 1.12, "h": 0.83}
 """FID of infinitely many steps, by size."""
-PROVENANCE = {"device": "cpu"}
 
 
 def checkout(root: Path) -> Path:
@@ -60,20 +60,17 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
     with contextlib.chdir(checkout(root)):  # records go to the working directory's results/
         default = load_benchmark(REPO / "params.yaml")
         bench = dataclasses.replace(default, name=name, images_of=name, title=f"Made-up {name}", dry_run=dry_run)
-        _prepare(bench)
+        write = functools.partial(write_record, bench, device="cpu")
+        _prepare(write)
         for i, (size, fid) in enumerate(sizes.items()):
-            _train(bench, size, i, seeds)
-            _score(bench, size, i, fid, budgets, seeds, samples, snapshots)
+            _train(write, size, i, seeds)
+            _score(write, name, size, i, fid, budgets, seeds, samples, snapshots)
         return Path.cwd() / "results" / name
 
 
-def _prepare(bench):
-    def record(stage, results, **settings):
-        write_record(bench, stage, results, **PROVENANCE, **settings)
-
-    counts = {"train_images": 4000, "holdout_images": 1000, "classes": 10, "shape": [1, 14, 14]}
-    record("prepare", counts, data=bench.data)
-    record("extractor", {"features": 64}, extractor=bench.extractor)
+def _prepare(write):
+    write("prepare", {"train_images": 4000, "holdout_images": 1000, "classes": 10, "shape": [1, 14, 14]})
+    write("extractor", {"features": 64})
     shuffled = {"fid": mean_and_spread([11.0, 11.4]), "kid": mean_and_spread([0.031, 0.033]), "images": 1000}
     shuffled |= {"precision": {"mean": 0.5}, "recall": {"mean": 0.4}}
     subset = {"fid": mean_and_spread([0.8, 0.82]), "images": 1000}
@@ -81,23 +78,23 @@ def _prepare(bench):
     held_out |= {"precision": {"mean": 0.9}, "recall": {"mean": 0.9}}
     held_out["fid_by_extractor"] = {"0": {"mean": 1.2}, "1": {"mean": 1.7}}
     found = {"holdout": held_out, "train_subset": subset, "class_shuffle": shuffled}
-    record("reference", {"baselines": found, "source": {"kind": "training images"}})
+    write("reference", {"baselines": found, "source": {"kind": "training images"}})
 
 
-def _train(bench, size, i, seeds):
+def _train(write, size, i, seeds):
     model = ModelConfig(14, 1, 10, 24 + 8 * i, 1, 1, 4, 48, 1, patch=2)
     ratios = mean_and_spread([0.97 if i == 0 and seed == seeds[-1] else 0.7 - 0.02 * i for seed in seeds])
     trained = {"parameters": 24_000 * 2**i, "flops": int(4e12 * 2**i), "images": 160_000}
     trained |= {"seconds": mean_and_spread([60.0 * 2**i + s for s in seeds])}
     errors = {"0": mean_and_spread([2.0] * len(seeds)), "8": mean_and_spread([2 * r for r in ratios["values"]])}
     trained["context"] = {"errors": errors, "ratio": ratios, "passed": i > 0}
-    settings = {"size": size, "model": model, "train": TrainConfig(2500, 64, 3e-3, seeds=tuple(seeds))}
-    write_record(bench, f"train-{size}", trained, **PROVENANCE, **settings, gate=GateConfig((0, 8)))
+    train = TrainConfig(2500, 64, 3e-3, seeds=tuple(seeds))
+    write(f"train-{size}", trained, model=model, train=train, gate=GateConfig((0, 8)))
 
 
-def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
-    common = {"size": size, "images": 1000, "seeds": list(samples), "train_seeds": list(seeds)}
-    results, rng = {}, np.random.default_rng(i)
+def _score(write, name, size, i, fid, budgets, seeds, samples, snapshots):
+    common = {"seeds": list(samples), "train_seeds": list(seeds)}
+    results, rng, grids = {}, np.random.default_rng(i), Path("results") / name / "grids"
     for budget in budgets:
         n = int(budget)
         runs = [
@@ -111,19 +108,19 @@ def _score(bench, size, i, fid, budgets, seeds, samples, snapshots):
                      for r in runs]  # fmt: skip
         results[budget] = {"runs": runs, "fid_by_images": by_images, "summary": {}}
         sample = SampleConfig(n, 12, 2.0, (0.1, 0.4))
-        seconds = mean_and_spread([0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(seeds) * len(samples))])
+        seconds = mean_and_spread([0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(runs))])
         sampled = {"nfe": nfe(n, 2.0, (0.1, 0.4)), "passes": nfe(n, 2.0, (0.1, 0.4)), "seconds_per_image": seconds}
-        write_record(bench, f"sample-{size}-{budget}", sampled, **PROVENANCE, **common, budget=budget, sample=sample)
+        write(f"sample-{size}-{budget}", sampled, **common, sample=sample)
         pixels = rng.integers(0, 256, (40, 1, 14, 14), dtype=np.uint8)
-        save_grid(Path("results") / bench.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
-    save_grid(Path("results") / bench.name / "grids" / "real.png", pixels, 10, 12)
-    settings = {"extractor": bench.extractor, "extractor_identity": {"kind": "cnn", "sha256": "0" * 64}}
-    write_record(bench, f"evaluate-{size}", results, **PROVENANCE, **common, **settings)
+        save_grid(grids / f"{size}-{budget}.png", pixels, 10, 12)
+    save_grid(grids / "real.png", pixels, 10, 12)
+    identity = {"extractor_identity": {"kind": "cnn", "sha256": "0" * 64}}
+    write(f"evaluate-{size}", results, **common, **identity)
     if snapshots:
         points = [
             {"step": round(2500 * share), "runs": [run | {"fid": run["fid"] + 1 / share} for run in runs]}
             for share in snapshots
         ]
         train = TrainConfig(2500, 64, 3e-3, seeds=tuple(seeds))
-        common |= {"budget": budgets[-1], "sample": sample, "train": train, "images": 500}
-        write_record(bench, f"snapshots-{size}", {"points": points}, **PROVENANCE, **common, **settings)
+        settings = {"size": size, "budget": budgets[-1], "sample": sample, "train": train, "images": 500}
+        write(f"snapshots-{size}", {"points": points}, **common, **identity, **settings)

@@ -1,9 +1,10 @@
-"""Latents and images where stages look for them, without the stages that make them."""
+"""Latents and images where stages look for them, without the stages that make them; records read; several processes."""
 
 import dataclasses
 import multiprocessing
 import os
 import socket
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.schema import DataConfig
+from emigm.config.schema import DataConfig, RunConfig
 from emigm.data.latents import SHARD_ROWS, Shards
 from emigm.data.samples import Chunks
+from emigm.distributed import join
+from emigm.records.record import read_record
 
 
 def write_latents(folder, latents, labels, facts, shard_rows=SHARD_ROWS):
@@ -34,6 +37,21 @@ def write_samples(folder, pixels, labels, chunk, **facts):
     chunks.move(folder)
 
 
+def record(name, stage):
+    """What a stage of a benchmark has recorded in the working directory."""
+    return read_record(f"results/{name}/records/{stage}.json")
+
+
+class Code:
+    """What unpickles as a call, which makes a folder."""
+
+    def __init__(self, path="ran"):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 def noise(width, height, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -51,10 +69,10 @@ def photo_benchmark(classes=("n1", "n2", "n3"), each=2, **data):
     """A benchmark of 16 x 16 pixels of photos, which lie in train and val of the working directory."""
     write_photos(Path("train"), classes, each)
     write_photos(Path("val"), classes, each=1)
-    data = DataConfig("imagenet", root="train", holdout_root="val", classes=len(classes), resolution=16, **data)
+    data = {"root": "train", "holdout_root": "val", "classes": len(classes), "resolution": 16, **data}
     smoke = load_benchmark(Path(__file__).parents[1] / "benchmarks/smoke/params.yaml")
-    model = {**smoke.model, "classes": len(classes)}
-    return dataclasses.replace(smoke, name="photos", images_of="photos", data=data, model=model)
+    changes = {"data": DataConfig("imagenet", **data), "model": {**smoke.model, "classes": len(classes)}}
+    return dataclasses.replace(smoke, name="photos", images_of="photos", **changes)
 
 
 FORK = multiprocessing.get_context("fork") if os.name == "posix" else None  # what is imported already is there at once
@@ -73,17 +91,31 @@ def connect(rank, size, port):
     torch.set_num_threads(1)
 
 
-def in_processes(n, job, *arguments):
-    """Run job(*arguments) in n processes, as torchrun would start them; returns their exit codes."""
-    port = free_port()
+def answers(job, *args, started, size):
+    """(whether it raised, result or traceback) of job(world, *args) in each of the first `started` processes of `size`
+    that wait for each other, connected as torchrun connects them."""
+    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(started)]
 
-    def start(rank):
-        connect(rank, n, port)
-        job(*arguments)
+    def work(rank, pipe):
+        connect(rank, size, port)
+        try:
+            pipe.send((False, job(join(RunConfig(device="cpu")), *args)))
+        except BaseException:
+            pipe.send((True, traceback.format_exc()))
 
-    children = [FORK.Process(target=start, args=(rank,)) for rank in range(n)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(100)
-    return [child.exitcode for child in children]
+    workers = [FORK.Process(target=work, args=(rank, writer)) for rank, (_, writer) in enumerate(pipes)]
+    for worker in workers:
+        worker.start()
+    for (reader, _), worker in zip(pipes, workers, strict=True):
+        assert reader.poll(100), "a process hangs or died"
+        yield reader.recv()
+        worker.join(20)
+    for worker in workers:
+        worker.kill()
+
+
+def together(job, *args, size=2):
+    """[job(world, *args) of every process]"""
+    done = list(answers(job, *args, started=size, size=size))
+    assert not any(raised for raised, _ in done), done
+    return [result for _, result in done]

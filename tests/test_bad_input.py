@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from dvc.utils.serialize import parse_yaml as dvc_yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from emigm.config.benchmark import KEYS, Benchmark, load_benchmark, parse_benchmark
 from emigm.config.compose import compose, sources
@@ -114,11 +112,9 @@ def test_two_runs_whose_files_would_have_one_name_are_refused():
 
 
 BEYOND = {  # key: values on the wrong side of its bounds
-    "train.lr": [0.0, -1.0], "train.ema": [-0.5, 2, float("nan")], "train.weight_decay": [-1], "train.t_min": [1],
-    "model.width": [-1, 65_537], "model.patch": [0], "model.heads": [0], "model.dropout": [1], "sizes": [[]],
-    "model.encoder_blocks": [-1], "autoencoder.scale": [0, float("inf")], "extractor.training.steps": [0],
-    "sampling.4.settings.cfg_scale": [-1], "gate.images": [0], "evaluation.images": [0], "evaluation.cas_steps": [0],
-    "train.muon_lr": [0.0, 1.5], "run.sample_batch": [0], "train.seeds": [[]], "budgets": [[]],
+    "train.lr": [0.0, 1.5], "train.ema": [-0.5, 1, float("nan")], "train.weight_decay": [-1, 2], "train.seeds": [[]],
+    "model.width": [-1, 65_537], "autoencoder.scale": [0, float("inf")], "gate.images": [0],
+    "sampling.4.settings.cfg_scale": [-1],
 }  # fmt: skip
 
 
@@ -130,28 +126,21 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
             edited("mnist", {key: value})
 
 
-ONCE = "must name at least one, and none twice"
-
-
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
         ("mnist", "train.lr", "0.001", r"train\.lr: expected float, found '0\.001'; write a number, without quotes"),
-        ("mnist", "train.lr", 10**400, r"train\.lr: expected float, found 1000"),
-        ("mnist", "train.steps", True, r"train\.steps: expected int, found True"),
         ("mnist", "train.steps", 1e3, r"train\.steps: expected int, found 1000\.0; write 1000"),
         ("mnist", "train.stesp", 3, r"unknown key benchmark\.train\.stesp; did you mean 'steps'"),
         ("mnist", "train.schedule", "cosin", r"= 'cosin'; did you mean 'cosine'\? \(allowed: linear, .*, log-exp"),
         ("mnist", "train.mask_times", "image", r"train\.mask_times = image of size xs, but model\.mae: true needs"),
         ("smoke", "train.optimizer", "muon", r"ladder\.xs\.train\.muon_lr is missing for optimizer: muon"),
         ("smoke", "train.muon_lr", 0.01, r"train\.muon_lr has no effect for optimizer: adamw; remove it"),
-        ("mnist", "sampling.4.settings.cfg_schedule", "lin", r"'lin'; did you mean 'linear'\? \(allowed: constant, "),
         ("mnist", "train.betas", [0.9], r"train\.betas\[1\] is missing"),
         ("mnist", "train.betas", [0.9, 0.9, 0.9], r"train\.betas = \[0\.9, 0\.9, 0\.9\]: .* at most 2 items"),
-        ("mnist", "train.seeds", [0, 1, 0], rf"train\.seeds = \[0, 1, 0\]: {ONCE}"),
+        ("mnist", "train.seeds", [0, 1, 0], r"train\.seeds = \[0, 1, 0\]: must name at least one, and none twice"),
         ("mnist", "train.seeds", [-1], r"train\.seeds\[0\] = -1"),
         ("mnist", "train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 1500"),
-        ("mnist", "model.width", 10**400, r"model\.width = 1000.*: must be at most 65536"),
         ("mnist", "model.patch", 21, r"ladder\.xs\.model\.patch = 21 leaves one token"),
         ("mnist", "model.classes", 11, r"model\.classes = 11, but there are 10"),
         ("mnist", "model.channels", 3, r"channels = 3, grid = 21, but the latents .* have 1 channels and sides of 21"),
@@ -166,12 +155,9 @@ ONCE = "must name at least one, and none twice"
         ("mnist", "train.label_dropout", 0, r"cfg_scale = 2\.0, but with train\.label_dropout = 0"),
         ("mnist", "gate.visible", [0, 49], r"gate\.visible = \[0, 49\]: .* from 0 to 48"),
         ("mnist", "gate.visible", [4], r"gate\.visible = \[4\]: give two"),
-        ("mnist", "gate.visible", [0, 0, 8], rf"gate\.visible = \[0, 0, 8\]: {ONCE}"),
         ("mnist", "evaluation.images", GONE, r"benchmark\.evaluation\.images is missing"),
         ("mnist", "evaluation.images", 9, r"evaluation\.images = 9 is less than"),
         ("cifar10", "evaluation.cas_steps", 9, r"evaluation\.cas_steps has no effect for extractor\.kind: inception"),
-        ("mnist", "evaluation.seeds", [0, 0], rf"evaluation\.seeds = \[0, 0\]: {ONCE}"),
-        ("mnist", "sizes", ["xs", "xs"], rf"benchmark\.sizes = \['xs', 'xs'\]: {ONCE}"),
         ("mnist", "sizes", ["xs", "xl"], r"benchmark\.sizes: xl is not in ladder; did you mean 'l'"),
         ("mnist", "budgets", [4], r"benchmark\.budgets\[0\]: expected str, found 4; write it in quotes"),
         ("mnist", "run.launcher", 'a "b', r"run\.launcher = 'a \"b': No closing quotation"),
@@ -193,11 +179,8 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(name, key, value, messa
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SampleConfig(steps=4, solver_steps=8, cfg_scale=-1.0), r"^cfg_scale = -1\.0: must be at least 0"),
         (lambda: SampleConfig("4", 8), r"^steps: expected int, found '4'; write a number, without quotes"),
         (lambda: SampleConfig(4, 8, stesp=3), r"^unknown key stesp; did you mean 'steps'"),
-        (lambda: SampleConfig(4), r"^solver_steps is missing for solver: dpm-solver"),
-        (lambda: SampleConfig(), r"^steps is missing"),
         (lambda: GateConfig(visible=(0, 0, 8)), r"^visible = \(0, 0, 8\)"),
     ],
 )  # fmt: skip
@@ -221,16 +204,8 @@ ALIASES = "a: &a [x, x]\n" + ALIASES
     [
         ("benchmark: {name: a, name: b}", "duplicate key"),
         ("benchmark: !!python/object/apply:os.mkdir [ran]", "could not determine a constructor"),
-        ("benchmark: !!python/object/new:os.system ['touch ran']", "could not determine a constructor"),
-        ("benchmark: !!bool maybe", "not valid YAML"),
-        ("benchmark: " + "1" * 5000, "not valid YAML"),
-        ("benchmark: 2024-13-45", "not valid YAML"),
-        ("benchmark: {<<: 3}", "not valid YAML"),
         ("benchmark: " + "[" * 5000, "not valid YAML"),
-        ("benchmark: 1\n---\na: 2", "not valid YAML"),
         ("benchmark: [1, 2]", "benchmark: expected a mapping"),
-        ("[]", "expected a mapping, found"),
-        ("5", "expected a mapping, found 5"),
         ("", "expected a mapping, found None"),
         ("{benchmark: {}, 5: 6}", "expected the top-level keys"),
         ("benchmark: {[1]: 2}", "unknown key benchmark"),
@@ -253,16 +228,3 @@ def test_a_file_that_is_no_plain_yaml_is_refused_in_one_line_and_runs_nothing(tm
         load_benchmark()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     assert not Path("ran").exists()
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(at=st.integers(0), byte=st.integers(0, 255))
-def test_a_params_file_with_one_byte_changed_loads_or_is_refused(tmp_path_factory, at, byte):
-    content = bytearray((ROOT / "params.yaml").read_bytes())
-    content[at % len(content)] = byte
-    path = tmp_path_factory.mktemp("bytes") / "params.yaml"
-    path.write_bytes(content)
-    try:
-        load_benchmark(path)
-    except ConfigError as e:
-        assert "\n" not in str(e)

@@ -6,8 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dvc.repo import Repo
-from dvc_data.hashfile.build import build
 
 from emigm import cli
 from emigm.config.compose import composed_text
@@ -24,7 +22,7 @@ def verbs():
 def checkout(tmp_path, monkeypatch):
     """A checkout of pipeline and benchmarks, with the working directory in a folder of it."""
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("*.lock", "*.jsonl"))
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", "params.yaml"):
         shutil.copy2(ROOT / name, tmp_path)
     (tmp_path / "notes" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "notes" / "mine")
@@ -89,23 +87,3 @@ def test_parity_and_bench_ask_for_the_clone_that_they_need(tmp_path, monkeypatch
     monkeypatch.setattr(cli, "__file__", "/usr/lib/python3/site-packages/emigm/cli.py")
     for command in (["parity", "--official", "x"], ["bench"]):
         assert "run it in a clone" in refused(*command)
-
-
-def test_what_editors_and_desktops_drop_changes_no_dependency(checkout):
-    code = checkout / "code"
-    code.mkdir()
-    (code / "a.py").write_text("x = 1\n")
-
-    def checksum():
-        with Repo.init(checkout, no_scm=True, force=True) as repo:
-            return build(repo.cache.local, str(code), repo.fs, "md5", dry_run=True, ignore=repo.dvcignore)[2].hash_info
-
-    before = checksum()
-    for name in (".DS_Store", "Thumbs.db", "desktop.ini", ".a.py.swp", ".nfs0001", "a.py~", ".a.py.1.tmp"):
-        (code / name).write_text("dropped")
-    for name in (".ipynb_checkpoints", "__pycache__"):
-        (code / name).mkdir()
-        (code / name / "a.py").write_text("dropped")
-    assert checksum() == before
-    (code / "b.py").write_text("y = 2\n")
-    assert checksum() != before

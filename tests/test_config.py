@@ -59,13 +59,6 @@ def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     assert trains and all((train.steps, train.batch) == (2, 4) for train in trains)
 
 
-@pytest.mark.parametrize("name", sorted(sources(ROOT)))
-def test_who_takes_the_images_of_another_benchmark_names_the_same_images_and_extractor(name):
-    benchmark = composed(name)
-    maker = composed(benchmark.images_of)
-    assert (benchmark.data, benchmark.extractor) == (maker.data, maker.extractor)
-
-
 def test_a_sampler_that_cannot_draw_the_models_tokens_is_refused_where_it_is_run():
     tree = compose("codes", ROOT)["benchmark"]
     tree["sampling"]["diffusion"] = {"settings": {"steps": 4, "solver_steps": 8}, "overrides": {}}

@@ -5,24 +5,21 @@ import datetime
 import hashlib
 import json
 import os
-import platform
-import resource
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
-from stored import FORK, connect, free_port, write_latents
+from stored import FORK, answers, connect, free_port, together, write_latents
 from test_model import random_model
 from test_training import EXACT, LATENTS, MUON, RECIPE, Killed, images, run
 from torch import nn
 
-from emigm import launching, pools, stages
+from emigm import launching, stages
 from emigm import sample as sampling
 from emigm.autoencoders.autoencoder import KL16
 from emigm.config.benchmark import load_benchmark
@@ -43,36 +40,6 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 
-def answers(job, *args, started, size):
-    """(whether it raised, result or traceback) of job(world, *args) in each of the first `started` processes of `size`
-    that wait for each other, connected as torchrun connects them."""
-    port, pipes = free_port(), [FORK.Pipe(duplex=False) for _ in range(started)]
-
-    def work(rank, pipe):
-        connect(rank, size, port)
-        try:
-            pipe.send((False, job(join(RunConfig(device="cpu")), *args)))
-        except BaseException:
-            pipe.send((True, traceback.format_exc()))
-
-    workers = [FORK.Process(target=work, args=(rank, writer)) for rank, (_, writer) in enumerate(pipes)]
-    for worker in workers:
-        worker.start()
-    for (reader, _), worker in zip(pipes, workers, strict=True):
-        assert reader.poll(60), "a process hangs or died"
-        yield reader.recv()
-        worker.join(20)
-    for worker in workers:
-        worker.kill()
-
-
-def together(job, *args, size=2):
-    """[job(world, *args) of every process]"""
-    done = list(answers(job, *args, started=size, size=size))
-    assert not any(raised for raised, _ in done), done
-    return [result for _, result in done]
-
-
 def trained(world, folder, options):
     """(weights, curve, steps done before) of a run; the processes leave together, when the last file is written."""
     begun = []
@@ -85,10 +52,6 @@ def test_processes_that_wait_for_one_that_never_comes_end(monkeypatch):
     monkeypatch.setattr("emigm.distributed.MEETING", datetime.timedelta(seconds=2))
     for raised, error in answers(None, started=2, size=3):
         assert raised and "DistStoreError" in error  # which `in_one_line` says in a line
-
-
-def same(a, b):
-    return a[1] == b[1] and all(np.array_equal(a[0][k], b[0][k]) for k in a[0])
 
 
 def close(a, b, tolerance=2e-6):
@@ -108,23 +71,11 @@ def test_two_processes_train_as_one(tmp_path, recipe, micro_batch):
     alone = trained(ALONE, tmp_path / "one", options)
     one, other = together(trained, tmp_path / "two", {**options, "micro_batch": micro_batch})
     # Muon works in bfloat16; a step of its own moves a weight by several thousandths.
-    assert same(one, other) and close(one, alone, tolerance=5e-4 if recipe is MUON else 2e-6)
+    assert one[1] == other[1] and all(np.array_equal(one[0][k], other[0][k]) for k in one[0])
+    assert close(one, alone, tolerance=5e-4 if recipe is MUON else 2e-6)
 
 
-def test_a_killed_run_of_two_processes_resumes_exactly(tmp_path):
-    def job(world):
-        whole = trained(world, tmp_path / "whole", {})
-        with pytest.raises(Killed):
-            run(tmp_path / "killed", world=world, kill_at=8)
-        world.barrier()
-        return whole, trained(world, tmp_path / "killed", {})
-
-    for whole, resumed in together(job):
-        assert resumed[2] == [5] and same(whole, resumed)
-    assert len(list((tmp_path / "killed").rglob("*.pt"))) == 1
-
-
-def rank_of_four(rank, port, folder, slow):
+def rank_of_four(rank, port, folder):
     """A process as torchrun starts it: trains, step by step slowly, and says in a file how it ended."""
     stages.STARTED_BY = os.getppid()
     os.dup2(os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
@@ -132,13 +83,13 @@ def rank_of_four(rank, port, folder, slow):
     connect(rank, 4, port)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     with launching.in_one_line():
-        run(folder, world=join(RunConfig(device="cpu")), on_step=lambda step: time.sleep(slow))
+        run(folder, world=join(RunConfig(device="cpu")), on_step=lambda step: time.sleep(0.1))
 
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_when_one_of_four_processes_is_killed_all_end_with_one_line_and_the_run_goes_on(tmp_path, victim):
     port = free_port()
-    ranks = [FORK.Process(target=rank_of_four, args=(r, port, tmp_path, 0.1), daemon=True) for r in range(4)]
+    ranks = [FORK.Process(target=rank_of_four, args=(r, port, tmp_path), daemon=True) for r in range(4)]
     for process in ranks:
         process.start()
     # Kept by torchrun, and not before the fork, since it has threads.
@@ -394,22 +345,6 @@ def test_the_launcher_starts_the_same_stage_once(monkeypatch):
         launched(monkeypatch, "srum python")
     monkeypatch.setenv("LOCAL_RANK", "0")  # started by hand
     assert launched(monkeypatch, "torchrun --nproc-per-node=2") == []
-
-
-def page_faults(item, progress):
-    """Of making and freeing 32 MiB of tensors ten times, after ten times to warm up."""
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(10):
-            held = [torch.ones(2**21) for _ in range(4)]
-            del held
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_a_worker_keeps_freed_memory_for_the_next_tensors(monkeypatch):
-    monkeypatch.setattr(pools, "cores", lambda: 2)
-    assert max(pools.parallel(page_faults, [0, 1], 1, "step", "x")) < 10  # one for every 4 KiB otherwise, or 2 MiB
 
 
 def flags():

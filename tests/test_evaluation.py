@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from stored import in_processes, write_samples
+from stored import record, together, write_samples
 
 from benchmarks.faults import faults
 from emigm.config.benchmark import Benchmark
@@ -22,15 +22,10 @@ from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import load_extractor
 from emigm.metrics.real_images import stored_reference
 from emigm.metrics.scores import fid, load_reference, reference_of
-from emigm.records.record import read_record
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
 from emigm.stages.reference import make_reference
-
-CHUNKS = 2 * 2 * 2 * 3
-"""Budgets, training seeds, sampling seeds, chunks of one run."""
-
 
 TREE = faults.BENCHMARK | {
     "budgets": ["4", "16"],
@@ -50,10 +45,6 @@ def write_run(budget: str, train_seed: int, seed: int, pixels, labels) -> None:
     """What the sample stage leaves of one training and one sampling seed."""
     facts = {"benchmark": "tiny", "size": "xs", "budget": budget, "train_seed": train_seed, "seed": seed}
     write_samples(Path("samples/tiny/xs") / budget / f"train{train_seed}-seed{seed}", pixels, labels, 30, **facts)
-
-
-def record(stage: str) -> dict:
-    return read_record(f"results/tiny/records/{stage}.json")
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +67,18 @@ def prepared(tmp_path_factory):
             pixels = split["train"][0][chosen] // 2 + rng.integers(0, 100, (70, 1, 8, 8), dtype=np.uint8)
             write_run(budget, t, seed, pixels, split["train"][1][chosen])
         evaluate(cfg, "xs")
-        return folder, record("evaluate-xs")
+        return folder, record("tiny", "evaluate-xs")
 
 
 @pytest.fixture
-def workspace(prepared, monkeypatch):
+def alone(prepared, monkeypatch):
+    """The evaluate record of one process, in the folder of which a test runs."""
     monkeypatch.chdir(prepared[0])
-    yield prepared[0]
+    yield prepared[1]
     assert not Path(".state/tiny/evaluate-xs").exists(), "evaluate left its resume state"
 
 
-@pytest.fixture
-def alone(prepared):
-    """The evaluate record of one process."""
-    return prepared[1]
-
-
-def test_every_run_is_scored(workspace, alone):
+def test_every_run_is_scored(alone):
     assert set(alone["results"]) == {"4", "16"}
     for cell in alone["results"].values():
         assert [(r["train_seed"], r["sample_seed"]) for r in cell["runs"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -105,27 +91,27 @@ def test_every_run_is_scored(workspace, alone):
             assert by_images == {k: run[k] for k in ("train_seed", "sample_seed")} | {"fid": {"70": run["fid"]}}
     settings = alone["settings"]
     assert settings["images"] == 70 and settings["reference_source"]["kind"] == "training images"
-    identity = {"kind": "cnn", "sha256": record("extractor")["results"]["sha256"]}
+    identity = {"kind": "cnn", "sha256": record("tiny", "extractor")["results"]["sha256"]}
     assert settings["extractor_identity"] == identity
 
 
-def test_scores_are_those_of_all_images_at_once(workspace, alone):
+def test_scores_are_those_of_all_images_at_once(alone):
     pixels, _ = SampleSet("samples/tiny/xs/4/train0-seed1", 70).all()
     extract = load_extractor(benchmark().extractor, Path("data/tiny/extractor"))
     expected = fid(extract(pixels), load_reference(Path("data/tiny/reference.npz")))
     assert alone["results"]["4"]["runs"][1]["fid"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_cas_is_of_all_sampling_seeds_of_a_training_together_and_stands_in_each_run(workspace, alone):
+def test_cas_is_of_all_sampling_seeds_of_a_training_together_and_stands_in_each_run(alone):
     images = [SampleSet(f"samples/tiny/xs/4/train1-seed{s}", 70).all() for s in (0, 1)]
-    together = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
+    both = tuple(np.concatenate(parts) for parts in zip(*images, strict=True))
     training = benchmark().extractor.training
-    expected = classification_accuracy_score(together, load_images("data/tiny/images/holdout.npz"), training, 30)
+    expected = classification_accuracy_score(both, load_images("data/tiny/images/holdout.npz"), training, 30)
     assert [run["cas"] for run in alone["results"]["4"]["runs"]][2:] == [expected] * 2
     assert len({run["cas"] for cell in alone["results"].values() for run in cell["runs"]}) > 1
 
 
-def test_a_killed_evaluation_measures_only_what_is_missing(workspace, alone, monkeypatch):
+def test_a_killed_evaluation_measures_only_what_is_missing(alone, monkeypatch):
     measured, original = [], measuring.write_arrays
 
     def write(path, **arrays):
@@ -139,34 +125,36 @@ def test_a_killed_evaluation_measures_only_what_is_missing(workspace, alone, mon
     with pytest.raises(KeyboardInterrupt):
         evaluate(benchmark(), "xs")
     evaluate(benchmark(), "xs")
-    assert len(measured) == len(set(measured)) == CHUNKS + 1
-    assert record("evaluate-xs")["results"] == alone["results"]
+    runs, chunks = 2 * 2 * 2, 3  # budgets, training seeds, sampling seeds
+    assert len(measured) == len(set(measured)) == runs * chunks + 1
+    assert record("tiny", "evaluate-xs")["results"] == alone["results"]
 
 
-def test_two_processes_give_the_same_records_bit_for_bit(workspace, alone):
-    def reference_and_evaluate():
+def test_two_processes_give_the_same_records_bit_for_bit(alone):
+    def reference_and_evaluate(world):
         make_reference(benchmark())
         evaluate(benchmark(), "xs")
 
-    statistics, results = Path("data/tiny/reference.npz").read_bytes(), record("reference")["results"]
-    assert in_processes(2, reference_and_evaluate) == [0, 0]
-    together = record("evaluate-xs")
-    assert together["results"] == alone["results"] and (together["processes"], alone["processes"]) == (2, 1)
-    assert Path("data/tiny/reference.npz").read_bytes() == statistics and record("reference")["results"] == results
+    file, results = Path("data/tiny/reference.npz"), record("tiny", "reference")["results"]
+    statistics = file.read_bytes()
+    together(reference_and_evaluate)
+    evaluated = record("tiny", "evaluate-xs")
+    assert evaluated["results"] == alone["results"] and (evaluated["processes"], alone["processes"]) == (2, 1)
+    assert file.read_bytes() == statistics and record("tiny", "reference")["results"] == results
 
 
-def test_changed_samples_are_measured_anew(workspace, alone):
+def test_changed_samples_are_measured_anew(alone):
     pixels, labels = SampleSet("samples/tiny/xs/4/train0-seed0", 70).all()
     write_run("4", 0, 0, pixels // 2, labels)
     evaluate(benchmark(), "xs")
     write_run("4", 0, 0, pixels, labels)
-    runs, before = record("evaluate-xs")["results"]["4"]["runs"], alone["results"]["4"]["runs"]
+    runs, before = record("tiny", "evaluate-xs")["results"]["4"]["runs"], alone["results"]["4"]["runs"]
     assert runs[0]["fid"] != before[0]["fid"] and runs[2:] == before[2:]
     assert runs[1] == before[1] | {"cas": runs[0]["cas"]}  # the training seed's images together
 
 
-def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_scored_images(workspace):
-    results, baselines = record("reference")["results"], record("reference")["results"]["baselines"]
+def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_scored_images(alone):
+    results, baselines = record("tiny", "reference")["results"], record("tiny", "reference")["results"]["baselines"]
     assert results["source"] == {"kind": "training images", "feature_images": 1438}
     assert results["real"]["images"] == 1438 and set(baselines) == {"holdout", "train_subset", "class_shuffle"}
     assert {b["images"] for b in baselines.values()} == {70}
@@ -181,7 +169,7 @@ def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_sco
     assert Path("results/tiny/grids/real.png").stat().st_size > 100 and not Path(".state/tiny/reference").exists()
 
 
-def test_more_photos_than_fit_in_memory_ask_for_stored_statistics(workspace, monkeypatch):
+def test_more_photos_than_fit_in_memory_ask_for_stored_statistics(alone, monkeypatch):
     monkeypatch.setattr("emigm.stages.reference.MOST_PHOTOS", 1000)
     with pytest.raises(ConfigError, match=r"evaluation\.reference is missing: features of 1,438 images do not fit"):
         make_reference(benchmark())
@@ -226,7 +214,7 @@ def test_stored_statistics_without_images_leave_what_needs_images_unmeasured(pre
     cfg = benchmark(evaluation={"reference": "statistics.npz"})
     make_reference(cfg)
     evaluate(cfg, "xs")
-    results, evaluated = record("reference")["results"], record("evaluate-xs")
+    results, evaluated = record("tiny", "reference")["results"], record("tiny", "evaluate-xs")
     assert results["baselines"] == {} and "real" not in results
     source = evaluated["settings"]["reference_source"]
     assert source == results["source"] and source["feature_images"] is None

@@ -1,10 +1,7 @@
 """The notebook for trying a model by hand, on a tiny one of random weights."""
 
 import io
-import os
 import re
-import subprocess
-import sys
 
 import nbformat
 import numpy as np
@@ -43,19 +40,6 @@ def test_the_notebook_asks_a_question_is_without_outputs_and_answers_no_widget_w
     assert "?" in notebook.cells[0].source.splitlines()[0]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
     assert not re.search(r"Output\(|interact|capture\(", "".join(cell.source for cell in cells))
-
-
-def test_papermill_runs_it_with_its_defaults_on_the_model_that_is_there(root):
-    command = [sys.executable, "-m", "papermill", REPO / "notebooks/explore.ipynb", "out.ipynb", "--no-progress-bar"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
-    outputs = [out for cell in nbformat.read(root / "out.ipynb", 4).cells for out in cell.get("outputs", ())]
-    data = [out.get("data", {}) for out in outputs]
-    assert f"{MODEL}: 10 classes, 16 tokens" in data[0]["text/plain"]
-    assert sum("image/png" in one for one in data) == 2
-    assert "application/vnd.jupyter.widget-view+json" in data[-1]
-    assert not any(out.output_type == "error" for out in outputs)
 
 
 def test_the_same_parameters_give_the_same_pictures_and_each_control_changes_them(root, monkeypatch):

@@ -15,11 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_files import Code
+from stored import Code
 
 from benchmarks.faults import faults
-from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import ConfigError
 from emigm.io import read_arrays, read_index, sha256, write_arrays, write_index
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -194,9 +192,6 @@ SEALED = [
     ("evaluate-xs", CHUNK, lambda arrays: arrays.update(labels=arrays["labels"][1:])),
     ("evaluate-xs", CHUNK, halve),
     ("evaluate-xs", f"{SAMPLES}/train0-seed0/index.json", lambda tree: tree["files"].popitem()),
-    ("evaluate-xs", REFERENCE, lambda arrays: arrays["mu"].__setitem__(0, np.nan)),
-    ("evaluate-xs", REFERENCE, lambda arrays: arrays.update(mu=arrays["mu"][1:])),
-    ("evaluate-xs", REFERENCE, lambda arrays: arrays.update(sigma=-arrays["sigma"])),
     ("evaluate-xs", REFERENCE, lambda arrays: arrays["sigma"].__setitem__((0, 1), 9.0)),  # not symmetric
     ("evaluate-xs", REFERENCE, lambda arrays: arrays.pop("sigma")),
 ]
@@ -217,16 +212,12 @@ def test_an_edit_is_refused_even_with_its_checksum_set_right(workspace, stage, f
     stops(stage, Path(file).name if file == REFERENCE else Path(file).parent.name)
 
 
-def test_arrays_of_objects_and_configurations_which_could_be_code_are_refused(workspace):
+def test_arrays_of_objects_which_could_be_code_are_refused(workspace):
     objects = np.array([Code(), Code()], dtype=object)
     np.savez(IMAGES, pixels=objects, labels=objects)
     stops("encode", "train.npz")
     np.savez(REFERENCE, mu=objects, sigma=objects, facts=objects)
     stops("evaluate-xs", "reference.npz")
-    path = "!!python/object/apply:pathlib.Path [ran]"
-    Path("params.yaml").write_text(f"benchmark: !!python/object/apply:pathlib.Path.touch [{path}]")
-    with pytest.raises(ConfigError, match=r"params\.yaml: not valid YAML"):
-        load_benchmark()
     assert not Path("ran").exists()
 
 
@@ -281,14 +272,6 @@ def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage, processes, 
         expected = faults.timed(stage, workspace, processes)
     _, lost = faults.trial(stage, workspace, expected, random.Random(stage), processes, by_hand)
     assert lost is None
-
-
-def test_the_page_of_kills_says_what_the_record_says():
-    rows = {"encode": {"trials": 2, "kills": 3, "lost": 0}, "train-xs": {"trials": 1, "kills": 1, "lost": 1}}
-    record = {"what": "Kills", "stages": {"by hand": rows}, "provenance": {"device": "CPU", "commit": "c0de"}}
-    page = faults.table(record | {"losses": [{"stage": "train-xs", "how": "by hand", "why": "left: .tmp"}]})
-    assert "| encode | 2 | 3 | 0 |" in page and "| all | 3 | 4 | 1 |" in page
-    assert page.endswith("- Lost: train-xs (by hand): left: .tmp\n")
 
 
 def test_a_process_that_goes_on_after_the_one_that_started_it_is_found():

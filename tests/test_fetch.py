@@ -82,9 +82,8 @@ def test_what_is_wrong_is_named_and_the_next_mirror_is_asked(server, file, reaso
     server.files["/bad"], server.files["/good"] = file, File()
     problem = obtain(item(server, "/bad", published=SHA256))
     assert problem.startswith("weights/w.ckpt: no mirror gave it; put it there by hand.")
-    assert (
-        f"{server.url}/bad (" in problem and re.search(reason, problem) and "\n" not in problem and nothing_is_written()
-    )
+    assert f"{server.url}/bad (" in problem and re.search(reason, problem) and "\n" not in problem
+    assert nothing_is_written()
     assert obtain(item(server, "/bad", "/good", published=SHA256)) is None
     assert json.loads(RECORD.read_text())["weights/w.ckpt"]["from"] == f"{server.url}/good"
 

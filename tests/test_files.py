@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from stored import FORK
+from stored import FORK, Code
 
 from emigm.config.errors import ConfigError, RunError
 from emigm.io import HOST, checksums, read_index, sha256, write_arrays, write_atomically, write_index
@@ -136,13 +136,6 @@ def test_a_finished_folder_holds_the_parts_and_their_index_alone(tmp_path):
 
 
 # Resume points
-
-
-class Code:
-    """What unpickles as a call."""
-
-    def __reduce__(self):
-        return Path.touch, (Path("ran"),)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"step": 3}, torch.zeros(2), Code(), {"model": Code()}])

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from emigm.config.schema import SampleConfig, TrainConfig
-from emigm.flops import group_step, mean_training_step, prediction_step, sampling
+from emigm.flops import group_step, mean_training_step, parameters, prediction_step, sampling
 from emigm.model.model import EMIGM
 from emigm.model.schedules import guided_steps, reveal_counts
 from emigm.sample import draw_images, embed_times, reveal
@@ -20,13 +20,18 @@ from emigm.train import draw_training
 TRAIN = TrainConfig(steps=1, batch=40, lr=1e-3, diffusion_batch_mul=3)
 
 
-@pytest.mark.parametrize("cfg", [TINY, dataclasses.replace(TINY, mae=False), CODES], ids=["mae", "no mae", "codes"])
+KINDS = {"mae": TINY, "no mae": dataclasses.replace(TINY, mae=False), "codes": CODES}
+KINDS["own mask token"] = dataclasses.replace(TINY, cfg_with_mask=False)
+
+
+@pytest.mark.parametrize("cfg", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("batch", [4, 40], ids=["fewer rows than diffusion steps", "more rows"])
 def test_the_closed_form_counts_what_torch_counts(cfg, batch):
     cfg, train = dataclasses.replace(cfg, dropout=0.0), dataclasses.replace(TRAIN, batch=batch)
     images = torch.randint(5, (batch, 1, 4, 4)) if cfg.codebook else torch.randn(batch, 3, 4, 4)
     draw = draw_training(cfg, train, batch, np.random.default_rng(0), torch.Generator().manual_seed(0))
     model = EMIGM(cfg).train()
+    assert parameters(cfg) == sum(p.numel() for p in model.parameters())
     # Fused attention on the CPU has no formula in the counter; its plain form has.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images, torch.zeros(batch, dtype=torch.int64), draw).backward()

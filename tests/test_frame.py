@@ -29,7 +29,7 @@ def edit(folder, stage, change):
     path.write_text(json.dumps(record))
 
 
-def test_every_run_is_one_row_with_its_metrics_and_settings(root):
+def test_every_run_is_one_row_with_metrics_settings_and_gate_in_the_order_of_sizes_and_budgets(root):
     frame = runs(root, ["mnist"])
     assert len(frame) == 5 * 2 * 2 * 2
     assert not frame.duplicated(["benchmark", "size", "budget", "train_seed", "sample_seed", "snapshot"]).any()
@@ -43,27 +43,16 @@ def test_every_run_is_one_row_with_its_metrics_and_settings(root):
     assert row["train_seconds"] == 60 * 16 + 1
     assert (row["dataset"], row["weights"], row["scored_images"]) == ("mnist", "trained", 1000)
     assert row["resolution"] == load_benchmark(REPO / "params.yaml").data.resolution
-
-
-def test_the_context_gate_is_told_by_training_seed(root):
-    gates = runs(root, ["mnist"]).drop_duplicates(["size", "train_seed"]).set_index(["size", "train_seed"])
+    assert list(frame["size"].unique()) == list(LADDER) and list(frame["budget"].unique()) == ["4", "16"]
+    gates = frame.drop_duplicates(["size", "train_seed"]).set_index(["size", "train_seed"])
     assert not gates.loc[("xs", 1), "gate_passed"] and gates.loc[("xs", 1), "gate_ratio"] == 0.97
     assert gates.loc[("xs", 0), "gate_passed"] and gates.loc[("h", 1), "gate_passed"]
-
-
-def test_sizes_and_budgets_are_in_their_order(root):
-    frame = runs(root, ["mnist"])
-    assert list(frame["size"].unique()) == list(LADDER) and list(frame["budget"].unique()) == ["4", "16"]
 
 
 def test_a_snapshot_has_its_share_of_compute_and_its_own_number_of_images(tmp_path):
     write_results(tmp_path, snapshots=(0.5, 1.0))
     frame = runs(tmp_path)
-    half, last, final = (
-        frame[frame["snapshot"] == 0.5],
-        frame[frame["snapshot"] == 1],
-        frame[frame["snapshot"].isna()],
-    )
+    half, last, final = (group for _, group in frame.groupby("snapshot", dropna=False))
     assert len(half) == len(last) == 5 * 2 * 2 and len(final) == 5 * 2 * 2 * 2 and set(half["budget"]) == {"16"}
     assert half["flops"].iloc[0] == final["flops"].iloc[0] / 2 and half["train_images"].iloc[0] == 80_000
     assert set(half["scored_images"]) == {500} and set(final["scored_images"]) == {1000} and set(half["N"]) == {16}
@@ -82,10 +71,10 @@ def test_what_has_not_run_is_absent_and_never_zero(tmp_path):
     assert frame.loc["xs", "fid"].isna().all() and len(frame.loc["xs"]) == 8 and (frame.loc["xs", "passes"] > 0).all()
     assert len(frame.loc["s"]) == 2 and frame.loc["s", ["fid", "N", "passes"]].isna().all(axis=None)
     assert (frame.loc["s", "parameters"] == 48_000).all()
-    assert (
-        frame.loc["b", ["parameters", "flops", "gate_ratio"]].isna().all(axis=None)
-        and frame.loc["b", "fid"].notna().all()
-    )
+    untrained = frame.loc["b", ["parameters", "flops", "gate_ratio"]]
+    assert untrained.isna().all(axis=None) and frame.loc["b", "fid"].notna().all()
+    (folder / "records" / "reference.json").unlink()
+    assert baselines(tmp_path, "mnist").empty
 
 
 def test_seeds_trained_since_the_scores_have_no_gate(tmp_path):
@@ -114,12 +103,6 @@ def test_baselines_are_tidy_with_their_numbers_of_images(root):
     assert shuffle["mean"] == pytest.approx(11.2) and shuffle["draws"] == 2 and shuffle["images"] == 1000
     assert np.isnan(found.loc[("holdout", "fid"), "std"])
     assert found.loc[("holdout", "fid_by_extractor 1"), "mean"] == 1.7
-
-
-def test_without_a_reference_there_are_no_baselines(tmp_path):
-    folder = write_results(tmp_path, sizes={"xs": 4.0})
-    (folder / "records" / "reference.json").unlink()
-    assert baselines(tmp_path, "mnist").empty
 
 
 def test_benchmarks_are_found_by_their_records_the_default_first(root):

@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from loopback import COMMIT
-from made_up import REPO, write_results
+from made_up import write_results
 from test_generate import OWN, make
 from test_model import TINY, random_model
 
@@ -120,17 +117,3 @@ def test_what_cannot_be_pushed_is_one_clear_error(server, pushed, tmp_path, monk
     with Path(folder, "model.safetensors").open("ab") as f:
         f.write(b"more")
     assert "model.safetensors: checksum differs" in refused("push", folder, "me/tiny")
-
-
-def test_offline_mode_finds_what_is_cached_under_the_hubs_home(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    put_folder(server, "me/tiny", make(tmp_path / "model", sampling=as_dict(OWN)))
-    load_generator("me/tiny")
-    asked = len(server.requests)
-    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_CACHE"} | {"PYTHONPATH": str(REPO)}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "1"}
-    code = "from emigm.api import load_generator as load; load('me/tiny'); print('loaded'); load('me/other')"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    last = done.stderr.splitlines()[-1]
-    assert done.stdout == "loaded\n" and "ConfigError: me/other: config.json" in last
-    assert "HF_HUB_OFFLINE" in last and len(server.requests) == asked

@@ -2,25 +2,22 @@
 
 import dataclasses
 import hashlib
-import json
 import re
-import struct
 import subprocess
 import sys
 import types
-import zlib
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from stored import noise, photo_benchmark, write_photos
+from stored import noise, photo_benchmark, record, write_photos
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
-from emigm.data.images import first_of_classes, load_split, open_images, save_images
-from emigm.data.photos import DecodingError, Photos, adm_crop, class_names, decode, scan_photos, to_rgb
+from emigm.data.images import first_of_classes, load_split, open_images
+from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_photos, to_rgb
 from emigm.io import write_index
 from emigm.stages.prepare import prepare
 
@@ -58,15 +55,6 @@ def test_the_split_of_the_digits_is_disjoint_stratified_and_repeatable():
     assert np.abs(share - 0.25).max() < 0.005
     assert not {r.tobytes() for r in train} & {r.tobytes() for r in holdout}
     assert np.array_equal(again["train"][0], train) and not np.array_equal(other["train"][0], train)
-
-
-def test_images_come_back_as_a_source_of_any_rows(tmp_path):
-    pixels, labels = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8), np.arange(5)
-    save_images(tmp_path / "holdout.npz", pixels, labels)
-    source = open_images(tmp_path, "holdout")
-    assert len(source) == 5 and source.shape == (1, 8, 8) and source.labels.tolist() == [0, 1, 2, 3, 4]
-    for rows in ([1, 2, 3], [4, 0]):
-        assert np.array_equal(source.pixels(rows), pixels[rows])
 
 
 # ADM's crop
@@ -158,40 +146,6 @@ def test_grey_levels_of_modes_without_a_white_are_scaled_by_their_range_or_refus
         assert "save it with 8 or 16 bits" in image
 
 
-def png(samples):
-    """A PNG file of 16 bits, which Pillow writes of grey alone: uint16 (h, w, channels), 1 to 4 channels."""
-    height, width, channels = samples.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    packed = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_png_of_16_bits_keeps_its_grey_levels(channels):
-    colour = np.asarray(COLOUR if channels > 2 else GREY).astype(np.uint16)
-    opaque = np.full((*colour.shape[:2], 1), 65535, np.uint16)
-    samples = np.concatenate([colour[..., : channels - 1 + channels % 2] * 257, opaque], axis=2)[..., :channels]
-    decoded = decode("a", png(samples))
-    assert np.abs(np.asarray(decoded).astype(int) - colour).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("suffix", "mode"),
-    [(".png", m) for m in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
-    + [(".jpg", m) for m in ("L", "RGB", "CMYK", "YCbCr")]
-    + [(".bmp", "RGB"), (".webp", "RGB"), (".tiff", "LAB"), (".tiff", "I;16B"), (".tiff", "F")],
-)
-def test_files_of_every_kind_decode_to_the_picture_that_was_saved(tmp_path, suffix, mode):
-    image, expected = in_mode(mode)
-    options = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
-    image.save(tmp_path / f"a{suffix}", **options)
-    decoded = np.asarray(decode("a", tmp_path / f"a{suffix}")).astype(int)
-    inner = [row for row in range(24) if row % 6 in (2, 3)]  # away from edges, which JPEG blurs
-    assert np.abs(decoded - np.asarray(expected))[inner].max() <= 6
-
-
 def test_every_photo_that_does_not_decode_is_named_with_its_reason(photos):
     truncated, text, missing = (photos.root / photos.files[i] for i in (1, 2, 5))
     truncated.write_bytes(truncated.read_bytes()[:-400])
@@ -224,14 +178,6 @@ def test_files_beside_the_classes_and_what_desktops_leave_are_ignored(tmp_path, 
     (root / "wnids.txt").touch()
     assert scan_photos(root, 2, "key", 2) == expected
     assert "files beside the class folders are ignored (wnids.txt)" in capsys.readouterr().out
-
-
-def test_the_home_folder_and_variables_are_expanded_in_paths(tmp_path, monkeypatch):
-    write_photos(tmp_path / "photos", ["n1"])
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for root in ("~/photos", "$HOME/photos"):
-        assert opened(tmp_path / "a.json", root, 1).pixels([0]).shape == (1, 3, 16, 16)
-        assert class_names(root) == ["n1"]
 
 
 def test_the_command_that_sorts_the_validation_photos_sorts_them(tmp_path):
@@ -270,18 +216,16 @@ def test_another_layout_of_the_photos_is_refused_and_explained(tmp_path, files, 
 
 @pytest.fixture
 def imagenet(tmp_path, monkeypatch):
-    """A benchmark of photos of three classes."""
+    """A benchmark of photos of three classes, below the home folder."""
     monkeypatch.chdir(tmp_path)
-    return photo_benchmark()
-
-
-def results(benchmark):
-    return json.loads(Path("results", benchmark.name, "records", "prepare.json").read_text())["results"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return photo_benchmark(root="~/train")
 
 
 def test_photos_are_listed_and_opened_and_both_parts_must_have_the_same_classes(imagenet):
     prepare(imagenet)
-    assert results(imagenet) == {"train_images": 6, "holdout_images": 3, "classes": 3, "shape": [3, 16, 16]}
+    numbers = {"train_images": 6, "holdout_images": 3, "classes": 3, "shape": [3, 16, 16]}
+    assert record("photos", "prepare")["results"] == numbers
     train, holdout = (open_images("data/photos/images", part) for part in ("train", "holdout"))
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2] and train.labels.dtype == np.int64 and len(holdout) == 3
     Path("val", "n3").rename(Path("val", "n4"))
@@ -297,7 +241,8 @@ def test_released_weights_need_no_photos(imagenet):
     released = dataclasses.replace(imagenet, data=bare, train=train, weights="released", released=source)
     prepare(released)
     assert [p.name for p in Path("data/photos/images").iterdir()] == ["none.json"]
-    assert results(released)["none"] and results(released)["classes"] == 3
+    found = record("photos", "prepare")["results"]
+    assert found["none"] and found["classes"] == 3
     with pytest.raises(ConfigError, match=r"images: no images \(released weights.*set benchmark\.weights: trained"):
         open_images("data/photos/images", "train")
     prepare(imagenet)
@@ -353,9 +298,8 @@ def test_cifar10_is_read_from_parquet_and_its_test_images_held_out(cifar):
 def test_cifar10_at_a_lower_resolution_is_the_mean_of_squares(cifar):
     whole, small = load_split(cifar), load_split(dataclasses.replace(cifar, resolution=16))
     for part in whole:
-        assert small[part][0].shape == (len(whole[part][0]), 3, 16, 16) and np.array_equal(
-            small[part][1], whole[part][1]
-        )
+        assert small[part][0].shape == (len(whole[part][0]), 3, 16, 16)
+        assert np.array_equal(small[part][1], whole[part][1])
         image, halved = whole[part][0][1], small[part][0][1]
         assert abs(float(image[2, 6:8, 10:12].mean()) - halved[2, 3, 5]) <= 0.5
     for resolution in (12, 32):

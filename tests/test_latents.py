@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stored import in_processes, photo_benchmark, write_latents
+from stored import photo_benchmark, record, together, write_latents
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
@@ -78,10 +77,6 @@ def outputs(benchmark):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def record(benchmark):
-    return json.loads(Path("results", benchmark.name, "records", "encode.json").read_text())
-
-
 def test_latents_hold_every_image_and_its_flip_anew_for_other_images(images):
     benchmark = images("one")
     work = Shards(Path(".state/one/encode/train"), 50, "made from something else", 16)
@@ -93,7 +88,7 @@ def test_latents_hold_every_image_and_its_flip_anew_for_other_images(images):
     assert np.allclose(train.rows(np.arange(50), 0), pixels, atol=1e-6)
     assert np.allclose(train.rows(np.arange(50), 1), pixels[..., ::-1], atol=1e-6)
     assert (train.shards, train.views, holdout.views, len(holdout)) == (4, 2, 1, 20)
-    facts = record(benchmark)["results"]["train"]
+    facts = record("one", "encode")["results"]["train"]
     unit = pixels * benchmark.autoencoder.scale
     assert facts["images"] == 50 and facts["views"] == 2 and facts["shape"] == [1, 8, 8]
     assert facts["unit_mean"] == pytest.approx(unit.mean(), abs=1e-5)
@@ -105,9 +100,9 @@ def test_two_processes_write_the_bytes_of_one_whatever_the_batch(images):
     one, two = images("one"), images("two")
     encode(one, shard_rows=7)
     two = dataclasses.replace(two, run=dataclasses.replace(two.run, encode_batch=3))
-    assert in_processes(2, encode, two, 7) == [0, 0]
+    together(lambda world: encode(two, shard_rows=7))
     assert len(outputs(one)) == 8 + 3 + 2 and outputs(one) == outputs(two)
-    assert record(one)["processes"] == 1 and record(two)["processes"] == 2
+    assert [record(name, "encode")["processes"] for name in ("one", "two")] == [1, 2]
     assert not Path(".state/two/encode").exists()
 
 
@@ -144,19 +139,17 @@ def test_photos_that_do_not_decode_end_in_one_error_and_the_rest_is_kept(photos,
     assert np.array_equal(store.rows(np.arange(12), 0)[..., ::-1], store.rows(np.arange(12), 1))
 
 
-def test_photos_that_do_not_decode_are_counted_over_all_processes(photos, tmp_path):
+def test_photos_that_do_not_decode_are_counted_over_all_processes(photos):
     names = ("n1_0.JPEG", "n1_5.JPEG")  # shards 0 and 1: one for each process
     for name in names:
         Path("train/n1", name).write_bytes(b"")
 
-    def job():
-        try:
+    def message(world):
+        with pytest.raises(DecodingError) as e:
             encode(photos, shard_rows=3)
-        except DecodingError as e:
-            Path(f"message{os.environ['RANK']}").write_text(str(e))
+        return str(e.value)
 
-    assert in_processes(2, job) == [0, 0]
-    messages = [Path(f"message{rank}").read_text() for rank in range(2)]
+    messages = together(message)
     assert messages[0] == messages[1] and "2 images do not decode" in messages[0]
     assert all(name in messages[0] for name in names)
 
@@ -166,5 +159,6 @@ def test_no_images_mean_no_latents_and_the_reason_is_kept(images):
     encode(benchmark)
     Path("data/one/images/none.json").write_text('{"reason": "released weights"}')
     encode(benchmark)
-    assert list(outputs(benchmark)) == ["none.json"] and record(benchmark)["results"] == {"none": "released weights"}
+    assert list(outputs(benchmark)) == ["none.json"]
+    assert record("one", "encode")["results"] == {"none": "released weights"}
     assert json.loads(Path("data/one/latents/none.json").read_text()) == {"reason": "released weights"}

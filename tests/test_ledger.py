@@ -29,13 +29,11 @@ from emigm.report.ledger import (
     SMALL,
     UNCOUNTED,
     UNTESTABLE,
-    VERDICTS,
     Entry,
     Ledger,
     Outcome,
 )
 from emigm.report.statistics import Estimate, holm
-from emigm.report.tables import NONE
 
 REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
@@ -213,12 +211,6 @@ def test_a_true_effect_of_two_margins_is_found_in_most(margins, noise, compariso
     drawn = verdicts(-margins * MARGIN, 8, family(comparisons=comparisons), noise=noise)
     assert np.mean([verdict == HOLDS for one in drawn for verdict in one]) > 0.75
     assert not any(FAILS in one for one in drawn)
-
-
-def test_no_effect_at_all_is_called_that_by_quiet_runs():
-    found = ledger(noise=0.02, claims=only(claim("a at 16 < b at 16 < c at 16"))).entries[0]
-    assert found.verdict == SMALL
-    assert all(-o.margin < o.gain.low and o.gain.high < o.margin for o in found.outcomes)
 
 
 def test_the_choice_of_a_scale_on_other_seeds_does_not_favour_it():
@@ -490,13 +482,6 @@ def test_one_released_model_is_held_against_a_reported_number_by_the_known_sprea
     assert released(2.5).verdict == FAILS and released(1.2, images=10_000).verdict == OPEN
 
 
-def test_an_undecided_reported_difference_says_how_many_runs_it_takes():
-    found = released(1.57)
-    z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    n = math.ceil((z * 0.02 * np.hypot(1.57, 1.15 * 1.42) / (1.15 * 1.42 - 1.57)) ** 2)
-    assert found.verdict == OPEN and any(f"takes {n} runs of both sides to show" in r for r in found.remarks)
-
-
 def test_the_papers_own_numbers_are_checked_without_a_run():
     found = Ledger(CLAIMS, simulate(CLAIMS).iloc[:0], {})
     verdicts = {e.claim.id: e.verdict for e in found.entries if e.data.startswith("The paper")}
@@ -506,25 +491,6 @@ def test_the_papers_own_numbers_are_checked_without_a_run():
 
 
 # What it adds up to
-
-
-def table(found):
-    """The columns of the ledger's table that pages read."""
-    rows = [{"ID": e.claim.id, "Data": e.data, "Verdict": e.verdict, "Claim": e.claim.claim, "Source": e.claim.source,
-             "Front": "yes" if e.claim.front else "no", "Effect": e.deciding.plain if e.deciding else NONE,
-             "Of": conclusions.QUESTION if e.claim.question else conclusions.PAPER} for e in found.entries]  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_the_tally_counts_each_conclusion_once_and_no_question_and_the_front_names_five():
-    found = ledger(sized(elbo_cosine=-2))
-    first, *others = conclusions.told(conclusions.tally(table(found)))
-    number = sum(not e.claim.question for e in found.entries if e.data.startswith(GROUND))
-    assert first.startswith(f"{GROUND}-5k (49 tokens), {number} conclusions of the paper: ")
-    assert sum(int(part.split()[-1]) for part in first.rstrip(".").split(": ")[1].split(", ")) == number
-    assert "ImageNet 512×512, 4 conclusions of the paper: not run 4." in others  # noqa: RUF001
-    front = conclusions.front(table(found))
-    assert len(front) == 5 and all(any(f"**{verdict}**" in text for verdict in VERDICTS) for text in front)
 
 
 def test_figures_quote_the_verdict_and_the_interval_of_the_ledger():

@@ -9,6 +9,7 @@ import torch
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
+from emigm.flops import parameters
 from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, compile_networks, compiled_graphs, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
@@ -41,7 +42,7 @@ def random_model(cfg: ModelConfig = TINY, seed: int = 0) -> EMIGM:
 def test_the_papers_architectures_have_their_exact_parameter_counts(key):
     with torch.device("meta"):
         model = EMIGM(PAPER_MODELS[key])
-    assert sum(p.numel() for p in model.parameters()) == PAPER_COUNTS[key]
+    assert sum(p.numel() for p in model.parameters()) == PAPER_COUNTS[key] == parameters(PAPER_MODELS[key])
 
 
 def test_patches_are_undone_exactly():

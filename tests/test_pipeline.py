@@ -96,10 +96,11 @@ def test_a_stage_that_shows_numbers_depends_on_the_code_that_shows_them(name):
         assert not [file for file in files if not any(within(file, d) for d in stage["deps"])]
 
 
-def test_every_notebook_is_run_by_a_stage_and_bytecode_is_no_change_of_code():
+def test_every_notebook_is_run_by_a_stage_and_what_editors_and_desktops_drop_is_no_change_of_code():
     run = set().union(*map(notebooks_of, STAGES.values()))
     assert run == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - {"explore", "_template"}
-    assert "__pycache__" in (ROOT / ".dvcignore").read_text().split()
+    dropped = {"__pycache__", ".*.tmp", ".DS_Store", "Thumbs.db", "desktop.ini", ".ipynb_checkpoints", ".nfs*"}
+    assert dropped | {".*.sw?", "*~"} <= set((ROOT / ".dvcignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

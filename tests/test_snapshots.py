@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stored import record
 
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.flops import mean_training_step
 from emigm.model.model import load_model, read_model_config
-from emigm.records.record import read_record
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
@@ -26,10 +26,6 @@ CHANGES |= {"evaluation.images": 60, "evaluation.snapshots": "{budget: '4', imag
 SMALL = [f"benchmark.{key}={value}" for key, value in CHANGES.items()]
 
 
-def record(name):
-    return read_record(f"results/smoke/records/{name}.json")["results"]
-
-
 def test_training_leaves_snapshots_and_their_costs_and_they_are_scored_as_the_final_weights_are(tmp_path, monkeypatch):
     trained = compose_benchmark("smoke", SMALL, REPO)
     monkeypatch.chdir(tmp_path)
@@ -41,15 +37,17 @@ def test_training_leaves_snapshots_and_their_costs_and_they_are_scored_as_the_fi
     assert [read_model_config(m)[1]["steps"] for m in models] == [2, 4, 8]
     assert not any(np.array_equal(a, b) for a, b in itertools.pairwise(weights))
     flops = mean_training_step(trained.model_config("xs"), trained.train_config("xs"))
-    assert record("train-xs")["snapshots"] == [{"step": n, "images": 64 * n, "flops": flops * n} for n in (2, 4)]
+    costs = [{"step": n, "images": 64 * n, "flops": flops * n} for n in (2, 4)]
+    assert record("smoke", "train-xs")["results"]["snapshots"] == costs
     assert not Path(".state/smoke/train-xs").exists()
 
     score_snapshots(trained, "xs")
     sample(trained, "xs", "4")
     evaluate(trained, "xs")
-    points, scored = record("snapshots-xs")["points"], record("evaluate-xs")["4"]
+    points, scored = (record("smoke", f"{stage}-xs")["results"] for stage in ("snapshots", "evaluate"))
+    points = points["points"]
     assert [p["step"] for p in points] == [2, 4, 8]
-    for mine, other in zip(points[-1]["runs"], scored["runs"], strict=True):
+    for mine, other in zip(points[-1]["runs"], scored["4"]["runs"], strict=True):
         assert (mine["train_seed"], mine["sample_seed"]) == (other["train_seed"], other["sample_seed"])
         assert mine["fid"] == pytest.approx(other["fid"], rel=1e-6)  # the same images
     assert points[0]["runs"][0]["fid"] != points[1]["runs"][0]["fid"]

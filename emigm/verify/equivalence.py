@@ -21,14 +21,13 @@ the value where that is less. A cell by itself is *identical*, *reproduced* (its
 training seeds, 0.06 over sampling seeds) on two machines that have nothing in common but their settings; 100 pairs of
 one seed each (of three), where FIDs are worse by so many tenths of the distance between the baselines beside:
 
-    worse                   reproduced   differs      worse                      reproduced   differs
-    none                    55 (100)     0 (0)        N = 16 alone, by 1         0 (0)        84 (33)
-    all, by 1               0 (0)        100 (100)    H alone, by 1              0 (1)        0 (0)
-    all, by 2               0 (0)        100 (100)    H alone, by 2              0 (0)        0 (0)
-    all, by 3               0 (0)        100 (100)    H alone, by 3              0 (0)        0 (0)
-    XS -1.5 to H +1.5       0 (0)        0 (0)        N = 4 -1.5, N = 16 +1.5    0 (0)        0 (0)
+    worse                   reproduced   differs
+    none                    55 (100)     0 (0)
+    all, by 1               0 (0)        100 (100)
+    XS -1.5 to H +1.5       0 (0)        0 (0)
+    H alone, by 2           0 (0)        0 (0)
 
-The others are undecided. `python tests/test_equivalence.py` prints these numbers.
+The others are undecided. `tests/test_equivalence.py` holds fewer such pairs against these numbers.
 """
 
 from __future__ import annotations
