@@ -60,8 +60,3 @@ def test_whoever_runs_some_sizes_alone_names_one_of_them_for_the_pictures(page):
     assert commands and all(re.search(r"reveal=|\$REVEAL", line) for line in commands)
     for sizes, shown in re.findall(r"sizes=\[([a-z,]+)\].*?reveal=\[([a-z]+)\]", text):
         assert shown == sizes.split(",")[-1]
-
-
-def test_the_readme_is_two_screens():
-    text = re.sub(r"<!-- block.*?end of block -->", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
-    assert len(text.splitlines()) <= 70 and len(text) < 5000
