@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from test_compare import PARAMETERS
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
@@ -24,11 +25,6 @@ CODES = ModelConfig(
     grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,
     head_blocks=2, conditional="categorical", codebook=5, buffer=2, dropout=0.0, init_std=0.5,
 )  # fmt: skip
-PAPER_COUNTS = {
-    (256, "xs"): 69_018_848, (256, "s"): 96_640_544, (256, "b"): 207_924_000, (256, "l"): 478_325_280,
-    (256, "h"): 942_401_824,
-    (512, "xs"): 104_506_624, (512, "s"): 132_145_728, (512, "b"): 244_150_592, (512, "l"): 478_403_136,
-}  # fmt: skip
 
 
 def random_model(cfg: ModelConfig = TINY, seed: int = 0) -> EMIGM:
@@ -41,11 +37,11 @@ def random_model(cfg: ModelConfig = TINY, seed: int = 0) -> EMIGM:
     return model
 
 
-@pytest.mark.parametrize("key", PAPER_COUNTS, ids=str)
-def test_the_papers_architectures_have_their_exact_parameter_counts(key):
+@pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS)
+def test_the_papers_architectures_have_their_exact_parameter_counts(resolution, size):
     with torch.device("meta"):
-        model = EMIGM(PAPER_MODELS[key])
-    assert sum(p.numel() for p in model.parameters()) == PAPER_COUNTS[key]
+        model = EMIGM(PAPER_MODELS[resolution, size])
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[resolution][size]
 
 
 def test_patches_are_undone_exactly():
