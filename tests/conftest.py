@@ -20,6 +20,28 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """A checkout with made-up results of two benchmarks, mnist and smoke, a dry run."""
+    from made_up import write_results
+
+    root = tmp_path_factory.mktemp("root")
+    write_results(root)
+    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0}, seeds=(0,), samples=(0,))
+    return root
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory):
+    """A checkout with results of released weights against stored statistics: no baselines, gate or training FLOPs."""
+    from made_up import checkout
+    from test_compare import write_paper_results
+
+    root = checkout(tmp_path_factory.mktemp("released"))
+    write_paper_results(root)
+    return root
+
+
 @pytest.fixture
 def refused(capsys):
     """Runs a command that ends in one line, an error, and returns that line."""

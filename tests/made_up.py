@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -20,10 +21,15 @@ LADDER = {"xs": 4.02, "s": 2.31, "b": 1.74, "l": 1.12, "h": 0.83}
 """FID of infinitely many steps, by size."""
 
 
-def checkout(root: Path) -> Path:
-    """`root` as a folder that notebooks and pages take for a checkout."""
+def checkout(root: Path, *names: str) -> Path:
+    """`root` as a folder that notebooks and pages take for a checkout, with copies of these files and folders."""
     (root / "results").mkdir(parents=True, exist_ok=True)
     (root / "dvc.yaml").touch()
+    for name in names:
+        if (REPO / name).is_dir():
+            shutil.copytree(REPO / name, root / name, symlinks=True)
+        else:
+            shutil.copy(REPO / name, root)
     return root
 
 

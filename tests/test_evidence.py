@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import made_up
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,11 +50,7 @@ def empty(tmp_path_factory):
 
 
 def checkout(root):
-    (root / "results").mkdir()
-    (root / "dvc.yaml").touch()
-    shutil.copy(REPO / "params.yaml", root)
-    shutil.copytree(REPO / "benchmarks", root / "benchmarks", symlinks=True)
-    return root
+    return made_up.checkout(root, "params.yaml", "benchmarks")
 
 
 @pytest.fixture

@@ -13,14 +13,6 @@ from emigm.config.errors import ConfigError
 from emigm.records.frame import baselines, benchmarks_with_results, find_root, read_all, runs
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkout")
-    write_results(root)
-    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0}, seeds=(0,))
-    return root
-
-
 def edit(folder, stage, change):
     """Change a record in place."""
     path = folder / "records" / f"{stage}.json"

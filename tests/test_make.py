@@ -1,14 +1,13 @@
 """`make`: what it asks for before it installs, and where it installs from."""
 
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from loopback import Server
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "GIT_", "MAKE"))}
@@ -35,30 +34,16 @@ def test_without_a_git_checkout_nothing_is_installed_and_the_remedy_is_named(fol
 
 
 def test_the_environment_is_made_from_the_index_that_pip_is_set_to(folder):
-    asked = []
-
-    class Index(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     subprocess.run(
         ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-q", "--allow-empty", "-m", "x"],
         cwd=folder, check=True,
     )  # fmt: skip
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = folder / "pip.conf"
-    config.write_text(f"[global]\nindex-url = http://127.0.0.1:{server.server_port}/simple\nretries = 0\n")
-    try:
-        done = make(folder, PIP_CONFIG_FILE=str(config))
-    finally:
-        server.shutdown()
+    server, config = Server(), folder / "pip.conf"
+    config.write_text(f"[global]\nindex-url = {server.url}/simple\nretries = 0\n")
+    done = make(folder, PIP_CONFIG_FILE=str(config))
+    server.shutdown()
     first = next(line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line).split("==")[0]
     assert done.returncode != 0 and first in done.stderr
-    assert asked and set(asked) == {f"/simple/{first}/"}  # nothing else was asked for, and no other index
+    assert {path for _, path in server.requests} == {f"/simple/{first}/"}  # nothing else, and no other index
     assert not (folder / ".venv" / ".ready").exists()

@@ -26,6 +26,10 @@ PAPER_COUNTS = {
     (256, "h"): 942_401_824,
     (512, "xs"): 104_506_624, (512, "s"): 132_145_728, (512, "b"): 244_150_592, (512, "l"): 478_403_136,
 }  # fmt: skip
+CODES = ModelConfig(
+    grid=4, channels=1, classes=3, width=16, encoder_blocks=1, decoder_blocks=1, heads=2, head_width=12,
+    head_blocks=2, conditional="categorical", codebook=5, buffer=2, dropout=0.0, init_std=0.5,
+)  # fmt: skip
 
 
 def random_model(cfg: ModelConfig = TINY, seed: int = 0) -> EMIGM:
@@ -54,17 +58,18 @@ def test_patches_are_undone_exactly():
     assert torch.equal(model.unpatchify(tokens), x)
 
 
-@pytest.mark.parametrize("mae", [True, False])
-def test_masked_tokens_are_never_read_and_visible_ones_are(mae):
-    model = random_model(dataclasses.replace(TINY, mae=mae))
-    tokens, labels = torch.randn(2, 16, 3), torch.tensor([1, 4])
+@pytest.mark.parametrize("cfg", [TINY, dataclasses.replace(TINY, mae=False), CODES], ids=["mae", "no mae", "codes"])
+def test_masked_tokens_are_never_read_and_visible_ones_are(cfg):
+    model, labels = random_model(cfg), torch.tensor([1, 2])
+    tokens = torch.randint(5, (2, 16, 1)) if cfg.codebook else torch.randn(2, 16, 3)
+    others = (tokens + 1) % 5
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[0, :10] = True
     mask[1, 6:] = True
     z = model.condition(tokens, mask, labels, 10)
-    assert torch.allclose(model.condition(torch.where(mask[..., None], 99.0, tokens), mask, labels, 10), z)
+    assert torch.allclose(model.condition(torch.where(mask[..., None], others, tokens), mask, labels, 10), z)
     moved = tokens.clone()
-    moved[0, 15] += 1
+    moved[0, 15] = others[0, 15]
     assert not torch.allclose(model.condition(moved, mask, labels, 10)[0], z[0])
 
 

@@ -25,7 +25,6 @@ ALL = sorted(path.stem for path in (REPO / "notebooks").glob("*.ipynb") if path.
 MINE = ("_template", "figure1", "figure4", "figure5", "figure6", "scores", "table2", "table3", "table4", "training")
 ALLOWED = {"IPython", "math", "matplotlib", "numpy", "pandas", "pathlib", "re", "scipy", "textwrap", "yaml"}
 ROOMS = ("emigm.report", "emigm.records", "emigm.config", "emigm.paper", "emigm.model.schedules", "emigm.flops")
-ROOMS += ("emigm.config.compose",)
 
 
 def run(name, root, monkeypatch, benchmark="mnist", out=None):
@@ -40,13 +39,6 @@ def root(tmp_path_factory):
     write_results(root)
     write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0, "s": 28.0}, seeds=(0,))
     write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5, 1.0))
-    return root
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory):
-    root = checkout(tmp_path_factory.mktemp("released"))
-    write_paper_results(root)
     return root
 
 
@@ -252,14 +244,11 @@ def test_figures_of_images_and_schedules_show_what_the_records_have(root, monkey
     assert "trained with exp and sampled with exp" in reading(space)
 
 
-STAGE = "emigm.stages.notebooks"
-
-
-def start(*arguments, root, **environment):
-    """A process of this code in `root`."""
-    environment = {**os.environ, "PYTHONPATH": str(REPO), **environment}
+def start(name, benchmark, **environment):
+    """The stage as a process in the working directory."""
+    command = [sys.executable, "-m", "emigm.stages.notebooks", name, "--benchmark", benchmark]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", *arguments], cwd=root, env=environment, **pipes)
+    return subprocess.Popen(command, env=os.environ | environment, **pipes)
 
 
 def finished(process):
@@ -292,23 +281,11 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_papermill_writes_the_executed_notebook_and_nothing_else(tmp_path):
-    write_results(tmp_path, sizes={"xs": 4.0})
-    shutil.copytree(REPO / "notebooks", tmp_path / "notebooks")
-    before = files(tmp_path)
-    command = ["papermill", "notebooks/table2.ipynb", "out.ipynb", "-p", "benchmark", "mnist", "--no-progress-bar"]
-    code, _, stderr = finished(start(*command, root=tmp_path))
-    assert code == 0, stderr
-    assert "eMIGM-XS" in json.dumps(json.loads((tmp_path / "out.ipynb").read_text())["cells"][-2]["outputs"])
-    after = files(tmp_path)
-    assert after.pop("out.ipynb") and after == before
-
-
 def test_the_stage_gives_the_same_bytes_twice_and_prints_nothing(small):
     shutil.copy(REPO / "notebooks" / "figure5.ipynb", small / "notebooks")
     folder, runs = small / "results" / "mnist" / "notebooks" / "figure5", []
     for _ in range(2):
-        assert finished(start(STAGE, "figure5", "--benchmark", "mnist", root=small)) == (0, "", "")
+        assert finished(start("figure5", "mnist")) == (0, "", "")
         runs.append(files(folder))
     assert set(runs[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.json", "reading.md"}
     assert runs[0] == runs[1] and list(folder.parent.iterdir()) == [folder]
@@ -323,8 +300,7 @@ def test_stages_at_once_in_one_folder_do_not_meet_and_run_this_interpreter(small
     kernel.write_text(json.dumps({"argv": ["/no/such/python"], "display_name": "a user's", "language": "python"}))
     names, before = ("a", "b", "c"), set(small.iterdir())
     for _ in range(2):
-        own = {"root": small, "JUPYTER_DATA_DIR": kernel.parents[2]}
-        stages = [start(STAGE, "saves", "--benchmark", name, **own) for name in names]
+        stages = [start("saves", name, JUPYTER_DATA_DIR=str(kernel.parents[2])) for name in names]
         assert list(map(finished, stages)) == [(0, "", "")] * 3
     for name in names:
         assert (small / "results" / name / "notebooks" / "saves" / "reading.md").read_text() == f"Of {name}.\n"

@@ -155,12 +155,6 @@ def test_evidence_has_a_page_with_its_figures_and_the_tally_of_the_ledger(root):
     assert "claims came out so." not in page  # the ledger has a page of its own
 
 
-def test_the_front_page_stays_small_whatever_has_run(root):
-    for name in (f"figure{i}" for i in range(1, 20)):
-        execute(root / "results" / "evidence", name, picture=True)
-    assert len(front_page(root).encode()) < 15_000 > len(committed("results/README.md") or "")
-
-
 def test_without_results_the_page_of_all_says_so(tmp_path):
     (tmp_path / "results").mkdir()
     assert "Benchmarks: not run." in front_page(tmp_path)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import made_up
 import pandas as pd
 import pytest
 from made_up import REPO, write_results
@@ -48,13 +49,8 @@ spec.loader.exec_module(builder)
 
 def checkout(root):
     """What of a checkout the site is made of, but results."""
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "params.yaml", "LICENSE"):
-        shutil.copy(REPO / name, root)
-    for name in ("benchmarks", "notebooks"):
-        shutil.copytree(REPO / name, root / name, symlinks=True)
-    (root / "dvc.yaml").touch()
-    (root / "results").mkdir()
-    return root
+    files = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "params.yaml", "LICENSE")
+    return made_up.checkout(root, *files, "benchmarks", "notebooks")
 
 
 def effect(cell):

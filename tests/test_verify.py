@@ -171,8 +171,6 @@ def test_results_as_the_stages_wrote_them_are_whole(verify):
 ACCEPTED = [
     (lambda: edit("train-xs", lambda r: r["settings"]["train"].update(steps=3)),
      "train-xs.json: made with settings.train.steps = 3, but the benchmark says \\d+"),
-    (lambda: swap_text(PARAMS, "lr: 0.001\n    seeds", "lr: 0.002\n    seeds"),
-     "train-xs.json: made with settings.train.lr = 0.001, but the benchmark says 0.002"),
     (lambda: edit("evaluate-xs", lambda r: r["inputs"].update({"data/tiny/reference.npz": "0" * 64})),
      "evaluate-xs.json: read another data/tiny/reference.npz than reference.json wrote"),
     (lambda: shutil.copy(f"{RECORDS}/sample-xs-4.json", f"{RECORDS}/sample-xs-16.json"),
@@ -187,9 +185,7 @@ ACCEPTED = [
 IN_LOCK = [
     (lambda: edit("evaluate-xs", rescore(-1.0)),
      f"{RECORDS}/evaluate-xs.json: is not what stage evaluate@xs wrote, which .*dvc.lock lists; run dvc repro"),
-    (lambda: write(TABLE, "size,FID\nxs,1.3\n"), f"{Path(TABLE).parent}: is not what stage notebook@table2 wrote"),
     (lambda: Path(f"{RECORDS}/reference.json").unlink(), "records/reference.json: missing"),
-    (lambda: flip("models/tiny/xs/seed0/model.safetensors"), "models/tiny/xs: is not what stage train@xs wrote"),
     (lambda: write("emigm/train.py", "y"), "emigm/train.py: has changed since train@xs ran; run dvc repro"),
     (lambda: Path("emigm/train.py").unlink(), "emigm/train.py: has changed since train@xs ran"),
     (lambda: swap_text(PARAMS, "cas_steps: 20", "cas_steps: 19"),

@@ -35,7 +35,7 @@ from emigm.model.head import DiffusionHead
 from emigm.model.model import EMIGM
 from emigm.train import TrainingDraw
 
-MODULES = ("models.emigm", "models.diffloss", "models.dpm_solver", "util.misc", "util.lr_sched", "engine_emigm")
+MODULES = ("models.emigm", "models.diffloss", "models.dpm_solver", "util.misc", "engine_emigm")
 PACKAGES = {name.split(".")[0] for name in MODULES} | {"diffusion"}
 
 Calls = dict[str, list[tuple[tuple, Any]]]

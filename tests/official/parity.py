@@ -323,30 +323,6 @@ def network_passes(
     yield abs(sum(passes) - expected) + abs(schedules.nfe(steps, 4.0, (low, high)) - expected)
 
 
-def learning_rates(code: SimpleNamespace, schedule: str, warmup: int) -> Iterator[Result]:
-    """Those of a hundred steps, ten of them an epoch of the official code."""
-    cfg = TrainConfig(100, 1, 8e-4, lr_schedule=schedule, warmup_steps=warmup)
-    recipe = SimpleNamespace(lr=8e-4, min_lr=0.0, lr_schedule=schedule, warmup_epochs=warmup / 10, epochs=10)
-    rate, optimizer = code.lr_sched.adjust_learning_rate, SimpleNamespace(param_groups=[])
-    ours = torch.tensor([training.learning_rate(cfg, step) for step in range(100)])
-    yield [ours], [torch.tensor([rate(optimizer, step / 10, recipe) for step in range(100)])]
-
-
-def weight_decay(code: SimpleNamespace) -> Iterator[Result]:
-    """Parameters that are in another of the optimizer's groups, of all variants."""
-
-    def decays(model: nn.Module, groups: list[dict]) -> set[tuple[str, float]]:
-        names = {id(p): official_name(name) for name, p in model.named_parameters()}
-        return {(names[id(p)], group["weight_decay"]) for group in groups for p in group["params"]}
-
-    wrong = 0
-    for change in VARIANTS.values():
-        ours, theirs = oracle.pair(code, replace(TINY, **change), 9)
-        official = decays(theirs, code.misc.add_weight_decay(theirs, 0.02))
-        wrong += len(decays(ours, training.parameter_groups(ours, 0.02)) ^ official)
-    yield wrong
-
-
 def training_steps(code: SimpleNamespace) -> Iterator[Result]:
     """Weights and EMA after five steps of both training loops on the same draws, with warm-up, every gradient clipped,
     and an EMA fast enough to tell from the weights."""
@@ -416,7 +392,6 @@ BUDGETS = [
     ("512 all", 16, 0.15, 0.35, 19), ("512 all, many steps", 64, 0.25, 0.5, 80),
 ]  # fmt: skip
 """Steps N, guidance interval and passes of the nine models at their two sampling configurations each."""
-RATES = [("constant", 20), ("cosine", 20), ("cosine", 0)]
 ROUNDED = "{p}: rounding over the official code's"
 MASKS, REVEALS = "distribution of the masked tokens, {}, t_min {:g}", "distribution of the reveal counts, {}, N {}"
 
@@ -438,8 +413,6 @@ COMPARISONS: list[tuple[Callable, list[tuple], tuple[str, ...], dict[str, Any]]]
     (mask_counts, MASKED, (f"{MASKS}: KS",), {"": KS}),
     (reveal_counts, REVEALED, (f"{REVEALS}: mean, in standard errors", f"{REVEALS}: KS"), {"": (SIGMAS, KS)}),
     (network_passes, BUDGETS, ("NFE of {}: N {}, ({:g}, {:g}], {} passes",), COUNT),
-    (learning_rates, RATES, ("learning rate, {}, warm-up {} of 100 steps",), FLOAT32),
-    (weight_decay, ALONE, ("weight decay: parameters of another group",), COUNT),
     (training_steps, ALONE, ("weights after 5 training steps, {p}", "EMA after 5 training steps, {p}"), EXACT),
     (checkpoint, EVERY_VARIANT, ("z of an official checkpoint{}, {p}",), FLOAT32),
 ]
