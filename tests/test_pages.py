@@ -145,10 +145,12 @@ def test_evidence_has_a_page_with_its_figures_and_the_tally_of_the_ledger(root):
     verdicts = {"ID": list("abcd"), "Verdict": ["holds", "holds", "not run", "does not hold"]}
     verdicts |= {"Of": ["the paper", "the paper", "the paper", "this project"], "Data": "MNIST-5k"}
     Table("claims", "Claims", pd.DataFrame(verdicts), ("The ledger's note.",)).save(folder / "notebooks" / "claims")
+    Table("tally", "Tally", pd.DataFrame({"Data": ["MNIST-5k"], "holds": ["2"]})).save(folder / "notebooks" / "claims")
     front, page = front_page(root), evidence_page(root)
-    tally = "claims.md): MNIST-5k, 3 conclusions of the paper: holds 2, not run 1."
-    assert f"[The ledger of the paper's claims](evidence/notebooks/claims/{tally}" in front
-    assert f"[The ledger of the paper's claims](notebooks/claims/{tally}" in page
+    assert (
+        "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md), by data and verdict:\n\n| " in front
+    )
+    assert "[The ledger of the paper's claims](notebooks/claims/claims.md), by data and verdict:\n\n| Data" in page
     assert "- [Figure2: which?](evidence/README.md#figure2-which)\n- [Table1: which?](evidence/README.md)" in front
     assert "## Figure2: which?\n\n![Figure2: which?](notebooks/figure2/figure2.png)" in page
     assert "<summary>Table1: which?</summary>" in page and page.count("A note on it.") == 1

@@ -160,6 +160,16 @@ def test_the_legend_names_every_mark_once_and_what_is_no_model_last(frame, root)
     assert sorted(labels_of(figure.legends[1])) == sorted(labels)
 
 
+def test_a_legend_has_no_more_columns_than_fit_into_the_figure():
+    figure, axes = style.panels(1, 2)
+    for i in range(9):
+        axes[0, 0].plot([0, 1], [0, i], label=f"a model with a long name, number {i}")
+    style.common_legend(figure)
+    (legend,) = figure.legends
+    figure.canvas.draw()
+    assert legend.get_window_extent().width <= figure.bbox.width and len(legend.get_texts()) == 9
+
+
 def test_drawing_does_not_change_the_style_of_others():
     before = dict(matplotlib.rcParams)
     assert style.styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
