@@ -19,6 +19,7 @@ from emigm.flops import mean_training_step
 from emigm.paper.claims import load_claims
 from emigm.report import conclusions
 from emigm.report.ledger import VERDICTS
+from emigm.report.tables import NONE
 
 REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
@@ -92,7 +93,7 @@ def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
     assert "../../../ladder/notebooks/figure4/figure4.ipynb" in page and all(c.limits in page for c in CLAIMS.claims)
     assert {p.name for p in tmp_path.glob("*.png")} == {"effects-1.png", "effects-5.png"}
     front, tally = conclusions.front(found["table"]), pd.read_csv(tmp_path / "tally.csv", index_col="Data")
-    assert tally.replace("–", "0").astype(int).sum(axis=1).to_dict() == {
+    assert tally.replace(NONE, "0").astype(int).sum(axis=1).to_dict() == {
         data: sum(e.data == data and not e.claim.question for e in entries) for data in CLAIMS.grounds
     }
     assert tally.loc[CLAIMS.ground("imagenet512"), "not run"] == "4"
