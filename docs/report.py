@@ -33,7 +33,7 @@ GROUPS = {
     "sampling": "Figures? (3|7|8)",
     "scaling": "Figure 4",
     "schedules": "Figures? (5|6)|Table 4",
-    "systems": "Tables? 1",
+    "systems": "Tables? 1|Introduction",
     "imagenet": "Abstract|Tables? (2|3)|Section",
 }
 """Claims that differ from the paper's setting in the same way -> how their sources begin."""
