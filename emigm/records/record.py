@@ -18,6 +18,7 @@ from typing import Any
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import results_folder
+from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.io import read_json, write_json
 
 Record = dict[str, Any]
@@ -150,7 +151,8 @@ def cpu_seconds() -> float:
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """One record, with what follows from what it holds: mean, n and std of every list of values, and whether every
-    training passed the context gate.
+    training passed the context gate. Keys of the recipe and of sampling that did not exist when it was written have
+    their defaults, which is what applied.
 
     Raises:
         ConfigError: it is missing, damaged or of another schema.
@@ -162,10 +164,22 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if tree.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")
     try:
-        limit = (tree["settings"].get("gate") or {}).get("max_ratio")
-        return tree | {"results": with_derived(tree["results"], limit)}
+        settings = with_defaults(tree["settings"])
+        results = with_derived(tree["results"], (settings.get("gate") or {}).get("max_ratio"))
+        return tree | {"settings": settings, "results": results}
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
         raise ConfigError(f"{path}: lacks what its stage writes ({type(e).__name__}: {e}); run dvc repro") from e
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """A record's settings, with the defaults of the keys that its recipe and its sampling lack."""
+    settings = dict(settings)
+    for part, cls in (("train", TrainConfig), ("sample", SampleConfig)):
+        if settings.get(part):
+            defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+            plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+            settings[part] = {**settings[part], **{k: v for k, v in plain.items() if k not in settings[part]}}
+    return settings
 
 
 def with_derived(tree: Any, max_ratio: float | None = None) -> Any:
