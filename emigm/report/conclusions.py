@@ -51,8 +51,8 @@ def front(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def in_words(effect: str) -> str:
-    """A comparison as a reader sees it: "one_exp at 16_plain < one_linear at 16_plain: 1.31 and 1.52" => "exp (weight 1)
-    at N = 16 < linear (weight 1) at N = 16: 1.31 and 1.52"."""
+    """A comparison as a reader sees it: "one_exp at 16_plain < mar at 16_plain: 1.31 and 1.52" => "exp (weight 1) at
+    N = 16 < MAR at N = 16: 1.31 and 1.52"."""
     compared, *measured = effect.partition(": ")
     compared = re.sub(r"[\w-]+/(?=\w)", "", compared).replace("_plain", "")
     for pattern, text in WORDS.items():
