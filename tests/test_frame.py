@@ -41,6 +41,14 @@ def test_every_run_is_one_row_with_metrics_settings_and_gate_in_the_order_of_siz
     assert gates.loc[("xs", 0), "gate_passed"] and gates.loc[("h", 1), "gate_passed"]
 
 
+def test_a_record_of_before_a_setting_existed_has_its_default(tmp_path):
+    folder = write_results(tmp_path)
+    edit(folder, "train-xs", lambda record: record["settings"]["train"].pop("ema_warmup"))
+    assert runs(tmp_path).groupby("size")["train.ema_warmup"].unique().map(list).to_dict() == {
+        size: [size != "xs"] for size in LADDER
+    }
+
+
 def test_a_snapshot_has_its_share_of_compute_and_its_own_number_of_images(tmp_path):
     write_results(tmp_path, snapshots=(0.5, 1.0))
     frame = runs(tmp_path)
