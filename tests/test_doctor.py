@@ -114,7 +114,7 @@ def test_a_dry_run_is_told_that_its_random_files_are_made():
 def test_without_a_gpu_imagenet_is_for_another_machine_and_a_launcher_is_looked_for(no_gpu, capsys):
     assert cli.main(["doctor", "imagenet256", "-S", "benchmark.run.launcher='torchlauf --nproc-per-node=8'"]) == 1
     out = capsys.readouterr().out
-    assert "MISSING: GPU: a CPU would take weeks" in out
+    assert "MISSING: GPU: the paper's models on ImageNet are for a machine with one." in out
     assert "MISSING: launcher: install torchlauf, or set run.launcher to another" in out
     assert doctor.check_device(compose_benchmark("cifar10")).state == doctor.OK
     asked = doctor.check_device(compose_benchmark("mnist", ["benchmark.run.device=cuda"]))

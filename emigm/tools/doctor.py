@@ -118,7 +118,7 @@ def check_device(benchmark: Benchmark) -> Check:
     if benchmark.run.device == "cuda":
         return Check("GPU", False, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
     small = benchmark.dry_run or benchmark.data.dataset != "imagenet"
-    remedy = "a CPU would take weeks; run this on a machine with a GPU, or fewer benchmark.sizes"
+    remedy = "the paper's models on ImageNet are for a machine with one"
     return Check("GPU", small, f"none{' needed' * small}", remedy)
 
 
