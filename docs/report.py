@@ -21,7 +21,7 @@ from emigm.io import write_atomically
 from emigm.launching import in_one_line
 from emigm.records.frame import benchmarks_with_results, read_all, runs
 from emigm.records.record import GitError, git
-from emigm.report import notes, pages
+from emigm.report import conclusions, notes, pages
 from emigm.report.tables import NONE, NOT_RUN, Reading, Table, count, load, thousands
 
 TEMPLATE = Path(__file__).resolve().with_suffix(".typ")
@@ -96,8 +96,9 @@ def claim(row: dict[str, str]) -> dict[str, str]:
 
 
 def outcome(claims: Sequence[dict[str, str]], source: str) -> str:
-    """How claims whose source begins so came out: "holds 2, not run 1"."""
-    verdicts = pd.Series([c["verdict"] for c in claims if re.match(source, c["source"])], dtype=str)
+    """How the paper's claims whose source begins so came out: "holds 2, not run 1"."""
+    own = [c for c in claims if c["of"] == conclusions.PAPER and re.match(source, c["source"])]
+    verdicts = pd.Series([c["verdict"] for c in own], dtype=str)
     return ", ".join(f"{verdict} {n}" for verdict, n in verdicts.value_counts(sort=False).items()) or NOT_RUN
 
 

@@ -112,7 +112,7 @@ def _score(write, name, size, i, fid, budgets, seeds, samples, snapshots):
         runs = [r | {"fid_by_extractor": {"0": r["fid"], "1": r["fid"] + 0.5}} for r in runs]
         by_images = [{k: r[k] for k in ("train_seed", "sample_seed")} | {"fid": {"1000": r["fid"], "500": r["fid"] + 1}}
                      for r in runs]  # fmt: skip
-        results[budget] = {"runs": runs, "fid_by_images": by_images, "summary": {}}
+        results[budget] = {"runs": runs, "fid_by_images": by_images}
         sample = SampleConfig(n, 12, 2.0, (0.1, 0.4))
         seconds = mean_and_spread([0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(runs))])
         sampled = {"nfe": nfe(n, 2.0, (0.1, 0.4)), "passes": nfe(n, 2.0, (0.1, 0.4)), "seconds_per_image": seconds}

@@ -114,8 +114,9 @@ def test_a_dry_run_is_told_that_its_random_files_are_made():
 def test_without_a_gpu_imagenet_is_for_another_machine_and_a_launcher_is_looked_for(no_gpu, capsys):
     assert cli.main(["doctor", "imagenet256", "-S", "benchmark.run.launcher='torchlauf --nproc-per-node=8'"]) == 1
     out = capsys.readouterr().out
-    assert "MISSING: GPU: the paper's models on ImageNet are for a machine with one." in out
+    assert "MISSING: GPU: images of this size are for a machine with one." in out
     assert "MISSING: launcher: install torchlauf, or set run.launcher to another" in out
-    assert doctor.check_device(compose_benchmark("cifar10")).state == doctor.OK
+    states = {name: doctor.check_device(compose_benchmark(name)).state for name in ("cifar10", "colour")}
+    assert states == {"cifar10": doctor.MISSING, "colour": doctor.OK}
     asked = doctor.check_device(compose_benchmark("mnist", ["benchmark.run.device=cuda"]))
     assert asked.state == doctor.MISSING and "run.device: cuda needs one" in asked.remedy

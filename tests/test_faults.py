@@ -192,6 +192,8 @@ SEALED = [
     ("evaluate-xs", CHUNK, lambda arrays: arrays.update(labels=arrays["labels"][1:])),
     ("evaluate-xs", CHUNK, halve),
     ("evaluate-xs", f"{SAMPLES}/train0-seed0/index.json", lambda tree: tree["files"].popitem()),
+    ("evaluate-xs", REFERENCE, lambda arrays: arrays["mu"].__setitem__(0, np.nan)),
+    ("evaluate-xs", REFERENCE, lambda arrays: arrays.update(mu=arrays["mu"][1:])),
     ("evaluate-xs", REFERENCE, lambda arrays: arrays["sigma"].__setitem__((0, 1), 9.0)),  # not symmetric
     ("evaluate-xs", REFERENCE, lambda arrays: arrays.pop("sigma")),
 ]
@@ -272,6 +274,13 @@ def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage, processes, 
         expected = faults.timed(stage, workspace, processes)
     _, lost = faults.trial(stage, workspace, expected, random.Random(stage), processes, by_hand)
     assert lost is None
+
+
+def test_the_page_of_kills_says_what_the_record_says():
+    rows = {"encode": {"trials": 2, "kills": 3, "lost": 0}, "train-xs": {"trials": 1, "kills": 1, "lost": 1}}
+    record = {"what": "Kills", "stages": {"by hand": rows}, "provenance": {"device": "CPU", "commit": "c0de"}}
+    page = faults.table(record | {"losses": [{"stage": "train-xs", "how": "by hand", "why": "left: .tmp"}]})
+    assert "| encode | 2 | 3 | 0 |" in page and page.endswith("- Lost: train-xs (by hand): left: .tmp\n")
 
 
 def test_a_process_that_goes_on_after_the_one_that_started_it_is_found():

@@ -11,6 +11,8 @@ from made_up import LADDER, REPO, checkout, write_results
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.records.frame import baselines, benchmarks_with_results, find_root, read_all, runs
+from emigm.report.statistics import combined
+from emigm.stages.summary import summary
 
 
 def edit(folder, stage, change):
@@ -45,6 +47,27 @@ def test_a_record_of_before_a_setting_existed_has_its_default(tmp_path):
     folder = write_results(tmp_path)
     edit(folder, "train-xs", lambda record: record["settings"]["train"].pop("ema_warmup"))
     assert runs(tmp_path)["train.ema_warmup"].eq(False).all()
+
+
+def test_scores_csv_has_the_means_and_the_combined_error_of_the_runs_of_every_cell(tmp_path, monkeypatch):
+    folder = write_results(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    bench = load_benchmark(REPO / "params.yaml")
+    for size in bench.sizes:
+        (folder / "curves").mkdir(exist_ok=True)
+        (folder / "curves" / f"{size}.csv").write_text("step,loss,least,greatest\n1,2,3,4\n")
+    summary(bench)
+    table = pd.read_csv(folder / "scores.csv", dtype={"budget": str})
+    assert len(table) == 10 and (folder / "curves.csv").read_text().splitlines()[-1] == "h,1,2,3,4"
+    row, own = (
+        table.query("size == 'h' and budget == '16'").squeeze(),
+        runs(tmp_path).query("size == 'h' and budget == '16'"),
+    )
+    spread = combined(own[["train_seed", "sample_seed", "fid"]].itertuples(index=False))
+    assert (row["fid"], row["fid_error"]) == pytest.approx((spread.mean, spread.error)) and row["parameters"] == 384_000
+    (folder / "records" / "evaluate-h.json").unlink()
+    with pytest.raises(ConfigError, match="8 of 10 models and configurations have scores"):
+        summary(bench)
 
 
 def test_a_snapshot_has_its_share_of_compute_and_its_own_number_of_images(tmp_path):

@@ -331,6 +331,8 @@ def test_a_claim_whose_precondition_is_not_met_is_not_testable():
     assert of(named(**helps), "3c-keeps", noise=0.05).verdict == HOLDS
     partly = of(named(**helps | {f"{kind}_32": 0.0 for kind in ("late", "every", "dpm")}), "3c-keeps", noise=0.05)
     assert dict(partly.by_steps)[32] == UNTESTABLE and partly.verdict == HOLDS
+    by_chance = of(named(**helps | {"late_32": 0.0, "every_32": 0.0, "dpm_32": -0.18}), "3c-keeps", noise=0.05)
+    assert dict(by_chance.by_steps)[32] == UNTESTABLE and by_chance.verdict == HOLDS
     failed = of(named(**helps | {"late_32": 0.0}), "3c-keeps", noise=0.05)  # no precondition excuses what is contrary
     assert dict(failed.by_steps)[32] == FAILS == failed.verdict
     worse = of(named(**helps | {"late_49": -0.8}), "3c-keeps", noise=0.05)

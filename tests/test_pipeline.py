@@ -88,8 +88,7 @@ def test_a_stage_depends_on_the_numeric_code_it_imports_and_on_no_other(name):
 @pytest.mark.parametrize("name", [name for name in STAGES if name.partition(":")[2] in RENDERING])
 def test_a_stage_that_shows_numbers_depends_on_the_code_that_shows_them(name):
     stage = STAGES[name]
-    shown = {"emigm/records"} | ({"emigm/report"} if not name.endswith(":summary") else set())
-    assert shown <= set(stage["deps"])
+    assert {"emigm/records", "emigm/report"} <= set(stage["deps"])
     for notebook in notebooks_of(stage):
         cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
         files = imported_files("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))

@@ -129,7 +129,7 @@ class Claim:
     """What its comparisons can show here, and what they cannot refute."""
     at: tuple[Place, ...]
     given: tuple[str, ...] = ()
-    """What must hold first (at the same N, where both name it); else the claim is not testable there."""
+    """What must hold first (at the same N, where both name it); else only what is contrary counts there."""
     compare: tuple[str, ...] = ()
     question: bool = False
     """Asked by this project, not concluded by the paper: adjusted among the questions, and left out of the tally."""

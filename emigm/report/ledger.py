@@ -7,7 +7,7 @@ The rule, fixed before the runs. Every effect is a gain: positive where the reco
    that spread is its error, and no smallest effect applies.
 2. A claim holds when all its comparisons do, so the one that speaks least for it decides, by its own p (intersection-
    union). It fails when one of its c comparisons is contrary, with c times its p. Either takes an effect that matters.
-   A precondition (`given`) that does not hold blocks what would otherwise speak for the claim.
+   Where a precondition (`given`) does not hold, only what is contrary by what matters and beyond chance counts.
 3. Holm's procedure over the claims on the same data, this project's questions apart. A claim that has not run, or takes
    no verdict, counts with p = 1, so that the strictest level is known before the runs.
 4. "No difference that matters": all comparisons pass both one-sided tests against the margin, after Holm likewise.
@@ -106,6 +106,8 @@ class Entry:
     by_steps: tuple[tuple[int, str], ...] = ()
     """N and the verdict of what was compared at it, where there are several, adjusted for their number."""
     remarks: tuple[str, ...] = ()
+    among: int = 0
+    """Comparisons among which a contrary one is looked for; 0: its own."""
 
     @property
     def open(self) -> list[Outcome]:
@@ -126,7 +128,12 @@ class Entry:
     @property
     def p(self) -> float:
         """Of the deciding comparison; for the claim it must hold, against it any of all could have been contrary."""
-        return min(1.0, self.deciding.p * (1 if self.deciding.agrees else len(self.open))) if self.open else 1.0
+        return min(1.0, self.deciding.p * (1 if self.deciding.agrees else self.chances)) if self.open else 1.0
+
+    @property
+    def chances(self) -> int:
+        """How many comparisons could have been contrary, those of an unmet precondition among them."""
+        return self.among or sum(o.comparison.tested and o.status in ("", UNTESTABLE) for o in self.outcomes)
 
     @property
     def p_within(self) -> float:
@@ -134,17 +141,18 @@ class Entry:
         judged = self.open and all(o.margin and not o.bound for o in self.open)
         return max(o.gain.p_within(o.margin) for o in self.open) if judged else 1.0
 
-    def judged(self, alpha: float, sign: int = 1, same: int = 1) -> str:
-        """One verdict of comparisons that must all hold, with each p multiplied by what Holm's procedure says."""
+    def judged(self, alpha: float, sign: int = 1, same: int = 1, against: int | None = None) -> str:
+        """One verdict of comparisons that must all hold, with each p multiplied by what Holm's procedure says; that of
+        a contrary one by `against` (default: `sign`)."""
         statuses = [o.status for o in self.outcomes if o.status != UNTESTABLE] or [UNTESTABLE]
         if first := next((s for s in (NOT_RUN, DRY, FAILS, UNCOUNTED, OPEN, UNTESTABLE) if s in statuses), ""):
             return first
         if not self.open:
             return HOLDS
-        beyond_chance, worst = self.p * sign < alpha, self.deciding
-        if beyond_chance and worst.agrees and all(o.matters for o in self.open):
+        worst = self.deciding
+        if worst.agrees and self.p * sign < alpha and all(o.matters for o in self.open):
             return HOLDS
-        if beyond_chance and not worst.agrees and worst.matters:
+        if not worst.agrees and worst.matters and self.p * (against or sign) < alpha:
             return FAILS
         return SMALL if self.p_within * same < alpha else OPEN
 
@@ -154,13 +162,16 @@ class Entry:
         if verdict == OPEN and self.p < alpha <= self.p * sign:
             why = (f"not beyond chance once adjusted for the claims on these data (p = {adjusted:.2g})",)
         elif verdict == OPEN and self.open and self.p * sign < alpha:
-            why = (f"smaller than what matters ({three_digits(self.open[0].margin)})",)
+            small = next((o for o in self.open if not o.matters), self.deciding)
+            why = (f"smaller than what matters ({three_digits(small.margin)})",)
         numbers, by_steps = dict.fromkeys(o.comparison.steps for o in self.outcomes if o.comparison.steps), []
         for n in numbers if len(numbers) > 1 else ():
-            at = replace(self, outcomes=tuple(o for o in self.outcomes if o.comparison.steps == n))
+            of = tuple(o for o in self.outcomes if o.comparison.steps == n)
+            at = replace(self, outcomes=of, among=self.chances)  # at whichever N, that many could have been contrary
             implied = verdict in (HOLDS, SMALL) and UNTESTABLE not in [o.status for o in at.outcomes]
-            by_steps.append((n, verdict if implied else at.judged(alpha, len(numbers) * sign, len(numbers) * same)))
-        contrary = len(self.open) if self.open and not self.deciding.agrees else 1
+            judged = at.judged(alpha, len(numbers) * sign, len(numbers) * same, sign)
+            by_steps.append((n, verdict if implied else judged))
+        contrary = self.chances if self.open and not self.deciding.agrees else 1
         level = 1 - (2 * alpha / same if verdict == SMALL else alpha / sign / contrary)
         outcomes = tuple(replace(o, gain=o.gain and o.gain.at(level)) for o in self.outcomes)
         telling = outcomes if any(o.comparison.tested for o in outcomes) else filter(None, [self.deciding])
@@ -173,7 +184,8 @@ class Ledger:
     """All entries of a file of claims on a frame of runs (`emigm.records.frame.runs`).
 
     Args:
-        spans: data -> metric -> distance from held-out images to class shuffle; without one nothing is tested there.
+        spans: data -> metric -> distance from held-out images to class shuffle; without one nothing is tested there but
+            released weights.
     """
 
     def __init__(self, claims: Claims, frame: pd.DataFrame, spans: dict[str, dict[str, float]]):
@@ -203,9 +215,10 @@ class Ledger:
         first = {g: replace(entry, outcomes=(g,)).judged(self.claims.alpha) for g in given}
         for i, one in enumerate(found):
             at = [g for g in given if first[g] != HOLDS and g.comparison.steps in (None, one.comparison.steps)]
-            contrary = not one.status and not one.agrees  # which no precondition excuses
+            tested = not one.status and not one.agrees and one.matters and one.p < self.claims.alpha
+            status = next((s for s in (NOT_RUN, DRY, UNCOUNTED) if s in [first[g] for g in at]), UNTESTABLE)
+            contrary = status == UNTESTABLE and (tested or one.status == FAILS)  # which no precondition excuses
             if at and not contrary and one.status not in (NOT_RUN, DRY, UNCOUNTED):
-                status = next((s for s in (NOT_RUN, DRY, UNCOUNTED) if s in [first[g] for g in at]), UNTESTABLE)
                 why = (f"precondition {first[g]}: {g.plain}" for g in at)
                 found[i] = replace(one, status=status, remarks=(*why, *one.remarks))
         return replace(entry, outcomes=tuple(found))

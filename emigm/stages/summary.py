@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from emigm.config.benchmark import Benchmark
+from emigm.config.errors import check
 from emigm.config.paths import results_folder
 from emigm.io import write_json
 from emigm.launching import run_stage
@@ -23,8 +24,12 @@ def summary(benchmark: Benchmark) -> None:
     folder, trained = results_folder(benchmark.name), results_folder(benchmark.models_of or benchmark.name)
     frame = runs(Path(), [benchmark.name])
     frame = frame[frame["snapshot"].isna() & frame["fid"].notna()]
-    also = ["parameters", "nfe", "gate_ratio", *(m for m in METRICS if m in frame and frame[m].notna().any())]
-    cells = summarise(frame, "fid", ("size", "budget"), also)
+    frame = frame[frame["size"].isin(benchmark.sizes) & frame["budget"].isin(benchmark.budgets)]
+    number, expected = frame.groupby(["size", "budget"]).ngroups, len(benchmark.sizes) * len(benchmark.budgets)
+    remedy = "run dvc repro, which evaluates the others"
+    check(number == expected, f"{folder}: {number} of {expected} models and configurations have scores; {remedy}")
+    also = ["parameters", "nfe", "gate_ratio", *(m for m in METRICS if m in frame and frame[m].notna().all())]
+    cells = summarise(frame, "fid", ("size", "budget"), also).astype({"parameters": int})
     cells = cells.drop(columns=["mean", "train_seeds", "sample_seeds", "n"]).rename(columns={"error": "fid_error"})
     write_text(folder / "scores.csv", cells.to_csv(index=False, lineterminator="\n"))
     for row in cells.to_dict("records"):  # DVC has removed the folder

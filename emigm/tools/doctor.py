@@ -117,8 +117,9 @@ def check_device(benchmark: Benchmark) -> Check:
         return Check("GPU", True, f"{number} x {facts.name}, {facts.total_memory / 1e9:.0f} GB each")
     if benchmark.run.device == "cuda":
         return Check("GPU", False, "none", "run.device: cuda needs one; set -S benchmark.run.device=auto")
-    small = benchmark.dry_run or benchmark.data.dataset != "imagenet"
-    remedy = "the paper's models on ImageNet are for a machine with one"
+    large = benchmark.data.dataset in ("imagenet", "cifar10") and benchmark.data.images.side > 16
+    small = benchmark.dry_run or not large
+    remedy = "images of this size are for a machine with one"
     return Check("GPU", small, f"none{' needed' * small}", remedy)
 
 
