@@ -12,8 +12,6 @@ from emigm.model.schedules import draw_mask_counts, guided_steps, step_counts
 
 FREQUENCIES = 256
 DIFFUSION_STEPS = 1000
-AUTOENCODERS = {"kl16": (137.9e9, 250.1e9, 256), "dcae": (2085e9, 2770e9, 512)}
-"""FLOPs of encoding and of decoding one image, as counted by torch, and at which resolution."""
 
 
 def linear(rows: int, inputs: int, outputs: int) -> int:

@@ -34,7 +34,7 @@ from emigm.autoencoders.autoencoder import DCAE, DCAE_CONFIG, KL16, KL16_CONFIG,
 from emigm.config.schema import ExtractorConfig, ModelConfig, Precision, SampleConfig, TrainConfig
 from emigm.data.latents import LatentStore, Shards
 from emigm.distributed import World
-from emigm.flops import AUTOENCODERS, group_step
+from emigm.flops import group_step
 from emigm.flops import sampling as sampling_flops
 from emigm.io import write_json
 from emigm.metrics.features import load_extractor, write_source
@@ -54,6 +54,8 @@ OFFICIAL: dict[str, tuple[Precision, ...]] = {"cpu": ("float32", "bf16"), "cuda"
 """Precisions that are tried, by device; the official code fixes float16 on a GPU, which it is written for."""
 STORED, SCORED = 512, 64
 """Images whose latents are written to be read, and how many the extractor takes at once."""
+AUTOENCODER_FLOPS = {"kl16": (137.9e9, 250.1e9, 256), "dcae": (2085e9, 2770e9, 512)}
+"""Of encoding and of decoding one image, as counted by torch, and at which resolution."""
 INCEPTION_FLOPS = 11.4e9
 """Of one image, counted at the 299 x 299 pixels it is resized to."""
 Run = Callable[[], object]
@@ -94,7 +96,7 @@ class Subject:
 
     def autoencoder_flops(self) -> tuple[float, float]:
         """Of encoding and of decoding an image."""
-        encode, decode, side = AUTOENCODERS[self.kind]
+        encode, decode, side = AUTOENCODER_FLOPS[self.kind]
         return encode * (self.resolution / side) ** 2, decode * (self.resolution / side) ** 2
 
 

@@ -169,15 +169,17 @@ class Entry:
             of = tuple(o for o in self.outcomes if o.comparison.steps == n)
             at = replace(self, outcomes=of, among=self.chances)  # at whichever N, that many could have been contrary
             implied = verdict in (HOLDS, SMALL) and UNTESTABLE not in [o.status for o in at.outcomes]
-            judged = at.judged(alpha, len(numbers) * sign, len(numbers) * same, sign)
-            by_steps.append((n, verdict if implied else judged))
+            own = at.judged(alpha, len(numbers) * sign, len(numbers) * same, sign)
+            by_steps.append((n, verdict if implied else own))
         contrary = self.chances if self.open and not self.deciding.agrees else 1
         level = 1 - (2 * alpha / same if verdict == SMALL else alpha / sign / contrary)
         outcomes = tuple(replace(o, gain=o.gain and o.gain.at(level)) for o in self.outcomes)
         telling = outcomes if any(o.comparison.tested for o in outcomes) else filter(None, [self.deciding])
         remarks = tuple(dict.fromkeys([*why, *(remark for o in telling for remark in o.remarks)]))
-        judged = {"verdict": verdict, "adjusted": adjusted if self.open else None, "by_steps": tuple(by_steps)}
-        return replace(self, outcomes=outcomes, remarks=remarks, **judged)
+        p = adjusted if self.open else None
+        return replace(
+            self, outcomes=outcomes, remarks=remarks, verdict=verdict, adjusted=p, by_steps=tuple(by_steps)
+        )
 
 
 class Ledger:
