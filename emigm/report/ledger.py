@@ -177,9 +177,7 @@ class Entry:
         telling = outcomes if any(o.comparison.tested for o in outcomes) else filter(None, [self.deciding])
         remarks = tuple(dict.fromkeys([*why, *(remark for o in telling for remark in o.remarks)]))
         p = adjusted if self.open else None
-        return replace(
-            self, outcomes=outcomes, remarks=remarks, verdict=verdict, adjusted=p, by_steps=tuple(by_steps)
-        )
+        return replace(self, outcomes=outcomes, remarks=remarks, verdict=verdict, adjusted=p, by_steps=tuple(by_steps))
 
 
 class Ledger:
