@@ -27,9 +27,9 @@ from emigm.report.tables import NONE, NOT_RUN, Reading, Table, count, load, thou
 TEMPLATE = Path(__file__).resolve().with_suffix(".typ")
 OUT = Path("report.pdf")
 FIGURES = range(1, 9)
+"""The paper's."""
 OMITTED = ("(paper)", "Weight", "t ≥", "Encoder", "Params", "FLOPs", "seeds")
 """Parts of names of Table 1's columns that a page has no room for; its notebook has all."""
-"""The paper's."""
 GROUPS = {
     "training": "Figure 2",
     "sampling": "Figures? (3|7|8)",

@@ -15,12 +15,17 @@ from emigm.report.tables import Table
 
 typst = pytest.importorskip("typst", reason="the report is typeset by typst")
 CLAIMS = {
-    "Claim": ["Weight 1 trains better", "Truncation helps", "Eats ImageNet"],
-    "Source": ["Figure 2b", "Figure 2d", "Abstract, Table 2"],
+    "Claim": ["Weight 1 trains better", "Truncation helps", "Eats ImageNet", "Truncation helps"],
+    "Source": ["Figure 2b", "Figure 2d", "Abstract, Table 2", "Figure 2d"],
     "Of": "the paper",
-    "Data": ["MNIST-5k", "MNIST-5k", "ImageNet"],
-    "Verdict": ["holds", "not decided", "not run"],
-    "Measured": ["a (5.16) against b (14.6): lower by 9.43; `c` (2) against d (3): 1", "gain 0.12 [-1.3, 1.6]", "–"],
+    "Data": ["MNIST-5k", "MNIST-5k", "ImageNet", "CIFAR-10"],
+    "Verdict": ["holds", "not decided", "not run", "not run"],
+    "Measured": [
+        "a (5.16) against b (14.6): lower by 9.43; `c` (2) against d (3): 1",
+        "gain 0.12 [-1.3, 1.6]",
+        "–",
+        "–",
+    ],
 }
 
 
@@ -51,7 +56,8 @@ def test_the_report_holds_the_numbers_of_the_records_and_of_the_executed_noteboo
     text = text_of(root)
     assert "scores 4.52" in text and "scores came out so." in text and "table1 4.52" in text
     assert "MNIST-5k 17" in text and "ImageNet –" in text
-    assert "holds 1, not decided 1" in text  # of the claims of Figure 2
+    assert "holds 1, not decided 1, not run 1" in text  # of the claims of Figure 2
+    assert text.count("Truncation helps") == 1  # which has run on other data
     assert "a (5.16) against b (14.6): lower by 9.43 (first of 2 comparisons)" in text
     assert "gain 0.12 [-1.3, 1.6]" in text and "Eats ImageNet (Abstract, Table 2, ImageNet)" in text
     assert re.search(r"mnist \S+ 5 24\.0K to 384K 160K 2 × 2 2 1K \d+\.\d", text)
