@@ -499,8 +499,27 @@ def test_figures_quote_the_verdict_and_the_interval_of_the_ledger():
     found = ledger(sized(elbo_cosine=-2))
     texts = conclusions.effects(found, "Figure 2a")
     one = entry(found, "2a-cosine")
-    assert len(texts) == 2 and texts[0].endswith(f"**{one.verdict}** ({one.deciding.plain}).")
-    assert one.deciding.plain in texts[0] and f"[{one.deciding.gain.low:.3g}" in texts[0]
+    assert len(texts) == 2 and f"**{one.verdict}** (cosine (ELBO) at N = 16 without guidance < linear (ELBO) " in texts[0]
+    assert f"gain {one.deciding.gain.effect:.3g} [{one.deciding.gain.low:.3g}, " in texts[0] and "question" not in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    {
+        "ladder/s at 16_plain <= mar_cosine at 16_plain: 1 and 2": "S at N = 16 <= MAR (cosine) at N = 16: 1 and 2",
+        "maskgit at 4 < codes16/maskgit at 4: 1 and 2": "MaskGIT at N = 4 < MaskGIT (16 codes) at N = 4: 1 and 2",
+        "scale_125 or every_16 < plain_16: 1 and 2": "scale 1.25 or every at N = 16 < no guidance at N = 16: 1 and 2",
+        "IS: late_16 < grid_06_10: 1 and 2": "IS: late at N = 16 < guidance in (0.6, 1.0]: 1 and 2",
+        "h at 16 < xs_equal at 16: 1 and 2, gain 1": "H at N = 16 < XS (equal FLOPs) at N = 16: 1 and 2, gain 1",
+    }.items(),
+)
+def test_comparisons_are_said_in_words(effect, words):
+    assert conclusions.in_words(effect) == words
+
+
+def test_a_question_of_this_project_is_not_taken_for_a_claim_of_the_paper():
+    (asked,) = [text for text in conclusions.effects(ledger(sized()), "Figure 2d") if "worse than none" in text]
+    assert "is worse than none (a question of this project, no claim of the paper) on MNIST" in asked
 
 
 def test_a_gain_in_another_metric_is_positive_where_it_agrees():

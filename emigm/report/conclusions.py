@@ -17,12 +17,21 @@ COLUMNS = ("isc", "extractor", "features", "reference", "sample.cfg_scale", "sam
            "sample.temperature")  # fmt: skip
 """What notebooks read beside the columns that `runs` always has."""
 WORDS = {
+    r"codes(\d*)/(\w+)": lambda m: f"{m[2]} ({m[1] or 512} codes)",
+    r"[\w-]+/(?=\w)": "",
     r"elbo_(\w+)": r"\1 (ELBO)",
+    r"one_log_exp": "log-exp (weight 1)",
     r"one_(\w+)": r"\1 (weight 1)",
     r"mae_exp": "with the MAE trick",
-    r"(?<!\S)mar\b": "MAR",
-    r"(?<!\S)(xs|s|b|l|h)(_equal)?\b": lambda m: m[1].upper() + " (equal FLOPs)" * bool(m[2]),
-    r"(\w+)_(\d+)": r"\1 at N = \2",
+    r"tmin4": "t ≥ 0.4",
+    r"fake_token": "fake class token",
+    r"(?<!\S)mar(_cosine)?\b": lambda m: "MAR" + " (cosine)" * bool(m[1]),
+    r"(?<!\S)maskgit\b": "MaskGIT",
+    r"(?<!\S)(mdm|xs|s|b|l|h)(_equal)?\b": lambda m: m[1].upper() + " (equal FLOPs)" * bool(m[2]),
+    r"plain_(\d+)": r"no guidance at N = \1",
+    r"scale_(\d)(\d+)": r"scale \1.\2",
+    r"grid_(\d)(\d)_(\d)(\d)": r"guidance in (\1.\2, \3.\4]",
+    r"([a-z]+)_(\d+)": r"\1 at N = \2",
     r" at (?=\d)": " at N = ",
 }
 """How a row or a sampling configuration is called -> what a reader sees."""
@@ -50,11 +59,11 @@ def front(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
 
 
-def in_words(effect: str) -> str:
+def in_words(effect: str, plain: str = "") -> str:
     """A comparison as a reader sees it: "one_exp at 16_plain < mar at 16_plain: 1.31 and 1.52" => "exp (weight 1) at
-    N = 16 < MAR at N = 16: 1.31 and 1.52"."""
-    compared, *measured = effect.partition(": ")
-    compared = re.sub(r"[\w-]+/(?=\w)", "", compared).replace("_plain", "")
+    N = 16 < MAR at N = 16: 1.31 and 1.52". `plain`: what stands after the N of sampling without guidance."""
+    compared, *measured = effect.rpartition(": ")
+    compared = compared.replace("_plain", plain)
     for pattern, text in WORDS.items():
         compared = re.sub(pattern, text, compared)
     return "".join([compared, *measured])
@@ -62,13 +71,15 @@ def in_words(effect: str) -> str:
 
 def effects(ledger: Ledger, *sources: str, at: str | None = None) -> tuple[str, ...]:
     """A sentence for each claim of some figures or tables that was measured (`at` one benchmark): its verdict and the
-    comparison that decides it, as the ledger's page has them; on which data, where that is not said by `at`."""
+    comparison that decides it, in words; on which data, where that is not said by `at`."""
 
     def on(entry) -> str:
-        return f" on {entry.data}" if at is None and len(entry.claim.at) > 1 else ""
+        asked = " (a question of this project, no claim of the paper)" * entry.claim.question
+        return asked + (f" on {entry.data}" if at is None and len(entry.claim.at) > 1 else "")
 
     return tuple(
-        f"{entry.claim.source}, {entry.claim.claim}{on(entry)}: **{entry.verdict}** ({entry.deciding.plain})."
+        f"{entry.claim.source}, {entry.claim.claim}{on(entry)}: **{entry.verdict}** "
+        f"({in_words(entry.deciding.plain, ' without guidance')})."
         for entry in ledger.entries
         if entry.deciding
         and at in (None, entry.place.benchmark)
