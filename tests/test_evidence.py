@@ -4,6 +4,7 @@ benchmarks that they rest on."""
 import functools
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import made_up
@@ -113,6 +114,21 @@ def test_the_ledger_needs_no_results_and_takes_partial_ones(run, empty, root, tm
     run("claims", partial, out=tmp_path / "some")
     verdicts = pd.read_csv(tmp_path / "some" / "claims.csv").drop_duplicates("ID").set_index("ID")["Verdict"]
     assert verdicts["2a-exp"] != "not run" and verdicts["3b"] == "not run" == verdicts["1-mdm"]
+
+
+def test_claims_that_were_measured_on_several_data_stand_side_by_side(run):
+    found = run("claims")
+    here = [e for e in found["entries"] if e.deciding and e.deciding.margin and not e.claim.question]
+    one = next(e for e in here if e.verdict == "holds")
+    other = replace(one, data="Others", verdict="does not hold")
+    (row,) = found["across"]([*here, other]).to_dict("records")
+    units = f"{one.deciding.gain.effect / one.deciding.margin:+.1f}"
+    assert row == {"Claim": f"**{found['capital'](one.claim.claim)}**", one.data: f"holds ({units})",
+                   "Others": f"does not hold ({units})"}  # fmt: skip
+    again = found["table"].iloc[[0]].assign(Front="yes", Data="Others", Effect="a_4 < b_4: 1 and 2")
+    (said,) = conclusions.front(pd.concat([found["table"].iloc[[0]].assign(Front="yes"), again]))
+    assert said.endswith(f"; on Others **{again['Verdict'].item()}**: a at N = 4 < b at N = 4: 1 and 2.")
+    assert found["across"](here).empty
 
 
 def test_what_each_claim_can_see_is_told_before_the_runs(run, empty, tmp_path):

@@ -52,11 +52,15 @@ def tally(table: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def front(table: pd.DataFrame) -> tuple[str, ...]:
-    """The few claims that matter most in the ledger's table (claims.csv), a sentence each with verdict and effect, on
-    the first data that a claim names."""
-    rows = table[table["Front"] == "yes"].drop_duplicates("ID")
-    said = [f"**{row.Verdict}**" + f": {in_words(row.Effect)}" * (row.Effect != NONE) for row in rows.itertuples()]
-    return tuple(f"{row.Claim} ({row.Source}): {text}." for row, text in zip(rows.itertuples(), said, strict=True))
+    """The few claims that matter most in the ledger's table (claims.csv), a sentence each: verdict and effect on the
+    first data that a claim names, then on all others that it was measured on."""
+    said: dict[str, list[str]] = {}
+    for row in table[table["Front"] == "yes"].itertuples():
+        text = f"**{row.Verdict}**" + f": {in_words(row.Effect)}" * (row.Effect != NONE)
+        parts = said.setdefault(f"{row.Claim} ({row.Source}): ", [])
+        if not parts or row.Effect != NONE:
+            parts.append(f"on {row.Data} {text}" if parts else text)
+    return tuple(f"{claim}{'; '.join(parts)}." for claim, parts in said.items())
 
 
 def in_words(effect: str, plain: str = "") -> str:
