@@ -52,7 +52,7 @@ def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision(results)
         assert all(len(row["seconds"]) == 2 and row["median"] > 0 for row in item["variants"])
         best = min(item["variants"], key=lambda row: row["median"])
         assert item["best"] == {"ours": best["precision"]} and item["speedup"] is None
-        if name == "reading latents":
+        if name in ("reading latents", "sampling without head"):
             assert item["share_of_matrix_rate"] is None
         else:
             share = item["flops"] / best["median"] / results["matrix_rates"][best["precision"]]
@@ -145,6 +145,11 @@ def test_the_notebook_reads_the_records_and_says_what_has_not_run(tmp_path, resu
     assert "sampling 2.5×" in text and "XS 20 (40%)" in text and "0.5 to 2.0 CPU seconds to start" in text  # noqa: RUF001
     assert "Of the 2 CPU minutes of its 3 stages with a record: train 90%, index 10%; start-up is 4%." in text
     assert "On a GPU: not run." in text and "nan" not in text
+    seconds = [results["items"][f"sampling{x}"]["variants"] for x in ("", " without head")]
+    added = min(v["median"] for v in seconds[0]) / min(v["median"] for v in seconds[1]) - 1
+    assert f"the head adds {added:.0%} to the time of the transformer at N = 16 (the paper: about 14%" in text
+    shares = space["heads"].set_index(["Model", "N"])["Head beside the transformer"]
+    assert shares["512 XS", "16"] == "65%" and shares["256 H", "128"] == "2%"  # 8 and 14 evaluations a token
     assert "reading latents 2.5" not in text and "repeats differ by more than their median: reading latents." in text
     written = {path.name for path in Path("out").iterdir()}
     assert {"speed.md", "speed.csv", "rounding.md", "speed.png", "reading.md"} <= written

@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -141,6 +142,17 @@ def sampling(s: Subject, batch: int, _: Path) -> Work:
         return lambda: run(batch, s.sample.steps, s.sample.cfg_scale, labels=there)
 
     return Work(ours, official, batch * sampling_flops(s.cfg, s.sample))
+
+
+def without_head(s: Subject, batch: int, folder: Path) -> Work:
+    """Generate latents by the transformer alone, whose forward passes are what NFE counts; tokens are noise."""
+    work = sampling(s, batch, folder)
+
+    def ours(precision: Precision) -> Run:
+        run = work.ours(precision)
+        return mock.patch("emigm.sample.sample_tokens", lambda head, z, noise, *_: noise[0])(lambda: run())
+
+    return Work(ours, lambda: None, None)
 
 
 def random_training(
@@ -278,6 +290,7 @@ class Item(NamedTuple):
 
 ITEMS = {
     "sampling": Item(sampling, 1),
+    "sampling without head": Item(without_head, 1),
     "training step": Item(training, 2),
     "decoding": Item(decoding, 1),
     "encoding": Item(encoding, 1),
