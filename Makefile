@@ -15,8 +15,8 @@ reproduce: $(READY)
 	$(RUN) dvc repro $(if $(filter mnist,$(BENCHMARK)),dvc.yaml,benchmarks/$(BENCHMARK)/dvc.yaml)
 	$(RUN) emigm verify $(BENCHMARK)
 
-# The evidence on MNIST-5k, and the ledger of the paper's claims: 12 hours of processor time by
-# its records, on two cores, resumable.
+# The evidence on MNIST-5k, and the ledger of the paper's claims: about 12 hours of processor time,
+# on two cores, resumable.
 evidence: $(READY)
 	$(RUN) dvc repro $(EVIDENCE:%=benchmarks/%/dvc.yaml)
 	$(RUN) emigm verify $(EVIDENCE)

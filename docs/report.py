@@ -33,12 +33,13 @@ OMITTED = ("(paper)", "Weight", "t ≥", "Encoder", "Params", "FLOPs", "seeds")
 GROUPS = {
     "training": "Figure 2",
     "sampling": "Figures? (3|7|8)",
-    "scaling": "Figure 4",
+    "scaling": "Figure 4|Section 6.*(MNIST|CIFAR)",
     "schedules": "Figures? (5|6)|Table 4",
     "systems": "Tables? 1|Introduction",
-    "imagenet": "Abstract|Tables? (2|3)|Section",
+    "imagenet": "(Abstract|Tables? (2|3)|Section).*ImageNet",
+    "tables": "(Abstract|Tables? (2|3)|Section).*own tables",
 }
-"""Claims that differ from the paper's setting in the same way -> how their sources begin."""
+"""Claims that differ from the paper's setting in the same way -> how "source | data" of them begins."""
 EFFECT = ("Effect", "Gain", "Measured")
 """Columns of the ledger that may hold the effect, the shortest text first."""
 
@@ -54,7 +55,7 @@ def report_data(root: Path) -> dict[str, Any]:
         "not_run": NOT_RUN,
         "tally": rows_of(load(root / pages.LEDGER / "tally")),
         "claims": listed,
-        "outcomes": {name: outcome(listed, source) for name, source in GROUPS.items()},
+        "outcomes": {name: outcome(listed, which) for name, which in GROUPS.items()},
         "scores": rows_of(load(root / "results" / DEFAULT / "notebooks/scores/scores")),
         "scores_said": sentences(load(root / "results" / DEFAULT / "notebooks/scores/reading")),
         "table1": rows_of(load(root / "results/evidence/notebooks/table1/table1"), without=OMITTED),
@@ -97,9 +98,9 @@ def claim(row: dict[str, str]) -> dict[str, str]:
     return shown | {"of": row.get("Of", ""), "effect": comparisons[0] + more}
 
 
-def outcome(claims: Sequence[dict[str, str]], source: str) -> str:
-    """How the paper's claims whose source begins so came out: "holds 2, not run 1"."""
-    own = [c for c in claims if c["of"] == conclusions.PAPER and re.match(source, c["source"])]
+def outcome(claims: Sequence[dict[str, str]], which: str) -> str:
+    """How the paper's claims whose "source | data" begins so came out: "holds 2, not run 1"."""
+    own = [c for c in claims if c["of"] == conclusions.PAPER and re.match(which, f"{c['source']} | {c['data']}")]
     verdicts = pd.Series([c["verdict"] for c in own], dtype=str)
     return ", ".join(f"{verdict} {n}" for verdict, n in verdicts.value_counts(sort=False).items()) or NOT_RUN
 

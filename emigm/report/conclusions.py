@@ -63,11 +63,11 @@ def front(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{claim}{'; '.join(parts)}." for claim, parts in said.items())
 
 
-def in_words(effect: str, plain: str = "") -> str:
-    """A comparison as a reader sees it: "one_exp at 16_plain < mar at 16_plain: 1.31 and 1.52" => "exp (weight 1) at
-    N = 16 < MAR at N = 16: 1.31 and 1.52". `plain`: what stands after the N of sampling without guidance."""
+def in_words(effect: str) -> str:
+    """A comparison as a reader sees it: "one_exp at 16_plain < xs at 16: 1.31 and 1.52" => "exp (weight 1) at N = 16
+    without guidance < XS at N = 16: 1.31 and 1.52"."""
     compared, *measured = effect.rpartition(": ")
-    compared = compared.replace("_plain", plain)
+    compared = compared.replace("_plain", " without guidance")
     for pattern, text in WORDS.items():
         compared = re.sub(pattern, text, compared)
     return "".join([compared, *measured])
@@ -82,8 +82,7 @@ def effects(ledger: Ledger, *sources: str, at: str | None = None) -> tuple[str, 
         return asked + (f" on {entry.data}" if at is None and len(entry.claim.at) > 1 else "")
 
     return tuple(
-        f"{entry.claim.source}, {entry.claim.claim}{on(entry)}: **{entry.verdict}** "
-        f"({in_words(entry.deciding.plain, ' without guidance')})."
+        f"{entry.claim.source}, {entry.claim.claim}{on(entry)}: **{entry.verdict}** ({in_words(entry.deciding.plain)})."
         for entry in ledger.entries
         if entry.deciding
         and at in (None, entry.place.benchmark)
