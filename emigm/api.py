@@ -35,7 +35,7 @@ from emigm.config.paths import expand, weights_folder
 from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.model.checkpoints import import_official
 from emigm.model.model import CONFIG_FILE, EMIGM, load_model, read_model_config
-from emigm.paper.settings import PAPER_AUTOENCODERS, PAPER_MODELS, paper_key, paper_sampling
+from emigm.paper.settings import PAPER_AUTOENCODERS, PAPER_KEYS, PAPER_MODELS, paper_sampling
 from emigm.sample import generate
 from emigm.tools.artefacts import MIRRORS, released_file
 from emigm.tools.hub import cached, cached_folder
@@ -111,15 +111,15 @@ def load_generator(
     Raises:
         ConfigError: something is missing, damaged or of another kind.
     """
-    path, key = Path(name), paper_key(str(name))
+    path, key = Path(name), PAPER_KEYS.get(str(name))
     if not path.exists() and key is not None:
         file = released_file(*key)
         path = cached(file._replace(revision=revision or file.revision))
     elif not path.exists() and (folder := trained_model(str(name))):
         path = folder
     elif not path.exists():
-        models = ", ".join(f"{r}-{s}" for r, s in PAPER_MODELS)
-        others = f"none of the released models ({models}) or of those trained here or kept in results/, such as mnist-h"
+        released = f"none of the released models ({', '.join(PAPER_KEYS)})"
+        others = f"{released} or of those trained here or kept in results/, such as mnist-h"
         on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) is not None
         check(on_hub, f"{name}: no such folder or file, and {others}")
         path = cached_folder(str(name), revision)

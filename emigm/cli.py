@@ -16,10 +16,9 @@ from emigm.config.errors import ConfigError, UserError, check
 from emigm.config.parsing import known, parse, read_yaml
 from emigm.config.paths import results_folder, samples_folder, samples_name
 from emigm.config.schema import ModelConfig, Precision, Schedule
-from emigm.paper.settings import PAPER_MODELS, paper_key
+from emigm.paper.settings import PAPER_KEYS, PAPER_MODELS
 
 SPEED = Path("results/speed/measured")  # where `emigm bench` keeps its records
-MODELS = [f"{resolution}-{size}" for resolution, size in PAPER_MODELS]
 VERBS: dict[str, tuple[Callable[..., int | None], tuple[Any, ...]]] = {}
 """Name -> what runs, whose docstring is the verb's help in one line and examples in others, and its arguments."""
 
@@ -47,10 +46,10 @@ def numbers(text: str) -> list[int]:
 
 def paper_model(name: str) -> ModelConfig:
     """The architecture of a released name, or that of a file: ModelConfig's keys, or a model folder's config.json."""
-    if key := paper_key(name):
-        return PAPER_MODELS[key]
+    if name in PAPER_KEYS:
+        return PAPER_MODELS[PAPER_KEYS[name]]
     try:
-        allowed = f"{', '.join(MODELS)}, or a YAML or JSON file with the keys of ModelConfig"
+        allowed = f"{', '.join(PAPER_KEYS)}, or a YAML or JSON file with the keys of ModelConfig"
         check(Path(name).is_file(), f"unknown model {name!r} (allowed: {allowed})")
         tree = read_yaml(Path(name))
         return parse(ModelConfig, tree.get("model", tree), name)
@@ -62,14 +61,7 @@ DEVICE = arg("--device", choices=("auto", "cpu", "cuda"), default="auto", help="
 FOLDER = arg("folder", type=Path, help="model folder: model.safetensors and config.json")
 BENCHMARK = (
     arg("benchmark", nargs="?", help="such as imagenet256 (default: the one that plain dvc repro runs)"),
-    arg(
-        "-S",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as of dvc exp run",
-    ),
+    arg("-S", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="as of dvc exp run"),
 )
 SAMPLING = (
     arg("--steps", type=int, metavar="N", help="mask-prediction steps"),
@@ -130,7 +122,7 @@ def parity(official: Path) -> int:
 @verb(
     "bench",
     arg("--official", type=Path, help="folder of a clone of ML-GSAI/eMIGM (default: no ratios)"),
-    arg("--size", nargs="+", choices=MODELS, metavar="MODEL", help="such as 512-l (default: 256-xs)"),
+    arg("--size", nargs="+", choices=[*PAPER_KEYS], metavar="MODEL", help="such as 512-l (default: 256-xs)"),
     DEVICE,
     arg("--batch", type=int, metavar="B", help="images at once (default: 64 on a GPU, 1 or 2 on a CPU)"),
     arg("--repeats", type=int, default=3, help="of every measurement, after one to warm up (default: %(default)s)"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.parsing import known
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 
@@ -33,13 +33,8 @@ PAPER_MODELS: dict[tuple[int, str], ModelConfig] = {
     (512, "l"): _paper(512, 16, 1024, 16, 8, 1280),
 }
 """The nine architectures of Tables 2 and 3, by resolution and size."""
-
-
-def paper_key(name: str) -> tuple[int, str] | None:
-    """ "256-l" => (256, "l"); None: the name of none of the paper's nine models."""
-    return next((key for key in PAPER_MODELS if name == f"{key[0]}-{key[1]}"), None)
-
-
+PAPER_KEYS = {f"{resolution}-{size}": (resolution, size) for resolution, size in PAPER_MODELS}
+"""What the nine are called: "256-l" => (256, "l")."""
 PAPER_AUTOENCODERS = {256: ("kl16", 0.2325), 512: ("dcae", 0.3189)}
 """Autoencoder and latent scale of the paper's models, by resolution."""
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -66,12 +61,8 @@ _PAPER_INTERVALS = {
 
 def paper_sampling(resolution: int, size: str, steps: int) -> SampleConfig:
     """Sampling settings of the paper's model at one of its two budgets (N = 16, or 128 at 256 and 64 at 512)."""
-    known("model", f"{resolution}-{size}", [f"{r}-{s}" for r, s in PAPER_MODELS])
-    if (resolution, steps) not in _PAPER_INTERVALS:
-        raise ConfigError(f"steps = {steps}: the paper's budgets at {resolution} are {_paper_budgets(resolution)}")
+    known("model", f"{resolution}-{size}", PAPER_KEYS)
+    budgets = [n for r, n in _PAPER_INTERVALS if r == resolution]
+    check(steps in budgets, f"steps = {steps}: the paper's budgets at {resolution} are {budgets}")
     exceptions, rule = _PAPER_INTERVALS[resolution, steps]
     return SampleConfig(steps, 8 if steps == 16 else 14, cfg_scale=4.0, cfg_interval=exceptions.get(size, rule))
-
-
-def _paper_budgets(resolution: int) -> list[int]:
-    return [n for r, n in _PAPER_INTERVALS if r == resolution]
