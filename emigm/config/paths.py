@@ -40,8 +40,9 @@ def model_folder(benchmark: Benchmark, size: str, seed: int) -> Path:
 
 
 def snapshot_folder(benchmark: Benchmark, size: str, seed: int, step: int) -> Path:
-    """The EMA weights of that model after `step` steps of its training."""
-    return model_folder(benchmark, size, seed) / f"snapshot-{step}"
+    """The EMA weights of that model after `step` steps of its training: a snapshot, or the model itself at the end."""
+    folder = model_folder(benchmark, size, seed)
+    return folder if step == benchmark.train_config(size).steps else folder / f"snapshot-{step}"
 
 
 def samples_folder(benchmark: Benchmark, size: str, budget: str) -> Path:

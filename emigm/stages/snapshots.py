@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
-from emigm.config.paths import data_folder, model_folder, snapshot_folder
+from emigm.config.paths import data_folder, snapshot_folder
 from emigm.data.samples import Chunks, SampleSet
 from emigm.flops import mean_training_step
 from emigm.io import checksums
@@ -51,7 +50,7 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
     for (n, train_seed, seed), of_point in samples.items():
         runs[n].append({"train_seed": train_seed, "sample_seed": seed} | scorer.score_run(of_point, features)[1])
     flops = mean_training_step(benchmark.model_config(size), train)
-    models = [weights_folder(benchmark, size, n, t) for n in steps for t in train.seeds]
+    models = [snapshot_folder(benchmark, size, t, n) for n in steps for t in train.seeds]
     files = [folder / name for folder in models for name in (CONFIG_FILE, WEIGHTS_FILE)]
     run.finish(
         {"points": [{"step": n, "images": n * train.batch, "flops": n * flops, "runs": runs[n]} for n in steps]},
@@ -65,20 +64,13 @@ def score_snapshots(benchmark: Benchmark, size: str) -> None:
 def sample_point(run: StageRun, size: str, point: Point, progress: Progress) -> Chunks:
     """Images of one point, each process its chunks; the seeds of a point are those of the final weights' images."""
     (step, train_seed, seed), settings = point, run.benchmark.evaluation.snapshots
-    weights = weights_folder(run.benchmark, size, step, train_seed)
+    weights = snapshot_folder(run.benchmark, size, train_seed, step)
     cfg = run.benchmark.sample_config(size, settings.budget)
     sampler = Sampler(run.benchmark, size, weights, cfg, train_seed, run.world.device)
     if (trained := sampler.facts.get("steps", step)) != step:
         raise ConfigError(f"{weights}: weights after {trained} steps, expected {step}; train this size again")
     folder = run.state / "-".join(map(str, point))
     return sampler.write(seed, settings.images, folder, run.world, progress)
-
-
-def weights_folder(benchmark: Benchmark, size: str, step: int, train_seed: int) -> Path:
-    """Where the weights after `step` steps lie."""
-    if step == benchmark.train_config(size).steps:
-        return model_folder(benchmark, size, train_seed)
-    return snapshot_folder(benchmark, size, train_seed, step)
 
 
 if __name__ == "__main__":
