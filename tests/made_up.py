@@ -14,7 +14,7 @@ from emigm.config.benchmark import load_benchmark
 from emigm.config.schema import GateConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.model.schedules import nfe
 from emigm.pictures import save_grid
-from emigm.records.record import mean_and_spread, write_record
+from emigm.records.record import write_record
 
 REPO = Path(__file__).parents[1]
 LADDER = {"xs": 4.02, "s": 2.31, "b": 1.74, "l": 1.12, "h": 0.83}
@@ -77,9 +77,9 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
 def _prepare(write):
     write("prepare", {"train_images": 4000, "holdout_images": 1000, "classes": 10, "shape": [1, 14, 14]})
     write("extractor", {"features": 64})
-    shuffled = {"fid": mean_and_spread([11.0, 11.4]), "kid": mean_and_spread([0.031, 0.033]), "images": 1000}
+    shuffled = {"fid": {"values": [11.0, 11.4]}, "kid": {"values": [0.031, 0.033]}, "images": 1000}
     shuffled |= {"precision": {"mean": 0.5}, "recall": {"mean": 0.4}}
-    subset = {"fid": mean_and_spread([0.8, 0.82]), "images": 1000}
+    subset = {"fid": {"values": [0.8, 0.82]}, "images": 1000}
     held_out = {"fid": {"mean": 1.2}, "label_accuracy": {"mean": 0.98}, "images": 1000}
     held_out |= {"precision": {"mean": 0.9}, "recall": {"mean": 0.9}}
     held_out["fid_by_extractor"] = {"0": {"mean": 1.2}, "1": {"mean": 1.7}}
@@ -89,10 +89,10 @@ def _prepare(write):
 
 def _train(write, size, i, seeds):
     model = ModelConfig(14, 1, 10, 24 + 8 * i, 1, 1, 4, 48, 1, patch=2)
-    ratios = mean_and_spread([0.97 if i == 0 and seed == seeds[-1] else 0.7 - 0.02 * i for seed in seeds])
+    ratios = {"values": [0.97 if i == 0 and seed == seeds[-1] else 0.7 - 0.02 * i for seed in seeds]}
     trained = {"parameters": 24_000 * 2**i, "flops": int(4e12 * 2**i), "images": 160_000}
-    trained |= {"seconds": mean_and_spread([60.0 * 2**i + s for s in seeds])}
-    errors = {"0": mean_and_spread([2.0] * len(seeds)), "8": mean_and_spread([2 * r for r in ratios["values"]])}
+    trained |= {"seconds": {"values": [60.0 * 2**i + s for s in seeds]}}
+    errors = {"0": {"values": [2.0] * len(seeds)}, "8": {"values": [2 * r for r in ratios["values"]]}}
     trained["context"] = {"errors": errors, "ratio": ratios, "passed": i > 0}
     train = TrainConfig(2500, 64, 3e-3, seeds=tuple(seeds))
     write(f"train-{size}", trained, model=model, train=train, gate=GateConfig((0, 8)))
@@ -114,7 +114,7 @@ def _score(write, name, size, i, fid, budgets, seeds, samples, snapshots):
                      for r in runs]  # fmt: skip
         results[budget] = {"runs": runs, "fid_by_images": by_images}
         sample = SampleConfig(n, 12, 2.0, (0.1, 0.4))
-        seconds = mean_and_spread([0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(runs))])
+        seconds = {"values": [0.0004 * n * 1.5**i + 1e-6 * k for k in range(len(runs))]}
         sampled = {"nfe": nfe(n, 2.0, (0.1, 0.4)), "passes": nfe(n, 2.0, (0.1, 0.4)), "seconds_per_image": seconds}
         write(f"sample-{size}-{budget}", sampled, **common, sample=sample)
         pixels = rng.integers(0, 256, (40, 1, 14, 14), dtype=np.uint8)

@@ -29,7 +29,6 @@ from emigm.metrics.scores import (
     statistics,
 )
 from emigm.model.model import EMIGM
-from emigm.records.record import mean_and_spread
 
 SUBSETS = 5
 """Random subsets of the training images behind their baseline."""
@@ -78,10 +77,10 @@ def training_reference(benchmark: Benchmark, features: dict[str, Features]) -> t
             return {}
         held_out, training = (pixels["holdout"], labels["holdout"]), benchmark.extractor.training
         value = classification_accuracy_score((images, classes), held_out, training, evaluation.cas_steps)
-        return {"cas": mean_and_spread([value])}
+        return {"cas": {"values": [value]}}
 
     subset = min(evaluation.images, len(labels["train"]) // 2)
-    fids = mean_and_spread([subset_fid(real, subset, seed) for seed in range(SUBSETS)])
+    fids = {"values": [subset_fid(real, subset, seed) for seed in range(SUBSETS)]}
     # CAS of as many real images as a model generates for it.
     among = np.random.default_rng(0).permutation(len(labels["train"]))[: evaluation.images * len(evaluation.seeds)]
     baselines = {"holdout": held_out("holdout"), "train_subset": {"fid": fids, "images": subset}}
@@ -103,15 +102,15 @@ def training_reference(benchmark: Benchmark, features: dict[str, Features]) -> t
         ratios = neighbour_ratios(np.concatenate([*pixels.values()]), evaluation.images, len(pixels["holdout"]))
         results["nearest"] = {
             "holdout_to_train": nearest_distance(pixels["holdout"], same_number(*pixels.values())),
-            "real_ratio": mean_and_spread(ratios),
+            "real_ratio": {"values": ratios},
         }
     return reference, results
 
 
 def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """`mean_and_spread` of every metric that was measured, over several sets of images."""
+    """Values of every metric that was measured, over several sets of images."""
     measured = {key: [scored[key] for scored in found] for key, value in found[0].items() if value is not None}
-    return {k: _spread(v) if isinstance(v[0], dict) else mean_and_spread(v) for k, v in measured.items()}
+    return {k: _spread(v) if isinstance(v[0], dict) else {"values": v} for k, v in measured.items()}
 
 
 def reconstructed(benchmark: Benchmark) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,7 +47,7 @@ def write_record(
     Args:
         benchmark: what was run.
         stage: the record's name, such as "train-xs"; one file each.
-        results: the measured numbers.
+        results: the measured numbers; of repeated ones their "values", to which a reader adds mean and deviation.
         device: where it was measured ("cpu", "cuda:0").
         processes: how many shared the work.
         inputs, outputs: file => checksum of what the stage read and wrote (`emigm.io.checksums`): what one stage's
@@ -197,11 +197,6 @@ def with_derived(tree: Any, max_ratio: float | None = None) -> Any:
     if max_ratio is not None and "values" in (tree.get("ratio") or {}):
         tree["passed"] = all(ratio <= max_ratio for ratio in tree["ratio"]["values"])
     return tree
-
-
-def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
-    """Repeated measurements, in order; `read_record` adds their mean and sample standard deviation."""
-    return {"values": list(values)}
 
 
 def _version(name: str) -> str | None:

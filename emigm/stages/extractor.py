@@ -24,7 +24,7 @@ from emigm.metrics.classifier import (
     train_classifier,
 )
 from emigm.pools import Progress, parallel
-from emigm.records.record import mean_and_spread, write_record
+from emigm.records.record import write_record
 
 
 def make_extractor(benchmark: Benchmark) -> None:
@@ -47,7 +47,7 @@ def train_on_images(benchmark: Benchmark, folder: Path) -> tuple[dict[str, Any],
     results: dict[str, Any] = {"features": FEATURES, "sha256": dict(zip(map(str, training.seeds), sums, strict=True))}
     for part, (pixels, labels) in images.items():
         accuracies = [accuracy(load_classifier(file), pixels, labels) for file in files]
-        results |= {f"{part}_accuracy": mean_and_spread(accuracies), f"{part}_images": len(labels)}
+        results |= {f"{part}_accuracy": {"values": accuracies}, f"{part}_images": len(labels)}
     return results, checksums(*(source.path for source in sources.values()))
 
 

@@ -16,7 +16,6 @@ from emigm.model.model import WEIGHTS_FILE, compiled_graphs
 from emigm.model.schedules import nfe
 from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
 from emigm.pools import Progress
-from emigm.records.record import mean_and_spread
 from emigm.sample import Sampler
 from emigm.stages.context import StageRun
 from emigm.store import INDEX
@@ -45,7 +44,7 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     results = {
         "nfe": nfe(cfg.steps, cfg.cfg_scale, cfg.cfg_interval),
         "passes": float(np.mean(passes)),
-        "seconds_per_image": mean_and_spread(seconds) | {"workers": run.workers(len(items))},  # seconds of one
+        "seconds_per_image": {"values": seconds, "workers": run.workers(len(items))},  # seconds of one
         "peak_memory": memory,
         "compiled_graphs": compiled_graphs() if benchmark.run.compile and not run.world.is_plain else None,
     }

@@ -23,7 +23,6 @@ from emigm.launching import run_stage
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
 from emigm.pools import Progress
-from emigm.records.record import mean_and_spread
 from emigm.stages.context import StageRun
 from emigm.train import train
 
@@ -68,14 +67,14 @@ def costs(model_cfg: ModelConfig, cfg: TrainConfig, runs: list[dict[str, Any]]) 
     flops, images = mean_training_step(model_cfg, cfg), cfg.steps * cfg.batch
     memory = [r["peak_memory"] for r in runs if r["peak_memory"] is not None]
     return {
-        "seconds": mean_and_spread([r["seconds"] for r in runs]),
-        "images_per_second": mean_and_spread([images / r["seconds"] for r in runs]),
+        "seconds": {"values": [r["seconds"] for r in runs]},
+        "images_per_second": {"values": [images / r["seconds"] for r in runs]},
         "peak_memory": max(memory, default=None),
         "flops_per_step": flops,
         "flops": flops * cfg.steps,
         "images": images,
         "snapshots": [{"step": n, "images": n * cfg.batch, "flops": n * flops} for n in cfg.snapshot_steps],
-        "final_loss": mean_and_spread([r["curve"][-1][1] for r in runs]),
+        "final_loss": {"values": [r["curve"][-1][1] for r in runs]},
         "skipped_steps": [r["skipped"] for r in runs],
         "compiled_graphs": runs[-1]["graphs"],  # by the process that trained the last seed
     }
@@ -85,8 +84,8 @@ def context_summary(gate: GateConfig, errors: list[dict[int, float]]) -> dict[st
     """What the record says of the context gate, given each run's errors by the number of visible tokens."""
     ratios = [context_ratio(e) for e in errors]
     return {
-        "errors": {str(v): mean_and_spread([e[v] for e in errors]) for v in gate.visible},
-        "ratio": mean_and_spread(ratios),
+        "errors": {str(v): {"values": [e[v] for e in errors]} for v in gate.visible},
+        "ratio": {"values": ratios},
         "passed": all(ratio <= gate.max_ratio for ratio in ratios),
     }
 
