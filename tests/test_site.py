@@ -26,7 +26,6 @@ from emigm.report.ledger import FAILS, HOLDS, NOT_RUN
 from emigm.report.tables import Table
 from emigm.stages.notebooks import execute
 from emigm.verify.equivalence import DIFFERS, IDENTICAL, REPRODUCED, Comparison, Verdict
-from emigm.verify.pipeline import Findings
 from emigm.verify.verdict import as_json
 from emigm.verify.verify import Verification
 
@@ -39,7 +38,7 @@ def verified(*statuses):
     """What `emigm verify --json` writes of one benchmark whose cells came to these."""
     compared = Comparison([Verdict("a cell", status, 1.0, 1.0) for status in statuses])
     again, devices = frozenset({"a"}), ("a CPU", "another CPU")  # the stage of the cell
-    return json.dumps(as_json([Verification("mnist", Findings(), compared, again=again, records=1, devices=devices)]))
+    return json.dumps(as_json([Verification("mnist", compared, again=again, records=1, devices=devices)]))
 
 
 spec = importlib.util.spec_from_file_location("docs_build", REPO / "docs" / "build.py")

@@ -51,7 +51,7 @@ def generate_again(verifications: Sequence[Verification], seed: int | None = Non
         job = partial(again, benchmark, seed, world.device)
         for outcome, problem in run(job, benchmark.sizes, 1, "chunk", f"again {one.name}"):
             if problem:
-                one.findings.refuse(f"deep (--seed {seed}): {problem}")
+                one.refuse(f"deep (--seed {seed}): {problem}")
             else:
                 one.deep.append(f"{outcome} (--seed {seed})")
 

@@ -10,7 +10,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from dvc.output import Output
     from dvc.repo import Repo
 
+    from emigm.verify.verify import Verification
+
 RESULTS = "results"
 REMEDY = "run dvc repro"
 MADE = ("data", "models", "samples")
@@ -30,24 +31,6 @@ NO_STAGE = (f"{RESULTS}/speed/measured", f"{RESULTS}/README.md", f"{RESULTS}/evi
 stage makes."""
 LARGEST = 2**30
 """Bytes above which a file or folder outside results/ is not read, unless asked for."""
-
-
-@dataclass
-class Findings:
-    """What is wrong, each by name, what could not be looked at, and the number of files and folders whose bytes were
-    compared."""
-
-    problems: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    files: int = 0
-
-    def refuse(self, problem: str) -> None:
-        if problem not in self.problems:
-            self.problems.append(problem)
-
-    def skip(self, path: str) -> None:
-        if path not in self.unchecked:
-            self.unchecked.append(path)
 
 
 def pipelines(root: Path) -> list[str]:
@@ -70,13 +53,13 @@ class Pipelines:
         """Of an output or a dependency, as from the root."""
         return Path(item.fs_path).relative_to(self.root).as_posix()
 
-    def check(self, name: str, findings: Findings, everything: bool = False) -> None:
-        """Compare every file that a pipeline's stages made or read with dvc.lock; what is wrong goes to `findings`.
+    def check(self, name: str, one: Verification, everything: bool = False) -> None:
+        """Compare every file that a pipeline's stages made or read with dvc.lock; what is wrong goes to `one`.
         `everything`: files and folders larger than `LARGEST` outside results/ are read as well."""
         wrong, stale = set(), defaultdict(list)  # stale: (path of a dependency, what is wrong with it) -> stages
 
         def refuse(problem: str) -> None:
-            findings.refuse(f"{problem}; {REMEDY}")
+            one.refuse(f"{problem}; {REMEDY}")
 
         for stage in self.stages[name]:
             lock = Path(stage.path).with_suffix(".lock").relative_to(self.root)
@@ -86,7 +69,7 @@ class Pipelines:
             if stage.changed_stage():
                 refuse(f"{lock}: stage {stage.name} ran another command than dvc.yaml gives it")
             for out in stage.outs:
-                path, state = self.path(out), self._state(out, findings, everything)
+                path, state = self.path(out), self._state(out, one, everything)
                 if state == "new":
                     refuse(f"{lock}: stage {stage.name} lists no {path}")
                 elif state == "modified":
@@ -95,10 +78,10 @@ class Pipelines:
                 elif state == "deleted" and not made(path):
                     refuse(f"{path}: missing; stage {stage.name} writes it")
             for dep in stage.deps:
-                path, state = self.path(dep), self._state(dep, findings, everything)
+                path, state = self.path(dep), self._state(dep, one, everything)
                 maker, out = self.makers.get(path, (None, None))
                 if state and state != "new" and made(path) and maker is not None and maker.path != stage.path:
-                    findings.skip(path)  # another benchmark's, made again here: what was tracked is not here
+                    one.skip(path)  # another benchmark's, made again here: what was tracked is not here
                 elif isinstance(state, dict):
                     refuse(f"{lock}: stage {stage.name} ran with another {', '.join(state)}")
                 elif state == "new":
@@ -113,30 +96,30 @@ class Pipelines:
                 ran = names[0] if len(names) == 1 else f"{len(names)} stages ({', '.join(names[:3])}{more})"
                 refuse(f"{path}: {text} {ran} ran")
 
-    def _state(self, item: Output, findings: Findings, everything: bool) -> str | dict[str, str] | None:
+    def _state(self, item: Output, one: Verification, everything: bool) -> str | dict[str, str] | None:
         """How an output or a dependency is not as dvc.lock lists it: "new" (it does not), "modified" or "deleted"; of
         parameters {key: how}. None: it is, or is not looked at."""
         path = self.path(item)
         if not item.hash_info:
             return "new"
         if made(path) and not item.exists:
-            findings.skip(path)
+            one.skip(path)
             return "deleted"
         if not within(path, RESULTS) and (item.meta.size or 0) > LARGEST and not everything:
-            findings.skip(f"{path} (large: with --deep)")
+            one.skip(f"{path} (large: with --deep)")
             return None
-        findings.files += 1
+        one.files += 1
         with one_line(path):
             return next(iter(item.workspace_status().values()), None)
 
-    def strays(self, folder: str, findings: Findings) -> None:
+    def strays(self, folder: str, one: Verification) -> None:
         """Name the files of a folder in results/ that no stage makes; what DVC ignores is none."""
         top = self.root / folder
         for file in [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file()):
             path = file.relative_to(self.root).as_posix()
             known = any(within(path, out) for out in (*self.makers, *NO_STAGE))
             if not known and not self.repo.dvcignore.is_ignored_file(str(file)):
-                findings.refuse(f"{path}: no stage makes it")
+                one.refuse(f"{path}: no stage makes it")
 
 
 @contextmanager

@@ -29,17 +29,16 @@ def report(verified: Sequence[Verification], against: str | None = None) -> str:
 
 
 def _lines(one: Verification, other: str) -> Iterator[str]:
-    findings = one.findings
     yield one.name
     if one.whole:
         records = f"{plural(one.records, 'record')}, " if one.records else ""
-        yield f"  whole: {records}{findings.files} files and folders as they were written"
+        yield f"  whole: {records}{one.files} files and folders as they were written"
     else:
-        yield f"  not whole: {plural(len(findings.problems), 'problem')}"
-    yield from (f"    {problem}" for problem in findings.problems)
-    if findings.unchecked:
-        folders = sorted({"/".join(p.split("/")[:2]) for p in findings.unchecked})
-        yield f"  not here, so not looked at: {len(findings.unchecked)} files and folders of {', '.join(folders)}"
+        yield f"  not whole: {plural(len(one.problems), 'problem')}"
+    yield from (f"    {problem}" for problem in one.problems)
+    if one.unchecked:
+        folders = sorted({"/".join(p.split("/")[:2]) for p in one.unchecked})
+        yield f"  not here, so not looked at: {len(one.unchecked)} files and folders of {', '.join(folders)}"
     if one.comparison is not None:
         yield from _compared(one, one.comparison, other)
     elif one.records or one.hindrance:
@@ -87,7 +86,7 @@ def _counts(verified: Sequence[Verification]) -> str:
 def verdict(verified: Sequence[Verification], against: str | None = None) -> str:
     """One sentence."""
     other = against or "HEAD"
-    if problems := [p for one in verified for p in one.findings.problems]:
+    if problems := [p for one in verified for p in one.problems]:
         return f"not whole: {plural(len(problems), 'problem')}, the first: {problems[0]}"
     compared = [one for one in verified if one.comparison is not None]
 
@@ -115,7 +114,7 @@ def verdict(verified: Sequence[Verification], against: str | None = None) -> str
     if without := [one.name for one in verified if one.records and one.comparison is None]:
         end += f"; {other} has no records of {', '.join(without)} to compare with"
     if not compared:
-        files = plural(sum(one.findings.files for one in verified), "file")
+        files = plural(sum(one.files for one in verified), "file")
         return f"whole: {files} and folders as they were written{end}"
     if not any(one.again for one in compared):
         records = plural(sum(one.records for one in compared), "record")
@@ -132,8 +131,8 @@ def as_json(verified: Sequence[Verification], against: str | None = None) -> dic
         comparison = one.comparison or Comparison()
         benchmarks[one.name] = {
             "whole": one.whole,
-            "problems": one.findings.problems,
-            "unchecked": one.findings.unchecked,
+            "problems": one.problems,
+            "unchecked": one.unchecked,
             "compared": one.comparison is not None,
             "not_compared_because": one.hindrance,
             "stages_run_again": sorted(one.again),
