@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from stored import FORK, Code
 
 from emigm.config.errors import ConfigError, RunError
-from emigm.io import HOST, checksums, read_index, sha256, write_arrays, write_atomically, write_index
+from emigm.io import HOST, INDEX, Parts, checksums, read_index, sha256, write_arrays, write_atomically, write_index
 from emigm.model.weights import read_tensors, write_tensors
 from emigm.resume import ResumePoints
-from emigm.store import INDEX, Parts
 
 
 def dead_process():

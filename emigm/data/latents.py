@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from emigm.config.errors import ConfigError
-from emigm.io import read_index, sha256, write_array
-from emigm.store import INDEX, Parts
+from emigm.io import INDEX, Parts, read_index, sha256, write_array
 
 SHARD_ROWS = 4096
 """Images of a shard. A store keeps one file open for each: ImageNet's 313 stay below the usual limit of 1024."""

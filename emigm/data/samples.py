@@ -13,8 +13,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.paths import samples_folder, samples_name
 from emigm.data.images import load_images, save_images
-from emigm.io import read_index, sha256
-from emigm.store import INDEX, Parts
+from emigm.io import INDEX, Parts, read_index, sha256
 
 REMEDY = "delete the folder and run dvc repro"
 

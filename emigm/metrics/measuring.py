@@ -18,12 +18,11 @@ from emigm.config.paths import PARTS, data_folder, extractor_folder, images_fold
 from emigm.data.images import open_images
 from emigm.data.samples import SampleSet
 from emigm.distributed import World
-from emigm.io import checksums, fingerprint, read_arrays, write_arrays
+from emigm.io import Parts, checksums, fingerprint, read_arrays, write_arrays
 from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Features, extractor_of
 from emigm.metrics.scores import load_reference, nearest_distances, same_number, scores
 from emigm.pools import Progress
-from emigm.store import Parts
 
 Arrays = dict[str, np.ndarray]
 """What was measured, by name: a row for each image."""

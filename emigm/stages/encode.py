@@ -22,10 +22,9 @@ from emigm.config.schema import AutoencoderConfig
 from emigm.data.images import NONE, ImageSource, open_images, why_none
 from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
-from emigm.io import checksums, fingerprint, sha256, write_atomically, write_json
+from emigm.io import INDEX, checksums, fingerprint, sha256, write_atomically, write_json
 from emigm.launching import run_stage
 from emigm.stages.context import StageRun
-from emigm.store import INDEX
 
 
 def encode(benchmark: Benchmark, shard_rows: int = SHARD_ROWS) -> None:

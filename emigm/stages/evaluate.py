@@ -10,12 +10,11 @@ from tqdm import tqdm
 
 from emigm.config.benchmark import Benchmark
 from emigm.data.samples import open_samples
-from emigm.io import checksums
+from emigm.io import INDEX, checksums
 from emigm.launching import run_stage
 from emigm.metrics.measuring import Scorer, cas_of
 from emigm.metrics.scores import fid_of_parts
 from emigm.stages.context import StageRun
-from emigm.store import INDEX
 
 
 def evaluate(benchmark: Benchmark, size: str) -> None:

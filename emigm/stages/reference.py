@@ -15,7 +15,7 @@ from emigm.config.parsing import as_dict
 from emigm.config.paths import PARTS, data_folder, expand, extractor_folder, images_folder, results_folder
 from emigm.data.images import open_images, why_none
 from emigm.data.samples import chunk_ranges
-from emigm.io import checksums, fingerprint, sha256
+from emigm.io import INDEX, checksums, fingerprint, sha256
 from emigm.launching import run_stage
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.features import Extractor, extractor_of
@@ -24,7 +24,6 @@ from emigm.metrics.real_images import reconstructed, shuffled, stored_reference,
 from emigm.metrics.scores import save_reference
 from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, save_grid
 from emigm.stages.context import StageRun
-from emigm.store import INDEX
 
 CHUNK = 500
 """Real images whose features are kept together."""

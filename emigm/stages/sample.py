@@ -10,7 +10,7 @@ from emigm.autoencoders.autoencoder import weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import model_folder, results_folder, samples_folder, samples_name
 from emigm.data.samples import Chunks, SampleSet
-from emigm.io import checksums, sha256
+from emigm.io import INDEX, checksums, sha256
 from emigm.launching import run_stage
 from emigm.model.model import WEIGHTS_FILE, compiled_graphs
 from emigm.model.schedules import nfe
@@ -18,7 +18,6 @@ from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
 from emigm.pools import Progress
 from emigm.sample import Sampler
 from emigm.stages.context import StageRun
-from emigm.store import INDEX
 
 
 def sample(benchmark: Benchmark, size: str, budget: str) -> None:

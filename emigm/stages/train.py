@@ -15,10 +15,10 @@ from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import PARTS, Part, data_folder, model_folder, results_folder, snapshot_folder
 from emigm.config.schema import GateConfig, ModelConfig, TrainConfig
-from emigm.data.latents import INDEX, LatentStore
+from emigm.data.latents import LatentStore
 from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_ratio, held_out_errors
-from emigm.io import checksums, sha256, write_atomically
+from emigm.io import INDEX, checksums, sha256, write_atomically
 from emigm.launching import run_stage
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
