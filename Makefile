@@ -48,7 +48,7 @@ lint: $(READY)
 
 # The page of all results, and the generated blocks of README.md and benchmarks/README.md.
 readme: $(READY)
-	$(RUN) python -m emigm.report.blocks
+	$(RUN) python -m emigm.report.pages
 
 # pip itself, so that its settings hold: index, mirror, proxy, certificates. About three minutes and 6.3 GB, half of it the
 # GPU libraries that the index's builds of torch bring on x86. The stamp comes last: an interrupted installation starts over.

@@ -26,7 +26,6 @@ from emigm.config.errors import UserError
 from emigm.paper.claims import Cell, Claims, load_claims
 from emigm.records.frame import SIZES, benchmarks_with_results, read_all, runs
 from emigm.report import pages
-from emigm.report.blocks import filled
 from emigm.report.tables import NONE, NOT_RUN, Table, body, load, model_name, write_text
 from emigm.verify.verdict import STATUSES
 
@@ -92,7 +91,7 @@ class Site:
 
     def by_hand(self, path: Path | str) -> str:
         """A page that was written by hand, its blocks filled and its links as they hold anywhere on the site."""
-        return self.linked(filled((self.root / path).read_text(encoding="utf-8"), self.root), Path(path).parent)
+        return self.linked(pages.filled((self.root / path).read_text(encoding="utf-8"), self.root), Path(path).parent)
 
     # Links
 

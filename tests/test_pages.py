@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 from made_up import REPO, write_results
 
-from emigm.report.blocks import BLOCK, PAGES, filled, main
-from emigm.report.pages import anchor, benchmark_page, evidence_page, front_page
+from emigm.report.pages import BLOCK, PAGES, anchor, benchmark_page, evidence_page, filled, front_page, main
 from emigm.report.tables import NONE, Reading, Table
 from emigm.stages.index import write_page
 

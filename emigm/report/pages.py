@@ -3,12 +3,17 @@
 Nothing is drawn or computed here that a notebook has: a page gathers the tables, pictures and readings that the
 notebooks saved, says what was run with which settings, and folds what a first reader does not need. Verdicts on the
 paper's claims stand in the ledger alone. The two kinds of pages differ in their links alone.
+
+`make readme` writes the pages of all results and of the evidence, which no stage writes, since they gather what stages
+of all benchmarks make, and fills the blocks of hand-written pages: between `<!-- block: results/....md -->` and
+`<!-- end of block -->` stands that table or reading without its title and notes, or "not run".
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -32,6 +37,7 @@ from emigm.report.tables import (
     plural,
     plus_minus,
     thousands,
+    write_text,
 )
 
 SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
@@ -43,6 +49,8 @@ WIDEST = 20
 GENERATED = "<!-- Generated from the records and the executed notebooks (emigm/report/pages.py); edits are lost. -->"
 EVIDENCE = Path("results/evidence")
 LEDGER = EVIDENCE / "notebooks/claims"
+PAGES = ("README.md", "benchmarks/README.md")
+BLOCK = re.compile(r"(<!-- block: (?P<path>\S+) -->\n)(?P<text>.*?)(\n<!-- end of block -->)", re.DOTALL)
 Link = Callable[..., str]
 """Label, file or folder (a path from the repository's root), "#heading" of a page or nothing -> Markdown."""
 
@@ -286,3 +294,24 @@ def _row(root: Path, name: str, frame: pd.DataFrame, link: Link) -> dict[str, st
         "Held-out": plus_minus(fids.get("holdout"), absent=NONE),
         "Class shuffle": plus_minus(fids.get("class_shuffle"), absent=NONE),
     }
+
+
+def filled(text: str, root: Path) -> str:
+    """A page with all its blocks as the files say."""
+    return BLOCK.sub(lambda m: f"{m[1]}{body(root / m['path'])}{m[4]}", text)
+
+
+def main() -> None:
+    """Write the pages and fill all blocks, of the repository in the working directory."""
+    write_text(Path("results/README.md"), front_page(Path()))
+    if EVIDENCE.is_dir():
+        write_text(EVIDENCE / "README.md", evidence_page(Path()))
+    for page in map(Path, PAGES):
+        before = page.read_text(encoding="utf-8")
+        if (after := filled(before, Path())) != before:
+            write_text(page, after)
+            print(f"{page}: blocks written", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
