@@ -30,15 +30,30 @@ from torch import Tensor
 
 from emigm.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from emigm.config.errors import check
-from emigm.config.parsing import parse
+from emigm.config.parsing import as_dict, parse
 from emigm.config.paths import expand, weights_folder
 from emigm.config.schema import AutoencoderConfig, SampleConfig
+from emigm.io import read_index, sha256, write_index
 from emigm.model.checkpoints import import_official
-from emigm.model.model import CONFIG_FILE, EMIGM, load_model, read_model_config
+from emigm.model.model import CONFIG_FILE, EMIGM, WEIGHTS_FILE, load_model, read_model_config
 from emigm.paper.settings import PAPER_AUTOENCODERS, PAPER_KEYS, PAPER_MODELS, paper_sampling
 from emigm.sample import generate
-from emigm.tools.artefacts import MIRRORS, released_file
-from emigm.tools.hub import cached, cached_folder
+from emigm.tools.fetch import MIRRORS, HubFile, cached, hub_error, released_file
+
+CARD = """---
+library_name: emigm
+pipeline_tag: unconditional-image-generation
+---
+# {repository}
+
+A class-conditional masked image generation model (eMIGM, [arXiv 2503.07197](https://arxiv.org/abs/2503.07197)).
+
+```python
+from emigm.api import load_generator
+
+images = load_generator("{repository}")(classes=[0, 1, 2], seeds=[0])
+```
+{scores}"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,7 @@ def load_generator(
     Args:
         name: a folder with `model.safetensors` and `config.json`; an official checkpoint; the name of one of the
             paper's nine, such as "256-l"; a benchmark and one of its models, such as "mnist-h" (`trained_model`); or a
-            repository that `emigm.tools.hub.push_to_hub` wrote, as "owner/name".
+            repository that `push_to_hub` wrote, as "owner/name".
         autoencoder: its configuration, or, for the paper's models, the path of its weights (`kl16.ckpt`, the
             DC-AE file or folder); None: what the folder's `config.json` names, or else the released one from the Hub.
         device: where to load both.
@@ -165,3 +180,67 @@ def _autoencoder(
         kind, scale = PAPER_AUTOENCODERS[paper[0]]
     check(kind in MIRRORS, f"{folder}: its autoencoder, of kind: {kind}, takes no weights of others")
     return AutoencoderConfig(kind, scale, str(weights or cached(MIRRORS[kind][-1])))
+
+
+def cached_folder(repository: str, revision: str | None = None) -> Path:
+    """A model folder in the Hub's cache; both its files are of one commit."""
+    config = cached(HubFile(repository, CONFIG_FILE, revision))
+    return cached(HubFile(repository, WEIGHTS_FILE, config.parent.name)).parent
+
+
+def push_to_hub(
+    folder: str | Path, repository: str, *, sampling: SampleConfig | None = None, private: bool = False
+) -> str:
+    """Upload a model folder in one commit; `load_generator(repository)` loads it. Nothing else of the folder goes.
+
+    Args:
+        folder: `model.safetensors` and `config.json`.
+        repository: "owner/name"; it is made (`private`) where it does not exist, with a model card where it has none.
+        sampling: settings that its users have by default; None: those that the folder's `config.json` names, if any.
+
+    Returns:
+        The commit's address; raises ConfigError where this is no model folder, or the Hub refuses.
+    """
+    import huggingface_hub as hub
+
+    folder, remedy = Path(folder), "name a model folder"
+    read_model_config(folder)
+    config = read_index(folder / CONFIG_FILE, remedy)
+    same = config["weights"] == sha256(folder / WEIGHTS_FILE)
+    check(same, f"{folder / WEIGHTS_FILE}: checksum differs from that in {CONFIG_FILE}; {remedy}")
+    if sampling is not None:
+        config["sampling"] = as_dict(sampling)
+    card = CARD.format(repository=repository, scores=measured_scores(folder)).encode()
+    with tempfile.NamedTemporaryFile(suffix=".json") as temporary:
+        write_index(temporary.name, config)
+        files = {CONFIG_FILE: Path(temporary.name).read_bytes(), WEIGHTS_FILE: folder / WEIGHTS_FILE}
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        if not hub.file_exists(repository, "README.md"):
+            files["README.md"] = card
+        operations = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
+        return str(hub.create_commit(repository, operations, commit_message="Upload model").commit_url)
+    except Exception as e:  # see `cached`
+        raise hub_error(f"{repository}: uploading failed", e) from e
+
+
+def measured_scores(folder: Path) -> str:
+    """FID of a folder that a benchmark trained, a line for each number of steps: the mean over sampling seeds."""
+    from emigm.records.frame import benchmarks_with_results, runs
+
+    root, benchmark, size, seed = trained_by(folder) or (Path(), None, None, None)
+    if benchmark is None or benchmark not in benchmarks_with_results(root):
+        return ""
+    rows = runs(root, [benchmark]).query("not dry_run and snapshot.isna() and fid.notna()")
+    rows = rows[(rows["size"] == size) & (rows["train_seed"] == seed)]
+    means = rows.groupby(["N", "title", "scored_images", "extractor", "reference"], as_index=False)["fid"].mean()
+    how = "{scored_images:,.0f} images against {reference}, features of {extractor}"
+    line = f"\nFID at N = {{N:.0f}}: {{fid:.2f}} ({{title}}; {how})\n"
+    return "".join(line.format(**row) for row in means.to_dict("records"))
+
+
+def trained_by(folder: Path) -> tuple[Path, str, str, int] | None:
+    """(root of the checkout, benchmark, size, training seed) of a folder models/<benchmark>/<size>/seed<n> that a train
+    stage made (`emigm.config.paths`); None: another folder."""
+    match = re.fullmatch(r"(.*)/models/([^/]+)/([^/]+)/seed(\d+)", folder.resolve().as_posix())
+    return (Path(match[1]), match[2], match[3], int(match[4])) if match and folder.is_dir() else None

@@ -186,8 +186,8 @@ def export_checkpoint(folder: Path, file: Path) -> None:
 def push(folder: Path, repository: str, private: bool) -> None:
     """upload a model folder to the Hugging Face Hub, where `emigm generate owner/name` finds it
     emigm push models/mnist/h/seed0 me/emigm-mnist --private"""
+    from emigm.api import push_to_hub
     from emigm.tools.generate import benchmark_sampling
-    from emigm.tools.hub import push_to_hub
 
     print(push_to_hub(folder, repository, sampling=benchmark_sampling(folder), private=private))
 

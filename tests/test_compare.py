@@ -18,8 +18,8 @@ from emigm.paper.reported import reported
 from emigm.pictures import save_grid
 from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
-from emigm.tools.artefacts import PUBLISHED
 from emigm.tools.compare import compare, compare_cells
+from emigm.tools.fetch import PUBLISHED
 
 
 def paper_fid(resolution, size, budget):

@@ -9,7 +9,7 @@ import pytest
 from emigm import cli
 from emigm.config.compose import compose_benchmark
 from emigm.io import write_json
-from emigm.tools import artefacts, doctor
+from emigm.tools import doctor, fetch
 
 INCEPTION = "weights/pt_inception-2015-12-05-6726825d.pth"
 pytestmark = pytest.mark.usefixtures("checkout")
@@ -59,7 +59,7 @@ def test_every_missing_file_is_named_with_its_place_and_source(one_gpu, monkeypa
         (line,) = [x for x in out.splitlines() if x.startswith(f"MISSING: {what}: ")]
         assert "`emigm fetch imagenet256` gets it" in line and f"put it at {place}" in line and source in line
     assert out.endswith("8 missing; then: emigm fetch imagenet256 && dvc repro benchmarks/imagenet256/dvc.yaml\n")
-    monkeypatch.setitem(artefacts.PUBLISHED, "inception", hashlib.sha256(b"").hexdigest())
+    monkeypatch.setitem(fetch.PUBLISHED, "inception", hashlib.sha256(b"").hexdigest())
     make("weights/dc-ae-f32c32-in-1.0/model.safetensors", INCEPTION, "reference/VIRTUAL_imagenet512.npz")
     make(*(f"weights/emigm/512_model/eMIGM_{s}_512_checkpoint.pth" for s in ("xsmall", "small", "base", "large")))
     assert cli.main(["doctor", "imagenet512"]) == 0
@@ -78,7 +78,7 @@ def test_a_file_with_another_checksum_than_is_known_counts_as_missing(monkeypatc
     make(path, content=b"one")
     for content, state in ((b"one", doctor.OK), (b"two", doctor.MISSING)):
         checksum = hashlib.sha256(content).hexdigest()
-        monkeypatch.setitem(artefacts.PUBLISHED, "inception", checksum)
+        monkeypatch.setitem(fetch.PUBLISHED, "inception", checksum)
         write_json("weights/fetched.json", {path: {"sha256": checksum}} if known == "fetched" else {})
         override = f"benchmark.released.sha256.xs='{checksum}'"
         checks = {c.what: c for c in doctor.check_files(compose_benchmark("imagenet256", [override]))}

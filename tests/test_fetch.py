@@ -16,9 +16,8 @@ from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ReleasedConfig
 from emigm.paper.settings import PAPER_MODELS
-from emigm.tools import artefacts, doctor, fetch
-from emigm.tools.artefacts import HubFile, ReleasedFile
-from emigm.tools.fetch import fetch_official, obtain
+from emigm.tools import doctor, fetch
+from emigm.tools.fetch import HubFile, ReleasedFile, fetch_official, obtain
 
 pytestmark = pytest.mark.usefixtures("checkout")
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -129,13 +128,13 @@ def test_all_that_doctor_misses_is_fetched_and_then_nothing_is_missing(server, m
     benchmark = compose_benchmark(name)
     missing = [c for c in doctor.check_files(benchmark) if c.state != doctor.OK]
     assert all(f"emigm fetch {name}" in c.remedy for c in missing)
-    mirrors = {kind: (*[f"{server.url}/none"] * (len(m) - 1), m[-1]) for kind, m in artefacts.MIRRORS.items()}
-    monkeypatch.setattr(artefacts, "MIRRORS", mirrors | {"inception": (f"{server.url}/inception",)})
-    monkeypatch.setattr(artefacts, "REFERENCE_HOST", server.url)
-    monkeypatch.setitem(artefacts.PUBLISHED, "inception", SHA256)
+    mirrors = {kind: (*[f"{server.url}/none"] * (len(m) - 1), m[-1]) for kind, m in fetch.MIRRORS.items()}
+    monkeypatch.setattr(fetch, "MIRRORS", mirrors | {"inception": (f"{server.url}/inception",)})
+    monkeypatch.setattr(fetch, "REFERENCE_HOST", server.url)
+    monkeypatch.setitem(fetch.PUBLISHED, "inception", SHA256)
     side = benchmark.data.resolution
-    server.files = {"/inception": File(), f"/{side}/{artefacts.REFERENCES[side]}": File()}
-    files = list(artefacts.released_files(benchmark))
+    server.files = {"/inception": File(), f"/{side}/{fetch.REFERENCES[side]}": File()}
+    files = list(fetch.released_files(benchmark))
     for mirror in (m for file in files for m in file.mirrors if isinstance(m, HubFile)):
         server.put(mirror.repository, mirror.name, CONTENT)
     assert cli.main(["fetch", name]) == 0
@@ -160,7 +159,7 @@ def test_what_cannot_be_fetched_is_explained_and_keeps_no_other_file_away(capsys
 @pytest.mark.parametrize("key", PAPER_MODELS, ids=str)
 def test_released_names_are_the_files_of_the_benchmarks(key):
     resolution, size = key
-    released, file = compose_benchmark(f"imagenet{resolution}").released, artefacts.released_file(resolution, size)
+    released, file = compose_benchmark(f"imagenet{resolution}").released, fetch.released_file(resolution, size)
     assert (file.repository, file.name) == (released.repository, released.files[size])
 
 

@@ -36,7 +36,7 @@ from emigm.stages.sample import sample
 from emigm.stages.summary import summary
 from emigm.stages.train import train_size
 from emigm.tools import doctor
-from emigm.tools.artefacts import released_files
+from emigm.tools.fetch import released_files
 
 ROOT = Path(__file__).parents[1]
 BENCHMARK = """

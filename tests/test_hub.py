@@ -19,7 +19,6 @@ from emigm.config.parsing import as_dict
 from emigm.model.checkpoints import export_official
 from emigm.model.model import save_model
 from emigm.paper.settings import PAPER_MODELS
-from emigm.tools import hub
 
 
 def put_folder(server, repository, folder, **where):
@@ -86,7 +85,7 @@ def pushed(server, monkeypatch):
 def test_a_pushed_folder_is_loaded_again(server, pushed, tmp_path, capsys):
     folder = make(tmp_path / "model")
     (tmp_path / "model" / "private.txt").write_text("not to be uploaded")
-    assert hub.push_to_hub(Path(folder), "me/tiny", sampling=OWN, private=True).endswith(COMMIT)
+    assert api.push_to_hub(Path(folder), "me/tiny", sampling=OWN, private=True).endswith(COMMIT)
     assert pushed == [("me/tiny", {"private": True, "exist_ok": True})]
     assert {path.rsplit("/", 1)[1] for path in server.files} == {"config.json", "model.safetensors", "README.md"}
     assert load_generator("me/tiny").sampling == OWN and picture("me/tiny") == picture(folder)
@@ -97,13 +96,13 @@ def test_a_pushed_folder_is_loaded_again(server, pushed, tmp_path, capsys):
 def test_the_card_of_a_trained_model_says_what_was_measured(server, pushed, tmp_path):
     results = write_results(tmp_path, seeds=(0, 1), samples=(0, 1), snapshots=(0.5,))
     folder = tmp_path / "models" / "mnist" / "xs" / "seed1"
-    hub.push_to_hub(Path(make(folder)), "me/tiny")
+    api.push_to_hub(Path(make(folder)), "me/tiny")
     text = server.files["/me/tiny/resolve/main/README.md"].content.decode()
     runs = json.loads((results / "records/evaluate-xs.json").read_text())["results"]["4"]["runs"]
     expected = np.mean([run["fid"] for run in runs if run["train_seed"] == 1 and run.get("snapshot") is None])
     assert text.count("FID at N = ") == 2 and f"FID at N = 4: {expected:.2f} (Made-up mnist; 1,000 images" in text
     assert huggingface_hub.ModelCard(text).data.pipeline_tag == "unconditional-image-generation"
-    assert hub.measured_scores(folder.with_name("seed7")) == ""
+    assert api.measured_scores(folder.with_name("seed7")) == ""
 
 
 def test_what_cannot_be_pushed_is_one_clear_error(server, pushed, tmp_path, monkeypatch, refused):

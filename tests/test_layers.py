@@ -10,12 +10,12 @@ from test_pipeline import imported_modules
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "model.schedules", "model.diffusion"},
-    {"io", "config.parsing", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper", "store"},
+    {"io", "config.parsing", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
     {"records", "resume", "pools", "launching", "distributed", "flops", "model.precision", "model.transfer"},
-    {"tools.artefacts", "model.weights", "model.backbone", "model.head", "autoencoders", "data"},
+    {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},
-    {"metrics", "train", "gate", "sample", "report", "verify", "tools.hub"},
+    {"metrics", "train", "gate", "sample", "report", "verify"},
     {"api", "tools"},
     {"cli", "stages", "verify.deep"},
 ]

@@ -23,8 +23,8 @@ from emigm.paper.reported import PAPER_IMAGES, reported
 from emigm.paper.settings import INCEPTION_SHA256, PAPER_MODELS, paper_sampling, paper_train
 from emigm.records.frame import Records, read_all
 from emigm.report.tables import NONE, NOT_RUN, count, nfe_text, plural
-from emigm.tools.artefacts import REFERENCES, recorded
 from emigm.tools.doctor import how_to_run
+from emigm.tools.fetch import REFERENCES, recorded
 
 WITHIN, OUTSIDE, INCOMPARABLE = "within", "OUTSIDE", "not comparable"
 PRECISIONS = ("float16", "tf32", "float32")

