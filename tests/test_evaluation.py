@@ -17,10 +17,9 @@ from emigm.config.parsing import parse
 from emigm.data.images import load_images, load_split, save_images
 from emigm.data.samples import SampleSet
 from emigm.metrics import measuring
-from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import load_extractor
-from emigm.metrics.real_images import stored_reference
+from emigm.metrics.real_images import neighbour_ratios, shuffle_sources, stored_reference, subset_fid
 from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate

@@ -15,7 +15,6 @@ from emigm.data.images import open_images
 from emigm.data.latents import LatentStore
 from emigm.io import sha256
 from emigm.metrics.adm import AdmReference
-from emigm.metrics.baselines import neighbour_ratios, shuffle_sources, subset_fid
 from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Extractor, Features
 from emigm.metrics.scores import (
@@ -32,6 +31,8 @@ from emigm.model.model import EMIGM
 
 SUBSETS = 5
 """Random subsets of the training images behind their baseline."""
+SPLITS = 20
+"""Random splits of the real images behind `neighbour_ratios`."""
 
 
 def stored_reference(path: Path, extract: Extractor, images: Features | None) -> tuple[Reference, dict[str, Any]]:
@@ -134,3 +135,59 @@ def shuffled(benchmark: Benchmark, seed: int) -> tuple[np.ndarray, np.ndarray]:
     sources, chosen = shuffle_sources(store.labels, tokens.shape[1], benchmark.evaluation.images, seed)
     mixed = tokens[torch.from_numpy(sources), torch.arange(tokens.shape[1])]
     return autoencoder.decode(model.unpatchify(mixed)).numpy(), store.labels[chosen]
+
+
+def shuffle_sources(labels: np.ndarray, tokens: int, images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Class shuffle: what a model reaches that knows class and position of a token but ignores all other tokens.
+
+    Args:
+        labels: classes of the training images (n,).
+        tokens: L.
+        images: how many shuffled images are wanted, at most n.
+        seed: of the permutations.
+
+    Returns:
+        Which training image each token comes from, of the same class as the others, int64 (images, L); and the
+        training images (images,) whose classes these are.
+    """
+    rng = np.random.default_rng(seed)
+    sources = np.empty((len(labels), tokens), dtype=np.int64)
+    for c in np.unique(labels):
+        members = np.flatnonzero(labels == c)
+        for position in range(tokens):
+            sources[members, position] = rng.permutation(members)
+    chosen = rng.permutation(len(labels))[:images]
+    return sources[chosen], chosen
+
+
+def subset_fid(real: Features, images: int, seed: int) -> float:
+    """FID of `images` real images against all the others: the part of a FID that is mere sample size.
+
+    No image is in both sets. `images` is at most half of what there is.
+    """
+    order = np.random.default_rng(seed).permutation(len(real["pool"]))
+    images = min(images, len(order) // 2)
+    subset, rest = ({"pool": real["pool"][i]} for i in (order[:images], order[images:]))
+    return fid(subset, reference_of(rest))
+
+
+def neighbour_ratios(pixels: np.ndarray, images: int, known: int) -> list[float]:
+    """The ratio (distance to the nearest of `known` images) / (distance to the nearest of as many others), for real
+    images that resemble neither set more: what generated images are held against that may copy training images. One of
+    each of `SPLITS` random splits into three disjoint sets.
+
+    Args:
+        pixels: all real images (n, c, h, w), in any order.
+        images: how many are measured in a split.
+        known: images of each of the two sets.
+    """
+    total = images + 2 * known
+    if total > len(pixels):
+        images, known = (part * len(pixels) // total for part in (images, known))
+    ratios = []
+    for seed in range(SPLITS):
+        order = np.random.default_rng([seed, 7]).permutation(len(pixels))
+        measured, a, b = np.split(order[: images + 2 * known], [images, images + known])
+        distances = [nearest_distance(pixels[measured], pixels[others]) for others in (a, b)]
+        ratios.append(distances[0] / distances[1])
+    return ratios
