@@ -1,4 +1,4 @@
-"""Training: the loop, one optimizer step, the random draws, the optimizer and the EMA.
+"""Training: the loop, one optimizer step, its state and resume points, the random draws, the optimizer and the EMA.
 
 A batch is split into groups of images that share a masking time; the loss is the mean of the groups' means, as the
 official code averages the gradients of its GPUs. All randomness of a step is a function of (seed, step, group), so that
@@ -25,19 +25,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from emigm.autoencoders.autoencoder import Autoencoder
-from emigm.config.errors import ConfigError, RunError
+from emigm.config.errors import ConfigError, RunError, check
 from emigm.config.parsing import as_dict
 from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.data.latents import LatentStore
 from emigm.distributed import ALONE, World
-from emigm.io import fingerprint
+from emigm.io import fingerprint, sha256, write_atomically
 from emigm.model import diffusion
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks
 from emigm.model.precision import autocast, products
 from emigm.model.schedules import draw_mask_counts, elbo_weight
 from emigm.model.transfer import upload
 from emigm.pools import ahead
-from emigm.resume import ResumePoints
 
 CURVE_EVERY = 50  # steps averaged into one point of the loss curve
 WITHOUT_EFFECT = ("seeds", "checkpoint_every", "snapshots")
@@ -227,6 +226,59 @@ class TrainState:
         self.ema = {name: tensor.to(device) for name, tensor in entries["ema"].items()}
         for name in PROGRESS:
             setattr(self, name, entries[name])
+
+
+class ResumePoints:
+    """The newest state of one run, written whole and read without running code, in a file whose name holds the steps
+    and the checksum: <steps>-<sha256>.pt.
+
+    Args:
+        folder: where it lies, in a folder of its own.
+        key: names the run.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        self.folder = folder / key
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after `step` steps, and remove those before."""
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as f:  # to a file of its own, torch does not say that the disk is full
+                torch.save(state, f)
+
+        written = self.folder / "new"
+        write_atomically(written, write)
+        newest = written.rename(self.folder / f"{step:09d}-{sha256(written)}.pt")
+        for file in self._files():
+            if file != newest:
+                file.unlink()
+
+    def exists(self) -> bool:
+        """Whether there is a state."""
+        return bool(self._files())
+
+    def load(self, entries: tuple[str, ...] = ()) -> dict[str, Any] | None:
+        """The newest state, which has these entries; None: there is none.
+
+        Raises:
+            ConfigError: it is damaged, holds code, or is no such state.
+        """
+        if not self.exists():
+            return None
+        path, remedy = self._files()[-1], "delete it to start this run over"
+        check(path.stem.endswith(sha256(path)), f"{path}: damaged resume point (checksum differs); {remedy}")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # processes share its pages
+        except Exception as e:  # of many types; the text of some advises to run code that is in the file
+            raise ConfigError(f"{path}: not a resume point ({type(e).__name__}); {remedy}") from e
+        whole = isinstance(state, dict) and state.keys() >= set(entries)
+        check(whole, f"{path}: not a resume point (lacks some of {', '.join(entries)}); {remedy}")
+        return state
+
+    def _files(self) -> list[Path]:
+        """Of this run, oldest first."""
+        return sorted(self.folder.glob("[0-9]*.pt"))
 
 
 def _finite(losses: list[float], done: int, seed: int, cfg: TrainConfig) -> list[float]:

@@ -13,7 +13,7 @@ from stored import FORK, Code
 from emigm.config.errors import ConfigError, RunError
 from emigm.io import HOST, INDEX, Parts, checksums, read_index, sha256, write_arrays, write_atomically, write_index
 from emigm.model.weights import read_tensors, write_tensors
-from emigm.resume import ResumePoints
+from emigm.train import ResumePoints
 
 
 def dead_process():
@@ -157,7 +157,7 @@ def test_the_newest_resume_point_is_taken_and_only_it_is_kept(tmp_path, monkeypa
         assert points.load(("step",)) == {"step": step} and points.exists()
         assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 1
     ResumePoints(tmp_path, "other").save(1, {"step": 1})
-    monkeypatch.setattr("emigm.resume.sha256", lambda *_: 1 / 0)
+    monkeypatch.setattr("emigm.train.sha256", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # killed before the file has its name
         points.save(12, {"step": 12})
     monkeypatch.undo()
