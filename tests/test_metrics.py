@@ -13,8 +13,8 @@ from emigm.metrics.scores import (
     inception_score,
     kid,
     load_reference,
+    nearest,
     nearest_distance,
-    nearest_distances,
     precision_recall,
     reference_of,
     same_number,
@@ -157,7 +157,7 @@ def test_nearest_distances_in_blocks_are_those_of_all_images():
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 256, (n, 3, 4, 4), dtype=np.uint8) for n in (2500, 7))
     expected = [np.sqrt(((b.astype(float) - image) ** 2).mean((1, 2, 3))).min() for image in a.astype(float)]
-    assert nearest_distances(a, b) == pytest.approx(expected, rel=1e-4)
+    assert nearest(a, b)[0][:, 0] == pytest.approx(expected, rel=1e-4)
     assert nearest_distance(a, b) == pytest.approx(np.mean(expected), rel=1e-4) and nearest_distance(b, b) == 0
 
 

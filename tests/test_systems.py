@@ -10,12 +10,12 @@ import torch
 from test_model import CODES, random_model
 
 from emigm.autoencoders.autoencoder import load_autoencoder
-from emigm.autoencoders.codebook import fit_codebook, save_codebook
+from emigm.autoencoders.codebook import fit_codebook
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, SampleConfig, TrainConfig
 from emigm.gate import context_errors
-from emigm.io import sha256
+from emigm.io import sha256, write_arrays
 from emigm.model.model import EMIGM
 from emigm.model.schedules import exact_reveal_counts
 from emigm.records.record import read_record
@@ -66,7 +66,7 @@ def test_the_categorical_loss_starts_at_the_entropy_of_equal_chances_and_is_cros
 
 
 def kmeans_of(pixels, folder, codes=6, patch=2):
-    save_codebook(folder / "codebook.npz", fit_codebook(pixels, codes, patch))
+    write_arrays(folder / "codebook.npz", centres=fit_codebook(pixels, codes, patch))
     weights = str(folder / "codebook.npz")
     return AutoencoderConfig("kmeans", weights=weights, codebook=codes, patch=patch)
 

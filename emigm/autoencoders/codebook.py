@@ -6,8 +6,6 @@ Raw latents are the codes as float32 (so that the store holds one type), unit la
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from torch import Tensor
 from emigm.autoencoders.base import Autoencoder
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig
-from emigm.io import read_arrays, write_arrays
+from emigm.io import read_arrays
 
 MOST_PATCHES = 500_000  # patches a codebook is fitted on, at most; evenly spaced ones of more
 
@@ -71,13 +69,8 @@ def fit_codebook(pixels: np.ndarray, codes: int, patch: int) -> np.ndarray:
     return centres.astype(np.float32)
 
 
-def save_codebook(path: Path, centres: np.ndarray) -> None:
-    """Write the centres (V, channels x patch x patch) as `.npz` with their checksum."""
-    write_arrays(path, centres=centres)
-
-
 def load_kmeans(cfg: AutoencoderConfig, device: str | torch.device = "cpu") -> KMeans:
-    """Read what `save_codebook` wrote; raises ConfigError when missing, damaged or of another size."""
+    """Read the centres that the encode stage wrote; raises ConfigError when missing, damaged or of another size."""
     remedy = "the encode stage writes it; run dvc repro"
     centres = read_arrays(cfg.weights, ["centres"], remedy)["centres"]
     if len(centres) != cfg.codebook or centres.shape[1] % cfg.patch**2:

@@ -21,7 +21,7 @@ from emigm.distributed import World
 from emigm.io import Parts, checksums, fingerprint, read_arrays, write_arrays
 from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Features, extractor_of
-from emigm.metrics.scores import load_reference, nearest_distances, same_number, scores
+from emigm.metrics.scores import load_reference, nearest, same_number, scores
 from emigm.pools import Progress
 
 Arrays = dict[str, np.ndarray]
@@ -111,7 +111,7 @@ class Scorer:
 
     def measure(self, pixels: np.ndarray) -> Arrays:
         """Features, and the distance of each image to its nearest among the `known` ones."""
-        near = {name: nearest_distances(pixels, others) for name, others in self.known.items()}
+        near = {name: nearest(pixels, others)[0][:, 0] for name, others in self.known.items()}
         return as_arrays(self.extract(pixels)) | near
 
     def measure_all(self, runs: Sequence[SampleSet], state: Path, world: World, label: str) -> None:

@@ -206,14 +206,9 @@ def nearest(pixels: np.ndarray, others: np.ndarray, k: int = 1) -> tuple[np.ndar
     return (distances / a.shape[1] ** 0.5).numpy(), places.numpy()
 
 
-def nearest_distances(pixels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance of each image to its `nearest` in `others`, float32 (n,)."""
-    return nearest(pixels, others)[0][:, 0]
-
-
 def nearest_distance(pixels: np.ndarray, others: np.ndarray) -> float:
-    """Mean of `nearest_distances`."""
-    return float(nearest_distances(pixels, others).mean(dtype=np.float64))
+    """Mean distance of the images to their `nearest` in `others`."""
+    return float(nearest(pixels, others)[0][:, 0].mean(dtype=np.float64))
 
 
 def same_number(train: np.ndarray, holdout: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.autoencoders.base import Autoencoder
-from emigm.autoencoders.codebook import fit_codebook, save_codebook
+from emigm.autoencoders.codebook import fit_codebook
 from emigm.autoencoders.encoding import describe, encode_images
 from emigm.config.benchmark import Benchmark
 from emigm.config.errors import check
@@ -22,7 +22,7 @@ from emigm.config.schema import AutoencoderConfig
 from emigm.data.images import NONE, ImageSource, open_images, why_none
 from emigm.data.latents import SHARD_ROWS, LatentStore, Shards
 from emigm.data.photos import DecodingError
-from emigm.io import INDEX, checksums, fingerprint, sha256, write_atomically, write_json
+from emigm.io import INDEX, checksums, fingerprint, sha256, write_arrays, write_atomically, write_json
 from emigm.launching import run_stage
 from emigm.stages.context import StageRun
 
@@ -77,7 +77,7 @@ def fit(run: StageRun, cfg: AutoencoderConfig, folder: Path, train: ImageSource)
     check(own, f"autoencoder.weights = {cfg.weights}: kind: kmeans is written by this stage; name {folder}/...")
     path = run.state / f"codebook-{fingerprint(as_dict(cfg), sha256(train.path))}.npz"
     if run.world.is_main and not path.is_file():
-        save_codebook(path, fit_codebook(train.pixels(range(len(train))), cfg.codebook, cfg.patch))
+        write_arrays(path, centres=fit_codebook(train.pixels(range(len(train))), cfg.codebook, cfg.patch))
     run.world.barrier()
     return dataclasses.replace(cfg, weights=str(path))
 
