@@ -293,8 +293,7 @@ def _finite(losses: list[float], done: int, seed: int, cfg: TrainConfig) -> list
 
 def batch_indices(step: int, n: int, batch: int, seed: int) -> np.ndarray:
     """Images of training step `step`: epochs are permutations of n, their remainder dropped (batch,)."""
-    if batch > n:
-        raise ConfigError(f"train.batch = {batch} is larger than the training set of {n} images")
+    check(batch <= n, f"train.batch = {batch} is larger than the training set of {n} images")
     epoch, position = divmod(step, n // batch)
     return _order(n, seed, epoch)[position * batch : (position + 1) * batch]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from emigm.autoencoders.base import Autoencoder, Pixels
 from emigm.autoencoders.codebook import load_kmeans
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.paths import expand
 from emigm.config.schema import AutoencoderConfig, Precision
 from emigm.model.weights import check_state, check_tensors, read_tensors
@@ -129,8 +129,7 @@ def load_autoencoder(cfg: AutoencoderConfig, device: str | torch.device = "cpu")
         path = expand(cfg.weights)
         if path.is_dir():
             path = next((path / name for name in kind.files if (path / name).is_file()), None)
-        if path is None:
-            raise ConfigError(f"{expand(cfg.weights)}: no {' or '.join(kind.files)} in this folder")
+        check(path is not None, f"{expand(cfg.weights)}: no {' or '.join(kind.files)} in this folder")
         module, state = read(path)
         check_state(state, module, path)
     except ConfigError as e:

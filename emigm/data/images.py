@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.paths import PARTS, Part, expand
 from emigm.config.schema import DataConfig
 from emigm.data.photos import DecodingError, Photos, crop_photos, decode, scan_both, scan_photos
@@ -68,8 +68,7 @@ def load_images(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     changed since, or was written under another name."""
     path = Path(path)
     arrays = read_arrays(path, ("pixels", "labels", "name"), REMEDY)
-    if str(arrays["name"]) != path.name:
-        raise ConfigError(f"{path}: was written as {arrays['name']}; {REMEDY}")
+    check(str(arrays["name"]) == path.name, f"{path}: was written as {arrays['name']}; {REMEDY}")
     return arrays["pixels"], arrays["labels"]
 
 

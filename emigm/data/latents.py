@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.io import INDEX, Parts, read_index, sha256, write_array
 
 SHARD_ROWS = 4096
@@ -109,8 +109,7 @@ class LatentStore:
         Raises ConfigError for the first shard that was changed."""
         for shard in self._shards if shards is None else [self._shards[i] for i in shards]:
             file = self.folder / shard["file"]
-            if sha256(file) != shard["sha256"]:
-                raise ConfigError(f"{file}: checksum differs; {REMEDY}")
+            check(sha256(file) == shard["sha256"], f"{file}: checksum differs; {REMEDY}")
 
     def rows(self, indices: np.ndarray, view: int | np.ndarray | None = None) -> np.ndarray:
         """Raw latents of the images `indices` (n,), in that order: (n, views, ...), or (n, ...) of one `view` of each,

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.paths import expand
 from emigm.io import read_index
 
@@ -114,8 +114,7 @@ class Photos:
         remedy = "run the prepare stage again (dvc repro)"
         manifest = read_index(path, remedy)
         self.root, self.resolution, self.files = expand(manifest["root"]), manifest["resolution"], manifest["files"]
-        if not self.root.is_dir():
-            raise ConfigError(f"{self.root}: no such folder, but {path} lists its photos; {remedy}")
+        check(self.root.is_dir(), f"{self.root}: no such folder, but {path} lists its photos; {remedy}")
         self.path, self.workers = path, workers
         self.labels = np.array(manifest["labels"], dtype=np.int64)
         self.shape = (3, self.resolution, self.resolution)
@@ -137,8 +136,7 @@ def scan_photos(root: Path, classes: int, key: str, workers: int) -> dict[str, A
     another layout or number of classes, or a class holds anything else.
     """
     where, root = f"{key} = {root}", expand(root)
-    if not root.is_dir():
-        raise ConfigError(f"{where}: no such folder; it must hold the photos, one folder for each class")
+    check(root.is_dir(), f"{where}: no such folder; it must hold the photos, one folder for each class")
     folders, beside = class_names(root), _entries(root)[1]
     if not folders and any(_is_photo(f) for f in beside):
         raise ConfigError(

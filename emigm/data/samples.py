@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.paths import samples_folder, samples_name
 from emigm.data.images import load_images, save_images
 from emigm.io import INDEX, Parts, read_index, sha256
@@ -58,8 +58,7 @@ class SampleSet:
 
     def __init__(self, folder: str | Path, images: int, **expected: Any):
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise ConfigError(f"{self.folder}: no such folder; the sample stage has not run (dvc repro)")
+        check(self.folder.is_dir(), f"{self.folder}: no such folder; the sample stage has not run (dvc repro)")
         index = read_index(self.folder / INDEX, REMEDY)
         self.facts, self.checksums = index["facts"], index["files"]
         for name, value in expected.items():
@@ -88,8 +87,7 @@ class SampleSet:
         written."""
         file = self.folder / chunk_name(*self.ranges[i])
         images = load_images(file)
-        if sha256(file) != self.checksum(i):
-            raise ConfigError(f"{file}: checksum differs; {REMEDY}")
+        check(sha256(file) == self.checksum(i), f"{file}: checksum differs; {REMEDY}")
         return images
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.data.samples import SampleSet
 from emigm.io import write_atomically
 
@@ -50,8 +50,7 @@ class AdmReference:
 
     def __init__(self, path: str | Path, widths: Mapping[str, int]):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise ConfigError(f"{self.path}: no such file ({REMEDY})")
+        check(self.path.is_file(), f"{self.path}: no such file ({REMEDY})")
         with self._naming_damage(), np.load(self.path) as f:
             self.keys = sorted(f.files)
             if missing := [name for name in STATISTICS["pool"] if name not in self.keys]:
@@ -100,8 +99,7 @@ def check_statistics(statistics: Mapping[str, np.ndarray], features: int, path: 
                 f"{path}: {name} is {array.dtype} of shape {array.shape}, expected floats of shape {shape} for this "
                 f"extractor; {remedy}"
             )
-        if not np.isfinite(array).all():
-            raise ConfigError(f"{path}: {name} holds NaN or infinity; {remedy}")
+        check(np.isfinite(array).all(), f"{path}: {name} holds NaN or infinity; {remedy}")
     if array.diagonal().min() < 0 or np.abs(array - array.T).max() > 1e-3 * np.abs(array).max():
         raise ConfigError(f"{path}: {name} is no covariance (a negative variance, or not symmetric); {remedy}")
 
@@ -117,12 +115,10 @@ def export_npz(samples: Path, out: Path, images: int) -> None:
     Raises:
         ConfigError: the folder does not hold that many images, or they are not RGB of one size.
     """
-    if Path(out).suffix != ".npz":
-        raise ConfigError(f"{out}: the name must end in .npz, as ADM's evaluator asks")
+    check(Path(out).suffix == ".npz", f"{out}: the name must end in .npz, as ADM's evaluator asks")
     source = SampleSet(samples, images)
     shape = source.chunk(0)[0].shape[1:]
-    if shape[0] != 3:
-        raise ConfigError(f"{samples}: ADM's evaluator takes RGB images, not images of {shape[0]} channel(s)")
+    check(shape[0] == 3, f"{samples}: ADM's evaluator takes RGB images, not images of {shape[0]} channel(s)")
 
     def write(path: Path) -> None:
         labels = []
@@ -131,8 +127,7 @@ def export_npz(samples: Path, out: Path, images: int) -> None:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (images, *shape[1:], 3)}
                 np.lib.format.write_array_header_1_0(f, header)
                 for pixels, classes in tqdm(source, total=len(source.ranges), desc=f"write {out}", unit="chunk"):
-                    if pixels.shape[1:] != shape:
-                        raise ConfigError(f"{samples}: images of several sizes; delete it and run dvc repro")
+                    check(pixels.shape[1:] == shape, f"{samples}: images of several sizes; delete it and run dvc repro")
                     f.write(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))
                     labels.append(classes)
             with archive.open("arr_1.npy", "w") as f:

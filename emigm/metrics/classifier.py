@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.schema import ClassifierTraining
 from emigm.io import read_index, sha256, write_index
 from emigm.model.weights import check_state, read_tensors, write_tensors
@@ -107,8 +107,7 @@ def load_classifier(path: Path) -> Classifier:
     """Read what `save_classifier` wrote; raises ConfigError when missing or damaged."""
     state = read_tensors(path)
     for name in ("logits.bias", "side", "conv1.weight"):
-        if name not in state:
-            raise ConfigError(f"{path}: tensor {name} is missing; delete it and run dvc repro")
+        check(name in state, f"{path}: tensor {name} is missing; delete it and run dvc repro")
     model = Classifier(len(state["logits.bias"]), int(state["side"]), state["conv1.weight"].shape[1])
     check_state(state, model, path)
     model.load_state_dict(state)
@@ -130,13 +129,11 @@ def noted_weights(folder: Path, remedy: str) -> dict[Path, str]:
     """The weights files noted in an extractor's folder, and their checksums; raises ConfigError, with the remedy,
     unless they are the same."""
     note, files = folder / SOURCE_FILE, {}
-    if not note.is_file():
-        raise ConfigError(f"{note}: no such file; the extractor stage has not run (dvc repro)")
+    check(note.is_file(), f"{note}: no such file; the extractor stage has not run (dvc repro)")
     again = f"run dvc repro --force extractor@{folder.parent.name}"
     for facts in read_index(note, again)["weights"]:
         path, checksum = folder / facts["path"] if facts["inside"] else Path(facts["path"]), facts["sha256"]
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file ({remedy})")
+        check(path.is_file(), f"{path}: no such file ({remedy})")
         if path.stat().st_size != facts["bytes"] or sha256(path) != checksum:
             raise ConfigError(
                 f"{path}: not the file the extractor stage has seen (sha256 {checksum}); put that back, or {again}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.io import read_arrays, write_arrays
 from emigm.metrics.adm import check_statistics
 from emigm.metrics.features import Features
@@ -43,8 +43,7 @@ def statistics(pool: Tensor) -> tuple[np.ndarray, np.ndarray]:
     They are accumulated over `ROWS` images at a time, in two passes, so that no second copy of all features is held.
     """
     n, d = pool.shape
-    if n < 2:
-        raise ConfigError(f"evaluation.images = {n}: FID needs at least two images")
+    check(n >= 2, f"evaluation.images = {n}: FID needs at least two images")
     mu, scatter = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
     for rows in pool.split(ROWS):
         mu += rows.double().sum(0) / n
@@ -73,8 +72,7 @@ def save_reference(path: Path, reference: Reference) -> None:
 
 def load_reference(path: Path) -> Reference:
     """Read what `save_reference` wrote; raises ConfigError when missing, damaged, or no statistics of anything."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; the reference stage has not run (dvc repro)")
+    check(path.is_file(), f"{path}: no such file; the reference stage has not run (dvc repro)")
     arrays, of = read_arrays(path, ("mu", "sigma", "facts"), REMEDY), {}
     for name in ["pool", *(key.removesuffix("_mu") for key in arrays if key.endswith("_mu"))]:
         pair = {key: arrays[key] for key in _keys(name)}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.io import write_atomically
 
 HARMLESS = [
@@ -49,8 +49,7 @@ def read_tensors(path: str | Path, part: str | None = None) -> dict[str, Tensor]
 def read_checkpoint(path: str | Path) -> Any:
     """All that a file of tensors holds; see `read_tensors`. Tensors and plain values are unpickled, nothing else."""
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
+    check(path.is_file(), f"{path}: no such file")
     with path.open("rb") as f:
         beginning = f.read(64).lstrip().lower()
     if problem := next((text for sign, text in IMPOSTORS.items() if beginning.startswith(sign)), None):

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.parsing import config, known, parse, read_yaml
 
 FILE = Path("benchmarks/claims.yaml")
@@ -199,8 +199,7 @@ class Claims:
 
 def need(fulfilled: object, message: str) -> None:
     """Raise ConfigError about the file where a condition is not fulfilled."""
-    if not fulfilled:
-        raise ConfigError(f"{FILE}: {message}")
+    check(fulfilled, f"{FILE}: {message}")
 
 
 def load_claims(root: Path) -> Claims:

@@ -8,7 +8,7 @@ from importlib import resources
 
 import pandas as pd
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import check
 from emigm.config.parsing import known
 
 PAPER_IMAGES = 50_000
@@ -46,7 +46,6 @@ def value(resolution: int, method: str, metric: str) -> float:
     if metric == "passes":
         return math.prod(map(float, row["nfe"].split("x")))
     if metric == "parameters":
-        if not row["params"]:
-            raise ConfigError(f"the paper reports no parameters of {method}")
+        check(row["params"], f"the paper reports no parameters of {method}")
         return float(row["params"][:-1]) * {"M": 1e6, "B": 1e9}[row["params"][-1]]
     return float(row[metric])

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.paths import results_folder
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.io import read_json, write_json
@@ -158,8 +158,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ConfigError: it is missing, damaged or of another schema.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such record; the stage that writes it has not run (dvc repro)")
+    check(path.is_file(), f"{path}: no such record; the stage that writes it has not run (dvc repro)")
     tree = read_json(path, "delete it and run dvc repro")
     if tree.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: record schema {tree.get('schema')}, expected {SCHEMA}; run its stage again")

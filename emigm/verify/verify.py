@@ -22,7 +22,7 @@ import pandas as pd
 
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.compose import FOLDER, SOURCE, params_file
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.parsing import known
 from emigm.records.record import GitError, Record, differing, expected_records, git, read_record
 from emigm.verify.cells import cells_of
@@ -99,10 +99,8 @@ def verify(
     present = [name for name in every if any(p.is_file() for p in (root / RESULTS / name).rglob("*"))]
     for name in names:
         known("benchmark", name, every)
-        if name not in present:
-            raise ConfigError(f"{name}: no results in {RESULTS}/{name}; run dvc repro {FOLDER}/{name}/dvc.yaml")
-    if not (names or present):
-        raise ConfigError(f"no benchmark has results in {root / RESULTS}; run dvc repro")
+        check(name in present, f"{name}: no results in {RESULTS}/{name}; run dvc repro {FOLDER}/{name}/dvc.yaml")
+    check(names or present, f"no benchmark has results in {root / RESULTS}; run dvc repro")
     with other_results(root, against) as (theirs, hindrance), opened(root) as chain:
         verified = [_verify(chain, name, theirs, hindrance, against, deep) for name in names or present]
         strays = Verification(RESULTS)
@@ -213,8 +211,7 @@ def other_results(root: Path, against: str | None) -> Iterator[tuple[Path | None
         yield None, str(e)
         return
     if revision is None:
-        if against is not None:
-            raise ConfigError(f"{against}: neither a folder nor a revision nor a DVC experiment of this repository")
+        check(against is None, f"{against}: neither a folder nor a revision nor a DVC experiment of this repository")
         yield None, ""
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -232,8 +229,7 @@ def commit(revision: str, root: Path = Path()) -> str | None:
         return git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", root=root).decode().strip()
     except GitError:
         refs = git("for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{revision}", root=root).decode().split()
-    if len(refs) > 1:
-        raise ConfigError(f"{revision}: {len(refs)} DVC experiments have this name; give the commit of one")
+    check(len(refs) <= 1, f"{revision}: {len(refs)} DVC experiments have this name; give the commit of one")
     return refs[0] if refs else None
 
 
