@@ -31,7 +31,9 @@ BASELINES = {
 RUN, TRAINING = ["benchmark", "size", "budget", "train_seed", "sample_seed"], ["benchmark", "size", "train_seed"]
 COLUMNS = ["benchmark", "title", "dataset", "dry_run", "size", "budget", "snapshot", "train_seed", "sample_seed"]
 COLUMNS += ["weights", "resolution", "N", "fid", "nfe", "passes", "flops", "parameters", "train_images", "gate_ratio"]
-COLUMNS += ["gate_passed", "seconds_per_image", "scored_images", "fid_by_images", "fid_by_extractor"]
+COLUMNS += ["gate_passed", "seconds_per_image", "scored_images", "fid_by_images", "fid_by_extractor", "isc"]
+COLUMNS += ["extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip"]
+COLUMNS += ["sample.temperature"]
 """The first columns, which are there without any results too."""
 
 

@@ -13,9 +13,6 @@ from emigm.report.tables import NONE
 
 PAPER, QUESTION = "the paper", "this project"
 """Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
-COLUMNS = ("isc", "extractor", "features", "reference", "sample.cfg_scale", "sample.cfg_interval", "sample.x0_clip",
-           "sample.temperature")  # fmt: skip
-"""What notebooks read beside the columns that `runs` always has."""
 WORDS = {
     r"codes(\d*)/(\w+)": lambda m: f"{m[2]} ({m[1] or 512} codes)",
     r"[\w-]+/(?=\w)": "",
@@ -40,8 +37,7 @@ WORDS = {
 def runs_of(*benchmarks: str) -> pd.DataFrame:
     """`emigm.records.frame.runs` of those benchmarks that have records; with its columns, but empty, where none has."""
     known = benchmarks_with_results(find_root())
-    frame = runs(None, [name for name in benchmarks if name in known])
-    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *COLUMNS])))
+    return runs(None, [name for name in benchmarks if name in known])
 
 
 def tally(table: pd.DataFrame) -> dict[str, dict[str, int]]:
