@@ -24,6 +24,7 @@ from emigm.config.schema import Precision, SampleConfig
 from emigm.data.samples import Chunks
 from emigm.distributed import World
 from emigm.io import fingerprint
+from emigm.launching import Progress, ahead
 from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
@@ -31,7 +32,6 @@ from emigm.model.model import EMIGM, REMEDY, cast_linear, compile_networks, load
 from emigm.model.precision import autocast, overflow
 from emigm.model.schedules import guidance_scale, guided_steps, step_counts
 from emigm.model.transfer import upload
-from emigm.pools import Progress, ahead
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]

@@ -31,12 +31,12 @@ from emigm.config.schema import ModelConfig, TrainConfig
 from emigm.data.latents import LatentStore
 from emigm.distributed import ALONE, World
 from emigm.io import fingerprint, sha256, write_atomically
+from emigm.launching import ahead
 from emigm.model import diffusion
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks
 from emigm.model.precision import autocast, products
 from emigm.model.schedules import draw_mask_counts, elbo_weight
 from emigm.model.transfer import upload
-from emigm.pools import ahead
 
 CURVE_EVERY = 50  # steps averaged into one point of the loss curve
 WITHOUT_EFFECT = ("seeds", "checkpoint_every", "snapshots")

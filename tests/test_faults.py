@@ -236,7 +236,7 @@ def state():
 @pytest.mark.parametrize("stage", faults.IN_SEVERAL)
 def test_damaged_files_of_an_interrupted_stage_are_refused_or_made_again(workspace, monkeypatch, stage, after):
     expected, rng, replaced = faults.outputs(stage, workspace), random.Random(stage), []
-    monkeypatch.setattr("emigm.pools.cores", lambda: 1)
+    monkeypatch.setattr("emigm.launching.cores", lambda: 1)
     faults.remove_outputs(stage, workspace)
     with monkeypatch.context() as patch:
 

@@ -15,10 +15,10 @@ from emigm import sample as sampling
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import SampleConfig
 from emigm.data.samples import SampleSet, chunk_name, chunk_ranges
+from emigm.launching import ahead
 from emigm.model.model import EMIGM, cast_linear
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
-from emigm.pools import ahead
 from emigm.sample import COUNTS, generate, guided_denoiser, random_stream
 
 DPM = SampleConfig(steps=4, solver_steps=5, cfg_scale=2.0, cfg_interval=(0.2, 0.6))

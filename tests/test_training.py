@@ -17,9 +17,9 @@ from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import GateConfig, TrainConfig
 from emigm.distributed import World
 from emigm.gate import check_context, context_errors, context_ratio
+from emigm.launching import ahead
 from emigm.model.model import EMIGM
 from emigm.model.precision import autocast
-from emigm.pools import ahead
 from emigm.train import MuonAndAdamW, TrainState, batch_indices, batch_views, draw_training, train_step
 
 MODEL = replace(TINY, channels=1, classes=2, dropout=0.1)

@@ -22,7 +22,7 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.compose import compose_benchmark
 from emigm.config.paths import results_folder
 from emigm.flops import mean_training_step
-from emigm.pools import keep_freed_memory
+from emigm.launching import keep_freed_memory
 from emigm.records.record import cpu_seconds, read_record
 
 STAGES = [p.stem for p in sorted(Path(stages.__file__).parent.glob("*.py")) if "__main__" in p.read_text("utf-8")]

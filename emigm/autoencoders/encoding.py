@@ -12,7 +12,7 @@ from emigm.autoencoders.base import Autoencoder
 from emigm.data.images import ImageSource
 from emigm.data.latents import LatentStore
 from emigm.data.photos import DecodingError
-from emigm.pools import ahead
+from emigm.launching import ahead
 
 STATISTICS_IMAGES = 2048
 """Images, evenly spaced, that the record's mean and deviation of unit latents are taken over, at most."""

@@ -19,10 +19,10 @@ from emigm.data.images import open_images
 from emigm.data.samples import SampleSet
 from emigm.distributed import World
 from emigm.io import Parts, checksums, fingerprint, read_arrays, write_arrays
+from emigm.launching import Progress
 from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Features, extractor_of
 from emigm.metrics.scores import load_reference, nearest, same_number, scores
-from emigm.pools import Progress
 
 Arrays = dict[str, np.ndarray]
 """What was measured, by name: a row for each image."""

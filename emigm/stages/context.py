@@ -9,7 +9,7 @@ from typing import Any
 from emigm.config.benchmark import Benchmark
 from emigm.config.paths import STATE
 from emigm.distributed import join
-from emigm.pools import Progress, cores, in_turn, parallel
+from emigm.launching import Progress, cores, in_turn, parallel
 from emigm.records.record import cpu_seconds, write_record
 
 

@@ -14,7 +14,7 @@ from emigm.config.paths import PARTS, expand, extractor_folder, images_folder
 from emigm.config.schema import ClassifierTraining
 from emigm.data.images import open_images
 from emigm.io import checksums
-from emigm.launching import run_stage
+from emigm.launching import Progress, parallel, run_stage
 from emigm.metrics.classifier import (
     FEATURES,
     accuracy,
@@ -23,7 +23,6 @@ from emigm.metrics.classifier import (
     save_classifier,
     train_classifier,
 )
-from emigm.pools import Progress, parallel
 from emigm.records.record import write_record
 
 

@@ -11,11 +11,10 @@ from emigm.config.benchmark import Benchmark
 from emigm.config.paths import model_folder, results_folder, samples_folder, samples_name
 from emigm.data.samples import Chunks, SampleSet
 from emigm.io import INDEX, checksums, sha256
-from emigm.launching import run_stage
+from emigm.launching import Progress, run_stage
 from emigm.model.model import WEIGHTS_FILE, compiled_graphs
 from emigm.model.schedules import nfe
 from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
-from emigm.pools import Progress
 from emigm.sample import Sampler
 from emigm.stages.context import StageRun
 

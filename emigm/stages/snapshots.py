@@ -12,11 +12,10 @@ from emigm.config.paths import data_folder, snapshot_folder
 from emigm.data.samples import Chunks, SampleSet
 from emigm.flops import mean_training_step
 from emigm.io import checksums
-from emigm.launching import run_stage
+from emigm.launching import Progress, run_stage
 from emigm.metrics.measuring import Scorer
 from emigm.metrics.scores import load_reference
 from emigm.model.model import CONFIG_FILE, WEIGHTS_FILE
-from emigm.pools import Progress
 from emigm.sample import Sampler
 from emigm.stages.context import StageRun
 

@@ -19,10 +19,9 @@ from emigm.data.latents import LatentStore
 from emigm.flops import mean_training_step, parameters
 from emigm.gate import check_context, context_ratio, held_out_errors
 from emigm.io import INDEX, checksums, sha256, write_atomically
-from emigm.launching import run_stage
+from emigm.launching import Progress, run_stage
 from emigm.model.checkpoints import import_official
 from emigm.model.model import EMIGM, compiled_graphs, load_model, save_model
-from emigm.pools import Progress
 from emigm.stages.context import StageRun
 from emigm.train import train
 

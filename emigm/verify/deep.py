@@ -23,8 +23,8 @@ from emigm.config.errors import RunError, UserError
 from emigm.config.paths import model_folder, results_folder
 from emigm.data.samples import open_samples
 from emigm.distributed import join
+from emigm.launching import Progress, in_turn, parallel
 from emigm.metrics.measuring import Scorer
-from emigm.pools import Progress, in_turn, parallel
 from emigm.records.record import provenance, read_record
 from emigm.sample import Sampler
 from emigm.verify.cells import by_extractor
