@@ -48,11 +48,6 @@ def tiled(images: np.ndarray, gap: int, colour: int) -> np.ndarray:
     return image[0] if c == 1 else image.transpose(1, 2, 0)
 
 
-def save_grid(path: Path, pixels: np.ndarray, classes: int, columns: int) -> None:
-    """Write `grid_of` the images as PNG, at their own size."""
-    save_png(path, grid_of(pixels, classes, columns))
-
-
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write an image, uint8 (H, W) or (H, W, 3)."""
     write_atomically(path, lambda p: Image.fromarray(image).save(p, format="PNG"))

@@ -13,7 +13,7 @@ import numpy as np
 from emigm.config.benchmark import load_benchmark
 from emigm.config.schema import GateConfig, ModelConfig, SampleConfig, TrainConfig
 from emigm.model.schedules import nfe
-from emigm.pictures import save_grid
+from emigm.pictures import grid_of, save_png
 from emigm.records.record import write_record
 
 REPO = Path(__file__).parents[1]
@@ -118,8 +118,8 @@ def _score(write, name, size, i, fid, budgets, seeds, samples, snapshots):
         sampled = {"nfe": nfe(n, 2.0, (0.1, 0.4)), "passes": nfe(n, 2.0, (0.1, 0.4)), "seconds_per_image": seconds}
         write(f"sample-{size}-{budget}", sampled, **common, sample=sample)
         pixels = rng.integers(0, 256, (40, 1, 14, 14), dtype=np.uint8)
-        save_grid(grids / f"{size}-{budget}.png", pixels, 10, 12)
-    save_grid(grids / "real.png", pixels, 10, 12)
+        save_png(grids / f"{size}-{budget}.png", grid_of(pixels, 10, 12))
+    save_png(grids / "real.png", grid_of(pixels, 10, 12))
     identity = {"extractor_identity": {"kind": "cnn", "sha256": "0" * 64}}
     write(f"evaluate-{size}", results, **common, **identity)
     if snapshots:

@@ -15,7 +15,7 @@ from emigm.flops import parameters
 from emigm.io import write_json
 from emigm.model.schedules import nfe
 from emigm.paper.reported import reported
-from emigm.pictures import save_grid
+from emigm.pictures import grid_of, save_png
 from emigm.records.frame import read_all
 from emigm.records.record import read_record, write_record
 from emigm.tools.compare import compare, compare_cells
@@ -66,7 +66,8 @@ def _write(benchmark, factor):
             pairs = itertools.product(train.seeds, evaluation.seeds)
             scores[budget] = {"runs": [{"train_seed": t, "sample_seed": s} | means for t, s in pairs]}
             pixels = np.random.default_rng(0).integers(0, 256, (120, 3, 32, 32), dtype=np.uint8)
-            save_grid(Path("results") / benchmark.name / "grids" / f"{size}-{budget}.png", pixels, 10, 12)
+            grid = Path("results") / benchmark.name / "grids" / f"{size}-{budget}.png"
+            save_png(grid, grid_of(pixels, 10, 12))
         write(f"evaluate-{size}", scores, **identity)
 
 

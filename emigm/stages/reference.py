@@ -22,7 +22,7 @@ from emigm.metrics.features import Extractor, extractor_of
 from emigm.metrics.measuring import Images, as_arrays, from_arrays, measure_images, measured
 from emigm.metrics.real_images import reconstructed, shuffled, stored_reference, training_reference
 from emigm.metrics.scores import save_reference
-from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, save_grid
+from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, grid_of, save_png
 from emigm.stages.context import StageRun
 
 CHUNK = 500
@@ -78,7 +78,7 @@ def save_real_grid(benchmark: Benchmark) -> Path:
         order = np.argsort(source.labels, kind="stable")
         rank = np.arange(len(order)) - np.searchsorted(source.labels[order], source.labels[order])
         grid = source.pixels(order[np.lexsort((source.labels[order], rank))][:SHOWN])
-    save_grid(path, grid, classes, GRID_COLUMNS)
+    save_png(path, grid_of(grid, classes, GRID_COLUMNS))
     return path
 
 

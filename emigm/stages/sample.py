@@ -14,7 +14,7 @@ from emigm.io import INDEX, checksums, sha256
 from emigm.launching import Progress, run_stage
 from emigm.model.model import WEIGHTS_FILE, compiled_graphs
 from emigm.model.schedules import nfe
-from emigm.pictures import GRID_COLUMNS, SHOWN, save_grid
+from emigm.pictures import GRID_COLUMNS, SHOWN, grid_of, save_png
 from emigm.sample import Sampler
 from emigm.stages.context import StageRun
 
@@ -48,7 +48,7 @@ def sample(benchmark: Benchmark, size: str, budget: str) -> None:
     }
     grid = results_folder(benchmark.name) / "grids" / f"{size}-{budget}.png"
     first = SampleSet(written[0].files, images).first(SHOWN)
-    save_grid(grid, first, benchmark.model_config(size).classes, GRID_COLUMNS)
+    save_png(grid, grid_of(first, benchmark.model_config(size).classes, GRID_COLUMNS))
     folders = [samples_folder(benchmark, size, budget) / samples_name(*item) for item in items]
     indexes = {(f / INDEX).as_posix(): sha256(c.files / INDEX) for f, c in zip(folders, written, strict=True)}
     run.finish(results, inputs=inputs, outputs=indexes | checksums(grid))
