@@ -313,11 +313,9 @@ def batch_views(step: int, views: int, batch: int, seed: int) -> np.ndarray:
 
 def batch_share(batch: int, world: World) -> slice:
     """Rows of the global batch that this process takes; raises ConfigError when they cannot be equally many."""
-    if batch % world.size:
-        raise ConfigError(
-            f"train.batch = {batch} cannot be split equally among {world.size} processes; start another number of them "
-            "(run.launcher) or change train.batch"
-        )
+    remedy = "start another number of them (run.launcher) or change train.batch"
+    equal = batch % world.size == 0
+    check(equal, f"train.batch = {batch} cannot be split equally among {world.size} processes; {remedy}")
     rows = batch // world.size
     return slice(world.rank * rows, (world.rank + 1) * rows)
 

@@ -78,8 +78,8 @@ class LatentStore:
         """Raise ConfigError unless all labels are below `classes` and the index's facts are the expected ones."""
         path = self.folder / INDEX
         for name, value in expected.items():
-            if self.facts.get(name, value) != value:
-                raise ConfigError(f"{path}: latents of {name} {self.facts[name]}, expected {value}; {REMEDY}")
+            own = self.facts.get(name, value)
+            check(own == value, f"{path}: latents of {name} {own}, expected {value}; {REMEDY}")
         if not 0 <= self.labels.min() <= self.labels.max() < classes:
             raise ConfigError(
                 f"{path}: labels {self.labels.min()} to {self.labels.max()}, expected 0 to {classes - 1}; set "

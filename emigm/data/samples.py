@@ -62,10 +62,8 @@ class SampleSet:
         index = read_index(self.folder / INDEX, REMEDY)
         self.facts, self.checksums = index["facts"], index["files"]
         for name, value in expected.items():
-            if self.facts.get(name) != value:
-                raise ConfigError(
-                    f"{self.folder}: its images are of {name} {self.facts.get(name)}, expected {value}; {REMEDY}"
-                )
+            own = f"its images are of {name} {self.facts.get(name)}"
+            check(self.facts.get(name) == value, f"{self.folder}: {own}, expected {value}; {REMEDY}")
         self.ranges = sorted(tuple(map(int, name.removesuffix(".npz").split("-"))) for name in self.checksums)
         whole = 0  # images without a gap
         for start, stop in self.ranges:

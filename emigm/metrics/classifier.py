@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emigm.config.errors import ConfigError, check
+from emigm.config.errors import check
 from emigm.config.schema import ClassifierTraining
 from emigm.io import read_index, sha256, write_index
 from emigm.model.weights import check_state, read_tensors, write_tensors
@@ -134,9 +134,7 @@ def noted_weights(folder: Path, remedy: str) -> dict[Path, str]:
     for facts in read_index(note, again)["weights"]:
         path, checksum = folder / facts["path"] if facts["inside"] else Path(facts["path"]), facts["sha256"]
         check(path.is_file(), f"{path}: no such file ({remedy})")
-        if path.stat().st_size != facts["bytes"] or sha256(path) != checksum:
-            raise ConfigError(
-                f"{path}: not the file the extractor stage has seen (sha256 {checksum}); put that back, or {again}"
-            )
+        seen = f"not the file the extractor stage has seen (sha256 {checksum})"
+        check(sha256(path) == checksum, f"{path}: {seen}; put that back, or {again}")
         files[path] = checksum
     return files

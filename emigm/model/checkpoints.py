@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, check
 from emigm.config.schema import ModelConfig
 from emigm.io import sha256, write_atomically
 from emigm.model.model import EMIGM, load_model, read_model_config, save_model
@@ -87,19 +87,16 @@ def import_official(
     path = Path(path)
     entries = read_checkpoint(path)
     digest = sha256(path)
-    if checksum not in (None, digest):
-        raise ConfigError(
-            f"{path}: has SHA-256 {digest}, expected {checksum}; move it away and download it again, or correct the "
-            "expected value"
-        )
+    remedy = "move it away and download it again, or correct the expected value"
+    check(checksum in (None, digest), f"{path}: has SHA-256 {digest}, expected {checksum}; {remedy}")
     averaged = _plain_names(tensors_of(entries, path, WEIGHTS_ENTRY))
     if cfg is None:
         cfg = identify(averaged, path)
     else:
         _check(averaged, cfg, path, "the given architecture")
     trained_with = getattr(entries.get("args"), "use_mae", cfg.mae)  # of all the tensors none tells
-    if trained_with != cfg.mae:
-        raise ConfigError(f"{path}: was trained with use_mae = {trained_with}, the architecture has mae = {cfg.mae}")
+    own = f"the architecture has mae = {cfg.mae}"
+    check(trained_with == cfg.mae, f"{path}: was trained with use_mae = {trained_with}, {own}")
     source = {
         "file": path.name,
         "sha256": digest,
