@@ -12,7 +12,6 @@ from emigm.config.errors import RunError
 from emigm.config.schema import GateConfig
 from emigm.data.latents import LatentStore
 from emigm.model import diffusion
-from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM
 
 
@@ -35,7 +34,7 @@ def context_errors(
         time = torch.randint(diffusion.T, (b,), generator=generator, device=tokens.device)
         noise = torch.randn(b, channels, generator=generator, device=tokens.device)
         target = order[:, -1:]
-        x0 = select_rows(tokens, target)[:, 0]  # (B, C)
+        x0 = tokens.take_along_dim(target[..., None], 1)[:, 0]  # (B, C)
         if model.cfg.codebook is None:
             x_t = diffusion.q_sample(x0, noise, time)
         for v in totals:  # each count once, however often it is asked for

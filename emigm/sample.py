@@ -25,7 +25,6 @@ from emigm.data.samples import Chunks
 from emigm.distributed import World
 from emigm.io import fingerprint
 from emigm.launching import Progress, ahead
-from emigm.model.backbone import select_rows
 from emigm.model.diffusion import Denoiser, ddpm_sample, dpm_solver_plan, dpm_solver_sample, respaced_times
 from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM, REMEDY, cast_linear, compile_networks, load_model, read_model_config
@@ -175,7 +174,7 @@ def reveal(
                 z = [condition(dropped=d).flatten(0, 1) for d in ((None, mask.new_ones(b)) if guide else (None,))]
             else:
                 z = [first_condition(model, tokens, mask, *classes, query, drop) for drop in range(1 + guide)]
-        noise = select_rows_of_each(draw.noise, query).flatten(1, 2)  # (draws, B n, C)
+        noise = draw.noise.take_along_dim(query[None, ..., None], 2).flatten(1, 2)  # (draws, B n, C)
         scale = guidance_scale(cfg.cfg_schedule, cfg.cfg_scale, (done + n) / length)
         if model.cfg.codebook is None:
             new = sample_tokens(model.head, z, noise, cfg, times, scale).view(b, n, -1)
@@ -186,7 +185,7 @@ def reveal(
             if by_confidence:
                 uniform = noise[cfg.steps + step, :, 0].view(query.shape)
                 chosen = most_confident(log_p, uniform, cfg.choice_temperature * (1 - (step + 1) / cfg.steps), n)
-                query, new = query.gather(1, chosen), select_rows(new, chosen)
+                query, new = query.gather(1, chosen), new.take_along_dim(chosen[..., None], 1)
         tokens.scatter_(1, query[..., None].expand_as(new), new)
         mask.scatter_(1, query, False)
         done += n
@@ -204,11 +203,6 @@ def first_condition(
     k = len(classes)
     z = model.condition(tokens[:k], mask[:k], classes, tokens.shape[1], mask.new_full((k,), bool(drop)))
     return z[image[:, None], query].flatten(0, 1)
-
-
-def select_rows_of_each(noise: Tensor, index: Tensor) -> Tensor:
-    """noise[k, b, index[b, i]]: (K, B, L, C), (B, n) => (K, B, n, C)."""
-    return noise.gather(2, index[None, ..., None].expand(noise.shape[0], -1, -1, noise.shape[-1]))
 
 
 def embed_times(head: DiffusionHead | CategoricalHead, cfg: SampleConfig) -> Tensor | None:

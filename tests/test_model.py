@@ -10,7 +10,6 @@ import torch
 from emigm.config.errors import ConfigError
 from emigm.config.schema import ModelConfig, SampleConfig, TrainConfig
 from emigm.flops import parameters
-from emigm.model.backbone import select_rows
 from emigm.model.model import EMIGM, compile_networks, compiled_graphs, load_model, save_model
 from emigm.model.schedules import elbo_weight, gamma
 from emigm.paper.settings import PAPER_MODELS
@@ -97,7 +96,7 @@ def test_the_condition_of_some_positions_is_that_of_all_positions_there(mae):
     query = order[:, 2:7]
     every, some = (model.condition(tokens, mask, labels, 9, None, q) for q in (None, query))
     assert some.shape == (3, 5, 16)
-    torch.testing.assert_close(some, select_rows(every, query), rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(some, every.take_along_dim(query[..., None], 1), rtol=1e-6, atol=2e-6)
 
 
 def test_saved_models_come_back_equal_and_damaged_ones_are_refused_by_name(tmp_path):

@@ -45,7 +45,7 @@ class Attention(nn.Module):
         else:
             n = query.shape[1]
             (w_q, w_kv), (b_q, b_kv) = (t.split([d, 2 * d]) for t in (self.qkv.weight, self.qkv.bias))
-            q = F.linear(select_rows(x, query), w_q, b_q).view(b, n, heads, d // heads).transpose(1, 2)
+            q = F.linear(x.take_along_dim(query[..., None], 1), w_q, b_q).view(b, n, heads, d // heads).transpose(1, 2)
             k, v = F.linear(x, w_kv, b_kv).view(b, m, 2, heads, d // heads).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
         """x (B, m, D) => (B, m, D), or only the positions `query` (B, n) of it: (B, n, D)."""
-        kept = x if query is None else select_rows(x, query)
+        kept = x if query is None else x.take_along_dim(query[..., None], 1)
         x = kept + self.attn(self.norm1(x), query)
         return x + self.mlp(self.norm2(x))
 
@@ -168,7 +168,7 @@ class Backbone(nn.Module):
         if cfg.mae:
             # A stable sort puts the visible positions first, in order, without a host sync.
             visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :n_visible]  # (B, V)
-            seen = self.embed_tokens(select_rows(tokens, visible)) + position[visible]
+            seen = self.embed_tokens(tokens.take_along_dim(visible[..., None], 1)) + position[visible]
         else:
             seen = self.embed_tokens(tokens) + position
         x = self.z_proj_ln(torch.cat([buffer + buffer_position, seen], dim=1))
@@ -191,8 +191,3 @@ class Backbone(nn.Module):
         if query is None:
             return self.decoder_norm(last(x))[:, cfg.buffer :] + self.diffusion_pos_embed_learned
         return self.decoder_norm(last(x, query + cfg.buffer)) + self.diffusion_pos_embed_learned[0][query]
-
-
-def select_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[b, index[b, i]]: (B, L, C), (B, n) => (B, n, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

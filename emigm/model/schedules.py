@@ -71,15 +71,6 @@ def truncated_normal_ratio(u: float) -> float:
     return normal.inv_cdf(low + u * (0.5 - low))
 
 
-def mask_counts(schedule: str, t, tokens: int, rng: np.random.Generator, masking: str) -> np.ndarray:
-    """Masked tokens of images at times t, int (n,) as t: a binomial number with probability gamma(t) ("independent",
-    MDM), or ceil(L gamma(t)) ("exact_count", MaskGIT, section 3.1)."""
-    probability = gamma(schedule, t)
-    if masking == "exact_count":
-        return np.ceil(tokens * probability).astype(int)
-    return rng.binomial(tokens, probability)
-
-
 def draw_mask_counts(
     schedule: str | None,
     t_min: float | None,
@@ -91,8 +82,9 @@ def draw_mask_counts(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Times (n,) and numbers of masked tokens (n,) of n images, each its own or one `shared` by all (Table 1).
 
-    Drawn again while no token is masked, or fewer than two of each image where an "independent" number is shared, as
-    the official code does. "truncated_normal" has no times: ceil(L r) tokens are masked, r from
+    At time t the number is binomial with probability gamma(t) ("independent", MDM), or ceil(L gamma(t)) ("exact_count",
+    MaskGIT, section 3.1). Drawn again while no token is masked, or fewer than two of each image where an "independent"
+    number is shared, as the official code does. "truncated_normal" has no times: ceil(L r) tokens are masked, r from
     `truncated_normal_ratio`.
     """
     draws, least = (1, 2 if masking == "independent" else 1) if shared else (images, 1)
@@ -101,7 +93,8 @@ def draw_mask_counts(
         return None, np.resize(counts, images)
     while True:
         t = train_time(rng.random(draws), t_min)
-        counts = mask_counts(schedule, t, tokens, rng, masking)
+        probability, exact = gamma(schedule, t), masking == "exact_count"
+        counts = np.ceil(tokens * probability).astype(int) if exact else rng.binomial(tokens, probability)
         if counts.max() >= least:
             return np.resize(t, images), np.resize(counts, images)
 

@@ -227,7 +227,7 @@ def _training_draws(theirs: nn.Module, cfg: ModelConfig, batch: int, calls: Call
     for (_, (mask, t, schedule)), uniform, (_, time), (_, noise) in steps:
         masked = mask.nonzero()[:, 1].view(batch, -1)
         time = time.view(every).gather(2, masked.expand(every[0], -1, -1))  # (R, B, m)
-        noise = sampling.select_rows_of_each(noise.view(*every, -1), masked)
+        noise = noise.view(*every, -1).take_along_dim(masked[None, ..., None], 2)
         weight = float(schedules.elbo_weight(schedule, t[0, 0].item())) if theirs.use_weighted_loss else 1.0
         draws.append(draw_of(cfg.tokens, masked, uniform < theirs.label_drop_prob, time, noise, weight))
     return draws
