@@ -30,7 +30,7 @@ from emigm.model.head import CategoricalHead, DiffusionHead
 from emigm.model.model import EMIGM, REMEDY, cast_linear, compile_networks, load_model, read_model_config
 from emigm.model.precision import autocast, overflow
 from emigm.model.schedules import guidance_scale, guided_steps, step_counts
-from emigm.model.transfer import upload
+from emigm.model.weights import upload
 
 COUNTS, IMAGE = 0, 1  # separate random streams of one seed
 OnStep = Callable[[Tensor, Tensor], None]

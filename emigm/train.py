@@ -36,7 +36,7 @@ from emigm.model import diffusion
 from emigm.model.model import EMIGM, TrainingDraw, compile_networks
 from emigm.model.precision import autocast, products
 from emigm.model.schedules import draw_mask_counts, elbo_weight
-from emigm.model.transfer import upload
+from emigm.model.weights import upload
 
 CURVE_EVERY = 50  # steps averaged into one point of the loss curve
 WITHOUT_EFFECT = ("seeds", "checkpoint_every", "snapshots")

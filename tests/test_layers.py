@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"config.errors", "model.schedules", "model.diffusion"},
     {"io", "config.parsing", "config.schema", "config.benchmark", "config.paths", "config.compose", "paper"},
-    {"records", "launching", "distributed", "flops", "model.precision", "model.transfer"},
+    {"records", "launching", "distributed", "flops", "model.precision"},
     {"model.weights", "model.backbone", "model.head", "autoencoders", "data"},
     {"metrics.classifier", "metrics.features", "metrics.adm", "metrics.scores", "pictures", "model.model"}
     | {"model.checkpoints"},

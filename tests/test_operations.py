@@ -13,7 +13,7 @@ from emigm.autoencoders.base import Pixels
 from emigm.config.schema import SampleConfig, TrainConfig
 from emigm.distributed import World
 from emigm.model.schedules import reveal_counts
-from emigm.model.transfer import upload
+from emigm.model.weights import upload
 from emigm.sample import draw_images, embed_times, reveal
 from emigm.train import TrainState, draw_training, train_step
 

@@ -29,7 +29,7 @@ PARAMS = {name: yaml.safe_load((ROOT / params_file(name)).read_text()) for name 
 NUMERIC = ("autoencoders/", "metrics/", "model/", "train.py", "sample.py", "gate.py", "flops.py", "data/images.py",
            "data/photos.py")  # fmt: skip
 """Code below emigm/ that can change a number."""
-FORMATS = ("model/checkpoints.py", "model/weights.py", "model/transfer.py")
+FORMATS = ("model/checkpoints.py", "model/weights.py")
 """What lies there too and moves bytes alone; tests/test_golden.py guards it, as all else."""
 RENDERING = ("summary", "notebook", "page")
 """Stages of seconds, which depend on all that they show with."""

@@ -42,7 +42,7 @@ from emigm.metrics.features import load_extractor, write_source
 from emigm.model.checkpoints import to_official
 from emigm.model.model import EMIGM, cast_linear, compile_networks, compiled_graphs
 from emigm.model.precision import autocast, products
-from emigm.model.transfer import upload
+from emigm.model.weights import upload
 from emigm.paper.settings import PAPER_MODELS, paper_sampling
 from emigm.records.record import SCHEMA, provenance
 from emigm.sample import generate

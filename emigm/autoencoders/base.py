@@ -16,7 +16,7 @@ from torch import Tensor
 from emigm.config.errors import ConfigError, RunError
 from emigm.config.schema import Precision
 from emigm.model.precision import autocast, overflow
-from emigm.model.transfer import upload
+from emigm.model.weights import upload
 
 BATCH = 16  # images encoded or decoded at once; bounds the memory
 

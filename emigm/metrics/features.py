@@ -18,8 +18,7 @@ from emigm.config.errors import ConfigError
 from emigm.config.paths import extractor_folder
 from emigm.config.schema import ExtractorConfig
 from emigm.metrics.classifier import FEATURES, load_classifier, note_weights, noted_weights, weights_file
-from emigm.model.transfer import upload
-from emigm.model.weights import check_finite, read_tensors
+from emigm.model.weights import check_finite, read_tensors, upload
 from emigm.paper.settings import INCEPTION_SHA256
 
 INCEPTION_REMEDY = (

@@ -1,4 +1,4 @@
-"""Tensors out of other people's files: safe reading, and strict checks of names and shapes."""
+"""Tensors out of other people's files (safe reading, strict checks of names and shapes), and on to a device."""
 
 from __future__ import annotations
 
@@ -120,6 +120,19 @@ def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise ConfigError(f"{source}: tensor {name} holds NaN or infinity; make or download the file again")
+
+
+def upload(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """The tensor on a device, without waiting for the device.
+
+    A copy to a GPU from ordinary memory waits until all that was launched before has been computed; one from pinned
+    memory is queued behind it, and torch keeps that memory until the copy is done. Where the tensor lies on the device
+    already, it is the tensor itself.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _summary(tree: object) -> str:
