@@ -27,7 +27,7 @@ from emigm.launching import Progress, in_turn, parallel
 from emigm.metrics.measuring import Scorer
 from emigm.records.record import provenance, read_record
 from emigm.sample import Sampler
-from emigm.verify.cells import by_extractor
+from emigm.verify.equivalence import by_extractor
 from emigm.verify.verify import Verification
 
 LEVELS, SHARE = 2, 0.99

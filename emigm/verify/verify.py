@@ -25,8 +25,7 @@ from emigm.config.compose import FOLDER, SOURCE, params_file
 from emigm.config.errors import ConfigError, check
 from emigm.config.parsing import known
 from emigm.records.record import GitError, Record, differing, expected_records, git, read_record
-from emigm.verify.cells import cells_of
-from emigm.verify.equivalence import REPRODUCED, Comparison, compare
+from emigm.verify.equivalence import REPRODUCED, Comparison, cells_of, compare
 from emigm.verify.pipeline import REMEDY, RESULTS, Pipelines, made, opened, pipelines
 
 READ = (f"{RESULTS}/*/records/*.json", f"{RESULTS}/*claims.csv")
