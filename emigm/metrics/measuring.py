@@ -24,9 +24,6 @@ from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import Features, extractor_of
 from emigm.metrics.scores import load_reference, nearest, same_number, scores
 
-Arrays = dict[str, np.ndarray]
-"""What was measured, by name: a row for each image."""
-
 
 class Images(NamedTuple):
     """Images that are read and measured together."""
@@ -39,7 +36,7 @@ class Images(NamedTuple):
 
 
 def measure_images(
-    images: Sequence[Images], measure: Callable[[np.ndarray], Arrays], state: Path, world: World, label: str
+    images: Sequence[Images], measure: Callable[[np.ndarray], Features], state: Path, world: World, label: str
 ) -> None:
     """Measure this process's share into `state`, one file for each of `images`; what is whole there is kept.
 
@@ -51,32 +48,22 @@ def measure_images(
     done = sum(images[i].number for i in mine) - sum(images[i].number for i in missing)
     with tqdm(total=done + sum(images[i].number for i in missing), initial=done, **options) as bar:
         for i in missing:
-            arrays = measure(images[i].read())
+            arrays = {name: tensor.numpy() for name, tensor in measure(images[i].read()).items()}
             parts.add(parts.names[i], partial(write_arrays, **arrays))
             bar.update(images[i].number)
     world.barrier()
 
 
-def measured(images: Sequence[Images], state: Path) -> Arrays:
+def measured(images: Sequence[Images], state: Path) -> Features:
     """What `measure_images` measured, put together in the order of the images; raises RunError where some is not."""
     parts = _parts(images, state)
     parts.notes()
     arrays = [read_arrays(parts.files / name, (), "delete it and type the same command again") for name in parts.names]
-    return {name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]}
+    return {name: torch.from_numpy(np.concatenate([a[name] for a in arrays])) for name in arrays[0]}
 
 
 def _parts(images: Sequence[Images], state: Path) -> Parts:
     return Parts(state, [f"{i.key}.npz" for i in images])
-
-
-def as_arrays(features: Features) -> Arrays:
-    """For `measure_images`."""
-    return {name: tensor.numpy() for name, tensor in features.items()}
-
-
-def from_arrays(arrays: Arrays) -> Features:
-    """The features among what was measured."""
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class Scorer:
@@ -95,7 +82,7 @@ class Scorer:
     def __init__(self, benchmark: Benchmark, device: str, neighbours: bool = True):
         path, folder = data_folder(benchmark) / "reference.npz", images_folder(benchmark)
         self.reference, self.extract = load_reference(path), extractor_of(benchmark, device)
-        self.known: Arrays = {}
+        self.known: dict[str, np.ndarray] = {}
         """Equally many training and held-out images."""
         images: list[Path] = []
         if neighbours and benchmark.data.dataset != "imagenet":
@@ -109,10 +96,10 @@ class Scorer:
             if self.inputs.get(file, checksum) != checksum:
                 raise ConfigError(f"{path}: was made with another {file} (sha256 {checksum}); run dvc repro")
 
-    def measure(self, pixels: np.ndarray) -> Arrays:
-        """Features, and the distance of each image to its nearest among the `known` ones."""
-        near = {name: nearest(pixels, others)[0][:, 0] for name, others in self.known.items()}
-        return as_arrays(self.extract(pixels)) | near
+    def measure(self, pixels: np.ndarray) -> Features:
+        """Features, and the distance of each image to its nearest among the `known` ones (n,)."""
+        near = {name: torch.from_numpy(nearest(pixels, others)[0][:, 0]) for name, others in self.known.items()}
+        return self.extract(pixels) | near
 
     def measure_all(self, runs: Sequence[SampleSet], state: Path, world: World, label: str) -> None:
         """`measure_images` of the images of several runs."""
@@ -120,17 +107,17 @@ class Scorer:
 
     def score_run(self, samples: SampleSet, state: Path) -> tuple[Features, dict[str, Any]]:
         """Features and scores of one run, given what `measure_all` measured."""
-        arrays = measured(self._images(samples), state)
-        return from_arrays(arrays), self.score(arrays, samples.all()[1] if self.extract.classifies else None)
+        features = measured(self._images(samples), state)
+        return features, self.score(features, samples.all()[1] if self.extract.classifies else None)
 
-    def score(self, arrays: Arrays, labels: np.ndarray | None) -> dict[str, Any]:
+    def score(self, features: Features, labels: np.ndarray | None) -> dict[str, Any]:
         """Every metric of one run, given what was measured and its classes (n,), which nobody needs (None) whose
         extractor does not classify images; None: not measured."""
         near = {
-            name: float(arrays[name].mean(dtype=np.float64)) if name in arrays else None
+            name: float(features[name].numpy().mean(dtype=np.float64)) if name in features else None
             for name in ("nearest_train", "nearest_holdout")
         }
-        return scores(from_arrays(arrays), self.reference, labels) | near
+        return scores(features, self.reference, labels) | near
 
     def _images(self, samples: SampleSet) -> list[Images]:
         return [

@@ -19,7 +19,7 @@ from emigm.io import INDEX, checksums, fingerprint, sha256
 from emigm.launching import run_stage
 from emigm.metrics.adm import AdmReference
 from emigm.metrics.features import Extractor, extractor_of
-from emigm.metrics.measuring import Images, as_arrays, from_arrays, measure_images, measured
+from emigm.metrics.measuring import Images, measure_images, measured
 from emigm.metrics.real_images import reconstructed, shuffled, stored_reference, training_reference
 from emigm.metrics.scores import save_reference
 from emigm.pictures import GREY, GRID_COLUMNS, SHOWN, grid_of, save_png
@@ -36,10 +36,10 @@ def make_reference(benchmark: Benchmark) -> None:
     extract = extractor_of(benchmark, run.world.device)
     sets = image_sets(benchmark, extract)
     every, label = [i for part in sets.values() for i in part], f"features of real images {benchmark.name}"
-    measure_images(every, lambda pixels: as_arrays(extract(pixels)), run.state, run.world, label)
+    measure_images(every, extract, run.state, run.world, label)
     if not run.goes_on():
         return
-    features = {name: from_arrays(measured(part, run.state)) for name, part in sets.items()}
+    features = {name: measured(part, run.state) for name, part in sets.items()}
     if (stored := benchmark.evaluation.reference) is not None:
         reference, results = stored_reference(expand(stored), extract, features.get("stored"))
     else:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from emigm.config.benchmark import Benchmark, load_benchmark
 from emigm.config.compose import params_file, sources
@@ -110,8 +111,8 @@ def differing_pixels(pixels: np.ndarray, stored: np.ndarray, same: bool) -> str:
 def score_again(scorer: Scorer, chunks: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """Scores of one run's images, which are pixels and labels, chunk by chunk."""
     measured, labels = zip(*((scorer.measure(pixels), of_chunk) for pixels, of_chunk in chunks), strict=True)
-    arrays = {name: np.concatenate([m[name] for m in measured]) for name in measured[0]}
-    return scorer.score(arrays, np.concatenate(labels) if scorer.extract.classifies else None)
+    features = {name: torch.cat([m[name] for m in measured]) for name in measured[0]}
+    return scorer.score(features, np.concatenate(labels) if scorer.extract.classifies else None)
 
 
 def same_machine(record: dict[str, Any], device: str) -> bool:
