@@ -20,6 +20,8 @@ SAID = ("identical", "within their margin", "beyond it", "different")
 """`STATUSES` of cells, in words."""
 SHOWN = 5
 """Cells of a kind that are printed."""
+SAME_IN_JSON = ("whole", "problems", "unchecked", "devices", "same_claims", "claims", "deep")
+"""Names of a `Verification` that JSON has too."""
 
 
 def report(verified: Sequence[Verification], against: str | None = None) -> str:
@@ -129,22 +131,15 @@ def as_json(verified: Sequence[Verification], against: str | None = None) -> dic
     benchmarks = {}
     for one in verified:
         comparison = one.comparison or Comparison()
-        benchmarks[one.name] = {
-            "whole": one.whole,
-            "problems": one.problems,
-            "unchecked": one.unchecked,
+        benchmarks[one.name] = {name: getattr(one, name) for name in SAME_IN_JSON} | {
             "compared": one.comparison is not None,
             "not_compared_because": one.hindrance,
             "stages_run_again": sorted(one.again),
-            "devices": one.devices,
             "cells": [asdict(v) | {"made_again": v.cell.split(" ")[0] in one.again} for v in comparison.verdicts],
             "metrics": [asdict(m) for m in comparison.metrics],
             "missing": comparison.missing,
             "extra": comparison.extra,
-            "same_claims": one.same_claims,
-            "claims": one.claims,
             "contrary_claims": one.contrary,
-            "deep": one.deep,
         }
     tree = {"holds": holds(verified), "verdict": verdict(verified, against), "against": against or "HEAD"}
     return json.loads(json.dumps({**tree, "benchmarks": benchmarks}, default=str))
