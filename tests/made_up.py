@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
             _train(write, size, i, seeds)
             _score(write, name, size, i, fid, budgets, seeds, samples, snapshots)
         return Path.cwd() / "results" / name
+
+
+def edit(folder, stage, change):
+    """Change a record of results/<name> in place."""
+    path = folder / "records" / f"{stage}.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
 
 
 def _prepare(write):

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import yaml
 
+from emigm.config.compose import merged
+
 ROOT = Path(__file__).parents[1]
 PINNED = ROOT / "tests" / "golden" / "chain.json"
 STAGES = ("prepare", "extractor", "encode", "reference", "train", "sample", "evaluate", "snapshots", "reveal")
@@ -55,12 +57,6 @@ def run_chain(folder: Path) -> None:
             options = ["--size", "xs"] * (stage not in STAGES[:4]) + ["--budget", "4"] * (stage == "sample")
             sys.argv = [stage, "--params", f"{name}.yaml", *options]
             runpy.run_module(f"emigm.stages.{stage}", run_name="__main__", alter_sys=True)
-
-
-def merged(below, above):
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return {k: merged(below.get(k), above[k]) if k in above else below[k] for k in {**below, **above}}
 
 
 def measured(folder: Path) -> dict[str, list]:

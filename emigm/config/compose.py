@@ -106,13 +106,14 @@ def _source(name: str, root: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any
     known(f"{path}: extends", parent, sources(root))
     circle = parent in (name, *heirs)
     check(not circle, f"{path}: extends: {parent} extends it in turn; remove one of them")
-    return _merge(_source(parent, root, (name, *heirs)), tree)
+    return merged(_source(parent, root, (name, *heirs)), tree)
 
 
-def _merge(below: Any, above: Any) -> Any:
+def merged(below: Any, above: Any) -> Any:
+    """`above` merged onto `below`, mapping by mapping."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    return {k: _merge(below.get(k), above[k]) if k in above else below[k] for k in {**below, **above}}
+    return {k: merged(below.get(k), above[k]) if k in above else below[k] for k in {**below, **above}}
 
 
 def composed_text(name: str, root: Path = Path()) -> str:

@@ -72,9 +72,7 @@ def benchmark_page(root: Path, benchmark: str, link: Link | None = None) -> str:
         bullets(_settings(frame, read_all(root, benchmark))),
         fold("Training, model by model", _training(frame).body),
         rests_on(notes.all_of(frame, baselines(root, benchmark)), notebooks.values()),
-        _contents(opened, others),
-        *(f"## {one.heading}\n\n{one.content(link)}" for one in opened),
-        *(fold(one.heading, one.content(link)) for one in others),
+        *_shown(opened, others, link),
         f"`emigm verify {benchmark}` says whether these results are whole and reproduce the tracked ones. "
         + link("All benchmarks", Path("results/README.md")),
     ]
@@ -90,9 +88,7 @@ def evidence_page(root: Path, link: Link | None = None) -> str:
         "# Evidence across benchmarks",
         tally(root, link),
         rests_on((), notebooks),
-        _contents(opened, others),
-        *(f"## {one.heading}\n\n{one.content(link)}" for one in opened),
-        *(fold(one.heading, one.content(link)) for one in others),
+        *_shown(opened, others, link),
         link("All benchmarks", Path("results/README.md")),
     ]
     return whole(parts)
@@ -128,9 +124,12 @@ def rests_on(first: Iterable[str], notebooks: Iterable[Notebook]) -> str:
     return fold("What the numbers rest on", bullets(said.values()))
 
 
-def _contents(opened: list[Notebook], others: list[Notebook]) -> str:
+def _shown(opened: list[Notebook], others: list[Notebook], link: Link) -> list[str]:
+    """The notebooks of a page, below a list of them: some stand open, the others are folded."""
     folded = [f"folded below: {', '.join(title(one.name) for one in others)}"] if others else []
-    return " · ".join([*(f"[{title(one.name)}](#{anchor(one.heading)})" for one in opened), *folded])
+    contents = " · ".join([*(f"[{title(one.name)}](#{anchor(one.heading)})" for one in opened), *folded])
+    texts = [f"## {one.heading}\n\n{one.content(link)}" for one in opened]
+    return [contents, *texts, *(fold(one.heading, one.content(link)) for one in others)]
 
 
 def whole(parts: Iterable[str]) -> str:
