@@ -158,6 +158,7 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
         ("mnist", "train.label_dropout", 0, r"cfg_scale = 2\.0, but with train\.label_dropout = 0"),
         ("mnist", "gate.visible", [0, 49], r"gate\.visible = \[0, 49\]: .* from 0 to 48"),
         ("mnist", "gate.visible", [4], r"gate\.visible = \[4\]: give two"),
+        ("smoke", "evaluation.snapshots.budget", "99", r"evaluation\.snapshots\.budget: .*99"),
         ("mnist", "evaluation.images", GONE, r"benchmark\.evaluation\.images is missing"),
         ("mnist", "evaluation.images", 9, r"evaluation\.images = 9 is less than"),
         ("cifar10", "evaluation.cas_steps", 9, r"evaluation\.cas_steps has no effect for extractor\.kind: inception"),
