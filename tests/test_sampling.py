@@ -6,15 +6,13 @@ import functools
 import numpy as np
 import pytest
 import torch
-from stored import write_samples
 from test_model import CODES, TINY, random_model
 from test_systems import SYSTEMS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emigm import sample as sampling
-from emigm.config.errors import ConfigError, RunError
+from emigm.config.errors import RunError
 from emigm.config.schema import SampleConfig
-from emigm.data.samples import SampleSet, chunk_name, chunk_ranges
 from emigm.model.model import EMIGM, cast_linear
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
@@ -157,22 +155,3 @@ def test_a_gpu_attends_by_flash_attention(precision):
     model = EMIGM(cfg).to("cuda").eval()
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):  # no other: what it does not take is an error
         list(generate(model, torch.arange(4), SampleConfig(2, 3, precision=precision), seed=0))
-
-
-def test_images_come_back_in_order_chunk_by_chunk_and_a_folder_without_just_them_is_refused(tmp_path):
-    pixels, labels = np.random.default_rng(0).integers(0, 256, (11, 1, 2, 2)).astype(np.uint8), np.arange(11) % 3
-    write_samples(folder := tmp_path / "s", pixels, labels, 4, seed=1)
-    samples = SampleSet(folder, 11, seed=1)
-    assert samples.ranges == chunk_ranges(11, 4) == [(0, 4), (4, 8), (8, 11)] and len(samples) == 11
-    assert [len(p) for p, _ in samples] == [4, 4, 3]
-    assert np.array_equal(samples.all()[0], pixels) and np.array_equal(samples.all()[1], labels)
-    assert [p.name for p in folder.parent.iterdir()] == ["s"]
-    (folder / "notes.npz").touch()  # no chunk
-    for images, seed, message in ((8, 1, "8 in all"), (12, 1, "12 in all"), (11, 0, "are of seed 1, expected 0")):
-        with pytest.raises(ConfigError, match=message):
-            SampleSet(folder, images, seed=seed)
-    (folder / chunk_name(4, 8)).unlink()
-    with pytest.raises(ConfigError, match="holds 4 images without a gap, expected 11"):
-        SampleSet(folder, 11)
-    with pytest.raises(ConfigError, match=r"none: no such folder.*dvc repro"):
-        SampleSet(folder.with_name("none"), 11)
