@@ -3,14 +3,13 @@
 import json
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
-from made_up import LADDER, REPO, checkout, write_results
+from made_up import LADDER, REPO, write_results
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
-from emigm.records.frame import baselines, benchmarks_with_results, find_root, read_all, runs
+from emigm.records.frame import baselines, benchmarks_with_results, find_root, runs
 from emigm.report.statistics import combined
 from emigm.stages.summary import summary
 
@@ -117,26 +116,12 @@ def test_images_and_extractor_may_lie_with_another_benchmark(tmp_path):
     assert set(frame["benchmark"]) == {"ladder"} and set(frame["title"]) == {"Made-up ladder"}
 
 
-def test_baselines_are_tidy_with_their_numbers_of_images(root):
-    found = baselines(root, "mnist").set_index(["baseline", "metric"])
-    assert list(dict.fromkeys(found.index.get_level_values(0))) == ["holdout", "train_subset", "class_shuffle"]
-    shuffle = found.loc[("class_shuffle", "fid")]
-    assert shuffle["mean"] == pytest.approx(11.2) and shuffle["draws"] == 2 and shuffle["images"] == 1000
-    assert np.isnan(found.loc[("holdout", "fid"), "std"])
-    assert found.loc[("holdout", "fid_by_extractor 1"), "mean"] == 1.7
-
-
 def test_benchmarks_are_found_by_their_records_the_default_first(root):
     assert benchmarks_with_results(root) == ["mnist", "smoke"]
     assert runs(root)["benchmark"].unique().tolist() == ["mnist", "smoke"]
     assert runs(root, ["smoke"])["dry_run"].all() and not runs(root, ["mnist"])["dry_run"].any()
     with pytest.raises(ConfigError, match="mnst"):
         runs(root, ["mnst"])
-
-
-def test_without_results_the_frame_is_empty_but_has_its_columns(tmp_path):
-    frame = runs(checkout(tmp_path))
-    assert frame.empty and {"benchmark", "size", "fid", "N", "flops", "gate_ratio", "snapshot"} <= set(frame)
 
 
 def test_the_root_is_found_from_a_folder_of_a_benchmark(root, tmp_path, monkeypatch):
@@ -147,12 +132,6 @@ def test_the_root_is_found_from_a_folder_of_a_benchmark(root, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path.anchor)
     with pytest.raises(ConfigError, match=r"no dvc.yaml beside a results"):
         find_root()
-
-
-def test_a_record_is_asked_by_path_and_an_absent_one_is_none(root):
-    records = read_all(root, "mnist")
-    assert records.at("train-xs", "settings", "model", "grid") == 14
-    assert records.at("train-xs", "settings", "nothing", "grid") is None and records.at("train-q") is None
 
 
 def test_the_tracked_results_make_a_frame():
