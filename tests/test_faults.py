@@ -276,13 +276,6 @@ def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage, processes, 
     assert lost is None
 
 
-def test_the_page_of_kills_says_what_the_record_says():
-    rows = {"encode": {"trials": 2, "kills": 3, "lost": 0}, "train-xs": {"trials": 1, "kills": 1, "lost": 1}}
-    record = {"what": "Kills", "stages": {"by hand": rows}, "provenance": {"device": "CPU", "commit": "c0de"}}
-    page = faults.table(record | {"losses": [{"stage": "train-xs", "how": "by hand", "why": "left: .tmp"}]})
-    assert "| encode | 2 | 3 | 0 |" in page and page.endswith("- Lost: train-xs (by hand): left: .tmp\n")
-
-
 def test_a_process_that_goes_on_after_the_one_that_started_it_is_found():
     faults.adopt_orphans()
     go_on = "import os, time; os.fork() or time.sleep(60)"

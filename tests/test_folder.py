@@ -137,15 +137,6 @@ def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monke
     assert len(load_split(folder("~/photos"))["train"][0]) == 6 and class_names("$HOME/photos") == ["a", "b"]
 
 
-def test_doctor_knows_own_photos(here):
-    benchmark = compose_benchmark("mine")
-    (check,) = doctor.check_data(benchmark)
-    assert check.state == doctor.MISSING and "photos, one folder for each of 2 classes" in check.remedy
-    write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
-    (check,) = doctor.check_data(benchmark)
-    assert check.state == doctor.OK
-
-
 def test_the_benchmark_of_the_page_on_own_data_composes_and_misses_nothing(tmp_path, monkeypatch, capsys):
     """Its YAML as it stands there, with Inception too."""
     text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
