@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import re
 from functools import cache
 from pathlib import Path
 
@@ -111,21 +110,6 @@ def test_two_runs_whose_files_would_have_one_name_are_refused():
         edited("mnist", changes)
 
 
-BEYOND = {  # key: values on the wrong side of its bounds
-    "train.lr": [0.0, 1.5], "train.ema": [-0.5, 1, float("nan")], "train.weight_decay": [-1, 2], "train.seeds": [[]],
-    "model.width": [-1, 65_537], "autoencoder.scale": [0, float("inf")], "gate.images": [0],
-    "sampling.4.settings.cfg_scale": [-1],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("key", BEYOND)
-def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
-    for value in BEYOND[key]:
-        shown = re.escape(str(value)[:20])
-        with pytest.raises(ConfigError, match=rf"^benchmark\.{re.escape(key)} = {shown}.*: must "):
-            edited("mnist", {key: value})
-
-
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
@@ -139,6 +123,12 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
         ("mnist", "train.snapshots", [0.0001], r"snapshots = \[0\.0001\]: give shares of the 1,500 steps"),
         ("smoke", "train.optimizer", "muon", r"ladder\.xs\.train\.muon_lr is missing for optimizer: muon"),
         ("smoke", "train.muon_lr", 0.01, r"train\.muon_lr has no effect for optimizer: adamw; remove it"),
+        ("mnist", "train.lr", 1.5, r"^benchmark\.train\.lr = 1\.5.*: must "),
+        ("mnist", "train.ema", float("nan"), r"^benchmark\.train\.ema = nan.*: must "),
+        ("mnist", "train.weight_decay", -1, r"^benchmark\.train\.weight_decay = -1.*: must "),
+        ("mnist", "model.width", 65_537, r"^benchmark\.model\.width = 65537.*: must "),
+        ("mnist", "autoencoder.scale", 0, r"^benchmark\.autoencoder\.scale = 0.*: must "),
+        ("mnist", "sampling.4.settings.cfg_scale", -1, r"^benchmark\.sampling\.4\.settings\.cfg_scale = -1.*: must "),
         ("mnist", "train.betas", [0.9], r"train\.betas\[1\] is missing"),
         ("mnist", "train.betas", [0.9, 0.9, 0.9], r"train\.betas = \[0\.9, 0\.9, 0\.9\]: .* at most 2 items"),
         ("mnist", "train.seeds", [0, 1, 0], r"train\.seeds = \[0, 1, 0\]: must name at least one, and none twice"),
