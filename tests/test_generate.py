@@ -117,14 +117,6 @@ def test_numbers_and_ranges_are_understood_and_what_is_none_is_refused_with_an_e
 # The API
 
 
-def test_a_generator_makes_one_row_a_seed_and_one_picture_a_class(bare):
-    rows = load_generator(bare)(classes=[0, 3, 3], seeds=[1, 2], sampling=OWN)
-    assert [len(row) for row in rows] == [3, 3]
-    assert all(isinstance(p, Image.Image) and p.size == (4, 4) and p.mode == "L" for row in rows for p in row)
-    again = load_generator(bare)([0, 3, 3], [2], OWN)[0]
-    assert again[1].tobytes() == rows[1][1].tobytes() != rows[0][1].tobytes()
-
-
 def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(bare, tmp_path):
     save_model(tmp_path / "none", random_model(CFG).state_dict(), CFG)
     for work, message in (
