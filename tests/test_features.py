@@ -28,13 +28,11 @@ from emigm.metrics.scores import (
     fid_of_parts,
     inception_score,
     kid,
-    load_reference,
     nearest_distance,
     nearest_distances,
     precision_recall,
     reference_of,
     same_number,
-    save_reference,
     scores,
     statistics,
 )
@@ -341,20 +339,6 @@ def test_precision_and_recall_are_counted_as_adm_s_evaluator_counts_them(monkeyp
     found = precision_recall(named(a), reference_of(named(b)))
     assert found == pytest.approx((precision, recall), abs=1e-6) and 0 < recall < precision < 1
     assert precision_recall(named(b), reference_of(named(b))) == (1, 1)
-
-
-def test_reference_files_come_back(tmp_path):
-    features, path = random_features(50, 0), tmp_path / "r.npz"
-    for others in ({}, {"clean": features["pool"] + 1, "seed0": features["pool"] - 1}):
-        reference = reference_of(features | others, kind="training images")
-        save_reference(path, reference)
-        again = load_reference(path)
-        assert list(again.statistics) == ["pool", *others] and torch.equal(again.pool, reference.pool)
-        for name, pair in reference.statistics.items():
-            assert all(np.array_equal(x, y) for x, y in zip(again.statistics[name], pair, strict=True))
-        assert again.facts == {"kind": "training images"}
-    save_reference(path, reference._replace(pool=None))
-    assert load_reference(path).pool is None
 
 
 def test_nearest_distances_in_blocks_are_those_of_all_images():
