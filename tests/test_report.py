@@ -174,10 +174,3 @@ def test_drawing_does_not_change_the_style_of_others():
     before = dict(matplotlib.rcParams)
     assert style.styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
     assert dict(matplotlib.rcParams) == before
-
-
-def test_an_axis_is_logarithmic_where_values_span_more_than_ten_times():
-    for values, scale in (([1, 9], "linear"), ([1, 11], "log"), ([0, 50], "linear"), ([], "linear")):
-        axes = style.panels()[1][0, 0]
-        style.log_y_where_wide(axes, pd.Series(values, dtype=float))
-        assert axes.get_yscale() == scale

@@ -1,7 +1,6 @@
 """Training: optimizer, schedule, EMA, resume, and the context gate."""
 
 import re
-import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +18,6 @@ from emigm.distributed import World
 from emigm.gate import check_context, context_errors, context_ratio
 from emigm.model.model import EMIGM
 from emigm.model.precision import autocast
-from emigm.pools import ahead
 from emigm.train import TrainState, batch_indices, batch_views, draw_training, train_step
 
 MODEL = replace(TINY, channels=1, classes=2, dropout=0.1)
@@ -330,20 +328,12 @@ def test_reading_ahead_changes_nothing_and_seeds_do(tmp_path):
     assert not equal(first.ema, run(tmp_path / "c", seed=1).ema)
 
 
-def test_batches_are_read_in_a_thread_one_step_ahead_and_a_failed_read_ends_the_run():
-    threads, read = [], []
+def test_a_failed_read_in_a_thread_ends_the_run(tmp_path):
+    def gone(index, view):
+        raise ConfigError("latents-00000.npy: gone")
 
-    def reader(step):
-        if step == 9:
-            raise ConfigError("latents-00000.npy: gone")
-        threads.append(threading.get_ident())
-        read.append(step)
-        return step * step
-
-    assert list(ahead(reader, range(3, 6), threaded=True)) == [9, 16, 25] and read == [3, 4, 5]
-    assert threading.get_ident() not in threads and list(ahead(reader, range(3, 3), threaded=True)) == []
     with pytest.raises(ConfigError, match="gone"):
-        list(ahead(reader, range(8, 10), threaded=True))
+        run(tmp_path, data=SimpleNamespace(**{**vars(images(large=True)), "rows": gone}))
 
 
 def test_noise_of_a_posterior_is_drawn_anew_at_every_step_and_repeats(tmp_path):
