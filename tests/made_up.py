@@ -33,6 +33,12 @@ def checkout(root: Path, *names: str) -> Path:
     return root
 
 
+def contents(folder, pattern="*"):
+    """Bytes of the files below a folder, by their paths from it."""
+    files = [path for path in sorted(Path(folder).rglob(pattern)) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 def cells_of(name):
     """A notebook, and its cells of code."""
     notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=4)

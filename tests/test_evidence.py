@@ -9,7 +9,7 @@ import made_up
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import run_notebook
+from made_up import contents, run_notebook
 from simulated import SIZES, simulate, steps_of, write_records
 
 from emigm.config.benchmark import load_benchmark
@@ -71,9 +71,8 @@ def test_a_notebook_runs_with_and_without_records_and_saves_only_where_it_is_tol
     run(name, out=tmp_path / "full")
     assert reading(tmp_path / "full").strip() and "nan" not in reading(tmp_path / "full")
     run(name, empty, out=tmp_path / "empty")
-    first = {path.name: path.read_bytes() for path in (tmp_path / "full").iterdir()}
     run(name, out=tmp_path / "again")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == first
+    assert contents(tmp_path / "again") == contents(tmp_path / "full")
 
 
 def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
