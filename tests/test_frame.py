@@ -9,7 +9,7 @@ from made_up import LADDER, REPO, write_results
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
-from emigm.records.frame import baselines, benchmarks_with_results, find_root, runs
+from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.stages.summary import summary
 
 
@@ -52,34 +52,6 @@ def test_scores_that_are_not_there_of_all_models_are_not_summed_up(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="8 of 10 models and configurations have scores"):
         summary(load_benchmark(REPO / "params.yaml"))
-
-
-def test_a_snapshot_has_its_share_of_compute_and_its_own_number_of_images(tmp_path):
-    write_results(tmp_path, snapshots=(0.5, 1.0))
-    frame = runs(tmp_path)
-    half, last, final = (group for _, group in frame.groupby("snapshot", dropna=False))
-    assert len(half) == len(last) == 5 * 2 * 2 and len(final) == 5 * 2 * 2 * 2 and set(half["budget"]) == {"16"}
-    assert half["flops"].iloc[0] == final["flops"].iloc[0] / 2 and half["train_images"].iloc[0] == 80_000
-    assert set(half["scored_images"]) == {500} and set(final["scored_images"]) == {1000} and set(half["N"]) == {16}
-    assert half["gate_ratio"].isna().all() and half["seconds_per_image"].isna().all()
-    assert last["flops"].tolist() == final[final["budget"] == "16"]["flops"].tolist()
-    assert half["fid"].iloc[0] == pytest.approx(last["fid"].iloc[0] + 1)
-
-
-def test_what_has_not_run_is_absent_and_never_zero(tmp_path):
-    folder = write_results(tmp_path, sizes={"xs": 4.0, "s": 2.0, "b": 1.0})
-    (folder / "records" / "evaluate-xs.json").unlink()
-    for stage in ("evaluate-s", "sample-s-4", "sample-s-16"):
-        (folder / "records" / f"{stage}.json").unlink()
-    (folder / "records" / "train-b.json").unlink()
-    frame = runs(tmp_path).set_index("size")
-    assert frame.loc["xs", "fid"].isna().all() and len(frame.loc["xs"]) == 8 and (frame.loc["xs", "passes"] > 0).all()
-    assert len(frame.loc["s"]) == 2 and frame.loc["s", ["fid", "N", "passes"]].isna().all(axis=None)
-    assert (frame.loc["s", "parameters"] == 48_000).all()
-    untrained = frame.loc["b", ["parameters", "flops", "gate_ratio"]]
-    assert untrained.isna().all(axis=None) and frame.loc["b", "fid"].notna().all()
-    (folder / "records" / "reference.json").unlink()
-    assert baselines(tmp_path, "mnist").empty
 
 
 def test_seeds_trained_since_the_scores_have_no_gate(tmp_path):
