@@ -137,13 +137,6 @@ def test_a_curve_shows_mean_error_and_every_training_seed_and_crosses_out_what_f
     assert [len(line.get_xdata()) for line in crosses] == [2]
 
 
-def test_runs_that_lack_a_column_are_left_out_and_an_empty_panel_says_not_run(frame):
-    axes = style.panels()[1][0, 0]
-    assert style.curve(axes, frame.assign(flops=np.nan), "flops").empty
-    style.log_x(axes)
-    assert [text.get_text() for text in axes.texts] == ["not run"]
-
-
 def test_the_legend_names_every_mark_once_and_what_is_no_model_last(frame, root):
     def labels_of(legend):
         return [text.get_text() for text in legend.get_texts()]
