@@ -17,16 +17,9 @@ from emigm.resume import ResumePoints
 from emigm.store import INDEX, Parts
 
 
-def dead_process():
-    process = FORK.Process(target=int)
-    process.start()
-    process.join()
-    return process.pid
-
-
 def test_temporaries_match_no_pattern_and_those_of_dead_writers_of_this_machine_are_removed(tmp_path):
     dead, held, foreign = (
-        tmp_path / f".a.json.{name}.tmp" for name in (f"{HOST}.{dead_process()}", f"{HOST}.1", "elsewhere.1")
+        tmp_path / f".a.json.{name}.tmp" for name in (f"{HOST}.{2**22 + 1}", f"{HOST}.1", "elsewhere.1")
     )
     for path in (dead, held, foreign):
         path.touch()
