@@ -180,17 +180,9 @@ def test_files_that_each_machine_fits_itself_may_have_other_bytes_and_others_may
     assert (compare(*sides).status == DIFFERS) == differs
 
 
-@pytest.mark.parametrize(
-    ("metric", "value", "distance", "margin"),
-    [
-        *((name, 0.7, np.inf, 0.05) for name in ("precision", "recall", "cas", "label_accuracy", "ratio")),
-        ("isc", 9.0, np.inf, 0.45),
-        ("kid", 9.0, 2.0, 0.2),
-        ("kid", 9.0, 0.0, 0.45),
-    ],
-)
-def test_the_smallest_difference_that_matters(metric, value, distance, margin):
-    assert matters(metric, value, distance) == pytest.approx(margin)
+def test_what_has_no_distance_is_held_against_its_value():
+    assert [matters("kid", 9.0, distance) for distance in (2.0, 0.0)] == pytest.approx([0.2, 0.45])
+    assert matters("isc", 9.0, np.inf) == pytest.approx(0.45) and matters("precision", 0.7, np.inf) == 0.05
 
 
 def test_fid_by_other_extractors_is_held_against_the_distance_of_fid():

@@ -16,7 +16,6 @@ from emigm.report.statistics import (
     runs_needed,
     summarise,
     t_interval,
-    unit_means,
     visible_effect,
 )
 
@@ -81,14 +80,6 @@ def test_a_summary_keeps_order_and_other_columns_and_a_cell_that_has_not_run_has
 
 
 # Estimates and tests
-
-
-def test_sampling_seeds_are_averaged_within_a_training_seed():
-    rows = [(0, 0, 1.0), (0, 1, 3.0), (5, 0, 10.0), (5, 1, 20.0)]
-    found = pd.DataFrame(rows, columns=["train_seed", "sample_seed", "fid"])
-    both, one = unit_means(found, "fid"), unit_means(found[:2], "fid")
-    assert (both.name, both.to_dict()) == ("training", {0: 2.0, 5: 15.0})
-    assert (one.name, one.to_dict()) == ("sampling", {0: 1.0, 1: 3.0})
 
 
 def test_a_single_value_has_no_interval_and_equal_ones_have_no_width():

@@ -187,7 +187,6 @@ IN_LOCK = [
      f"{RECORDS}/evaluate-xs.json: is not what stage evaluate@xs wrote, which .*dvc.lock lists; run dvc repro"),
     (lambda: Path(f"{RECORDS}/reference.json").unlink(), "records/reference.json: missing"),
     (lambda: write("emigm/train.py", "y"), "emigm/train.py: has changed since train@xs ran; run dvc repro"),
-    (lambda: Path("emigm/train.py").unlink(), "emigm/train.py: has changed since train@xs ran"),
     (lambda: swap_text(PARAMS, "cas_steps: 20", "cas_steps: 19"),
      "dvc.lock: stage reference ran with another benchmark.evaluation; run dvc repro"),
     (lambda: relock(lambda stages: stages.pop("sample@xs-16")),
@@ -342,19 +341,6 @@ def test_results_that_no_revision_has_are_whole_but_not_compared(verify, refused
     assert found.holds and not found.tiny.compared
     assert re.fullmatch(r"whole: \d+ files .*; HEAD has no records of tiny to compare with", found.verdict)
     assert "HEAD: has no results of tiny" in refused("verify", "--against", "HEAD")
-
-
-def test_records_are_added_up_over_the_benchmarks_that_are_compared_alone(verify):
-    shutil.copytree("benchmarks/tiny", "benchmarks/other")
-    main(["compose"])
-    for folder in ("results", "data", "models", "samples"):
-        shutil.copytree(f"{folder}/tiny", f"{folder}/other")
-    for path in Path("results/other/records").glob("*.json"):
-        path.write_text(path.read_text().replace('"tiny"', '"other"').replace("/tiny/", "/other/"))
-    accept_all("other")
-    found = verify("tiny", "other")
-    said = "unchanged: the 8 records are those of HEAD, and whole; no stage has run again; HEAD has no records of other"
-    assert found.verdict.startswith(said), found.said
 
 
 def test_claims_whose_verdict_changed_are_named_and_the_contrary_counts(verify, theirs):
