@@ -9,14 +9,12 @@ import pytest
 from made_up import contents
 from stored import photo_benchmark, record, together, write_latents
 
-from emigm.config.benchmark import load_benchmark
-from emigm.data.images import save_images
+from emigm.data.images import open_images
 from emigm.data.latents import LatentStore, Shards
 from emigm.data.photos import DecodingError
 from emigm.stages.encode import encode
 from emigm.stages.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
 LATENTS = np.arange(11 * 2 * 3, dtype=np.float32).reshape(11, 2, 3)
 
 
@@ -44,60 +42,42 @@ def test_rows_come_back_in_any_order_across_shards_all_views_or_one_of_each(stor
 
 
 @pytest.fixture
-def images(tmp_path, monkeypatch):
-    """Makes a benchmark of a name with random images; its latents follow from `encode`."""
-    monkeypatch.chdir(tmp_path)
-    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
-    flipped = dataclasses.replace(digits.data, flips=True)
-
-    def benchmark(name):
-        rng = np.random.default_rng(0)
-        for part, n in (("train", 50), ("holdout", 20)):
-            pixels = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
-            save_images(Path("data", name, "images", f"{part}.npz"), pixels, np.arange(n) % 10)
-        return dataclasses.replace(digits, name=name, images_of=name, data=flipped)
-
-    return benchmark
-
-
-def test_latents_hold_every_image_and_its_flip_anew_for_other_images(images):
-    benchmark = images("one")
-    work = Shards(Path(".state/one/encode/train"), 50, "made from something else", 16)
-    for i, rows in enumerate(work.ranges):
-        work.write(i, np.zeros((len(rows), 2, 1, 8, 8), np.float32))
-    encode(benchmark, shard_rows=16)
-    pixels = np.load("data/one/images/train.npz")["pixels"] / np.float32(127.5) - 1
-    train, holdout = LatentStore("data/one/latents/train"), LatentStore("data/one/latents/holdout")
-    assert np.allclose(train.rows(np.arange(50), 0), pixels, atol=1e-6)
-    assert np.allclose(train.rows(np.arange(50), 1), pixels[..., ::-1], atol=1e-6)
-    assert (train.shards, train.views, holdout.views, len(holdout)) == (4, 2, 1, 20)
-    facts = record("one", "encode")["results"]["train"]
-    unit = pixels * benchmark.autoencoder.scale
-    assert facts["images"] == 50 and facts["views"] == 2 and facts["shape"] == [1, 8, 8]
-    assert facts["unit_mean"] == pytest.approx(unit.mean(), abs=1e-5)
-    assert facts["unit_std"] == pytest.approx(unit.std(ddof=1), rel=1e-3)
-    assert not Path(".state/one/encode").exists()
-
-
-def test_two_processes_write_the_bytes_of_one_whatever_the_batch(images):
-    one, two = images("one"), images("two")
-    encode(one, shard_rows=7)
-    two = dataclasses.replace(two, run=dataclasses.replace(two.run, encode_batch=3))
-    together(lambda world: encode(two, shard_rows=7))
-    assert len(contents("data/one/latents")) == 8 + 3 + 2 and contents("data/one/latents") == contents(
-        "data/two/latents"
-    )
-    assert [record(name, "encode")["processes"] for name in ("one", "two")] == [1, 2]
-    assert not Path(".state/two/encode").exists()
-
-
-@pytest.fixture
 def photos(tmp_path, monkeypatch):
     """A prepared benchmark of 12 training photos in shards of 3, stored as their pixels."""
     monkeypatch.chdir(tmp_path)
     benchmark = photo_benchmark(("n1", "n2"), each=6, flips=True)
     prepare(benchmark)
     return benchmark
+
+
+def test_latents_hold_every_image_and_its_flip_anew_for_other_images(photos):
+    work = Shards(Path(".state/photos/encode/train"), 12, "made from something else", 5)
+    for i, rows in enumerate(work.ranges):
+        work.write(i, np.zeros((len(rows), 2, 3, 16, 16), np.float32))
+    encode(photos, shard_rows=5)
+    pixels = open_images("data/photos/images", "train").pixels(range(12)) / np.float32(127.5) - 1
+    train, holdout = LatentStore("data/photos/latents/train"), LatentStore("data/photos/latents/holdout")
+    assert np.allclose(train.rows(np.arange(12), 0), pixels, atol=1e-6)
+    assert np.allclose(train.rows(np.arange(12), 1), pixels[..., ::-1], atol=1e-6)
+    assert (train.shards, train.views, holdout.views, len(holdout)) == (3, 2, 1, 2)
+    facts = record("photos", "encode")["results"]["train"]
+    unit = pixels * photos.autoencoder.scale
+    assert facts["images"] == 12 and facts["views"] == 2 and facts["shape"] == [3, 16, 16]
+    assert facts["unit_mean"] == pytest.approx(unit.mean(), abs=1e-5)
+    assert facts["unit_std"] == pytest.approx(unit.std(ddof=1), rel=1e-3)
+    assert not Path(".state/photos/encode").exists()
+
+
+def test_two_processes_write_the_bytes_of_one_whatever_the_batch(photos):
+    encode(photos, shard_rows=3)
+    run = dataclasses.replace(photos.run, encode_batch=2)
+    two = dataclasses.replace(photos, name="two", images_of="two", run=run)
+    prepare(two)
+    together(lambda world: encode(two, shard_rows=3))
+    one = contents("data/photos/latents")
+    assert len(one) == 4 + 1 + 2 and one == contents("data/two/latents")
+    assert [record(name, "encode")["processes"] for name in ("photos", "two")] == [1, 2]
+    assert not Path(".state/two/encode").exists()
 
 
 def test_photos_that_do_not_decode_end_in_one_error_and_the_rest_is_kept(photos, monkeypatch):
@@ -139,11 +119,10 @@ def test_photos_that_do_not_decode_are_counted_over_all_processes(photos):
     assert all(name in messages[0] for name in names)
 
 
-def test_no_images_mean_no_latents_and_the_reason_is_kept(images):
-    benchmark = images("one")
-    encode(benchmark)
-    Path("data/one/images/none.json").write_text('{"reason": "released weights"}')
-    encode(benchmark)
-    assert list(contents("data/one/latents")) == ["none.json"]
-    assert record("one", "encode")["results"] == {"none": "released weights"}
-    assert json.loads(Path("data/one/latents/none.json").read_text()) == {"reason": "released weights"}
+def test_no_images_mean_no_latents_and_the_reason_is_kept(photos):
+    encode(photos)
+    Path("data/photos/images/none.json").write_text('{"reason": "released weights"}')
+    encode(photos)
+    assert list(contents("data/photos/latents")) == ["none.json"]
+    assert record("photos", "encode")["results"] == {"none": "released weights"}
+    assert json.loads(Path("data/photos/latents/none.json").read_text()) == {"reason": "released weights"}
