@@ -74,8 +74,8 @@ def test_images_and_extractor_may_lie_with_another_benchmark(tmp_path):
 
 
 def test_benchmarks_are_found_by_their_records_the_default_first(root):
-    assert benchmarks_with_results(root) == ["mnist", "smoke"]
-    assert runs(root)["benchmark"].unique().tolist() == ["mnist", "smoke"]
+    assert benchmarks_with_results(root) == ["mnist", "smoke", "snapshots"]
+    assert runs(root)["benchmark"].unique().tolist() == ["mnist", "smoke", "snapshots"]
     assert runs(root, ["smoke"])["dry_run"].all() and not runs(root, ["mnist"])["dry_run"].any()
     with pytest.raises(ConfigError, match="mnst"):
         runs(root, ["mnst"])

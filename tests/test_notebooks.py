@@ -39,15 +39,6 @@ def run(name, root, monkeypatch, benchmark="mnist", out=None):
     return run_notebook(name, root, benchmark=benchmark, out=out)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkout")
-    write_results(root)
-    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0, "s": 28.0}, seeds=(0,))
-    write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5, 1.0))
-    return root
-
-
 def reading(space):
     return space["_shown"][-1].markdown()
 
