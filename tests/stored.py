@@ -57,11 +57,14 @@ def noise(width, height, seed=0):
 
 
 def write_photos(root, classes, each=2, size=(40, 24)):
-    """Photos of noise, one folder for each class."""
-    for c, name in enumerate(classes):
+    """Photos of noise in a colour of their class, one folder for each class: names, or {name: how many}."""
+    numbers = classes if isinstance(classes, dict) else dict.fromkeys(classes, each)
+    for c, (name, number) in enumerate(numbers.items()):
         (root / name).mkdir(parents=True)
-        for i in range(each):
-            Image.fromarray(noise(*size, seed=10 * c + i)).save(root / name / f"{name}_{i}.JPEG")
+        for i in range(number):
+            pixels = noise(*size, seed=10 * c + i) // 2
+            pixels[..., c % 3] += 128
+            Image.fromarray(pixels).save(root / name / f"{name}_{i}.JPEG")
     return root
 
 

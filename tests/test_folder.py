@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from stored import record
+from stored import record, write_photos
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.compose import compose_benchmark, composed_text, params_file, write_composed
@@ -56,18 +55,6 @@ train: {steps: 4, batch: 8, lr: 0.001, seeds: [0], t_min: 0.2}
 ladder: {xs: {model: {width: 16, head_width: 16}, train: {}}}
 sampling: {"4": {settings: {steps: 4, solver_steps: 4}, overrides: {}}}
 """
-
-
-def write_photos(root, counts, size=(40, 30)):
-    """Photos of classes {name: how many}, JPEG and PNG by turns: each class has a colour of its own, and noise."""
-    rng = np.random.default_rng(0)
-    for number, (name, photos) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for i in range(photos):
-            pixels = rng.integers(0, 120, (size[1], size[0], 3))
-            pixels[..., number % 3] += 130
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:03d}.{('jpg', 'png')[i % 2]}")
-    return root
 
 
 @pytest.fixture
@@ -189,11 +176,11 @@ def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
 
 def test_photos_that_cannot_be_a_data_set_are_refused_by_name(tmp_path, monkeypatch):
     few, more = write_photos(tmp_path / "few", {"a": 8, "b": 1}), write_photos(tmp_path / "more", {"a": 8, "b": 8})
-    for name in ("a/003.png", "b/004.jpg"):
+    for name in ("a/a_3.JPEG", "b/b_4.JPEG"):
         (more / name).write_text("<html>")
     for root, message in (
         (few, r"holdout = 0\.25 holds out 0 of the 1 photos of class b; .*add photos"),
-        (more, r"2 images do not decode: .*003\.png \(not an image\); .*004\.jpg"),
+        (more, r"2 images do not decode: .*a_3\.JPEG \(not an image\); .*b_4\.JPEG"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_split(folder(root))
