@@ -1,24 +1,15 @@
 """The tidy frame of all runs, on records made up here and on those that this repository tracks."""
 
-import json
 import shutil
 
 import pandas as pd
 import pytest
-from made_up import LADDER, REPO, write_results
+from made_up import LADDER, REPO, edit, write_results
 
 from emigm.config.benchmark import load_benchmark
 from emigm.config.errors import ConfigError
 from emigm.records.frame import benchmarks_with_results, find_root, runs
 from emigm.stages.summary import summary
-
-
-def edit(folder, stage, change):
-    """Change a record in place."""
-    path = folder / "records" / f"{stage}.json"
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 def test_every_run_is_one_row_with_metrics_settings_and_gate_in_the_order_of_sizes_and_budgets(root):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up import REPO, write_results
+from made_up import REPO, edit, write_results
 from PIL import Image
 
 from docs.report import render, report_data
@@ -116,17 +116,15 @@ def test_two_kinds_of_pages_differ_in_their_links_alone(root):
 
 def test_the_page_says_in_what_sizes_differ_and_leaves_out_what_they_share(root):
     assert "| weight" not in benchmark_page(root, "mnist")
-    path = root / "results" / "mnist" / "records" / "train-xs.json"
-    record = json.loads(path.read_text())
-    record["settings"]["train"] |= {"weight": "elbo", "t_min": None}
-    path.write_text(json.dumps(record))
+    folder = root / "results" / "mnist"
+    edit(folder, "train-xs", lambda record: record["settings"]["train"].update(weight="elbo", t_min=None))
     text = re.search(r"\| Model[^\n]*\| Params.*?\n\n", benchmark_page(root, "mnist"), re.DOTALL)[0]
     columns, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
     found = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert "schedule" not in columns
     assert (found["eMIGM-XS"]["weight"], found["eMIGM-XS"]["t_min"]) == ("elbo", NONE)
     assert (found["eMIGM-B"]["weight"], found["eMIGM-B"]["t_min"]) == ("one", "0.2")
-    path.unlink()  # a size whose training has no record says nothing of the others
+    (folder / "records/train-xs.json").unlink()  # a size whose training has no record says nothing of the others
     page = benchmark_page(root, "mnist")
     assert "| weight" not in page and "| width" in page and "| 32 " in page  # and not 32.0
 
