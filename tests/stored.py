@@ -18,6 +18,8 @@ from emigm.data.samples import Chunks
 from emigm.distributed import join
 from emigm.records.record import read_record
 
+ROOT = Path(__file__).parents[1]
+
 
 def write_latents(folder, latents, labels, facts, shard_rows=SHARD_ROWS):
     """Raw latents (n, views, ...) and labels (n,) as the encode stage leaves them."""
@@ -73,7 +75,7 @@ def photo_benchmark(classes=("n1", "n2", "n3"), each=2, **data):
     write_photos(Path("train"), classes, each)
     write_photos(Path("val"), classes, each=1)
     data = {"root": "train", "holdout_root": "val", "classes": len(classes), "resolution": 16, **data}
-    smoke = load_benchmark(Path(__file__).parents[1] / "benchmarks/smoke/params.yaml")
+    smoke = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
     changes = {"data": DataConfig("imagenet", **data), "model": {**smoke.model, "classes": len(classes)}}
     return dataclasses.replace(smoke, name="photos", images_of="photos", **changes)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
 from made_up import contents
-from stored import FORK, answers, connect, free_port, together, write_latents
+from stored import FORK, ROOT, answers, connect, free_port, together, write_latents
 from test_model import random_model
 from test_training import EXACT, LATENTS, MUON, RECIPE, Killed, images, run
 from torch import nn
@@ -36,7 +36,6 @@ from emigm.stages.context import StageRun
 from emigm.stages.sample import sample, sample_run
 from emigm.stages.train import train_size
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 

@@ -3,13 +3,12 @@ benchmarks that they rest on."""
 
 import functools
 import re
-from pathlib import Path
 
 import made_up
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import contents, run_notebook
+from made_up import REPO, contents, run_notebook
 from simulated import SIZES, simulate, steps_of, write_records
 
 from emigm.config.benchmark import load_benchmark
@@ -20,7 +19,6 @@ from emigm.report import conclusions
 from emigm.report.ledger import VERDICTS
 from emigm.report.tables import NONE
 
-REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
 FIGURES = ["figure2", "figure3", "figure7", "figure8"]
 EVIDENCE = ["claims", "convergence", *FIGURES, "memorisation", "table1", "table5", "table6", "table7", "table9"]

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from stored import Code
+from stored import ROOT, Code
 
 from benchmarks.faults import faults
 from emigm.io import read_arrays, read_index, sha256, write_arrays, write_index
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-ROOT = Path(__file__).parents[1]
 IMAGES, LATENTS, REFERENCE = "data/tiny/images/train.npz", "data/tiny/latents/train", "data/tiny/reference.npz"
 EXTRACTOR, MODELS, SAMPLES = "data/tiny/extractor", "models/tiny/xs", "samples/tiny/xs/4"
 INDEX, CONFIG = f"{LATENTS}/index.json", f"{MODELS}/seed0/config.json"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from stored import record, write_photos
+from stored import ROOT, record, write_photos
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.compose import compose_benchmark, composed_text, params_file, write_composed
@@ -37,7 +37,6 @@ from emigm.stages.train import train_size
 from emigm.tools import doctor
 from emigm.tools.artefacts import released_files
 
-ROOT = Path(__file__).parents[1]
 BENCHMARK = """
 title: Photos of my own
 dry_run: true

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from stored import noise, photo_benchmark, record, write_photos
+from stored import ROOT, noise, photo_benchmark, record, write_photos
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
@@ -21,7 +21,6 @@ from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_phot
 from emigm.io import write_index
 from emigm.stages.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenet-sample" / "train"
 
 # sha256 of the RGB bytes of the crops that util/crop.py of the official code (commit

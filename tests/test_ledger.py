@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from made_up import REPO
 from scipy import stats
 from simulated import GROUND, SIZES, SPANS, cells_of, simulate
 
@@ -35,7 +35,6 @@ from emigm.report.ledger import (
 )
 from emigm.report.statistics import Estimate, holm
 
-REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
 PLACES = [(claim, place) for claim in CLAIMS.claims for place in claim.at]
 MARGIN = 0.02 * 8.41

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stored import free_port
+from stored import ROOT, free_port
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 

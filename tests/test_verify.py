@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from dvc.repo import Repo
-from stored import FORK, write_samples
+from stored import FORK, ROOT, write_samples
 from test_bad_input import leaves
 from test_evaluation import TREE
 
@@ -27,7 +27,6 @@ from emigm.data.samples import SampleSet
 from emigm.io import sha256
 from emigm.records.record import provenance
 
-ROOT = Path(__file__).parents[1]
 RECORDS, PARAMS = "results/tiny/records", "benchmarks/tiny/params.yaml"
 TABLE = "results/tiny/notebooks/table2/table2.csv"
 EVALUATION = {"images": 24, "seeds": [0, 1], "chunk": 12, "cas_steps": 20, "reference": None, "clean_fid": False}
