@@ -26,7 +26,7 @@ from emigm.config.schema import AutoencoderConfig, SampleConfig
 from emigm.io import checksums
 from emigm.model.checkpoints import export_official
 from emigm.model.model import save_model
-from emigm.paper.settings import PAPER_MODELS, paper_sampling
+from emigm.paper.settings import PAPER_MODELS
 from emigm.records.record import write_record
 from emigm.stages.weights import weights
 from emigm.tools import generate, hub
@@ -139,15 +139,6 @@ def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(bare, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             work()
-
-
-@pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS)
-def test_the_papers_settings_are_those_of_its_budgets(resolution, size):
-    low, high = (paper_sampling(resolution, size, n) for n in (16, {256: 128, 512: 64}[resolution]))
-    assert (low.solver_steps, high.solver_steps, low.cfg_scale, high.cfg_scale) == (8, 14, 4.0, 4.0)
-    assert high.cfg_interval == {"b": (0.05, 0.4), "h": (0.3, 0.7)}.get(size, (0.18, 0.6)) or resolution == 512
-    with pytest.raises(ConfigError, match="the paper's budgets"):
-        paper_sampling(resolution, size, 32)
 
 
 def test_the_command_line_exports_and_imports_a_checkpoint_and_names_mistakes(bare, tmp_path, refused, capsys):
