@@ -431,25 +431,19 @@ def test_a_ladder_in_order_has_both_halves_and_a_flat_end_is_told():
     assert flat.verdict != HOLDS and flat.deciding.comparison.text == "h at 16 < b at 16"
 
 
-def test_counts_have_neither_interval_nor_p():
+def test_counts_are_computed_from_configurations_and_have_neither_interval_nor_p():
     found = entry(null(), "3c-cost")
     assert found.verdict == HOLDS and found.adjusted is None and {o.gain.error for o in found.outcomes} == {None}
+    assert {o.comparison.metric for o in found.outcomes} <= set(EXACT)
     equal = Ledger(CLAIMS, simulate(CLAIMS).assign(passes=8.0), SPANS)
     assert entry(equal, "3c-cost").verdict == FAILS
-    assert {o.comparison.metric for o in found.outcomes} <= set(EXACT)
-
-
-def test_flops_of_sampling_are_the_configurations():
     count = entry(null(), "4c").outcomes[1]
     cheap, dear = count.means
     assert count.comparison.metric == "flops" and 0.3 < cheap / dear < 1 and 1e7 < cheap < 1e9
-
-
-def test_exp_predicts_few_tokens_early_by_computation_alone():
-    found = entry(null(), "6", "The paper")
+    tokens = entry(null(), "6", "The paper")
     early = {s: expected_reveal_counts(s, 16, 256)[:8].sum() for s in ("exp", "cosine", "linear")}
-    assert found.verdict == HOLDS
-    assert [o.means for o in found.outcomes] == [(early["exp"], early["cosine"]), (early["cosine"], early["linear"])]
+    assert tokens.verdict == HOLDS
+    assert [o.means for o in tokens.outcomes] == [(early["exp"], early["cosine"]), (early["cosine"], early["linear"])]
 
 
 def released(fid, images=50_000, name="2-repa", budget="128", size="h"):
