@@ -45,7 +45,7 @@ def results():
     return bench.bench_model(subject(), repeats=2)
 
 
-def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision(results):
+def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision_and_precisions_differ_by_rounding(results):
     assert list(results["items"]) == list(bench.ITEMS)
     for name, item in results["items"].items():
         assert all(len(row["seconds"]) == 2 and row["median"] > 0 for row in item["variants"])
@@ -56,9 +56,6 @@ def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision(results)
         else:
             share = item["flops"] / best["median"] / results["matrix_rates"][best["precision"]]
             assert item["share_of_matrix_rate"] == pytest.approx(share)
-
-
-def test_differences_of_precisions_are_rounding(results):
     rows = {row["precision"]: row for row in results["differences"]}
     assert set(rows) == {"float16", "bf16", "8 bits from float16"}
     for measure, most in (("latents", 0.2), ("moved", 1)):

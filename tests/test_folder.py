@@ -17,7 +17,7 @@ from emigm.config.compose import compose_benchmark, composed_text, params_file, 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
-from emigm.data.images import load_images, load_split, open_images
+from emigm.data.images import load_images, load_split
 from emigm.data.latents import LatentStore
 from emigm.data.photos import adm_crop, class_names, decode
 from emigm.metrics import classifier
@@ -75,14 +75,10 @@ def test_own_photos_are_prepared_learned_sampled_scored_and_shown(here):
         stage(benchmark)
     numbers = {"train_images": 18, "holdout_images": 6, "classes": 2, "shape": [3, 16, 16]}
     assert record("mine", "prepare")["results"] == numbers | {"class_names": ["2", "10"]}
-    train, holdout = (open_images("data/mine/images", part) for part in ("train", "holdout"))
-    assert np.bincount(train.labels).tolist() == [9, 9] and np.bincount(holdout.labels).tolist() == [3, 3]
     assert record("mine", "extractor")["results"]["train_accuracy"]["mean"] > 0.9
     assert LatentStore(Path("data/mine/latents/train")).rows(np.arange(18)).shape == (18, 2, 3, 16, 16)
     reference = record("mine", "reference")["results"]
     assert {"holdout", "train_subset", "class_shuffle"} <= set(reference["baselines"])
-    assert all(np.isfinite(reference["baselines"][b]["fid"]["mean"]) for b in ("holdout", "class_shuffle"))
-    assert reference["nearest"]["holdout_to_train"] > 0
 
     train_size(benchmark, "xs")
     sample(benchmark, "xs", "4")
