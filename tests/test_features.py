@@ -292,13 +292,6 @@ def test_fid_by_extractor_is_that_of_each_classifier_s_own_features():
     assert scores(a, reference_of(b), None)["fid_by_extractor"] is None
 
 
-def test_without_reference_features_what_needs_them_is_not_measured():
-    a, reference = random_features(300, 0), reference_of(random_features(400, 1))
-    found = scores(a, reference._replace(pool=None), None)
-    assert found["kid"] is found["precision"] is found["recall"] is found["label_accuracy"] is None
-    assert found["fid"] == fid(a, reference) and found["isc"] > 1
-
-
 def test_few_images_give_finite_scores_and_one_image_an_error():
     reference = reference_of(random_features(400, 1))
     found = scores(random_features(3, 0), reference, None)

@@ -270,14 +270,6 @@ def test_the_effect_and_its_interval_are_scipys_paired_test_and_unlike_seeds_are
     assert found.verdict == OPEN and found.remarks[0] == "not comparable: different seeds"
 
 
-def test_every_n_has_a_verdict_and_the_claim_needs_all():
-    few = {f"{s}_{n}": d for s, d in (("cosine", 1.0), ("linear", 2.0)) for n in (8, 16)}
-    assert of(named(**few), "3a-few").verdict == HOLDS
-    found = of(named(**few | {"linear_8": -1.5}), "3a-few")
-    assert dict(found.by_steps) == {8: FAILS, 16: HOLDS} and found.verdict == FAILS
-    assert found.deciding.comparison.text == "cosine_8 < linear_8"
-
-
 def outcomes(*kinds):
     """Outcomes with a status, or with a gain in margins and an error of 0.01 margins."""
     one = Comparison("x", "fid", ((1.0, (Cell("ablations", "a", "16"),)),))
