@@ -22,12 +22,13 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """A checkout with made-up results of two benchmarks, mnist and smoke, a dry run."""
+    """A checkout with made-up results of mnist, of smoke, a dry run, and of snapshots."""
     from made_up import write_results
 
     root = tmp_path_factory.mktemp("root")
     write_results(root)
     write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0}, seeds=(0,), samples=(0,))
+    write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5, 1.0))
     return root
 
 

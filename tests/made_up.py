@@ -34,6 +34,20 @@ def checkout(root: Path, *names: str) -> Path:
     return root
 
 
+def contents(folder, pattern="*"):
+    """Bytes of the files below a folder, by their paths from it."""
+    files = [path for path in sorted(Path(folder).rglob(pattern)) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def edit(folder, stage, change):
+    """Change the record of a stage in results/<benchmark>, by hand."""
+    path = folder / "records" / f"{stage}.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
 def cells_of(name):
     """A notebook, and its cells of code."""
     notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -73,14 +87,6 @@ def write_results(root, name="mnist", *, dry_run=False, sizes=LADDER, budgets=("
             _train(write, size, i, seeds)
             _score(write, name, size, i, fid, budgets, seeds, samples, snapshots)
         return Path.cwd() / "results" / name
-
-
-def edit(folder, stage, change):
-    """Change a record of results/<name> in place."""
-    path = folder / "records" / f"{stage}.json"
-    record = json.loads(path.read_text())
-    change(record)
-    path.write_text(json.dumps(record))
 
 
 def _prepare(write):

@@ -18,6 +18,8 @@ from emigm.data.samples import Chunks
 from emigm.distributed import join
 from emigm.records.record import read_record
 
+ROOT = Path(__file__).parents[1]
+
 
 def write_latents(folder, latents, labels, facts, shard_rows=SHARD_ROWS):
     """Raw latents (n, views, ...) and labels (n,) as the encode stage leaves them."""
@@ -57,11 +59,14 @@ def noise(width, height, seed=0):
 
 
 def write_photos(root, classes, each=2, size=(40, 24)):
-    """Photos of noise, one folder for each class."""
-    for c, name in enumerate(classes):
+    """Photos of noise in a colour of their class, one folder for each class: names, or {name: how many}."""
+    numbers = classes if isinstance(classes, dict) else dict.fromkeys(classes, each)
+    for c, (name, number) in enumerate(numbers.items()):
         (root / name).mkdir(parents=True)
-        for i in range(each):
-            Image.fromarray(noise(*size, seed=10 * c + i)).save(root / name / f"{name}_{i}.JPEG")
+        for i in range(number):
+            pixels = noise(*size, seed=10 * c + i) // 2
+            pixels[..., c % 3] += 128
+            Image.fromarray(pixels).save(root / name / f"{name}_{i}.JPEG")
     return root
 
 
@@ -70,7 +75,7 @@ def photo_benchmark(classes=("n1", "n2", "n3"), each=2, **data):
     write_photos(Path("train"), classes, each)
     write_photos(Path("val"), classes, each=1)
     data = {"root": "train", "holdout_root": "val", "classes": len(classes), "resolution": 16, **data}
-    smoke = load_benchmark(Path(__file__).parents[1] / "benchmarks/smoke/params.yaml")
+    smoke = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
     changes = {"data": DataConfig("imagenet", **data), "model": {**smoke.model, "classes": len(classes)}}
     return dataclasses.replace(smoke, name="photos", images_of="photos", **changes)
 

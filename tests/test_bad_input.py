@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import re
 from functools import cache
 from pathlib import Path
 
@@ -111,21 +110,6 @@ def test_two_runs_whose_files_would_have_one_name_are_refused():
         edited("mnist", changes)
 
 
-BEYOND = {  # key: values on the wrong side of its bounds
-    "train.lr": [0.0, 1.5], "train.ema": [-0.5, 1, float("nan")], "train.weight_decay": [-1, 2], "train.seeds": [[]],
-    "model.width": [-1, 65_537], "autoencoder.scale": [0, float("inf")], "gate.images": [0],
-    "sampling.4.settings.cfg_scale": [-1],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("key", BEYOND)
-def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
-    for value in BEYOND[key]:
-        shown = re.escape(str(value)[:20])
-        with pytest.raises(ConfigError, match=rf"^benchmark\.{re.escape(key)} = {shown}.*: must "):
-            edited("mnist", {key: value})
-
-
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
@@ -136,18 +120,17 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
         ("mnist", "train.mask_times", "image", r"train\.mask_times = image of size xs, but model\.mae: true needs"),
         ("mnist", "train.batch", 100, r"train\.batch = 100 is not a multiple of mask_group = 16"),
         ("mnist", "train.snapshots", [0.5, 0.5001], r"snapshots = \[0\.5, 0\.5001\]: give shares of the 1,500 steps"),
-        ("mnist", "train.snapshots", [0.0001], r"snapshots = \[0\.0001\]: give shares of the 1,500 steps"),
         ("smoke", "train.optimizer", "muon", r"ladder\.xs\.train\.muon_lr is missing for optimizer: muon"),
         ("smoke", "train.muon_lr", 0.01, r"train\.muon_lr has no effect for optimizer: adamw; remove it"),
+        ("mnist", "train.lr", 1.5, r"^benchmark\.train\.lr = 1\.5.*: must "),
+        ("mnist", "train.ema", float("nan"), r"^benchmark\.train\.ema = nan.*: must "),
+        ("mnist", "sampling.4.settings.cfg_scale", -1, r"^benchmark\.sampling\.4\.settings\.cfg_scale = -1.*: must "),
         ("mnist", "train.betas", [0.9], r"train\.betas\[1\] is missing"),
-        ("mnist", "train.betas", [0.9, 0.9, 0.9], r"train\.betas = \[0\.9, 0\.9, 0\.9\]: .* at most 2 items"),
         ("mnist", "train.seeds", [0, 1, 0], r"train\.seeds = \[0, 1, 0\]: must name at least one, and none twice"),
-        ("mnist", "train.seeds", [-1], r"train\.seeds\[0\] = -1"),
         ("mnist", "train.warmup_steps", 3000, r"ladder\.xs\.train\.warmup_steps = 3000 leaves nothing of steps = 1500"),
         ("mnist", "model.patch", 21, r"ladder\.xs\.model\.patch = 21 leaves one token"),
         ("mnist", "model.classes", 11, r"model\.classes = 11, but there are 10"),
         ("mnist", "model.channels", 3, r"channels = 3, grid = 21, but the latents .* have 1 channels and sides of 21"),
-        ("mnist", "ladder.s.model.widht", 3, r"ladder\.s\.model\.widht; did you mean 'width'"),
         ("mnist", "ladder.b.model.heads", 7, r"heads = 7 does not divide"),
         ("mnist", "autoencoder.weights", "kl16.ckpt", r"weights has no effect for kind: pixels"),
         ("mnist", "extractor", {"kind": "inception", "weights": "x"}, r"kind: inception does not take the grey"),
@@ -158,6 +141,7 @@ def test_a_value_out_of_bounds_is_refused_with_its_key_and_the_bound(key):
         ("mnist", "train.label_dropout", 0, r"cfg_scale = 2\.0, but with train\.label_dropout = 0"),
         ("mnist", "gate.visible", [0, 49], r"gate\.visible = \[0, 49\]: .* from 0 to 48"),
         ("mnist", "gate.visible", [4], r"gate\.visible = \[4\]: give two"),
+        ("smoke", "evaluation.snapshots.budget", "99", r"evaluation\.snapshots\.budget: .*99"),
         ("mnist", "evaluation.images", GONE, r"benchmark\.evaluation\.images is missing"),
         ("mnist", "evaluation.images", 9, r"evaluation\.images = 9 is less than"),
         ("cifar10", "evaluation.cas_steps", 9, r"evaluation\.cas_steps has no effect for extractor\.kind: inception"),

@@ -18,7 +18,6 @@ from emigm.autoencoders.autoencoder import KL16, KL16_CONFIG
 from emigm.config.compose import compose_benchmark
 from emigm.config.schema import ModelConfig, SampleConfig
 from emigm.io import write_json
-from emigm.metrics import features
 from emigm.records.record import SCHEMA, read_record
 from tests.official import oracle
 
@@ -46,7 +45,7 @@ def results():
     return bench.bench_model(subject(), repeats=2)
 
 
-def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision(results):
+def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision_and_precisions_differ_by_rounding(results):
     assert list(results["items"]) == list(bench.ITEMS)
     for name, item in results["items"].items():
         assert all(len(row["seconds"]) == 2 and row["median"] > 0 for row in item["variants"])
@@ -57,9 +56,6 @@ def test_every_item_is_measured_and_judged_by_the_rate_of_its_precision(results)
         else:
             share = item["flops"] / best["median"] / results["matrix_rates"][best["precision"]]
             assert item["share_of_matrix_rate"] == pytest.approx(share)
-
-
-def test_differences_of_precisions_are_rounding(results):
     rows = {row["precision"]: row for row in results["differences"]}
     assert set(rows) == {"float16", "bf16", "8 bits from float16"}
     for measure, most in (("latents", 0.2), ("moved", 1)):
@@ -107,21 +103,10 @@ def test_the_official_code_masks_as_many_tokens_runs_in_its_precisions_and_print
     assert seen == [False, True] and capsys.readouterr().out == ""
 
 
-def test_scoring_is_compared_with_torch_fidelity_s_own_reading_of_files(tmp_path, monkeypatch):
-    results = []
-
-    def keep(plain, *args, **options):
-        results.append(plain(*args, **options))
-        return results[-1]
-
-    for owner, name in ((features.Extractor, "__call__"), (bench, "get_featuresdict_from_dataset")):
-        plain = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, _plain=plain, **options: keep(_plain, *args, **options))
+def test_scoring_is_compared_with_torch_fidelity_s_own_reading_of_files(tmp_path):
     work = bench.scoring(subject(), 2, tmp_path)
     assert work.flops == 2 * 11.4e9
-    for run_once in (work.ours("float32"), work.official()):
-        run_once()
-    ours, theirs = results
+    ours, theirs = work.ours("float32")(), work.official()()
     assert torch.allclose(ours["pool"], theirs["2048"], rtol=1e-4, atol=1e-4) and "clean" not in ours
 
 

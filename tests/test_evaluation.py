@@ -25,6 +25,7 @@ from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
 from emigm.stages.reference import make_reference
+from emigm.stages.snapshots import score_snapshots
 
 TREE = faults.BENCHMARK | {
     "budgets": ["4", "16"],
@@ -172,6 +173,11 @@ def test_more_photos_than_fit_in_memory_ask_for_stored_statistics(alone, monkeyp
     monkeypatch.setattr("emigm.stages.reference.MOST_PHOTOS", 1000)
     with pytest.raises(ConfigError, match=r"evaluation\.reference is missing: features of 1,438 images do not fit"):
         make_reference(benchmark())
+
+
+def test_snapshots_without_settings_are_refused():
+    with pytest.raises(ConfigError, match=r"evaluation\.snapshots is missing"):
+        score_snapshots(benchmark(), "xs")
 
 
 def test_shuffled_tokens_keep_class_and_position():

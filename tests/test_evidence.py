@@ -3,15 +3,13 @@ benchmarks that they rest on."""
 
 import functools
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import made_up
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import run_notebook
+from made_up import REPO, contents, run_notebook
 from simulated import SIZES, simulate, steps_of, write_records
 
 from emigm.config.benchmark import load_benchmark
@@ -22,7 +20,6 @@ from emigm.report import conclusions
 from emigm.report.ledger import VERDICTS
 from emigm.report.tables import NONE
 
-REPO = Path(__file__).parents[1]
 CLAIMS = load_claims(REPO)
 FIGURES = ["figure2", "figure3", "figure7", "figure8"]
 EVIDENCE = ["claims", "convergence", *FIGURES, "memorisation", "table1", "table5", "table6", "table7", "table9"]
@@ -73,9 +70,8 @@ def test_a_notebook_runs_with_and_without_records_and_saves_only_where_it_is_tol
     run(name, out=tmp_path / "full")
     assert reading(tmp_path / "full").strip() and "nan" not in reading(tmp_path / "full")
     run(name, empty, out=tmp_path / "empty")
-    first = {path.name: path.read_bytes() for path in (tmp_path / "full").iterdir()}
     run(name, out=tmp_path / "again")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == first
+    assert contents(tmp_path / "again") == contents(tmp_path / "full")
 
 
 def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
@@ -101,19 +97,6 @@ def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):
     assert len(front) == 5 and all(any(f"**{verdict}**" in one for verdict in VERDICTS) for one in front)
     assert front[3].startswith("At equal training FLOPs the larger model is better (Figure 4b): **")
     assert re.search(r": H at N = 16 < (XS|B) \(equal FLOPs\) at N = 16: [\d.]+ and [\d.]+, gain ", front[3])
-
-
-def test_the_ledger_needs_no_results_and_takes_partial_ones(run, empty, root, tmp_path):
-    run("claims", empty, out=tmp_path / "none")
-    verdicts = pd.read_csv(tmp_path / "none" / "claims.csv").groupby("Data")["Verdict"].unique()
-    assert list(verdicts["MNIST-5k (49 tokens)"]) == ["not run"] and len(verdicts.iloc[-1]) > 1
-    (tmp_path / "partial").mkdir()
-    partial = checkout(tmp_path / "partial")
-    for name in ("ablations", "ladder"):
-        shutil.copytree(root / "results" / name, partial / "results" / name)
-    run("claims", partial, out=tmp_path / "some")
-    verdicts = pd.read_csv(tmp_path / "some" / "claims.csv").drop_duplicates("ID").set_index("ID")["Verdict"]
-    assert verdicts["2a-exp"] != "not run" and verdicts["3b"] == "not run" == verdicts["1-mdm"]
 
 
 def test_claims_that_were_measured_on_several_data_stand_side_by_side(run):
@@ -297,12 +280,7 @@ def test_the_configured_recipe_is_the_papers(run, tmp_path, name, resolution):
     run(name, benchmark="ladder", out=tmp_path)
     frame = pd.read_csv(tmp_path / f"{name}.csv", dtype=str).set_index("Setting")
     assert (frame[f"Configured in imagenet{resolution}"] == "the same").all()
-    assert set(frame.loc["Epochs"]) == {"800", "the same"}
-    rates = frame.loc["Learning rate (peak)"]
-    assert rates["XS (paper)"] == "0.0004" and rates["L (paper)"] == "0.0008"
-    assert frame.loc["MLP width", "L (paper)"] == "1280"
-    assert frame.loc["Transformer blocks (encoder + decoder)", "B (paper)"] == "12+12"
-    assert frame.loc["Params", "L (paper)"] == "478M"
+    assert frame.loc["Params", "L (paper)"] == "478M" and frame.loc["Learning rate (peak)", "L (paper)"] == "0.0008"
     assert "and the official scripts have 1,024" in (tmp_path / f"{name}.md").read_text()
     own = pd.read_csv(tmp_path / f"{name}-settings.csv", dtype=str).set_index("Setting")
     assert own.loc["Batch size", "h"] == "64" and own.loc["Mask schedule", "h"] == "exp, t ≥ 0.2"

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from stored import Code
+from stored import ROOT, Code
 
 from benchmarks.faults import faults
 from emigm.io import read_arrays, read_index, sha256, write_arrays, write_index
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
-ROOT = Path(__file__).parents[1]
 IMAGES, LATENTS, REFERENCE = "data/tiny/images/train.npz", "data/tiny/latents/train", "data/tiny/reference.npz"
 EXTRACTOR, MODELS, SAMPLES = "data/tiny/extractor", "models/tiny/xs", "samples/tiny/xs/4"
 INDEX, CONFIG = f"{LATENTS}/index.json", f"{MODELS}/seed0/config.json"
@@ -274,13 +273,6 @@ def test_a_killed_stage_goes_on_and_makes_the_same(workspace, stage, processes, 
         expected = faults.timed(stage, workspace, processes)
     _, lost = faults.trial(stage, workspace, expected, random.Random(stage), processes, by_hand)
     assert lost is None
-
-
-def test_the_page_of_kills_says_what_the_record_says():
-    rows = {"encode": {"trials": 2, "kills": 3, "lost": 0}, "train-xs": {"trials": 1, "kills": 1, "lost": 1}}
-    record = {"what": "Kills", "stages": {"by hand": rows}, "provenance": {"device": "CPU", "commit": "c0de"}}
-    page = faults.table(record | {"losses": [{"stage": "train-xs", "how": "by hand", "why": "left: .tmp"}]})
-    assert "| encode | 2 | 3 | 0 |" in page and page.endswith("- Lost: train-xs (by hand): left: .tmp\n")
 
 
 def test_a_process_that_goes_on_after_the_one_that_started_it_is_found():

@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from stored import record
+from stored import ROOT, record, write_photos
 
 from emigm.autoencoders.autoencoder import load_autoencoder, weight_files
 from emigm.config.compose import compose_benchmark, composed_text, params_file, write_composed
 from emigm.config.errors import ConfigError
 from emigm.config.schema import AutoencoderConfig, ClassifierTraining, DataConfig, ExtractorConfig
 from emigm.data import images
-from emigm.data.images import load_images, load_split, open_images
+from emigm.data.images import load_images, load_split
 from emigm.data.latents import LatentStore
 from emigm.data.photos import adm_crop, class_names, decode
 from emigm.metrics import classifier
@@ -38,36 +37,16 @@ from emigm.stages.train import train_size
 from emigm.tools import doctor
 from emigm.tools.fetch import released_files
 
-ROOT = Path(__file__).parents[1]
 BENCHMARK = """
+extends: smoke
 title: Photos of my own
-dry_run: true
-sizes: [xs]
-budgets: ["4"]
 notebooks: [scores]
 data: {dataset: folder, root: photos, holdout: 0.25, classes: 2, resolution: 16, flips: true}
-autoencoder: {kind: pixels, scale: 1.5}
-extractor: {kind: cnn, training: {steps: 20, batch: 16, lr: 0.003, seeds: [0]}}
-run: {device: cpu}
-evaluation: {images: 6, seeds: [0], chunk: 6, cas_steps: 20}
-gate: {visible: [0, 8], images: 6, repeats: 1, on_failure: mark}
-model: {grid: 16, channels: 3, patch: 4, classes: 2, heads: 2, encoder_blocks: 1, decoder_blocks: 1, head_blocks: 1}
-train: {steps: 4, batch: 8, lr: 0.001, seeds: [0], t_min: 0.2}
-ladder: {xs: {model: {width: 16, head_width: 16}, train: {}}}
-sampling: {"4": {settings: {steps: 4, solver_steps: 4}, overrides: {}}}
+extractor: {training: {steps: 20, batch: 16, lr: 0.003, seeds: [0]}}
+evaluation: {images: 6, seeds: [0], chunk: 6}
+model: {grid: 16, channels: 3, patch: 4, classes: 2}
+train: {steps: 4, batch: 8, seeds: [0]}
 """
-
-
-def write_photos(root, counts, size=(40, 30)):
-    """Photos of classes {name: how many}, JPEG and PNG by turns: each class has a colour of its own, and noise."""
-    rng = np.random.default_rng(0)
-    for number, (name, photos) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for i in range(photos):
-            pixels = rng.integers(0, 120, (size[1], size[0], 3))
-            pixels[..., number % 3] += 130
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:03d}.{('jpg', 'png')[i % 2]}")
-    return root
 
 
 @pytest.fixture
@@ -75,6 +54,7 @@ def here(tmp_path, monkeypatch):
     """A working folder with a benchmark of photos."""
     monkeypatch.chdir(tmp_path)
     Path("benchmarks/mine").mkdir(parents=True)
+    Path("benchmarks/smoke").symlink_to(ROOT / "benchmarks/smoke")
     Path("benchmarks/mine/benchmark.yaml").write_text(BENCHMARK)
     params_file("mine").write_text(composed_text("mine"))
     Path("dvc.yaml").touch()
@@ -89,14 +69,10 @@ def test_own_photos_are_prepared_learned_sampled_scored_and_shown(here):
         stage(benchmark)
     numbers = {"train_images": 18, "holdout_images": 6, "classes": 2, "shape": [3, 16, 16]}
     assert record("mine", "prepare")["results"] == numbers | {"class_names": ["2", "10"]}
-    train, holdout = (open_images("data/mine/images", part) for part in ("train", "holdout"))
-    assert np.bincount(train.labels).tolist() == [9, 9] and np.bincount(holdout.labels).tolist() == [3, 3]
     assert record("mine", "extractor")["results"]["train_accuracy"]["mean"] > 0.9
     assert LatentStore(Path("data/mine/latents/train")).rows(np.arange(18)).shape == (18, 2, 3, 16, 16)
     reference = record("mine", "reference")["results"]
     assert {"holdout", "train_subset", "class_shuffle"} <= set(reference["baselines"])
-    assert all(np.isfinite(reference["baselines"][b]["fid"]["mean"]) for b in ("holdout", "class_shuffle"))
-    assert reference["nearest"]["holdout_to_train"] > 0
 
     train_size(benchmark, "xs")
     sample(benchmark, "xs", "4")
@@ -108,7 +84,7 @@ def test_own_photos_are_prepared_learned_sampled_scored_and_shown(here):
     assert load_images(chunk)[0].shape == (6, 3, 16, 16)
     (row,) = pd.read_csv("results/mine/scores.csv").to_dict("records")
     assert row["fid"] == json.loads(Path("results/mine/metrics/xs-4.json").read_text())["fid"] == scored["fid"]
-    assert row["kid"] == scored["kid"] and row["gate_ratio"] > 0
+    assert row["kid"] == scored["kid"] and row["gate_ratio"] > 0 and np.isnan(row["fid_error"])  # of one seed
     table = (execute("scores", "mine", "mine") / "scores.md").read_text()
     assert "Model on Photos of my own" in table and "Held-out real images" in table and "Class shuffle" in table
     page = write_page("mine").read_text()
@@ -135,15 +111,6 @@ def test_home_and_variables_in_the_paths_of_a_benchmark_are_expanded(here, monke
     assert check.state == doctor.OK
     write_photos(here / "home/photos", {"a": 4, "b": 4})
     assert len(load_split(folder("~/photos"))["train"][0]) == 6 and class_names("$HOME/photos") == ["a", "b"]
-
-
-def test_doctor_knows_own_photos(here):
-    benchmark = compose_benchmark("mine")
-    (check,) = doctor.check_data(benchmark)
-    assert check.state == doctor.MISSING and "photos, one folder for each of 2 classes" in check.remedy
-    write_photos(here / "photos", {"a": 12, "b": 8, ".hidden": 1})
-    (check,) = doctor.check_data(benchmark)
-    assert check.state == doctor.OK
 
 
 def test_the_benchmark_of_the_page_on_own_data_composes_and_misses_nothing(tmp_path, monkeypatch, capsys):
@@ -198,11 +165,11 @@ def test_held_out_photos_may_lie_in_a_folder_of_their_own(tmp_path):
 
 def test_photos_that_cannot_be_a_data_set_are_refused_by_name(tmp_path, monkeypatch):
     few, more = write_photos(tmp_path / "few", {"a": 8, "b": 1}), write_photos(tmp_path / "more", {"a": 8, "b": 8})
-    for name in ("a/003.png", "b/004.jpg"):
+    for name in ("a/a_3.JPEG", "b/b_4.JPEG"):
         (more / name).write_text("<html>")
     for root, message in (
         (few, r"holdout = 0\.25 holds out 0 of the 1 photos of class b; .*add photos"),
-        (more, r"2 images do not decode: .*003\.png \(not an image\); .*004\.jpg"),
+        (more, r"2 images do not decode: .*a_3\.JPEG \(not an image\); .*b_4\.JPEG"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_split(folder(root))

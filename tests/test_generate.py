@@ -1,22 +1,34 @@
 """The Python API; `emigm generate`, whose images are those of the API, with the model's own settings unless an option
-replaces them; checkpoints in and out."""
+replaces them; checkpoints in and out; models by name: of a server on the loopback address that stands for the Hub, and
+those that git tracks."""
 
 import dataclasses
 import json
+import shutil
+import types
+from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
+import torch
+from loopback import COMMIT
+from made_up import write_results
 from PIL import Image
 from test_model import TINY, random_model
 
-from emigm import cli
-from emigm.api import load_generator
+from emigm import api, cli
+from emigm.api import load_generator, trained_model
 from emigm.config.compose import compose_benchmark
 from emigm.config.errors import ConfigError
 from emigm.config.parsing import as_dict
 from emigm.config.schema import AutoencoderConfig, SampleConfig
+from emigm.io import checksums
+from emigm.model.checkpoints import export_official
 from emigm.model.model import save_model
-from emigm.paper.settings import PAPER_MODELS, paper_sampling
+from emigm.paper.settings import PAPER_MODELS
+from emigm.records.record import write_record
+from emigm.stages.weights import weights
 from emigm.tools import generate
 
 CFG = dataclasses.replace(TINY, channels=1)
@@ -117,14 +129,6 @@ def test_numbers_and_ranges_are_understood_and_what_is_none_is_refused_with_an_e
 # The API
 
 
-def test_a_generator_makes_one_row_a_seed_and_one_picture_a_class(bare):
-    rows = load_generator(bare)(classes=[0, 3, 3], seeds=[1, 2], sampling=OWN)
-    assert [len(row) for row in rows] == [3, 3]
-    assert all(isinstance(p, Image.Image) and p.size == (4, 4) and p.mode == "L" for row in rows for p in row)
-    again = load_generator(bare)([0, 3, 3], [2], OWN)[0]
-    assert again[1].tobytes() == rows[1][1].tobytes() != rows[0][1].tobytes()
-
-
 def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(bare, tmp_path):
     save_model(tmp_path / "none", random_model(CFG).state_dict(), CFG)
     for work, message in (
@@ -135,15 +139,6 @@ def test_a_model_of_ours_needs_settings_and_a_named_autoencoder(bare, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             work()
-
-
-@pytest.mark.parametrize(("resolution", "size"), PAPER_MODELS)
-def test_the_papers_settings_are_those_of_its_budgets(resolution, size):
-    low, high = (paper_sampling(resolution, size, n) for n in (16, {256: 128, 512: 64}[resolution]))
-    assert (low.solver_steps, high.solver_steps, low.cfg_scale, high.cfg_scale) == (8, 14, 4.0, 4.0)
-    assert high.cfg_interval == {"b": (0.05, 0.4), "h": (0.3, 0.7)}.get(size, (0.18, 0.6)) or resolution == 512
-    with pytest.raises(ConfigError, match="the paper's budgets"):
-        paper_sampling(resolution, size, 32)
 
 
 def test_the_command_line_exports_and_imports_a_checkpoint_and_names_mistakes(bare, tmp_path, refused, capsys):
@@ -164,3 +159,173 @@ def test_the_command_line_exports_and_imports_a_checkpoint_and_names_mistakes(ba
     for name in ("model.safetensors", "config.json", ".model.safetensors.1.tmp"):  # a model, and what a kill left
         (again / name).touch()
     assert "none.pth: no such file" in refused("import", tmp_path / "none.pth", again)
+
+
+def put_folder(server, repository, folder, **where):
+    for name in ("config.json", "model.safetensors"):
+        server.put(repository, name, (Path(folder) / name).read_bytes(), **where)
+
+
+def picture(*model, **options):
+    return load_generator(*model, **options)([0, 1], [5], OWN)[0][1].tobytes()
+
+
+def test_a_repository_is_loaded_and_cached(server, tmp_path, refused):
+    folder = make(tmp_path / "model", sampling=as_dict(OWN))
+    put_folder(server, "me/tiny", folder)
+    assert load_generator("me/tiny").sampling == OWN and picture("me/tiny") == picture(folder)
+    bodies = sum(method == "GET" for method, _ in server.requests)
+    assert picture("me/tiny") == picture(folder)
+    assert sum(method == "GET" for method, _ in server.requests) == bodies
+    said = refused("generate", "me/none", "--classes", "0", "--out", "a.png")
+    assert "me/none: config.json is neither in the Hub's cache nor" in said and "check the name" in said
+
+
+def test_both_files_are_of_the_asked_revision(server, tmp_path):
+    old, new = make(tmp_path / "old"), make(tmp_path / "new", seed=1)
+    put_folder(server, "me/tiny", old, commit="a" * 40, branch="v1")
+    put_folder(server, "me/tiny", new)
+    assert picture("me/tiny", revision="v1") == picture(old) != picture(new) == picture("me/tiny")
+
+
+def test_a_released_name_fetches_the_checkpoint_and_its_autoencoder(server, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(PAPER_MODELS, (256, "xs"), TINY)
+    monkeypatch.setattr(api, "paper_sampling", lambda resolution, size, steps: OWN)
+    monkeypatch.setattr(api, "load_autoencoder", lambda cfg, device: asked.append(cfg))
+    save_model(tmp_path / "model", random_model(TINY).state_dict(), TINY)
+    export_official(tmp_path / "model", tmp_path / "tiny.pth")
+    server.put("GSAI-ML/eMIGM", "256_model/eMIGM_xsmall_256_checkpoint.pth", (tmp_path / "tiny.pth").read_bytes())
+    server.put("xwen99/mar-vae-kl16", "kl16.ckpt", b"weights")
+    ours = load_generator("256-xs").latents([0], 5)
+    assert (ours == load_generator(tmp_path / "tiny.pth", "mine.ckpt").latents([0], 5)).all()
+    (released, mine) = asked
+    assert (released.kind, released.scale) == ("kl16", 0.2325) and Path(released.weights).read_bytes() == b"weights"
+    assert dataclasses.replace(released, weights="mine.ckpt") == mine
+
+
+@pytest.fixture
+def pushed(server, monkeypatch):
+    """Repositories that were made; what is pushed to one lies on the server."""
+    repositories = []
+
+    def commit(repository, operations, commit_message):
+        for operation in operations:
+            content = operation.path_or_fileobj
+            content = content if isinstance(content, bytes) else Path(content).read_bytes()
+            server.put(repository, operation.path_in_repo, content)
+        return types.SimpleNamespace(commit_url=f"{server.url}/{repository}/commit/{COMMIT}")
+
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, **options: repositories.append((name, options)))
+    monkeypatch.setattr(huggingface_hub, "file_exists", lambda name, file: False)
+    monkeypatch.setattr(huggingface_hub, "create_commit", commit)
+    return repositories
+
+
+def test_a_pushed_folder_is_loaded_again(server, pushed, tmp_path, capsys):
+    folder = make(tmp_path / "model")
+    (tmp_path / "model" / "private.txt").write_text("not to be uploaded")
+    assert api.push_to_hub(Path(folder), "me/tiny", sampling=OWN, private=True).endswith(COMMIT)
+    assert pushed == [("me/tiny", {"private": True, "exist_ok": True})]
+    assert {path.rsplit("/", 1)[1] for path in server.files} == {"config.json", "model.safetensors", "README.md"}
+    assert load_generator("me/tiny").sampling == OWN and picture("me/tiny") == picture(folder)
+    assert cli.main(["push", folder, "me/other"]) == 0 and "me/other" in capsys.readouterr().out
+    assert load_generator("me/other").sampling is None
+
+
+def test_the_card_of_a_trained_model_says_what_was_measured(server, pushed, tmp_path):
+    results = write_results(tmp_path, seeds=(0, 1), samples=(0, 1), snapshots=(0.5,))
+    folder = tmp_path / "models" / "mnist" / "xs" / "seed1"
+    api.push_to_hub(Path(make(folder)), "me/tiny")
+    text = server.files["/me/tiny/resolve/main/README.md"].content.decode()
+    runs = json.loads((results / "records/evaluate-xs.json").read_text())["results"]["4"]["runs"]
+    expected = np.mean([run["fid"] for run in runs if run["train_seed"] == 1 and run.get("snapshot") is None])
+    assert text.count("FID at N = ") == 2 and f"FID at N = 4: {expected:.2f} (Made-up mnist; 1,000 images" in text
+    assert huggingface_hub.ModelCard(text).data.pipeline_tag == "unconditional-image-generation"
+    assert api.measured_scores(folder.with_name("seed7")) == ""
+
+
+def test_what_cannot_be_pushed_is_one_clear_error(server, pushed, tmp_path, monkeypatch, refused):
+    def unknown(*_, **__):
+        raise OSError("401: who are you?\nmore")
+
+    folder = make(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "create_repo", unknown)
+        assert "me/tiny: uploading failed (401: who are you?); check" in refused("push", folder, "me/tiny")
+    with Path(folder, "model.safetensors").open("ab") as f:
+        f.write(b"more")
+    assert "model.safetensors: checksum differs" in refused("push", folder, "me/tiny")
+
+
+FOLDER = Path("results/smoke/weights/xs")
+
+
+@pytest.fixture
+def trained(checkout):
+    """A checkout with one model, as if it had been trained, with its record and the copy for git."""
+    benchmark = compose_benchmark("smoke")
+    cfg, recipe, space = benchmark.model_config("xs"), benchmark.train_config("xs"), benchmark.autoencoder.space
+    for seed in recipe.seeds:
+        save_model(f"models/smoke/xs/seed{seed}", random_model(cfg).state_dict(), cfg, seed=seed, autoencoder=space)
+    made = {"size": "xs", "gate": benchmark.gate, "train": recipe, "model": cfg}
+    write_record(benchmark, "train-xs", {}, device="cpu", outputs=checksums("models/smoke/xs"), **made)
+    weights(benchmark, "xs")
+    return benchmark
+
+
+def fetched(capsys):
+    """Exit status of `emigm fetch smoke`, and what it says."""
+    status, said = cli.main(["fetch", "smoke"]), capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_the_copy_makes_the_images_of_the_trained_model_but_for_rounding_in_half_the_bytes(trained):
+    seed = trained.train_config("xs").seeds[0]
+    own, copy = load_generator(f"models/smoke/xs/seed{seed}"), load_generator(FOLDER)
+    assert copy.sampling == trained.finest_sampling("xs")
+    a, b = (model.latents([0, 1, 2, 3], 0, copy.sampling) for model in (own, copy))
+    assert (a - b).abs().max() < 0.005 * a.abs().max()
+    assert b.dtype == torch.float32 and not torch.equal(a, b)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (Path("models/smoke/xs/seed0"), FOLDER)]
+    assert sizes[1] < 0.6 * sizes[0]
+    first = (FOLDER / "model.safetensors").read_bytes()
+    weights(trained, "xs")
+    assert (FOLDER / "model.safetensors").read_bytes() == first
+
+
+def test_a_name_is_the_model_trained_here_or_else_the_copy(trained, capsys):
+    options = ("--classes", "0-2", "--out", "grid.png", "--device", "cpu")
+    assert trained_model("smoke-xs") == Path("models/smoke/xs/seed0")
+    shutil.rmtree("models")
+    assert cli.main(["generate", "smoke-xs", *options]) == 0
+    assert capsys.readouterr().out.startswith(f"smoke-xs: {FOLDER}\n")
+    note = json.loads(Image.open("grid.png").text["emigm"])
+    assert note["model"] == str(FOLDER) and note["sampling"] == as_dict(trained.finest_sampling("xs"))
+    for name in ("smoke-h", "xs", "-xs"):
+        assert trained_model(name) is None
+    with pytest.raises(ConfigError, match=r"smoke-h: no such folder or file, .* such as mnist-h"):
+        load_generator("smoke-h")
+
+
+def test_fetch_says_whose_weights_came_with_the_repository_and_how_to_use_them(trained, capsys):
+    status, said = fetched(capsys)
+    assert status == 0 and "1 models came with the repository" in said
+    assert f"{FOLDER}: there (" in said
+    assert "float16; trained as results/smoke/records/train-xs.json says, seed 0" in said
+    (command,) = [line.strip().split()[1:] for line in said.splitlines() if line.startswith("  emigm generate")]
+    assert cli.main([*command, "--device", "cpu"]) == 0 and Path("grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        (FOLDER / "model.safetensors", b"F16", b"I16", "not the weights that config.json beside it names; get it back"),
+        (FOLDER / "config.json", b"0", b"1", f"checksum differs; get it back by `git checkout -- {FOLDER}`"),
+        (Path("results/smoke/records/train-xs.json"), b"seed0/mo", b"seed7/mo", "of another training than results/"),
+    ],
+)
+def test_fetch_refuses_weights_that_were_changed_or_are_of_another_training(trained, capsys, file, old, new, message):
+    file.write_bytes(file.read_bytes().replace(old, new))
+    status, said = fetched(capsys)
+    assert status == 1 and message in said and said.count("error: ") == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from stored import noise, photo_benchmark, record, write_photos
+from stored import ROOT, noise, photo_benchmark, record, write_photos
 
 from emigm.config.errors import ConfigError
 from emigm.config.schema import DataConfig, ReleasedConfig
@@ -21,7 +21,6 @@ from emigm.data.photos import DecodingError, Photos, adm_crop, decode, scan_phot
 from emigm.io import write_index
 from emigm.stages.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenet-sample" / "train"
 
 # sha256 of the RGB bytes of the crops that util/crop.py of the official code (commit
@@ -146,18 +145,8 @@ def test_grey_levels_of_modes_without_a_white_are_scaled_by_their_range_or_refus
         assert "save it with 8 or 16 bits" in image
 
 
-def test_every_photo_that_does_not_decode_is_named_with_its_reason(photos):
-    truncated, text, missing = (photos.root / photos.files[i] for i in (1, 2, 5))
-    truncated.write_bytes(truncated.read_bytes()[:-400])
-    text.write_text("<html>404</html>")
-    missing.unlink()
-    with pytest.raises(DecodingError, match="3 images do not decode") as caught:
-        photos.pixels(range(6))
-    assert len(caught.value.failures) == 3
-    for path, reason in ((truncated, "truncated"), (text, "not an image"), (missing, "No such file")):
-        assert any(str(path) in line and reason in line for line in caught.value.failures)
-    assert len(photos.pixels([0, 3, 4])) == 3
-    assert "; and 27 more; replace them" in str(DecodingError([f"{i}.JPEG" for i in range(37)], "replace them"))
+def test_of_many_photos_that_do_not_decode_ten_are_named():
+    assert "9.JPEG; and 27 more; replace them" in str(DecodingError([f"{i}.JPEG" for i in range(37)], "replace them"))
 
 
 @pytest.mark.parametrize("order", [["n02", "n10", "n9"], [*map(str, range(12))], ["10", "9", "b"]])

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import contents
 from stored import photo_benchmark, record, together, write_latents
 
-from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import ConfigError
-from emigm.data import latents as latents_module
-from emigm.data.images import save_images
+from emigm.data.images import open_images
 from emigm.data.latents import LatentStore, Shards
 from emigm.data.photos import DecodingError
 from emigm.stages.encode import encode
 from emigm.stages.prepare import prepare
 
-ROOT = Path(__file__).parents[1]
 LATENTS = np.arange(11 * 2 * 3, dtype=np.float32).reshape(11, 2, 3)
 
 
@@ -41,69 +38,7 @@ def test_rows_come_back_in_any_order_across_shards_all_views_or_one_of_each(stor
             opened.rows(*outside)
 
 
-def test_checksums_of_a_large_store_are_shared_by_processes(store, monkeypatch):
-    shard = store / "latents-00001.npy"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\1")
-    monkeypatch.setattr(latents_module, "CHECKED_ON_OPENING", 100)
-    opened = LatentStore(store)
-    opened.verify(range(0, opened.shards, 2))
-    for shards in ([range(1, opened.shards, 2)], []):
-        with pytest.raises(ConfigError, match=r"latents-00001\.npy: checksum differs"):
-            opened.verify(*shards)
-
-
 # The stage
-
-
-@pytest.fixture
-def images(tmp_path, monkeypatch):
-    """Makes a benchmark of a name with random images; its latents follow from `encode`."""
-    monkeypatch.chdir(tmp_path)
-    digits = load_benchmark(ROOT / "benchmarks/smoke/params.yaml")
-    flipped = dataclasses.replace(digits.data, flips=True)
-
-    def benchmark(name):
-        rng = np.random.default_rng(0)
-        for part, n in (("train", 50), ("holdout", 20)):
-            pixels = rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
-            save_images(Path("data", name, "images", f"{part}.npz"), pixels, np.arange(n) % 10)
-        return dataclasses.replace(digits, name=name, images_of=name, data=flipped)
-
-    return benchmark
-
-
-def outputs(benchmark):
-    folder = Path("data", benchmark.name, "latents")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def test_latents_hold_every_image_and_its_flip_anew_for_other_images(images):
-    benchmark = images("one")
-    work = Shards(Path(".state/one/encode/train"), 50, "made from something else", 16)
-    for i, rows in enumerate(work.ranges):
-        work.write(i, np.zeros((len(rows), 2, 1, 8, 8), np.float32))
-    encode(benchmark, shard_rows=16)
-    pixels = np.load("data/one/images/train.npz")["pixels"] / np.float32(127.5) - 1
-    train, holdout = LatentStore("data/one/latents/train"), LatentStore("data/one/latents/holdout")
-    assert np.allclose(train.rows(np.arange(50), 0), pixels, atol=1e-6)
-    assert np.allclose(train.rows(np.arange(50), 1), pixels[..., ::-1], atol=1e-6)
-    assert (train.shards, train.views, holdout.views, len(holdout)) == (4, 2, 1, 20)
-    facts = record("one", "encode")["results"]["train"]
-    unit = pixels * benchmark.autoencoder.scale
-    assert facts["images"] == 50 and facts["views"] == 2 and facts["shape"] == [1, 8, 8]
-    assert facts["unit_mean"] == pytest.approx(unit.mean(), abs=1e-5)
-    assert facts["unit_std"] == pytest.approx(unit.std(ddof=1), rel=1e-3)
-    assert not Path(".state/one/encode").exists()
-
-
-def test_two_processes_write_the_bytes_of_one_whatever_the_batch(images):
-    one, two = images("one"), images("two")
-    encode(one, shard_rows=7)
-    two = dataclasses.replace(two, run=dataclasses.replace(two.run, encode_batch=3))
-    together(lambda world: encode(two, shard_rows=7))
-    assert len(outputs(one)) == 8 + 3 + 2 and outputs(one) == outputs(two)
-    assert [record(name, "encode")["processes"] for name in ("one", "two")] == [1, 2]
-    assert not Path(".state/two/encode").exists()
 
 
 @pytest.fixture
@@ -115,6 +50,36 @@ def photos(tmp_path, monkeypatch):
     return benchmark
 
 
+def test_latents_hold_every_image_and_its_flip_anew_for_other_images(photos):
+    work = Shards(Path(".state/photos/encode/train"), 12, "made from something else", 5)
+    for i, rows in enumerate(work.ranges):
+        work.write(i, np.zeros((len(rows), 2, 3, 16, 16), np.float32))
+    encode(photos, shard_rows=5)
+    pixels = open_images("data/photos/images", "train").pixels(range(12)) / np.float32(127.5) - 1
+    train, holdout = LatentStore("data/photos/latents/train"), LatentStore("data/photos/latents/holdout")
+    assert np.allclose(train.rows(np.arange(12), 0), pixels, atol=1e-6)
+    assert np.allclose(train.rows(np.arange(12), 1), pixels[..., ::-1], atol=1e-6)
+    assert (train.shards, train.views, holdout.views, len(holdout)) == (3, 2, 1, 2)
+    facts = record("photos", "encode")["results"]["train"]
+    unit = pixels * photos.autoencoder.scale
+    assert facts["images"] == 12 and facts["views"] == 2 and facts["shape"] == [3, 16, 16]
+    assert facts["unit_mean"] == pytest.approx(unit.mean(), abs=1e-5)
+    assert facts["unit_std"] == pytest.approx(unit.std(ddof=1), rel=1e-3)
+    assert not Path(".state/photos/encode").exists()
+
+
+def test_two_processes_write_the_bytes_of_one_whatever_the_batch(photos):
+    encode(photos, shard_rows=3)
+    run = dataclasses.replace(photos.run, encode_batch=2)
+    two = dataclasses.replace(photos, name="two", images_of="two", run=run)
+    prepare(two)
+    together(lambda world: encode(two, shard_rows=3))
+    one = contents("data/photos/latents")
+    assert len(one) == 4 + 1 + 2 and one == contents("data/two/latents")
+    assert [record(name, "encode")["processes"] for name in ("photos", "two")] == [1, 2]
+    assert not Path(".state/two/encode").exists()
+
+
 def test_photos_that_do_not_decode_end_in_one_error_and_the_rest_is_kept(photos, monkeypatch):
     bad = [Path("train/n1/n1_4.JPEG"), Path("train/n1/n1_5.JPEG"), Path("val/n2/n2_0.JPEG")]
     whole = [p.read_bytes() for p in bad]
@@ -122,7 +87,7 @@ def test_photos_that_do_not_decode_end_in_one_error_and_the_rest_is_kept(photos,
         p.write_bytes(content[: len(content) // 2])
     with pytest.raises(DecodingError, match=r"^3 images do not decode: .*run the same command again") as caught:
         encode(photos, shard_rows=3)
-    assert all(str(p) in str(caught.value) for p in bad) and not outputs(photos)
+    assert all(str(p) in str(caught.value) for p in bad) and not contents("data/photos/latents")
     written, write = [], Shards.write
 
     def note(self, i, *arguments):
@@ -154,11 +119,10 @@ def test_photos_that_do_not_decode_are_counted_over_all_processes(photos):
     assert all(name in messages[0] for name in names)
 
 
-def test_no_images_mean_no_latents_and_the_reason_is_kept(images):
-    benchmark = images("one")
-    encode(benchmark)
-    Path("data/one/images/none.json").write_text('{"reason": "released weights"}')
-    encode(benchmark)
-    assert list(outputs(benchmark)) == ["none.json"]
-    assert record("one", "encode")["results"] == {"none": "released weights"}
-    assert json.loads(Path("data/one/latents/none.json").read_text()) == {"reason": "released weights"}
+def test_no_images_mean_no_latents_and_the_reason_is_kept(photos):
+    encode(photos)
+    Path("data/photos/images/none.json").write_text('{"reason": "released weights"}')
+    encode(photos)
+    assert list(contents("data/photos/latents")) == ["none.json"]
+    assert record("photos", "encode")["results"] == {"none": "released weights"}
+    assert json.loads(Path("data/photos/latents/none.json").read_text()) == {"reason": "released weights"}

@@ -48,30 +48,6 @@ def test_the_papers_architectures_have_their_exact_parameter_counts(key):
     assert sum(p.numel() for p in model.parameters()) == PAPER_COUNTS[key] == parameters(PAPER_MODELS[key])
 
 
-def test_patches_are_undone_exactly():
-    model = EMIGM(dataclasses.replace(TINY, patch=2))
-    x = torch.randn(2, 3, 4, 4)
-    tokens = model.patchify(x)
-    assert tokens.shape == (2, 4, 12)
-    assert torch.equal(tokens[0, 1].view(3, 2, 2), x[0, :, :2, 2:])
-    assert torch.equal(model.unpatchify(tokens), x)
-
-
-@pytest.mark.parametrize("cfg", [TINY, dataclasses.replace(TINY, mae=False), CODES], ids=["mae", "no mae", "codes"])
-def test_masked_tokens_are_never_read_and_visible_ones_are(cfg):
-    model, labels = random_model(cfg), torch.tensor([1, 2])
-    tokens = torch.randint(5, (2, 16, 1)) if cfg.codebook else torch.randn(2, 16, 3)
-    others = (tokens + 1) % 5
-    mask = torch.zeros(2, 16, dtype=torch.bool)
-    mask[0, :10] = True
-    mask[1, 6:] = True
-    z = model.condition(tokens, mask, labels, 10)
-    assert torch.allclose(model.condition(torch.where(mask[..., None], others, tokens), mask, labels, 10), z)
-    moved = tokens.clone()
-    moved[0, 15] = others[0, 15]
-    assert not torch.allclose(model.condition(moved, mask, labels, 10)[0], z[0])
-
-
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "exp"])
 def test_without_the_mae_trick_every_image_has_its_time_and_the_elbos_weight_at_it(schedule):
     """On average over times, w(t) x the masked tokens is the integral of L gamma'(t)."""
@@ -86,17 +62,6 @@ def test_without_the_mae_trick_every_image_has_its_time_and_the_elbos_weight_at_
         assert np.median(values) == pytest.approx(np.median(expected), rel=0.05)
     slope = cfg.tokens * (1 - gamma(schedule, 0.001)) / 0.999
     assert (weight * draw.counts).mean() == pytest.approx(slope, rel=0.05)
-
-
-@pytest.mark.parametrize("mae", [True, False])
-def test_the_condition_of_some_positions_is_that_of_all_positions_there(mae):
-    model, labels = random_model(dataclasses.replace(TINY, mae=mae)), torch.tensor([0, 1, 4])
-    tokens, order = torch.randn(3, 16, 3), torch.rand(3, 16).argsort(dim=1)
-    mask = torch.zeros(3, 16, dtype=torch.bool).scatter_(1, order[:, :9], True)
-    query = order[:, 2:7]
-    every, some = (model.condition(tokens, mask, labels, 9, None, q) for q in (None, query))
-    assert some.shape == (3, 5, 16)
-    torch.testing.assert_close(some, every.take_along_dim(query[..., None], 1), rtol=1e-6, atol=2e-6)
 
 
 def test_saved_models_come_back_equal_and_damaged_ones_are_refused_by_name(tmp_path):

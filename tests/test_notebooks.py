@@ -1,8 +1,10 @@
-"""The notebooks of tables and figures, executed cell by cell on records made up here; the stage that runs them."""
+"""The notebooks of tables and figures, executed cell by cell on records made up here; the stage that runs them; the
+notebook for trying a model by hand."""
 
 # ruff: noqa: RUF001
 # ×, – and ± are meant: they are the paper's notation.
 import ast
+import io
 import json
 import math
 import os
@@ -12,12 +14,16 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
-from made_up import REPO, cells_of, checkout, run_notebook, write_results
+from made_up import REPO, cells_of, checkout, contents, run_notebook, write_results
+from PIL import Image
 from test_compare import write_paper_results
+from test_model import random_model
 
-from emigm.config.compose import compose
+from emigm.config.compose import compose, compose_benchmark
 from emigm.config.errors import ConfigError, RunError
+from emigm.model.model import save_model
 from emigm.paper.reported import reported
 from emigm.stages.notebooks import execute
 
@@ -31,15 +37,6 @@ def run(name, root, monkeypatch, benchmark="mnist", out=None):
     """`run_notebook`, and from now on `root` is the working directory."""
     monkeypatch.chdir(root)
     return run_notebook(name, root, benchmark=benchmark, out=out)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("checkout")
-    write_results(root)
-    write_results(root, "smoke", dry_run=True, sizes={"xs": 30.0, "s": 28.0}, seeds=(0,))
-    write_results(root, "snapshots", sizes={"xs": 4.0, "s": 3.0, "b": 2.0}, snapshots=(0.2, 0.5, 1.0))
-    return root
 
 
 def reading(space):
@@ -256,10 +253,6 @@ def finished(process):
     return process.returncode, stdout, stderr[-2000:]
 
 
-def files(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def write_notebook(root, name, *sources):
     """A small notebook with parameters and these cells."""
     parameters = nbformat.v4.new_code_cell("benchmark, out = None, None", metadata={"tags": ["parameters"]})
@@ -286,7 +279,7 @@ def test_the_stage_gives_the_same_bytes_twice_and_prints_nothing(small):
     folder, runs = small / "results" / "mnist" / "notebooks" / "figure5", []
     for _ in range(2):
         assert finished(start("figure5", "mnist")) == (0, "", "")
-        runs.append(files(folder))
+        runs.append(contents(folder))
     assert set(runs[0]) == {"figure5.ipynb", "figure5.png", "figure5.svg", "reading.json", "reading.md"}
     assert runs[0] == runs[1] and list(folder.parent.iterdir()) == [folder]
     text = (folder / "figure5.ipynb").read_text()
@@ -316,14 +309,14 @@ FAILURES = {
 
 @pytest.mark.parametrize(("source", "message"), FAILURES.values(), ids=FAILURES)
 def test_a_notebook_that_fails_says_why_and_leaves_the_earlier_results_as_they_were(small, source, message):
-    before = files(execute("saves", "x", "x"))
+    before = contents(execute("saves", "x", "x"))
     (small / "results/x/notebooks/saves/old.png").write_bytes(b"of an earlier version")
     write_notebook(small, "saves", SAVES, source)
     with pytest.raises(RunError, match=rf"(?s)saves.ipynb, for results/x: .*{message}"):
         execute("saves", "x", "x")
-    assert files(small / "results/x/notebooks/saves") == before | {"old.png": b"of an earlier version"}
+    assert contents(small / "results/x/notebooks/saves") == before | {"old.png": b"of an earlier version"}
     write_notebook(small, "saves", "1")
-    assert set(files(execute("saves", "x", "x"))) == {"saves.ipynb"}  # and what is no more goes with a success
+    assert set(contents(execute("saves", "x", "x"))) == {"saves.ipynb"}  # and what is no more goes with a success
 
 
 def test_an_unknown_notebook_is_named(small):
@@ -335,3 +328,74 @@ def test_executed_notebooks_name_no_folder_of_the_machine_that_ran_them():
     for path in (REPO / "results").glob("*/notebooks/*/*.ipynb"):
         text = path.read_text(encoding="utf-8")
         assert "PosixPath" not in text and str(REPO) not in text, path
+
+
+MODEL = "models/smoke/xs/seed1"
+
+
+# Trying a model by hand
+
+
+@pytest.fixture
+def modelled(tmp_path):
+    """A checkout with one model."""
+    benchmark = compose_benchmark("smoke", (), REPO)
+    cfg = benchmark.model_config("xs")
+    save_model(checkout(tmp_path) / MODEL, random_model(cfg).state_dict(), cfg, seed=1,
+               autoencoder=benchmark.autoencoder.space)  # fmt: skip
+    return tmp_path
+
+
+def pictures(space):
+    """What the controls show: images, and the first one's steps."""
+    return [np.asarray(Image.open(io.BytesIO(space["shown"][i].value))) for i in (0, 2)]
+
+
+def test_the_notebook_asks_a_question_is_without_outputs_and_answers_no_widget_while_a_cell_runs():
+    """nbclient answers Output widgets through a second handle of the socket that it awaits a cell's end from, which can
+    take the news of that end away: it waits for ever."""
+    notebook, cells = cells_of("explore")
+    nbformat.validate(notebook)
+    assert "?" in notebook.cells[0].source.splitlines()[0]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+    assert not re.search(r"Output\(|interact|capture\(", "".join(cell.source for cell in cells))
+
+
+def test_the_same_parameters_give_the_same_pictures_and_each_control_changes_them(modelled, monkeypatch):
+    monkeypatch.chdir(modelled)
+    first, space = (run_notebook("explore", modelled, model=MODEL, steps=4, images=3) for _ in range(2))
+    before = pictures(space)
+    assert all(map(np.array_equal, before, pictures(first)))
+    assert np.array_equal(before[0][:, :88], before[1][:, -88:])  # the last step is the first image
+    changes = {"label": 7, "steps": 8, "schedule": "linear", "scale": 4.0, "interval": (0.0, 1.0), "seed": 5}
+    for name, value in changes.items():
+        space["controls"][name].value = value
+        images, strip = pictures(space)
+        assert images.shape == before[0].shape and not np.array_equal(images, before[0]), name
+        assert np.array_equal(images[:, :88], strip[:, -88:])
+        before = [images, strip]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"label": 12}, rf"^label = 12: {MODEL} takes 0 to 9$"),
+        ({"steps": 17}, rf"^steps = 17: {MODEL} takes 1 to 16$"),
+        ({"model": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_parameter_that_cannot_be_meant_is_an_error(modelled, parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        run_notebook("explore", modelled, **parameters)
+
+
+def test_without_a_trained_model_it_takes_the_one_that_came_with_the_repository(modelled):
+    (modelled / "results" / "smoke" / "weights").mkdir(parents=True)
+    (modelled / "models" / "smoke" / "xs" / "seed1").rename(modelled / "results" / "smoke" / "weights" / "xs")
+    space = run_notebook("explore", modelled, steps=4, images=3)
+    assert space["model"].as_posix() == "results/smoke/weights/xs" and len(pictures(space)) == 2
+
+
+def test_without_a_model_it_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"models: none is here yet; run `dvc repro`, or set model to a released one"):
+        run_notebook("explore", checkout(tmp_path))

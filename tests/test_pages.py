@@ -1,4 +1,7 @@
-"""The generated pages and blocks, on records and executed notebooks made up here; those of the repository at HEAD."""
+"""Generated pages, blocks and report, on records and notebooks made up here; and those of the repository at HEAD."""
+
+# ruff: noqa: RUF001
+# × and – are meant.
 
 import json
 import re
@@ -8,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from made_up import REPO, edit, write_results
+from PIL import Image
 
+from docs.report import render, report_data
 from emigm.report.pages import BLOCK, PAGES, anchor, benchmark_page, evidence_page, filled, front_page, main
 from emigm.report.tables import NONE, Reading, Table
 from emigm.stages.index import write_page
@@ -18,6 +23,19 @@ NOTEBOOK = {
     "metadata": {},
     "nbformat": 4,
     "nbformat_minor": 5,
+}
+CLAIMS = {
+    "Claim": ["Weight 1 trains better", "Truncation helps", "Eats ImageNet", "Truncation helps"],
+    "Source": ["Figure 2b", "Figure 2d", "Abstract, Table 2", "Figure 2d"],
+    "Of": "the paper",
+    "Data": ["MNIST-5k", "MNIST-5k", "ImageNet", "CIFAR-10"],
+    "Verdict": ["holds", "not decided", "not run", "not run"],
+    "Measured": [
+        "a (5.16) against b (14.6): lower by 9.43; `c` (2) against d (3): 1",
+        "gain 0.12 [-1.3, 1.6]",
+        "–",
+        "–",
+    ],
 }
 
 
@@ -29,7 +47,7 @@ def execute(folder: Path, name: str, picture: bool = False) -> None:
     (there / f"{name}.ipynb").write_text(text)
     Reading((f"{name} came out so.",), ("A note on it.",)).save(there)
     if picture:
-        (there / f"{name}.png").write_bytes(b"png")
+        Image.new("L", (40, 20)).save(there / f"{name}.png")
     else:
         Table(name, "Title", pd.DataFrame({"Model": ["XS"], "FID": [f"{name} 4.52"]}), ("A note.",)).save(there)
 
@@ -37,11 +55,23 @@ def execute(folder: Path, name: str, picture: bool = False) -> None:
 @pytest.fixture
 def root(tmp_path):
     folder = write_results(tmp_path)
-    write_results(tmp_path, "smoke", dry_run=True, sizes={"xs": 30.0}, seeds=(0,))
+    write_results(tmp_path, "smoke", dry_run=True, sizes={"xs": 77.0}, seeds=(0,))
     execute(folder, "scores")
     execute(folder, "figure1", picture=True)
     execute(folder, "table4")
     return tmp_path
+
+
+@pytest.fixture
+def reported(root):
+    """The same with evidence."""
+    evidence = root / "results" / "evidence"
+    for name in ("claims", "figure2", "table1"):
+        execute(evidence, name, picture=name == "figure2")
+    Table("claims", "Claims", pd.DataFrame(CLAIMS)).save(evidence / "notebooks" / "claims")
+    tally = pd.DataFrame({"Data": ["MNIST-5k", "ImageNet"], "holds": ["17", None]})
+    Table("tally", "Tally", tally).save(evidence / "notebooks" / "claims")
+    return root
 
 
 def test_the_page_says_what_was_run_and_shows_one_table_and_the_pictures_first_and_folds_the_rest(root):
@@ -93,7 +123,7 @@ def test_the_page_says_in_what_sizes_differ_and_leaves_out_what_they_share(root)
     assert "schedule" not in columns
     assert (found["eMIGM-XS"]["weight"], found["eMIGM-XS"]["t_min"]) == ("elbo", NONE)
     assert (found["eMIGM-B"]["weight"], found["eMIGM-B"]["t_min"]) == ("one", "0.2")
-    (folder / "records" / "train-xs.json").unlink()  # a size whose training has no record says nothing of the others
+    (folder / "records/train-xs.json").unlink()  # a size whose training has no record says nothing of the others
     page = benchmark_page(root, "mnist")
     assert "| weight" not in page and "| width" in page and "| 32 " in page  # and not 32.0
 
@@ -135,19 +165,10 @@ def test_a_dry_run_is_marked_on_its_page_and_shows_no_number_on_that_of_all(root
     assert "**mnist**: scores came out so." in page and "smoke" not in page
 
 
-def test_evidence_has_a_page_with_its_figures_and_the_tally_of_the_ledger(root):
-    folder = root / "results" / "evidence"
-    for name in ("claims", "figure2", "table1"):
-        execute(folder, name, picture=name == "figure2")
-    verdicts = {"ID": list("abcd"), "Verdict": ["holds", "holds", "not run", "does not hold"]}
-    verdicts |= {"Of": ["the paper", "the paper", "the paper", "this project"], "Data": "MNIST-5k"}
-    Table("claims", "Claims", pd.DataFrame(verdicts), ("The ledger's note.",)).save(folder / "notebooks" / "claims")
-    Table("tally", "Tally", pd.DataFrame({"Data": ["MNIST-5k"], "holds": ["2"]})).save(folder / "notebooks" / "claims")
-    front, page = front_page(root), evidence_page(root)
-    assert (
-        "[The ledger of the paper's claims](evidence/notebooks/claims/claims.md), by data and verdict:\n\n| " in front
-    )
-    assert "[The ledger of the paper's claims](notebooks/claims/claims.md), by data and verdict:\n\n| Data" in page
+def test_evidence_has_a_page_with_its_figures_and_the_tally_of_the_ledger(reported):
+    front, page = front_page(reported), evidence_page(reported)
+    said = "[The ledger of the paper's claims]({}notebooks/claims/claims.md), by data and verdict:\n\n| Data"
+    assert said.format("evidence/") in front and said.format("") in page
     assert "- [Figure2: which?](evidence/README.md#figure2-which)\n- [Table1: which?](evidence/README.md)" in front
     assert "## Figure2: which?\n\n![Figure2: which?](notebooks/figure2/figure2.png)" in page
     assert "<summary>Table1: which?</summary>" in page and page.count("A note on it.") == 1
@@ -192,3 +213,39 @@ def test_the_blocks_of_a_page_are_the_committed_results(page, tmp_path):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(content, encoding="utf-8")
     assert filled(text, tmp_path) == text, "run `make readme`"
+
+
+# The report
+
+
+def text_of(root):
+    """The words of the report."""
+    html = render(root, "html").decode()
+    html = re.sub(r"</?(strong|em|span|code|a)\b[^>]*>", "", html.partition("<body>")[2])
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_the_report_holds_the_numbers_of_the_records_and_of_the_executed_notebooks(reported):
+    text = text_of(reported)
+    assert "scores 4.52" in text and "scores came out so." in text and "table1 4.52" in text
+    assert "MNIST-5k 17" in text and "ImageNet –" in text
+    assert "holds 1, not decided 1, not run 1" in text  # of the claims of Figure 2
+    assert text.count("Truncation helps") == 1  # which has run on other data
+    assert "a (5.16) against b (14.6): lower by 9.43 (first of 2 comparisons)" in text
+    assert "gain 0.12 [-1.3, 1.6]" in text and "Eats ImageNet (Abstract, Table 2, ImageNet)" in text
+    assert re.search(r"mnist \S+ 5 24\.0K to 384K 160K 2 × 2 2 1K \d+\.\d", text)
+    assert "Figure 1. Which? What it shows. results/mnist/notebooks/figure1/figure1.ipynb" in text
+    assert all(f"Figure {n}. not run" in text for n in range(3, 9)) and "smoke" not in text
+
+
+def test_the_report_is_a_pdf_of_two_to_eight_pages_and_the_same_bytes_again(reported):
+    pdf = render(reported)
+    assert pdf.startswith(b"%PDF-") and render(reported) == pdf
+    assert 2 <= len(render(reported, "png")) <= 8
+
+
+def test_a_report_without_results_reads_not_run_everywhere(tmp_path):
+    write_results(tmp_path, "smoke", dry_run=True, sizes={"xs": 77.0}, seeds=(0,))
+    assert report_data(tmp_path)["scores"] is None
+    text = text_of(tmp_path)
+    assert text.count("not run") > 14 and "Conclusions of the paper: not run." in text and "77" not in text

@@ -11,7 +11,7 @@ from emigm.paper.reported import reported
 from emigm.paper.settings import PAPER_MODELS
 from emigm.records.frame import baselines, runs
 from emigm.report import notes, style
-from emigm.report.tables import Reading, Table, body, count, load, nfe_text, plus_minus
+from emigm.report.tables import Reading, Table, body, load, plus_minus
 
 
 @pytest.fixture
@@ -44,12 +44,6 @@ def test_numbers_are_written_with_the_digits_that_their_error_allows(mean, error
     assert plus_minus(mean, error) == text
 
 
-def test_counts_and_nfe_are_written_as_the_paper_prints_them():
-    counts = {24_000: "24.0K", 478_325_280: "478M", 1.5e9: "1.50B", 12: "12", float("nan"): "not run"}
-    assert [count(n) for n in counts] == list(counts.values())
-    assert nfe_text(16, 19.2) == "16×1.2" and nfe_text(16, None) == "not run" and nfe_text(float("nan"), 3) == "not run"
-
-
 def test_what_is_saved_reads_back_as_data_and_is_shown_without_title_and_notes(tmp_path):
     frame = pd.DataFrame({"a": ["1 ± 2", None], "b": ["x", ""]})
     table = Table("t", "Title", frame, ("A note.", "")).save(tmp_path)
@@ -62,21 +56,6 @@ def test_what_is_saved_reads_back_as_data_and_is_shown_without_title_and_notes(t
     assert (tmp_path / "reading.md").read_text() == reading.markdown() == "First.\n\nSecond.\n\n- A note.\n"
     assert load(tmp_path / "reading.md").notes == ("A note.",) and body(tmp_path / "reading.md") == "First.\n\nSecond."
     assert body(tmp_path / "absent.md") == "not run"
-
-
-def test_nothing_is_saved_without_a_folder_and_nothing_shown_names_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    table, picture = Table("t", "T", pd.DataFrame({"a": ["1"]})), style.Picture("t", style.panels()[0])
-    for one in (table, Reading(("It is so.",)), picture):
-        assert one.save(None) is one and not list(tmp_path.iterdir())
-        assert str(tmp_path) not in repr(one.save(tmp_path.with_name("out"))) and "0x" not in repr(one)
-
-
-def test_a_dry_run_and_no_other_is_marked_in_titles_notes_and_pictures(root, frame):
-    for runs_, marked in ((runs(root, ["smoke"]), True), (frame, False)):
-        assert (notes.heading(runs_, "T") == "DRY RUN: T") == notes.all_of(runs_)[0].startswith("DRY RUN: ") == marked
-        texts = [text.get_text() for text in style.Picture("p", style.panels()[0], dry_run=marked).figure.texts]
-        assert texts == ["DRY RUN"] * marked
 
 
 def test_every_number_comes_with_what_it_rests_on(frame, root, released):
@@ -137,13 +116,6 @@ def test_a_curve_shows_mean_error_and_every_training_seed_and_crosses_out_what_f
     assert [len(line.get_xdata()) for line in crosses] == [2]
 
 
-def test_runs_that_lack_a_column_are_left_out_and_an_empty_panel_says_not_run(frame):
-    axes = style.panels()[1][0, 0]
-    assert style.curve(axes, frame.assign(flops=np.nan), "flops").empty
-    style.log_x(axes)
-    assert [text.get_text() for text in axes.texts] == ["not run"]
-
-
 def test_the_legend_names_every_mark_once_and_what_is_no_model_last(frame, root):
     def labels_of(legend):
         return [text.get_text() for text in legend.get_texts()]
@@ -174,10 +146,3 @@ def test_drawing_does_not_change_the_style_of_others():
     before = dict(matplotlib.rcParams)
     assert style.styled(lambda: matplotlib.rcParams["svg.hashsalt"])() == "emigm"
     assert dict(matplotlib.rcParams) == before
-
-
-def test_an_axis_is_logarithmic_where_values_span_more_than_ten_times():
-    for values, scale in (([1, 9], "linear"), ([1, 11], "log"), ([0, 50], "linear"), ([], "linear")):
-        axes = style.panels()[1][0, 0]
-        style.log_y_where_wide(axes, pd.Series(values, dtype=float))
-        assert axes.get_yscale() == scale

@@ -1,21 +1,22 @@
-"""Generation: a function of (weights, seed, image index)."""
+"""Generation: a function of (weights, seed, image index); DPM-Solver++ against an exact solution."""
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import pytest
 import torch
-from stored import write_samples
 from test_model import CODES, TINY, random_model
 from test_systems import SYSTEMS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from emigm import sample as sampling
-from emigm.config.errors import ConfigError, RunError
+from emigm.config.errors import RunError
 from emigm.config.schema import SampleConfig
-from emigm.data.samples import SampleSet, chunk_name, chunk_ranges
 from emigm.launching import ahead
+from emigm.model import diffusion
+from emigm.model.diffusion import T, cosine_betas, ddpm_sample, dpm_solver_plan, dpm_solver_sample
 from emigm.model.model import EMIGM, cast_linear
 from emigm.model.schedules import nfe, reveal_counts
 from emigm.paper.settings import PAPER_MODELS
@@ -159,20 +160,42 @@ def test_a_gpu_attends_by_flash_attention(precision):
         list(generate(model, torch.arange(4), SampleConfig(2, 3, precision=precision), seed=0))
 
 
-def test_images_come_back_in_order_chunk_by_chunk_and_a_folder_without_just_them_is_refused(tmp_path):
-    pixels, labels = np.random.default_rng(0).integers(0, 256, (11, 1, 2, 2)).astype(np.uint8), np.arange(11) % 3
-    write_samples(folder := tmp_path / "s", pixels, labels, 4, seed=1)
-    samples = SampleSet(folder, 11, seed=1)
-    assert samples.ranges == chunk_ranges(11, 4) == [(0, 4), (4, 8), (8, 11)] and len(samples) == 11
-    assert [len(p) for p, _ in samples] == [4, 4, 3]
-    assert np.array_equal(samples.all()[0], pixels) and np.array_equal(samples.all()[1], labels)
-    assert [p.name for p in folder.parent.iterdir()] == ["s"]
-    (folder / "notes.npz").touch()  # no chunk
-    for images, seed, message in ((8, 1, "8 in all"), (12, 1, "12 in all"), (11, 0, "are of seed 1, expected 0")):
-        with pytest.raises(ConfigError, match=message):
-            SampleSet(folder, images, seed=seed)
-    (folder / chunk_name(4, 8)).unlink()
-    with pytest.raises(ConfigError, match="holds 4 images without a gap, expected 11"):
-        SampleSet(folder, 11)
-    with pytest.raises(ConfigError, match=r"none: no such folder.*dvc repro"):
-        SampleSet(folder.with_name("none"), 11)
+DATA_STD = 0.5
+
+
+def test_x0_clip_bounds_what_ddpm_returns():
+    noise = 3 * torch.randn(14, 200, 1, generator=torch.Generator().manual_seed(0))
+    wild = lambda x, time: torch.cat([-x, -torch.ones_like(x)], dim=-1)  # noqa: E731
+    assert ddpm_sample(wild, noise, 14, x0_clip=0.7).abs().max() <= 0.7 + 1e-6
+    assert ddpm_sample(wild, noise, 14).abs().max() > 10
+
+
+@pytest.mark.parametrize("steps", range(3, 26))
+def test_dpm_solver_spends_exactly_its_steps(steps):
+    plan = dpm_solver_plan(steps)
+    assert len(plan) == steps == sum(diffusion.singlestep_orders(steps))
+    assert [s.time for s in plan] == sorted((s.time for s in plan), reverse=True)
+
+
+def alpha_bar(time):
+    """At the solver's own time input, interpolated in log alpha over the schedule's knots."""
+    log_abar = np.cumsum(np.log(1 - cosine_betas()))[:996]
+    return math.exp(np.interp(time / T + 1 / 996, np.arange(1, 997) / 996, log_abar))
+
+
+def test_dpm_solver_converges_to_the_exact_solution_of_the_ode():
+    """For Gaussian data the flow multiplies the noise by a known factor."""
+
+    def denoiser(x, i):
+        """The exact noise prediction for data N(0, DATA_STD^2), with variance at the posterior's end."""
+        abar = alpha_bar(float(plan[i].time))
+        eps = math.sqrt(1 - abar) * x / (abar * DATA_STD**2 + 1 - abar)
+        return torch.cat([eps, -torch.ones_like(x)], dim=-1)
+
+    noise, errors = torch.ones(1, 1, dtype=torch.float64), []
+    start, end = (math.sqrt(a * DATA_STD**2 + 1 - a) for a in (alpha_bar(T - T / 996), alpha_bar(0)))
+    for steps in (12, 24, 48):
+        plan = dpm_solver_plan(steps, torch.float64)
+        errors.append(abs(dpm_solver_sample(denoiser, noise, plan).item() - end / start))
+    assert errors[0] < 0.05 and errors[2] < 2e-3
+    assert errors[0] / errors[1] > 4 and errors[1] / errors[2] > 4  # order 3 would give 8

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import truncnorm
 
+from emigm.config.errors import ConfigError
 from emigm.model.schedules import (
     ALL_SCHEDULES,
     draw_mask_counts,
@@ -16,6 +17,7 @@ from emigm.model.schedules import (
     train_time,
     truncated_normal_ratio,
 )
+from emigm.paper.settings import paper_sampling
 
 NAMES = sorted(ALL_SCHEDULES)
 
@@ -89,12 +91,17 @@ def test_reveal_counts_reveal_every_token_once_and_their_mean_is_the_expected(na
 
 
 @pytest.mark.parametrize(
-    ("steps", "interval", "guided"),  # as counted in the official sampler's loop
-    [(16, (0.1, 0.3), 3), (16, (0.2, 0.4), 3), (128, (0.18, 0.6), 53), (128, (0.05, 0.4), 45), (128, (0.3, 0.7), 51),
-     (16, (0.15, 0.35), 3), (64, (0.25, 0.5), 16)],
+    ("resolution", "size", "steps", "interval", "guided"),  # as counted in the official sampler's loop
+    [(256, "l", 16, (0.1, 0.3), 3), (256, "h", 16, (0.2, 0.4), 3), (256, "xs", 128, (0.18, 0.6), 53),
+     (256, "b", 128, (0.05, 0.4), 45), (256, "h", 128, (0.3, 0.7), 51), (512, "s", 16, (0.15, 0.35), 3),
+     (512, "l", 64, (0.25, 0.5), 16)],
 )  # fmt: skip
-def test_nfe_of_the_papers_sampling_configurations(steps, interval, guided):
+def test_the_papers_sampling_configurations_and_their_nfe(resolution, size, steps, interval, guided):
+    cfg = paper_sampling(resolution, size, steps)
+    assert (cfg.cfg_interval, cfg.cfg_scale, cfg.solver_steps) == (interval, 4.0, 8 if steps == 16 else 14)
     assert nfe(steps, 4.0, interval) == steps + guided
+    with pytest.raises(ConfigError, match="the paper's budgets"):
+        paper_sampling(resolution, size, 32)
 
 
 def test_guidance_acts_on_a_half_open_interval_and_never_at_scale_1():

@@ -53,6 +53,10 @@ def test_the_smoke_benchmark_runs_the_whole_chain_which_marks_the_dry_run_and_no
     assert json.loads((results / "metrics" / "xs-4.json").read_text())["fid"] > 0
     assert "Dry run" in (results / "README.md").read_text()
     assert "DRY RUN" in (results / "notebooks" / "scores" / "scores.md").read_text()
+    trained, along = (records[stage]["results"] for stage in ("train-xs", "snapshots-xs"))
+    half = {"step": 10, "images": 640, "flops": trained["flops"] / 2}
+    assert trained["snapshots"] == [half] and [p["step"] for p in along["points"]] == [10, 20]
+    assert half.items() <= along["points"][0].items()
     provenance, settings = (records["evaluate-xs"][key] for key in ("provenance", "settings"))
     # The stages before this one have written dvc.lock, which is no change of code.
     assert provenance["commit"] == run(checkout, "git", "rev-parse", "HEAD").stdout.strip()

@@ -16,7 +16,6 @@ from emigm.report.statistics import (
     runs_needed,
     summarise,
     t_interval,
-    unit_means,
     visible_effect,
 )
 
@@ -83,24 +82,10 @@ def test_a_summary_keeps_order_and_other_columns_and_a_cell_that_has_not_run_has
 # Estimates and tests
 
 
-def test_sampling_seeds_are_averaged_within_a_training_seed():
-    rows = [(0, 0, 1.0), (0, 1, 3.0), (5, 0, 10.0), (5, 1, 20.0)]
-    found = pd.DataFrame(rows, columns=["train_seed", "sample_seed", "fid"])
-    both, one = unit_means(found, "fid"), unit_means(found[:2], "fid")
-    assert (both.name, both.to_dict()) == ("training", {0: 2.0, 5: 15.0})
-    assert (one.name, one.to_dict()) == ("sampling", {0: 1.0, 1: 3.0})
-
-
 def test_a_single_value_has_no_interval_and_equal_ones_have_no_width():
     assert t_interval([2.0]).effect == 2 and t_interval([2.0]).low is None
     same = t_interval([2.0, 2.0, 2.0])
     assert (same.low, same.high, same.p) == (2, 2, 0)
-
-
-def test_an_effect_turned_round_has_its_interval_turned_round():
-    found = -t_interval([1.0, 2.0, 4.0])
-    assert found.low < found.effect < found.high and found.effect == pytest.approx(-7 / 3)
-    assert (-t_interval([1.0])).low is None
 
 
 def test_a_known_error_gives_the_normal_interval():
@@ -139,17 +124,13 @@ def test_as_many_runs_are_needed_as_find_the_effect_as_often_as_said():
     assert power(n) >= 0.79 and power(n - 1) < 0.81 and n == 13
 
 
-def test_holm_multiplies_by_the_hypotheses_left_and_never_falls():
-    assert holm([0.04, 0.01, 0.03])[0] == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.9, 0.8])[0].tolist() == [1, 1] and holm([])[0].tolist() == []
-
-
 def test_holm_rejects_what_closed_testing_by_bonferroni_rejects():
     """Reference: a hypothesis is rejected where every set of hypotheses with it is, each by its own Bonferroni test."""
     p = np.random.default_rng(3).uniform(0, 0.05, 6)
     for i, adjusted in enumerate(holm(p)[0]):
         sets = [[j for j in range(6) if j == i or code >> j & 1] for code in range(64)]
         assert adjusted == pytest.approx(min(1, max(len(s) * min(p[s]) for s in sets)))
+    assert holm([0.9, 0.8])[0].tolist() == [1, 1] and holm([])[0].tolist() == []
 
 
 @pytest.mark.parametrize("seed", range(5))
