@@ -149,7 +149,8 @@ def trained_model(name: str) -> Path | None:
     """Folder of a model that is called <benchmark>-<model>, such as "mnist-h": the first training seed's in models/, or
     the copy that git tracks in results/; None: there is neither."""
     benchmark, _, size = name.rpartition("-")
-    folders = [*sorted(Path("models", benchmark, size).glob("seed*")), weights_folder(benchmark, size)]
+    trained = sorted(Path("models", benchmark, size).glob("seed*"), key=lambda folder: (len(folder.name), folder.name))
+    folders = [*trained, weights_folder(benchmark, size)]
     return next((f for f in folders if benchmark and (f / CONFIG_FILE).is_file()), None)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from emigm.config.compose import compose_benchmark, find_root, write_composed
-from emigm.config.errors import ConfigError, UserError, check
+from emigm.config.errors import REFUSALS, ConfigError, UserError, check, refusal
 from emigm.config.parsing import known, parse, read_yaml
 from emigm.config.paths import results_folder, samples_folder, samples_name
 from emigm.config.schema import ModelConfig, Precision, Schedule
@@ -334,6 +334,11 @@ def main(arguments: list[str] | None = None) -> int:
         return run(**given) or 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        return 1
+    except OSError as e:
+        if e.errno not in REFUSALS:
+            raise
+        print(f"error: {refusal(e)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: no file is left half written; type the same command to go on", file=sys.stderr)

@@ -8,6 +8,7 @@ those that it finished.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,7 +49,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         _remove_leftovers(path.parent)
         try:
             write(temporary)
-            with temporary.open("rb") as f:  # on the disk before its name is: a power cut leaves no empty file
+            with temporary.open("r+b") as f:  # on the disk before its name is: a power cut leaves no empty file
                 os.fsync(f.fileno())
             os.replace(temporary, path)
         finally:
@@ -73,7 +74,8 @@ def _remove_leftovers(folder: Path) -> None:
         try:
             os.kill(int(file.name.split(".")[-2]), 0)  # sends nothing
         except (ProcessLookupError, ValueError):  # ended; or no process's
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # another user's, in a folder such as /tmp
+                file.unlink(missing_ok=True)
         except PermissionError:  # another user's, at work
             continue
 

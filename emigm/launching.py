@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import errno
 import functools
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from emigm.config.benchmark import load_benchmark
-from emigm.config.errors import RunError, UserError, check
+from emigm.config.errors import REFUSALS, RunError, UserError, check, refusal
 from emigm.config.paths import STATE
 from emigm.io import lock
 
@@ -60,8 +59,8 @@ def run_stage(stage: Callable[..., None], *arguments: str, one_process: bool = F
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """End the command in one line on a user's mistake, Ctrl-C, a full disk or the end of another of its processes; and
-    end it with DVC or the launcher, where that started it: a failed run must not go on behind its back."""
+    """End the command in one line on a user's mistake, Ctrl-C, a disk's refusal or the end of another of its processes;
+    and end it with DVC or the launcher, where that started it: a failed run must not go on behind its back."""
     if {"DVC_STAGE", "LOCAL_RANK"} & os.environ.keys():
         stages = sys.modules.get("emigm.stages")  # has noted who it was before seconds of imports
         die_with_parent(stages.STARTED_BY if stages else os.getppid())
@@ -74,9 +73,9 @@ def in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT, f"interrupted; {AGAIN}")
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno not in REFUSALS:
             raise
-        _end(1, f"error: {e.filename or 'disk'}: {e.strerror}; make room and type the same command again")
+        _end(1, f"error: {refusal(e)}")
     except RuntimeError as e:  # torch has no type of its own for what gloo says
         if place()[1] == 1 or not ("gloo" in str(e) or type(e).__name__.startswith("Dist")):
             raise

@@ -83,7 +83,7 @@ def train(
     Raises:
         ConfigError: the batch does not suit the data or the processes, the device lacks the precision, a resume point
             is damaged, or not all processes see it.
-        RunError: the loss is not finite.
+        RunError: the loss, or the weights at the end, are not finite.
     """
     share = batch_share(cfg.batch, world)
     state = TrainState.initial(model_cfg, cfg, seed, world, compiled)
@@ -124,6 +124,8 @@ def train(
         if resumable and world.is_main:
             points.save(done, state.entries())
         on_step(done)
+    if not all(average.isfinite().all() for average in state.ema.values()):  # no loss has seen what the last step did
+        raise RunError(f"weights of seed {seed} are NaN or infinite after {state.step} steps; lower train.lr")
     return TrainResult(state.ema, state.curve, state.seconds, state.skipped, snapshots)
 
 

@@ -1,6 +1,7 @@
 """What the command line says of itself, and how it ends."""
 
 import argparse
+import errno
 import shlex
 import shutil
 from pathlib import Path
@@ -49,6 +50,16 @@ def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 130
     out, err = capsys.readouterr()
     assert not out and err.startswith("interrupted: ") and err.count("\n") == 1
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(monkeypatch, capsys):
+    def refused(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system", ".dvc/tmp")
+
+    monkeypatch.setattr("emigm.tools.doctor.doctor", refused)
+    assert cli.main(["doctor"]) == 1
+    said = "error: .dvc/tmp: Read-only file system; make room or give write access, and type the same command again\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_verb_started_below_the_root_works_as_there_and_files_stay_where_the_user_is(checkout, refused, monkeypatch):

@@ -24,7 +24,7 @@ from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
 from emigm.stages.extractor import make_extractor
-from emigm.stages.reference import make_reference
+from emigm.stages.reference import make_reference, save_real_grid
 from emigm.stages.snapshots import score_snapshots
 
 TREE = faults.BENCHMARK | {
@@ -167,6 +167,21 @@ def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_sco
     assert len(subsets) == 5 and min(subsets) > 0 and results["nearest"]["holdout_to_train"] > 0
     assert np.mean(results["nearest"]["real_ratio"]["values"]) == pytest.approx(1, abs=0.05)
     assert Path("results/tiny/grids/real.png").stat().st_size > 100 and not Path(".state/tiny/reference").exists()
+
+
+def test_a_grid_of_real_images_ends_where_the_smallest_class_does(tmp_path, monkeypatch):
+    labels, shown = np.array([0] * 2 + [1] * 5 + [2] * 5), []
+
+    def pixels(index):
+        shown.extend(labels[index].tolist())
+        return np.zeros((len(index), 1, 4, 4), dtype=np.uint8)
+
+    source = SimpleNamespace(labels=labels, pixels=pixels)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("emigm.stages.reference.open_images", lambda *_: source)
+    monkeypatch.setattr("emigm.stages.reference.why_none", lambda folder: None)
+    save_real_grid(benchmark())
+    assert shown == [0, 1, 2, 0, 1, 2]
 
 
 def test_more_photos_than_fit_in_memory_ask_for_stored_statistics(alone, monkeypatch):

@@ -34,6 +34,21 @@ def test_temporaries_match_no_pattern_and_those_of_dead_writers_of_this_machine_
     assert seen == [] and {p.name for p in tmp_path.iterdir()} == {"a.json", "b.json", held.name, foreign.name}
 
 
+def test_a_dead_writers_file_that_cannot_be_removed_is_left_alone(tmp_path, monkeypatch):
+    """Another user's, in a folder such as /tmp."""
+    left = tmp_path / f".a.json.{HOST}.{2**22 + 1}.tmp"
+    left.touch()
+
+    def unlink(path, missing_ok=False, plain=Path.unlink):
+        if path == left:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        plain(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    write_atomically(tmp_path / "a.json", lambda p: p.write_text("{}"))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", left.name}
+
+
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path):
     def fail(temporary):
         temporary.write_text("half")

@@ -134,6 +134,21 @@ def test_every_mode_of_pillow_becomes_the_same_rgb(mode):
     assert np.abs(difference).max() <= 3
 
 
+def test_own_photos_are_turned_as_their_camera_noted_and_those_of_imagenet_are_not(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is at the right
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
+    sizes = [decode("a", tmp_path / "a.jpg", upright).size for upright in (False, True)]
+    assert sizes == [(6, 4), (4, 6)]
+    write_photos(tmp_path / "photos", "ab", each=2)
+    dark_above = Image.fromarray(np.repeat(np.uint8([0, 255]), 4)[:, None, None] * np.ones((1, 8, 3), dtype=np.uint8))
+    for path in (tmp_path / "photos").rglob("*.*"):
+        dark_above.save(path, exif=exif)
+    cfg = DataConfig("folder", root=str(tmp_path / "photos"), classes=2, resolution=8, holdout=0.5)
+    pixels = load_split(cfg, 1)["train"][0].astype(int)
+    assert (pixels[..., :2].mean() > 200) and (pixels[..., -2:].mean() < 50)
+
+
 @pytest.mark.parametrize(("mode", "white"), [("I", 255), ("F", 255), ("F", 65535), ("F", 70000), ("F", -1)])
 def test_grey_levels_of_modes_without_a_white_are_scaled_by_their_range_or_refused(tmp_path, mode, white):
     levels = np.asarray(GREY.convert("L")) * (white / 255)

@@ -157,6 +157,17 @@ def test_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(tmp
     assert steps_done(tmp_path, SNAPSHOTS) == 5
 
 
+def test_weights_that_the_last_step_made_infinite_end_the_run(tmp_path, monkeypatch):
+    def overflow(state, *arguments, plain=training.train_step):
+        outcome = plain(state, *arguments)
+        next(iter(state.ema.values())).fill_(float("inf"))
+        return outcome
+
+    monkeypatch.setattr(training, "train_step", overflow)
+    with pytest.raises(RunError, match=r"weights of seed 0 are NaN or infinite after 1 steps; lower train\.lr"):
+        run(tmp_path, replace(RECIPE, steps=1, warmup_steps=0))
+
+
 # Rates, averages and optimizers
 
 

@@ -1,5 +1,7 @@
 """The errors of this project that a user can mend. No torch in this module."""
 
+import errno
+
 
 class UserError(Exception):
     """Something the user can mend; stages show its message alone, without a traceback."""
@@ -17,3 +19,12 @@ def check(holds: object, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
     if not holds:
         raise ConfigError(message)
+
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Of a disk that is full or does not let itself be written."""
+
+
+def refusal(e: OSError) -> str:
+    """What a disk refused, and the remedy, in one line."""
+    return f"{e.filename or 'disk'}: {e.strerror}; make room or give write access, and type the same command again"

@@ -111,7 +111,8 @@ def _decoded(root: str, photos: dict[str, Any], resolution: int, workers: int) -
             f"{MOST_BYTES / 2**30:g} GiB; lower data.resolution, or set dataset: imagenet (and extractor.kind: "
             "inception), which reads photos when they are asked for"
         )
-    return crop_photos(paths, resolution, workers, f"decode {root}"), np.array(photos["labels"], dtype=np.int64)
+    pixels = crop_photos(paths, resolution, workers, f"decode {root}", upright=True)
+    return pixels, np.array(photos["labels"], dtype=np.int64)
 
 
 def load_digits(cfg: DataConfig) -> Split:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from emigm.config.errors import ConfigError, check
@@ -71,23 +71,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(name: str, file: Path | bytes) -> Image.Image | str:
-    """The image as RGB, whatever its mode (ImageNet has grey and CMYK photos), or one line on why there is none."""
+def decode(name: str, file: Path | bytes, upright: bool = False) -> Image.Image | str:
+    """The image as RGB, whatever its mode (ImageNet has grey and CMYK photos), or one line on why there is none.
+    `upright`: turned as its EXIF orientation says, which ADM leaves aside."""
     try:
         with Image.open(BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except UnidentifiedImageError:
         return f"{name} (not an image)"
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e:
         return f"{name} ({getattr(e, 'strerror', None) or e})"
 
 
-def crop_photos(paths: Sequence[Path], resolution: int, workers: int, label: str | None = None) -> np.ndarray:
-    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads, under a bar of this label;
-    DecodingError names every photo that does not decode."""
+def crop_photos(
+    paths: Sequence[Path], resolution: int, workers: int, label: str | None = None, upright: bool = False
+) -> np.ndarray:
+    """Crops of photos, uint8 (n, 3, resolution, resolution), decoded by so many threads (`upright` as
+    `decode` has it), under a bar of this label; DecodingError names every photo that does not decode."""
 
     def crop(path: Path) -> np.ndarray | str:
-        image = decode(str(path), path)
+        image = decode(str(path), path, upright)
         return image if isinstance(image, str) else adm_crop(image, resolution)
 
     pixels, failures = np.empty((len(paths), 3, resolution, resolution), dtype=np.uint8), []

@@ -114,11 +114,11 @@ def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {k: _spread(v) if isinstance(v[0], dict) else {"values": v} for k, v in measured.items()}
 
 
-def reconstructed(benchmark: Benchmark) -> np.ndarray:
-    """The held-out images decoded from their latents, uint8 (n, c, h, w)."""
+def reconstructed(benchmark: Benchmark, device: str) -> np.ndarray:
+    """The held-out images decoded from their latents on the device, uint8 (n, c, h, w)."""
     store = LatentStore(data_folder(benchmark) / "latents" / "holdout")
     raw = torch.from_numpy(store.rows(np.arange(len(store)), view=0))
-    autoencoder = load_autoencoder(benchmark.autoencoder)
+    autoencoder = load_autoencoder(benchmark.autoencoder, device)
     return autoencoder.decode(autoencoder.sample(raw, torch.Generator().manual_seed(0))).numpy()
 
 

@@ -77,6 +77,8 @@ def save_real_grid(benchmark: Benchmark) -> Path:
         source = open_images(images_folder(benchmark), "train", benchmark.run.workers)
         order = np.argsort(source.labels, kind="stable")
         rank = np.arange(len(order)) - np.searchsorted(source.labels[order], source.labels[order])
+        whole = rank < np.bincount(source.labels)[source.labels].min()  # a grid has an image of each class in turn
+        order, rank = order[whole], rank[whole]
         grid = source.pixels(order[np.lexsort((source.labels[order], rank))][:SHOWN])
     save_png(path, grid_of(grid, classes, GRID_COLUMNS))
     return path
@@ -121,7 +123,8 @@ def image_sets(benchmark: Benchmark, extract: Extractor) -> dict[str, list[Image
             sets[f"shuffled-{seed}"] = parts_made(identity, number, lambda seed=seed: shuffled(benchmark, seed)[0])
     else:
         identity = sha256(data_folder(benchmark) / "latents" / "holdout" / INDEX)
-        sets["reconstructed"] = parts_made(identity, len(sources["holdout"]), partial(reconstructed, benchmark))
+        decoded = partial(reconstructed, benchmark, extract.device)
+        sets["reconstructed"] = parts_made(identity, len(sources["holdout"]), decoded)
     return sets
 
 

@@ -20,6 +20,8 @@ from emigm.config.parsing import as_dict
 from emigm.config.schema import SampleConfig
 from emigm.io import write_atomically
 
+FEW = 5_000_000
+"""Parameters below which a model on a CPU has one thread."""
 LEAST_SIDE, MOST_WIDTH = 64, 2600
 """Pixels: smaller images are enlarged by a whole factor; a wider row of classes goes on below."""
 FONT_SIZE, MARGIN = 14, 4
@@ -55,6 +57,10 @@ def generate_grid(
         print(f"{name}: {folder}")
         name = str(folder)
     generator = load_generator(name, autoencoder, device)
+    if device == "cpu" and sum(p.numel() for p in generator.model.parameters()) < FEW:
+        torch.set_num_threads(
+            1
+        )  # as in the stages: threads that wait for a core cost a small model more than they gain
     known = generator.model.cfg.classes
     if wrong := [c for c in classes if not 0 <= c < known]:
         raise ConfigError(f"--classes: {wrong[0]} is no class of {name}; its classes are 0 to {known - 1}")
