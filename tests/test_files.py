@@ -118,3 +118,18 @@ def test_a_resume_point_that_is_none_is_one_line_without_unsafe_advice(tmp_path,
     message = str(error.value)
     assert "delete it to start this run over" in message and "\n" not in message
     assert "weights_only" not in message and not Path("ran").exists()
+
+
+def test_the_newest_resume_point_is_taken_and_only_it_is_kept(tmp_path, monkeypatch):
+    points = ResumePoints(tmp_path, "k")
+    assert points.load(("step",)) is None and not points.exists()
+    for step in (2, 10, 10):
+        points.save(step, {"step": step})
+        assert points.load(("step",)) == {"step": step} and points.exists()
+        assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 1
+    ResumePoints(tmp_path, "other").save(1, {"step": 1})
+    monkeypatch.setattr("emigm.train.sha256", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # killed before the file has its name
+        points.save(12, {"step": 12})
+    monkeypatch.undo()
+    assert points.load(("step",)) == {"step": 10}
