@@ -124,7 +124,8 @@ def train(
         if resumable and world.is_main:
             points.save(done, state.entries())
         on_step(done)
-    if not all(average.isfinite().all() for average in state.ema.values()):  # no loss has seen what the last step did
+    if not all(torch.stack([average.isfinite().all() for average in state.ema.values()]).tolist()):
+        # no loss has seen what the last step did
         raise RunError(f"weights of seed {seed} are NaN or infinite after {state.step} steps; lower train.lr")
     return TrainResult(state.ema, state.curve, state.seconds, state.skipped, snapshots)
 
