@@ -12,14 +12,14 @@ from stored import record, together, write_samples
 
 from benchmarks.faults import faults
 from emigm.config.benchmark import Benchmark
-from emigm.config.errors import ConfigError
+from emigm.config.errors import ConfigError, RunError
 from emigm.config.parsing import parse
 from emigm.data.images import load_images, load_split, save_images
 from emigm.data.samples import SampleSet
 from emigm.metrics import measuring
 from emigm.metrics.classifier import classification_accuracy_score
 from emigm.metrics.features import load_extractor
-from emigm.metrics.real_images import neighbour_ratios, shuffle_sources, stored_reference, subset_fid
+from emigm.metrics.real_images import neighbour_ratios, reconstructed, shuffle_sources, stored_reference, subset_fid
 from emigm.metrics.scores import fid, load_reference, reference_of
 from emigm.stages.encode import encode
 from emigm.stages.evaluate import evaluate
@@ -167,6 +167,20 @@ def test_the_reference_of_training_images_has_its_baselines_at_the_number_of_sco
     assert len(subsets) == 5 and min(subsets) > 0 and results["nearest"]["holdout_to_train"] > 0
     assert np.mean(results["nearest"]["real_ratio"]["values"]) == pytest.approx(1, abs=0.05)
     assert Path("results/tiny/grids/real.png").stat().st_size > 100 and not Path(".state/tiny/reference").exists()
+
+
+def test_latents_are_decoded_on_the_device_of_the_extractor_for_the_baseline(monkeypatch):
+    class Store(tuple):
+        def rows(self, index, view):
+            return np.zeros((len(index), 1))
+
+    def load(cfg, device="cpu"):
+        raise RunError(f"autoencoder on {device}")
+
+    monkeypatch.setattr("emigm.metrics.real_images.LatentStore", lambda folder: Store("ab"))
+    monkeypatch.setattr("emigm.metrics.real_images.load_autoencoder", load)
+    with pytest.raises(RunError, match="autoencoder on cuda:1"):
+        reconstructed(benchmark(), "cuda:1")
 
 
 def test_a_grid_of_real_images_ends_where_the_smallest_class_does(tmp_path, monkeypatch):

@@ -60,6 +60,22 @@ def run(model, *options):
     return json.loads(Image.open("new/grid.png").text["emigm"])
 
 
+def test_a_small_model_on_a_cpu_runs_in_one_thread_and_a_large_one_in_all(model, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    run(model, "--classes", "0", "--seeds", "0", "--device", "cpu")
+    monkeypatch.setattr(generate, "FEW", 0)
+    run(model, "--classes", "0", "--seeds", "0", "--device", "cpu")
+    assert threads == [1]
+
+
+def test_of_a_trained_model_the_first_seed_by_number_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (9, 10):
+        make(Path("models/mine/xs") / f"seed{seed}")
+    assert trained_model("mine-xs") == Path("models/mine/xs/seed9")
+
+
 def test_the_grid_holds_the_images_of_the_api_enlarged_and_says_how_it_came_about(model, capsys):
     note = run(model, "--classes", "0,2-3", "--seeds", "4,5", "--batch", "2")
     assert note == {"model": model, "classes": [0, 2, 3], "seeds": [4, 5], "sampling": as_dict(OWN)}

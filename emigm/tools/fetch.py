@@ -280,4 +280,5 @@ def reason(e: Exception) -> str:
 
 
 def hub_error(what: str, e: Exception) -> ConfigError:
+    """The error that says what went wrong at the Hub, and what to check."""
     return ConfigError(f"{what} ({reason(e)}); check the name, the network, HF_TOKEN and HF_HUB_OFFLINE")
