@@ -482,6 +482,7 @@ def test_figures_quote_the_verdict_and_the_interval_of_the_ledger():
         "ladder/s at 16_plain <= mar_cosine at 16_plain: 1 and 2": "S at N = 16 without guidance <= MAR (cosine) at "
         "N = 16 without guidance: 1 and 2",
         "maskgit at 4 < codes16/maskgit at 4: 1 and 2": "MaskGIT at N = 4 < MaskGIT (16 codes) at N = 4: 1 and 2",
+        "colour/emigm at 4 < colour-codes/mdm at 4: 1 and 2": "eMIGM at N = 4 < MDM (512 codes) at N = 4: 1 and 2",
         "scale_125 or every_16 < plain_16: 1 and 2": "scale 1.25 or every at N = 16 < no guidance at N = 16: 1 and 2",
         "IS: late_16 < grid_06_10: 1 and 2": "IS: late at N = 16 < guidance in (0.6, 1.0]: 1 and 2",
         "h at 16 < xs_equal at 16: 1 and 2, gain 1": "H at N = 16 < XS (equal FLOPs) at N = 16: 1 and 2, gain 1",

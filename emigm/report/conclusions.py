@@ -14,7 +14,7 @@ from emigm.report.tables import NONE
 PAPER, QUESTION = "the paper", "this project"
 """Whose a row of the ledger is: a conclusion of the paper, or a question of this project."""
 WORDS = {
-    r"codes(\d*)/(\w+)": lambda m: f"{m[2]} ({m[1] or 512} codes)",
+    r"(?:colour-)?codes(\d*)/(\w+)": lambda m: f"{m[2]} ({m[1] or 512} codes)",
     r"[\w-]+/(?=\w)": "",
     r"elbo_(\w+)": r"\1 (ELBO)",
     r"one_log_exp": "log-exp (weight 1)",
@@ -22,6 +22,7 @@ WORDS = {
     r"mae_exp": "with the MAE trick",
     r"tmin4": "t ≥ 0.4",
     r"fake_token": "fake class token",
+    r"(?<!\S)emigm\b": "eMIGM",
     r"(?<!\S)mar(_cosine)?\b": lambda m: "MAR" + " (cosine)" * bool(m[1]),
     r"(?<!\S)maskgit\b": "MaskGIT",
     r"(?<!\S)(mdm|xs|s|b|l|h)(_equal)?\b": lambda m: m[1].upper() + " (equal FLOPs)" * bool(m[2]),
