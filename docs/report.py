@@ -53,14 +53,14 @@ def report_data(root: Path) -> dict[str, Any]:
     return {
         "commit": commit(root),
         "not_run": NOT_RUN,
+        "question": conclusions.QUESTION,
         "tally": rows_of(load(root / pages.LEDGER / "tally")),
         "data": rows_of(load(root / pages.LEDGER / "data")),
         "claims": listed,
         "outcomes": {name: outcome(listed, which) for name, which in GROUPS.items()},
         "scores": rows_of(load(root / "results" / DEFAULT / "notebooks/scores/scores")),
         "scores_said": sentences(load(root / "results" / DEFAULT / "notebooks/scores/reading")),
-        "table1": rows_of(load(root / "results/evidence/notebooks/table1/table1"), without=OMITTED),
-        "table1_second": rows_of(load(root / "results/evidence/notebooks/table1/table1-second"), without=OMITTED),
+        "table1": systems(root / "results/evidence/notebooks/table1"),
         "figures": [figure(root, number, list(frames)) for number in FIGURES],
         "benchmarks": [setting(root, name, frame) for name, frame in frames.items()],
         "hours": f"{sum(hours(root, name) for name in frames):.1f}",
@@ -83,6 +83,12 @@ def rows_of(table: Table | Reading | None, without: tuple[str, ...] = ()) -> lis
     return [kept, *table.frame[kept].fillna(NONE).astype(str).to_numpy().tolist()]
 
 
+def systems(folder: Path) -> list[dict[str, Any]]:
+    """Table 1 on each of the data that it has run on: its title, and its rows."""
+    tables = [load(folder / name) for name in ("table1", "table1-second")]
+    return [{"title": table.title, "rows": rows_of(table, without=OMITTED)} for table in tables if table]
+
+
 def sentences(reading: Table | Reading | None) -> list[str]:
     return [] if reading is None else [plain(text) for text in reading.sentences]
 
@@ -94,7 +100,8 @@ def plain(text: str) -> str:
 
 def claim(row: dict[str, str]) -> dict[str, str]:
     """A row of the ledger; of several comparisons the first, and how many there are."""
-    comparisons = plain(next((row[column] for column in EFFECT if column in row), NONE)).split("; ")
+    effect = plain(next((row[column] for column in EFFECT if column in row), NONE))
+    comparisons = conclusions.in_words(effect).split("; ")
     more = f" (first of {len(comparisons)} comparisons)" if len(comparisons) > 1 else ""
     shown = {key.lower(): plain(row[key]) for key in ("Data", "Source", "Claim", "Verdict")}
     return shown | {"of": row.get("Of", ""), "effect": comparisons[0] + more}

@@ -3,6 +3,7 @@ benchmarks that they rest on."""
 
 import functools
 import re
+import shutil
 from dataclasses import replace
 
 import made_up
@@ -72,6 +73,14 @@ def test_a_notebook_runs_with_and_without_records_and_saves_only_where_it_is_tol
     run(name, empty, out=tmp_path / "empty")
     run(name, out=tmp_path / "again")
     assert contents(tmp_path / "again") == contents(tmp_path / "full")
+
+
+def test_a_panel_of_figure_2_compares_at_least_two_models(run, root, empty, tmp_path):
+    fewer = shutil.copytree(root, tmp_path / "fewer")
+    for record in fewer.glob("results/ablations/records/*fake_token*"):
+        record.unlink()
+    drawn = ["".join(title[1] for title in run("figure2", here)["panels"]) for here in (root, fewer, empty)]
+    assert drawn == ["abcde", "abcd", "abcde"]
 
 
 def test_the_ledgers_files_hold_every_claim_and_comparison(run, tmp_path):

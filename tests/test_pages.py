@@ -31,7 +31,7 @@ CLAIMS = {
     "Data": ["MNIST-5k", "MNIST-5k", "ImageNet", "CIFAR-10"],
     "Verdict": ["holds", "not decided", "not run", "not run"],
     "Measured": [
-        "a (5.16) against b (14.6): lower by 9.43; `c` (2) against d (3): 1",
+        "one_exp at 16_plain < xs at 16: 5.16 and 14.6, gain 9.43; `c` < d: 2 and 3, gain 1",
         "gain 0.12 [-1.3, 1.6]",
         "–",
         "–",
@@ -71,6 +71,9 @@ def reported(root):
     Table("claims", "Claims", pd.DataFrame(CLAIMS)).save(evidence / "notebooks" / "claims")
     tally = pd.DataFrame({"Data": ["MNIST-5k", "ImageNet"], "holds": ["17", None]})
     Table("tally", "Tally", tally).save(evidence / "notebooks" / "claims")
+    data = pd.DataFrame({"Claim": ["**Turns round**", "Stays"], "Digits": ["holds (+1.2)", "holds"]})
+    Table("data", "Claims on several data", data).save(evidence / "notebooks" / "claims")
+    Table("table1-second", "Table 1 on photos", pd.DataFrame({"Method": ["MAR"]})).save(evidence / "notebooks/table1")
     return root
 
 
@@ -231,7 +234,9 @@ def test_the_report_holds_the_numbers_of_the_records_and_of_the_executed_noteboo
     assert "MNIST-5k 17" in text and "ImageNet –" in text
     assert "holds 1, not decided 1, not run 1" in text  # of the claims of Figure 2
     assert text.count("Truncation helps") == 1  # which has run on other data
-    assert "a (5.16) against b (14.6): lower by 9.43 (first of 2 comparisons)" in text
+    assert "exp (weight 1) at N = 16 without guidance &lt; XS at N = 16: 5.16 and 14.6, gain 9.43 (first of 2" in text
+    assert "Turns round holds (+1.2) Stays holds" in text and "Table 1 on photos Method MAR" in text
+    assert "<strong>Turns round</strong>" in render(reported, "html").decode()
     assert "gain 0.12 [-1.3, 1.6]" in text and "Eats ImageNet (Abstract, Table 2, ImageNet)" in text
     assert re.search(r"mnist \S+ 5 24\.0K to 384K 160K 2 × 2 2 1K \d+\.\d", text)
     assert "Figure 1. Which? What it shows. results/mnist/notebooks/figure1/figure1.ipynb" in text
