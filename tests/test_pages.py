@@ -68,6 +68,9 @@ def reported(root):
     evidence = root / "results" / "evidence"
     for name in ("claims", "figure2", "table1"):
         execute(evidence, name, picture=name == "figure2")
+    colour = root / "results" / "colour"
+    execute(colour, "figure2", picture=True)
+    (colour / "README.md").touch()
     Table("claims", "Claims", pd.DataFrame(CLAIMS)).save(evidence / "notebooks" / "claims")
     tally = pd.DataFrame({"Data": ["MNIST-5k", "ImageNet"], "holds": ["17", None]})
     Table("tally", "Tally", tally).save(evidence / "notebooks" / "claims")
@@ -174,6 +177,7 @@ def test_evidence_has_a_page_with_its_figures_and_the_tally_of_the_ledger(report
     assert said.format("evidence/") in front and said.format("") in page
     assert "- [Figure2: which?](evidence/README.md#figure2-which)\n- [Table1: which?](evidence/README.md)" in front
     assert "## Figure2: which?\n\n![Figure2: which?](notebooks/figure2/figure2.png)" in page
+    assert " · [the same figure of colour](../colour/README.md) · [verdicts on the paper's claims](" in page
     assert "<summary>Table1: which?</summary>" in page and page.count("A note on it.") == 1
     assert "claims came out so." not in page  # the ledger has a page of its own
 

@@ -40,7 +40,7 @@ from emigm.report.tables import (
     write_text,
 )
 
-SHOWN = ("scores", "figure1", "reveal", "figure4", "training")
+SHOWN = ("scores", "figure1", "reveal", "figure2", "figure3", "figure4", "training")
 """Notebooks whose tables and pictures stand open on a benchmark's page; the others are folded."""
 SAME_FOR_A_READER = ("model.head_width", "train.seeds", "train.checkpoint_every")
 """Settings that follow others, or change no model."""
@@ -209,12 +209,16 @@ class Notebook:
         return "\n\n".join([*parts, " · ".join(self.links(link))])
 
     def links(self, link: Link) -> list[str]:
-        """What it is made from, as far as it is there: the notebook, its data, records and settings, and where the
-        verdicts on the paper's claims are."""
+        """What it is made from, as far as it is there: the notebook, its data, records and settings; then the pages of
+        other benchmarks with the same figure, and where the verdicts on the paper's claims are."""
         there = {"notebook": self.folder / f"{self.name}.ipynb"} | {file: self.folder / file for file in self.data}
         for one in self.benchmarks:
             there[f"records of {one}"] = Path("results", one, "records")
             there[f"settings of {one}"] = Path("benchmarks", one, "benchmark.yaml")
+        if self.name.startswith("figure"):
+            for other in sorted(self.root.glob(f"results/*/notebooks/{self.name}/{self.name}.ipynb")):
+                if (home := other.parents[2].relative_to(self.root)) not in (EVIDENCE, self.folder.parents[1]):
+                    there[f"the same figure of {home.name}"] = home / "README.md"
         if re.match(r"(figure|table)\d", self.name):
             there["verdicts on the paper's claims"] = LEDGER / "claims.md"
         return [link(label, path) for label, path in there.items() if (self.root / path).exists()]
