@@ -158,6 +158,16 @@ def test_facts_must_be_identical(key, value, cell):
     assert status(*sides, cell) == DIFFERS and compare(*sides).status == DIFFERS
 
 
+def test_what_is_measured_of_the_images_of_a_picture_is_not_judged_and_what_does_not_depend_on_rounding_is():
+    def pictures(distance, tokens):
+        found = {"nearest": {"samples": [[distance, distance + 1]], "holdout": 58.6, "train_images": 4000}}
+        found |= {"guidance": {"interval": {"nfe": 21.0, "from_off": distance}}, "schedules": {"exp": [tokens, 49.0]}}
+        return {"reveal-h": BASE | {"settings": {}, "results": found}}
+
+    assert compare(pictures(74.5, 1.0), pictures(75.9, 1.0)).status == REPRODUCED
+    assert compare(pictures(74.5, 1.0), pictures(74.5, 2.0)).status == DIFFERS
+
+
 def test_speed_and_scores_of_snapshots_are_not_judged():
     other = edited("train-s0.results.seconds", {"mean": 99.0})
     assert {v.status for v in compare(records(FIDS), other).verdicts} == {IDENTICAL}
