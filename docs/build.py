@@ -138,6 +138,8 @@ class Site:
         heading, first, *others = self.by_hand("README.md").partition("\n## ")[0].split("\n\n")
         commands = next((i for i, part in enumerate(others) if part.startswith("```")), len(others))
         run = [others.pop(commands) for _ in others[commands : commands + 2]]  # the commands, and what they take
+        for i in [i for i, part in enumerate(others) if "| holds " in part]:
+            del others[i - 1 : i + 1]  # the tally, with what announces it: it stands first
         pictures = [others.pop(i) for i, part in reversed([*enumerate(others)]) if part.startswith("![")]
         start = ["Results <results/README>", "Ledger <ledger>", "Protocol <benchmarks/README>", "With a GPU <README>"]
         start += [f"{name} <docs/{page}>" for name, page in GUIDES.items() if self.copied(Path("docs", f"{page}.md"))]

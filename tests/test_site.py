@@ -166,6 +166,7 @@ def test_the_front_page_has_the_answer_samples_and_scores_first_and_who_has_run_
     front = article(site, "index.html")
     text = " ".join(front.get_text().split())
     tally, scores, *_, again = front.find_all("table")
+    assert sum("holds" in table.get_text() for table in front.find_all("table")) == 1
     assert "MNIST-5k" in tally.get_text() and "eMIGM-XS" in scores.get_text() and "another CPU" in text
     places = [text.index(part) for part in ("ledger of the paper", "eMIGM-XS", "make reproduce", "3 of 3 cells made")]
     assert places == sorted(places) and "3 of 3 cells made again, 2 identical, 1 within" in text
