@@ -16,7 +16,8 @@ one value nothing is known of the error: its interval reaches from a `FAR`-th of
 the value where that is less. A cell by itself is *identical*, *reproduced* (its means lie within its margin) or
 *undecided* (beyond it); measured cells are decided by their metric alone.
 
-**Not judged**: speed; pictures, and what is measured of the few images of one; the scores of snapshots, which move from seed to seed by up to ten margins.
+**Not judged**: speed; pictures, and what is measured of the few images of one; the scores of snapshots, which move from
+seed to seed by up to ten margins.
 
 **How often it errs**: simulated trainings of the default benchmark (5 models; FID's standard deviation 0.1 over
 training seeds, 0.06 over sampling seeds) on two machines that have nothing in common but their settings; 100 pairs of
