@@ -15,8 +15,8 @@ reproduce: $(READY)
 	$(RUN) dvc repro $(if $(filter mnist,$(BENCHMARK)),dvc.yaml,benchmarks/$(BENCHMARK)/dvc.yaml)
 	$(RUN) emigm verify $(BENCHMARK)
 
-# The evidence, and the ledger of the paper's claims: about 16 hours of processor time, on two cores, resumable. CIFAR-10 first, so
-# that files that are missing and cannot be downloaded are said at once.
+# The evidence, and the ledger of the paper's claims: about 16 hours of processor time, on two cores, resumable. CIFAR-10
+# first, so that files that are missing and cannot be downloaded are said at once.
 evidence: $(READY)
 	$(RUN) dvc repro $(EVIDENCE:%=benchmarks/%/dvc.yaml)
 	$(RUN) emigm verify $(EVIDENCE)
