@@ -40,8 +40,6 @@ GROUPS = {
     "tables": "(Abstract|Tables? (2|3)|Section).*own tables",
 }
 """Claims that differ from the paper's setting in the same way -> how "source | data" of them begins."""
-EFFECT = ("Effect", "Gain", "Measured")
-"""Columns of the ledger that may hold the effect, the shortest text first."""
 
 
 def report_data(root: Path) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def report_data(root: Path) -> dict[str, Any]:
         "not_run": NOT_RUN,
         "question": conclusions.QUESTION,
         "tally": rows_of(load(root / pages.LEDGER / "tally")),
-        "data": rows_of(load(root / pages.LEDGER / "data")),
+        "several": rows_of(load(root / pages.LEDGER / "data")),
         "claims": listed,
         "outcomes": {name: outcome(listed, which) for name, which in GROUPS.items()},
         "scores": rows_of(load(root / "results" / DEFAULT / "notebooks/scores/scores")),
@@ -100,8 +98,7 @@ def plain(text: str) -> str:
 
 def claim(row: dict[str, str]) -> dict[str, str]:
     """A row of the ledger; of several comparisons the first, and how many there are."""
-    effect = plain(next((row[column] for column in EFFECT if column in row), NONE))
-    comparisons = conclusions.in_words(effect).split("; ")
+    comparisons = conclusions.in_words(plain(row["Effect"])).split("; ")
     more = f" (first of {len(comparisons)} comparisons)" if len(comparisons) > 1 else ""
     shown = {key.lower(): plain(row[key]) for key in ("Data", "Source", "Claim", "Verdict")}
     return shown | {"of": row.get("Of", ""), "effect": comparisons[0] + more}

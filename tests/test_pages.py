@@ -30,7 +30,7 @@ CLAIMS = {
     "Of": "the paper",
     "Data": ["MNIST-5k", "MNIST-5k", "ImageNet", "CIFAR-10"],
     "Verdict": ["holds", "not decided", "not run", "not run"],
-    "Measured": [
+    "Effect": [
         "one_exp at 16_plain < xs at 16: 5.16 and 14.6, gain 9.43; `c` < d: 2 and 3, gain 1",
         "gain 0.12 [-1.3, 1.6]",
         "–",

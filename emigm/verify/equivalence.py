@@ -233,8 +233,6 @@ def cells_of(records: Mapping[str, Record]) -> tuple[dict[str, Any], pd.DataFram
         fitted = record["settings"].get("autoencoder", {}).get("kind") == "kmeans"  # a codebook of this machine's own
         results = {k: v for k, v in record["results"].items() if not (fitted and k == "weights_sha256")}
         for path, value in _leaves(results):
-            if kind == "reveal" and path[-1] in PICTURED:
-                continue
             name = " ".join((stage, *path))
             if not isinstance(value, Measured):
                 facts[name] = value
@@ -266,7 +264,7 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         else:
             own_bytes = not tree.get("published", "holdout_accuracy" not in tree)  # of a file that each machine makes
             for key, value in by_extractor(tree).items():
-                if key not in COSTS and not (own_bytes and key == "sha256"):
+                if key not in (*COSTS, *PICTURED) and not (own_bytes and key == "sha256"):
                     yield from _leaves(value, (*path, key))
     elif isinstance(tree, list) and tree and all(isinstance(item, Mapping) and "step" in item for item in tree):
         for item in tree:
